@@ -1,0 +1,1 @@
+"""Learn what and where to transfer, fast."""
