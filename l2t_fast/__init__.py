@@ -1,1 +1,22 @@
-"""Learn what and where to transfer, fast."""
+"""Learning What and Where to Transfer, fast: frozen source networks into a new target network, on little data."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from l2t_fast.functional import feature_matching_loss
+from l2t_fast.modules import FeatureMatching, LossWeightNetwork, MetaNetworks, WeightNetwork
+from l2t_fast.ops import backend_for_device as explain_backend
+
+try:
+    __version__ = version("l2t_fast")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "unknown"
+
+__all__ = [
+    "FeatureMatching",
+    "LossWeightNetwork",
+    "MetaNetworks",
+    "WeightNetwork",
+    "__version__",
+    "explain_backend",
+    "feature_matching_loss",
+]

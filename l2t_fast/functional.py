@@ -1,0 +1,283 @@
+"""``feature_matching_loss``: argument checks, the None cases, and the choice of backend."""
+
+import operator
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from l2t_fast.ops import choose_backend, implementation
+
+Projection = tuple[Tensor, Tensor | None]
+
+_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def feature_matching_loss(
+    source_features: Sequence[Tensor],
+    target_features: Sequence[Tensor],
+    projections: Sequence[Projection],
+    pairs: Sequence[tuple[int, int]],
+    channel_weights: Sequence[Tensor] | None = None,
+    pair_weights: Sequence[Tensor] | None = None,
+    beta: float | Sequence[float] = 1.0,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Weighted channel-wise feature matching, for all layer pairs at once (Jang et al. 2019, equations 2 and 3).
+
+    For a pair p = (m, n), with r the 1x1 projection of the pair and S~ the source map resized bilinearly (half-pixel
+    centres, no antialias) to the target map's P = H_n * W_n pixels::
+
+        loss = sum_p beta_p * mean_b( lambda_p[b] * sum_c w_p[b, c] * mean_pixels( (r_p(T^n) - S~^m)[b, c]^2 ) )
+
+    Args:
+        source_features: maps of the frozen source network(s), ``source_features[m]`` of shape (B, C_m, H_m, W_m).
+        target_features: maps of the target network, ``target_features[n]`` of shape (B, C_n, H_n, W_n).
+        projections: per pair a weight (C_m, C_n) or (C_m, C_n, 1, 1) and a bias (C_m,) or None.
+        pairs: per pair (source index m, target index n).
+        channel_weights: per pair w (B, C_m), *what* to transfer; None takes the mean over the channels, w = 1 / C_m.
+        pair_weights: per pair lambda (B,), (B, 1) or (1, 1), *where* to transfer it; None takes 1.
+        beta: weight of the whole loss, or one number a pair.
+        backend: "auto", "reference", "cpu", "cuda" or "triton". "auto" takes the fused path when all tensors are on one
+            device that has one and no source feature requires grad; the environment variable ``L2T_FAST_BACKEND``
+            replaces "auto". ``l2t_fast.explain_backend(device)`` tells the choice.
+
+    Returns:
+        A scalar, float32 (float64 for float64 tensors), twice differentiable in target features, projections, channel
+        weights and pair weights. With B = 0 it is 0.
+
+    Features are float32, bfloat16 or float16 in any mixture, with sums in float32, or all float64. Any height and width,
+    contiguous, channels_last or strided, are read as they are. float32 products follow PyTorch's convolution precision
+    (``torch.backends.cudnn.allow_tf32``).
+
+    Raises:
+        ValueError: shapes, batch sizes, devices, lengths or pair indices that do not fit; the message names the pair.
+        TypeError: an argument of the wrong type, or float64 mixed with other dtypes.
+        RuntimeError: ``backend`` names one that this installation does not have.
+    """
+    pairs = _checked_pairs(pairs, len(source_features), len(target_features))
+    _check_features("source_features", source_features)
+    _check_features("target_features", target_features)
+    weights, biases = _checked_projections(projections, pairs, source_features, target_features)
+    batch = _checked_batch(pairs, source_features, target_features)
+    betas = _checked_betas(beta, len(pairs))
+    channel_weights = _checked_channel_weights(channel_weights, pairs, source_features, batch)
+    pair_weights = _checked_pair_weights(pair_weights, pairs, batch)
+
+    used_sources = [source_features[m] for m in sorted({m for m, _ in pairs})]
+    others = [target_features[n] for n in sorted({n for _, n in pairs})]
+    others += [*weights, *(b for b in biases if b is not None), *(channel_weights or ()), *(pair_weights or ())]
+    _check_devices_and_dtypes(pairs, source_features, target_features, weights, biases, channel_weights, pair_weights)
+
+    dtype = torch.float64 if used_sources[0].dtype == torch.float64 else torch.float32
+    alpha = _coefficients(pairs, source_features, target_features, channel_weights, pair_weights, betas, batch, dtype)
+    choice = choose_backend(backend, used_sources, others)
+    return implementation(choice.backend)(source_features, target_features, weights, biases, alpha, pairs)
+
+
+def _coefficients(
+    pairs: list[tuple[int, int]],
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    channel_weights: Sequence[Tensor] | None,
+    pair_weights: Sequence[Tensor] | None,
+    betas: list[float],
+    batch: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """alpha (B, sum of C_m) = beta lambda w / (B P): one coefficient a sample and channel, differentiable in w, lambda.
+
+    Everything that scales a pair is folded into one tensor, so that the kernels know nothing of the None cases.
+    """
+    columns = []
+    for p, (m, n) in enumerate(pairs):
+        channels, pixels = sources[m].shape[1], targets[n].shape[2] * targets[n].shape[3]
+        scale = betas[p] / (max(batch, 1) * pixels)
+        if channel_weights is None:
+            scale /= channels
+        if pair_weights is not None:
+            column = (pair_weights[p].reshape(-1, 1).to(dtype) * scale).expand(batch, channels)
+            if channel_weights is not None:
+                column = column * channel_weights[p].to(dtype)
+        elif channel_weights is not None:
+            column = channel_weights[p].to(dtype) * scale
+        else:
+            column = torch.full((1, 1), scale, dtype=dtype, device=targets[n].device).expand(batch, channels)
+        columns.append(column)
+    return torch.cat(columns, dim=1)
+
+
+def _pair(p: int, pairs: Sequence[tuple[int, int]]) -> str:
+    return f"pair {p} (source {pairs[p][0]}, target {pairs[p][1]})"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _checked_pairs(pairs: Sequence[tuple[int, int]], sources: int, targets: int) -> list[tuple[int, int]]:
+    checked = []
+    for p, pair in enumerate(pairs):
+        try:
+            m, n = pair
+            m, n = operator.index(m), operator.index(n)
+        except (TypeError, ValueError):
+            raise TypeError(f"pairs[{p}] must be two integers (source index, target index), not {pair!r}") from None
+        for kind, index, count in (("source", m, sources), ("target", n, targets)):
+            if not 0 <= index < count:
+                raise ValueError(
+                    f"pairs[{p}] = ({m}, {n}): {kind} index {index} is out of range, "
+                    f"{kind}_features holds {count} feature map{'' if count == 1 else 's'}"
+                )
+        checked.append((m, n))
+    if not checked:
+        raise ValueError("pairs is empty, give at least one (source index, target index)")
+    return checked
+
+
+def _check_features(name: str, features: Sequence[Tensor]) -> None:
+    for i, feature in enumerate(features):
+        if not isinstance(feature, Tensor):
+            raise TypeError(f"{name}[{i}] must be a tensor (B, C, H, W), not {type(feature).__name__}")
+        if feature.dim() != 4:
+            raise ValueError(f"{name}[{i}] has shape {_shape(feature)}, but a feature map is (B, C, H, W)")
+        if 0 in feature.shape[1:]:
+            raise ValueError(f"{name}[{i}] has shape {_shape(feature)}: it has no channels or no pixels")
+
+
+def _check_length(name: str, values: Sequence[object], pairs: Sequence[tuple[int, int]]) -> None:
+    if len(values) != len(pairs):
+        raise ValueError(f"{name} has {len(values)} entries for {len(pairs)} pairs, give one a pair")
+
+
+def _checked_projections(
+    projections: Sequence[Projection],
+    pairs: list[tuple[int, int]],
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    _check_length("projections", projections, pairs)
+    weights, biases = [], []
+    for p, ((m, n), projection) in enumerate(zip(pairs, projections, strict=True)):
+        try:
+            weight, bias = projection
+        except (TypeError, ValueError):
+            raise TypeError(f"projections[{p}] must be (weight, bias or None), not {type(projection).__name__}") from None
+        if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+            raise TypeError(f"projections[{p}] must hold tensors: (weight, bias or None)")
+        wanted = (sources[m].shape[1], targets[n].shape[1])
+        if tuple(weight.shape) not in (wanted, (*wanted, 1, 1)):
+            raise ValueError(
+                f"{_pair(p, pairs)}: the projection's weight has shape {_shape(weight)}, but source {_shape(sources[m])} "
+                f"and target {_shape(targets[n])} need {wanted} or {(*wanted, 1, 1)}"
+            )
+        if bias is not None and tuple(bias.shape) != wanted[:1]:
+            raise ValueError(
+                f"{_pair(p, pairs)}: the projection's bias has shape {_shape(bias)}, but source {_shape(sources[m])} "
+                f"needs {wanted[:1]}"
+            )
+        weights.append(weight.reshape(wanted))
+        biases.append(bias)
+    return weights, biases
+
+
+def _checked_batch(pairs: list[tuple[int, int]], sources: Sequence[Tensor], targets: Sequence[Tensor]) -> int:
+    batch = targets[pairs[0][1]].shape[0]
+    for p, (m, n) in enumerate(pairs):
+        if sources[m].shape[0] != batch or targets[n].shape[0] != batch:
+            raise ValueError(
+                f"{_pair(p, pairs)}: source {_shape(sources[m])} and target {_shape(targets[n])} "
+                f"must both have the batch size {batch} of the first pair"
+            )
+    return batch
+
+
+def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
+    if isinstance(beta, Tensor):
+        if beta.requires_grad:
+            raise TypeError("beta is a constant of the loss, but the tensor given requires grad")
+        beta = beta.tolist()
+    if isinstance(beta, Real):
+        return [float(beta)] * count
+    try:
+        betas = [float(b) for b in beta]
+    except (TypeError, ValueError):
+        raise TypeError(f"beta must be a number or one number a pair, not {beta!r}") from None
+    if len(betas) != count:
+        raise ValueError(f"beta has {len(betas)} entries for {count} pairs, give one number, or one a pair")
+    return betas
+
+
+def _checked_channel_weights(
+    weights: Sequence[Tensor] | None, pairs: list[tuple[int, int]], sources: Sequence[Tensor], batch: int
+) -> Sequence[Tensor] | None:
+    if weights is None:
+        return None
+    _check_length("channel_weights", weights, pairs)
+    for p, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"channel_weights[{p}] must be a tensor (B, C_m), not {type(weight).__name__}")
+        wanted = (batch, sources[pairs[p][0]].shape[1])
+        if tuple(weight.shape) != wanted:
+            raise ValueError(
+                f"{_pair(p, pairs)}: channel weights have shape {_shape(weight)}, "
+                f"but source {_shape(sources[pairs[p][0]])} needs {wanted}"
+            )
+    return weights
+
+
+def _checked_pair_weights(
+    weights: Sequence[Tensor] | None, pairs: list[tuple[int, int]], batch: int
+) -> Sequence[Tensor] | None:
+    if weights is None:
+        return None
+    _check_length("pair_weights", weights, pairs)
+    for p, weight in enumerate(weights):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"pair_weights[{p}] must be a tensor (B,), (B, 1) or (1, 1), not {type(weight).__name__}")
+        if tuple(weight.shape) not in ((batch,), (batch, 1), (1, 1)):
+            raise ValueError(
+                f"{_pair(p, pairs)}: the pair weight has shape {_shape(weight)}, "
+                f"but a batch of {batch} needs ({batch},), ({batch}, 1) or (1, 1)"
+            )
+    return weights
+
+
+def _check_devices_and_dtypes(
+    pairs: list[tuple[int, int]],
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    channel_weights: Sequence[Tensor] | None,
+    pair_weights: Sequence[Tensor] | None,
+) -> None:
+    first = sources[pairs[0][0]]
+    for p, (m, n) in enumerate(pairs):
+        named = {
+            f"source feature {_shape(sources[m])}": sources[m],
+            f"target feature {_shape(targets[n])}": targets[n],
+            "projection weight": weights[p],
+            "projection bias": biases[p],
+            "channel weight": channel_weights[p] if channel_weights is not None else None,
+            "pair weight": pair_weights[p] if pair_weights is not None else None,
+        }
+        for name, tensor in named.items():
+            if tensor is None:
+                continue
+            if tensor.dtype != torch.float64 and tensor.dtype not in _SINGLE:
+                raise TypeError(
+                    f"{_pair(p, pairs)}: the {name} is {tensor.dtype}, use float32, bfloat16, float16 or float64"
+                )
+            if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
+                raise TypeError(
+                    f"{_pair(p, pairs)}: the {name} is {tensor.dtype}, but source feature {pairs[0][0]} is {first.dtype}; "
+                    "float64 does not mix with other dtypes"
+                )
+            if tensor.device != first.device:
+                raise ValueError(
+                    f"{_pair(p, pairs)}: the {name} is on {tensor.device}, but source feature {pairs[0][0]} is on "
+                    f"{first.device}; put all tensors on one device"
+                )

@@ -1,0 +1,209 @@
+"""The paper's three learned parts as modules: projections, channel weights ("what") and pair weights ("where").
+
+``FeatureMatching``, ``WeightNetwork`` and ``LossWeightNetwork`` keep the ``state_dict`` keys, the call and the outputs of
+the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their training loop runs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2t_fast.functional import feature_matching_loss
+
+Pairs = Sequence[tuple[int, int]]
+
+
+class FeatureMatching(nn.ModuleList):
+    """One 1x1 convolution with bias a pair, and the matching loss over all pairs.
+
+    Args:
+        source_channels: C_m of every source map, by its index.
+        target_channels: C_n of every target map, by its index.
+        pairs: per pair (source index, target index).
+        backend: as in :func:`l2t_fast.feature_matching_loss`.
+
+    Raises:
+        ValueError: a pair whose index has no channel count.
+    """
+
+    def __init__(
+        self, source_channels: Sequence[int], target_channels: Sequence[int], pairs: Pairs, *, backend: str = "auto"
+    ) -> None:
+        _check_pairs(pairs, source=source_channels, target=target_channels)
+        super().__init__(nn.Conv2d(target_channels[n], source_channels[m], 1) for m, n in pairs)
+        self.pairs = [(int(m), int(n)) for m, n in pairs]
+        self.backend = backend
+
+    def forward(
+        self,
+        source_features: Sequence[Tensor],
+        target_features: Sequence[Tensor],
+        weight: Sequence[Tensor] | None = None,
+        beta: float | Sequence[float] = 1.0,
+        loss_weight: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The scalar loss. Shapes, dtypes and errors are those of :func:`l2t_fast.feature_matching_loss`.
+
+        The four cases are the authors': with ``weight`` the channels are summed under it; with neither ``weight`` nor
+        ``loss_weight`` they are averaged; with ``loss_weight`` alone they are **summed**, each with weight 1.
+        """
+        if weight is None and loss_weight is not None:
+            weight = [
+                source_features[m].new_ones(source_features[m].shape[:2], dtype=projection.weight.dtype)
+                for (m, _), projection in zip(self.pairs, self, strict=True)
+            ]
+        return feature_matching_loss(
+            source_features,
+            target_features,
+            [(projection.weight, projection.bias) for projection in self],
+            self.pairs,
+            weight,
+            loss_weight,
+            beta,
+            backend=self.backend,
+        )
+
+
+class WeightNetwork(nn.ModuleList):
+    """*What* to transfer: w = softmax(f(GAP(S^m))), one linear layer C_m -> C_m a pair (paper, section 2.2).
+
+    Weights and biases start at 0, so that every channel starts with weight 1 / C_m.
+    """
+
+    def __init__(self, source_channels: Sequence[int], pairs: Pairs) -> None:
+        _check_pairs(pairs, source=source_channels)
+        super().__init__(nn.Linear(source_channels[m], source_channels[m]) for m, _ in pairs)
+        for layer in self:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.pairs = [(int(m), int(n)) for m, n in pairs]
+
+    def forward(self, source_features: Sequence[Tensor]) -> list[Tensor]:
+        """Per pair the channel weights (B, C_m), each row sums to 1; from ``source_features[m]`` (B, C_m, H_m, W_m)."""
+        return [F.softmax(output, dim=1) for output in _per_pair(self, self.pairs, source_features)]
+
+
+#: lambda = activation(g(GAP(S^m))); "relu6" is the paper's, the others are in the authors' code.
+_PAIR_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu6": F.relu6,
+    "relu": F.relu,
+    "relu-avg": F.relu,
+    "elu": lambda x: F.elu(x) + 1,
+    "sigmoid": lambda x: torch.sigmoid(2 * x),
+    "tanh": lambda x: torch.tanh(x) + 1,
+    "softplus": F.softplus,
+}
+
+
+class LossWeightNetwork(nn.ModuleList):
+    """*Where* to transfer: lambda = ReLU6(g(GAP(S^m))), one linear layer C_m -> 1 a pair (paper, section 2.2).
+
+    Args:
+        source_channels: C_m of every source map, by its index.
+        pairs: per pair (source index, target index).
+        weight_type: the activation, one of "relu6" (the paper's), "relu", "relu-avg" (features divided by C_m first),
+            "elu", "sigmoid", "tanh", "softplus"; or "const", one learned number a pair that sees no features.
+        init: what the biases start at; None leaves PyTorch's default.
+
+    Raises:
+        ValueError: an unknown ``weight_type``, or a pair whose source has no channel count.
+    """
+
+    def __init__(
+        self, source_channels: Sequence[int], pairs: Pairs, weight_type: str = "relu6", init: float | None = 1.0
+    ) -> None:
+        _check_pairs(pairs, source=source_channels)
+        if weight_type != "const" and weight_type not in _PAIR_ACTIVATIONS:
+            known = ", ".join(["const", *_PAIR_ACTIVATIONS])
+            raise ValueError(f"weight_type={weight_type!r} is not known, choose one of {known}")
+        super().__init__()
+        self.pairs = [(int(m), int(n)) for m, n in pairs]
+        self.weight_type = weight_type
+        if weight_type == "const":
+            self.weights = nn.Parameter(torch.zeros(len(self.pairs)))
+            return
+        for m, _ in self.pairs:
+            layer = nn.Linear(source_channels[m], 1)
+            if init is not None:
+                nn.init.constant_(layer.bias, init)
+            self.append(layer)
+
+    def forward(self, source_features: Sequence[Tensor]) -> list[Tensor]:
+        """Per pair lambda (B, 1), or (1, 1) for "const"; from ``source_features[m]`` (B, C_m, H_m, W_m)."""
+        if self.weight_type == "const":
+            return list(F.softplus(self.weights * 10).reshape(-1, 1, 1))
+        activation = _PAIR_ACTIVATIONS[self.weight_type]
+        divide = self.weight_type == "relu-avg"
+        return [activation(output) for output in _per_pair(self, self.pairs, source_features, divide_by_channels=divide)]
+
+
+class MetaNetworks(nn.Module):
+    """phi: the channel weight and the pair weight networks, as the hypergradient and the trainer want them.
+
+    Args:
+        source_channels: C_m of every source map, by its index.
+        pairs: per pair (source index, target index).
+        pair_weights: False learns *what* alone (the paper's L2T-w).
+        weight_type, init: those of :class:`LossWeightNetwork`.
+    """
+
+    def __init__(
+        self,
+        source_channels: Sequence[int],
+        pairs: Pairs,
+        *,
+        pair_weights: bool = True,
+        weight_type: str = "relu6",
+        init: float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        self.weight_network = WeightNetwork(source_channels, pairs)
+        self.loss_weight_network = LossWeightNetwork(source_channels, pairs, weight_type, init) if pair_weights else None
+
+    def forward(self, source_features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
+        """(channel weights, pair weights or None), each a list with one tensor a pair."""
+        channel_weights = self.weight_network(source_features)
+        if self.loss_weight_network is None:
+            return channel_weights, None
+        return channel_weights, self.loss_weight_network(source_features)
+
+
+def _per_pair(
+    layers: nn.ModuleList,
+    pairs: Pairs,
+    source_features: Sequence[Tensor],
+    *,
+    divide_by_channels: bool = False,
+) -> list[Tensor]:
+    """Each pair's linear layer applied to its source map's channel means, in the layer's own precision.
+
+    A map is averaged once, however many pairs name it; autocast is off since the weights steer second derivatives.
+    """
+    if len(source_features) <= max(m for m, _ in pairs):
+        raise ValueError(
+            f"the pairs need source map {max(m for m, _ in pairs)}, but source_features holds {len(source_features)}"
+        )
+    with torch.autocast(source_features[0].device.type, enabled=False):
+        means: dict[int, Tensor] = {}
+        outputs = []
+        for (m, _), layer in zip(pairs, layers, strict=True):
+            if m not in means:
+                means[m] = source_features[m].to(layer.weight.dtype).mean(dim=(2, 3))
+            mean = means[m] / means[m].shape[1] if divide_by_channels else means[m]
+            outputs.append(layer(mean))
+        return outputs
+
+
+def _check_pairs(pairs: Pairs, **channels: Sequence[int]) -> None:
+    """Each pair's source index, and target index when target channels are given, must have a channel count."""
+    if len(pairs) == 0:
+        raise ValueError("pairs is empty, give at least one (source index, target index)")
+    for p, pair in enumerate(pairs):
+        for (name, counts), index in zip(channels.items(), pair, strict=False):
+            if not 0 <= index < len(counts):
+                raise ValueError(
+                    f"pairs[{p}] = {tuple(pair)}: {name} index {index} is out of range, "
+                    f"{name}_channels holds {len(counts)} entries"
+                )

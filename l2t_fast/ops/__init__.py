@@ -1,0 +1,119 @@
+"""The matching op: one contract, one file a backend, and the choice between them.
+
+Every backend offers ``matching_loss(sources, targets, weights, biases, alpha, pairs) -> Tensor``:
+
+* ``sources[m]`` (B, C_m, H_m, W_m) and ``targets[n]`` (B, C_n, H_n, W_n), float32, bfloat16, float16 or float64;
+* per pair ``weights[p]`` (C_m, C_n) and ``biases[p]`` (C_m,) or None;
+* ``alpha`` (B, sum over pairs of C_m), float32, or float64 with float64 features: the one coefficient per sample and
+  channel, beta * lambda * w / (B * P), its columns in the order of ``pairs``;
+* ``pairs[p]`` = (m, n).
+
+The loss is a scalar of alpha's dtype, twice differentiable in targets, weights, biases and alpha.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from l2t_fast import _native
+from l2t_fast.ops import reference
+
+BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
+ENVIRONMENT_VARIABLE = "L2T_FAST_BACKEND"
+
+MatchingLoss = Callable[..., Tensor]
+
+
+class Choice(NamedTuple):
+    """A backend and, in one sentence, why it was taken."""
+
+    backend: str
+    reason: str
+
+
+def implementation(backend: str) -> MatchingLoss:
+    """The ``matching_loss`` function of a backend that :func:`choose_backend` returned."""
+    if backend == "reference":
+        return reference.matching_loss
+    from l2t_fast.ops import native
+
+    return native.matching_loss
+
+
+def why_unavailable(backend: str) -> str | None:
+    """Why a backend cannot run in this installation, or None when it can."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        problem = _native.why_unavailable()
+        if problem is None and not hasattr(torch.ops.l2t_fast, "matching_forward"):
+            problem = "the native extension has no matching op, build it again"
+        return problem
+    return f"this version of l2t_fast has no {backend} kernels yet"
+
+
+def backend_for_device(device: torch.device | str) -> Choice:
+    """What ``backend="auto"`` takes for ordinary tensors on one device, with the reason."""
+    kind = torch.device(device).type
+    fused = {"cpu": "cpu", "cuda": "cuda"}.get(kind)
+    if fused is None:
+        return Choice("reference", f"there is no fused backend for {kind} tensors")
+    problem = why_unavailable(fused)
+    if problem is not None:
+        return Choice("reference", f"the fused {fused} backend is not available: {problem}")
+    return Choice(fused, f"the fused {fused} backend serves {kind} tensors")
+
+
+def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[Tensor]) -> Choice:
+    """Resolve a ``backend`` argument for one call.
+
+    ``auto`` yields to the environment variable ``L2T_FAST_BACKEND``; a backend named in the call yields to nothing.
+    ``others`` are all tensors of the call but the source features.
+
+    Raises:
+        ValueError: an unknown name, or a fused backend named by hand for a source feature that requires grad.
+        RuntimeError: a backend named by hand that this installation does not have.
+    """
+    name, named_by = requested, "backend="
+    if name == "auto":
+        name, named_by = os.environ.get(ENVIRONMENT_VARIABLE, "auto"), f"{ENVIRONMENT_VARIABLE}="
+    if name not in BACKENDS:
+        raise ValueError(f"{named_by}{name!r} is not a backend, choose one of {', '.join(BACKENDS)}")
+    if name == "reference":
+        return Choice("reference", f"{named_by}{name} asks for it")
+
+    sources, others = list(sources), list(others)
+    learns_source = torch.is_grad_enabled() and any(s.requires_grad for s in sources)
+    if name != "auto":
+        problem = why_unavailable(name)
+        if problem is not None:
+            raise RuntimeError(f"{named_by}{name!r} is not available: {problem}")
+        if learns_source:
+            raise ValueError(
+                f"{named_by}{name!r} gives no gradient for source features, but one requires grad; "
+                'detach it, or use backend="reference"'
+            )
+        return Choice(name, f"{named_by}{name} asks for it")
+
+    tensors = sources + others
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        return Choice("reference", "the tensors are on more than one device")
+    if learns_source:
+        return Choice("reference", "a source feature requires grad, and the fused backends give it none")
+    if any(_is_transformed(t) for t in tensors):
+        return Choice("reference", "the fused backends do not run inside torch.func transforms or forward-mode AD")
+    return backend_for_device(devices.pop())
+
+
+def _is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor carries a forward-mode tangent or is wrapped by a torch.func transform."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
