@@ -48,8 +48,8 @@ def feature_matching_loss(
         A scalar, float32 (float64 for float64 tensors), twice differentiable in target features, projections, channel
         weights and pair weights. With B = 0 it is 0.
 
-    Features are float32, bfloat16 or float16 in any mixture, with sums in float32, or all float64. Any height and width,
-    contiguous, channels_last or strided, are read as they are. float32 products follow PyTorch's convolution precision
+    Features are float32, bfloat16 or float16 in any mixture, with sums in float32, or all float64. Any height and
+    width, contiguous, channels_last or strided, are read as they are. float32 products follow PyTorch's convolution precision
     (``torch.backends.cudnn.allow_tf32``).
 
     Raises:
@@ -161,17 +161,17 @@ def _checked_projections(
     _check_length("projections", projections, pairs)
     weights, biases = [], []
     for p, ((m, n), projection) in enumerate(zip(pairs, projections, strict=True)):
-        try:
-            weight, bias = projection
-        except (TypeError, ValueError):
-            raise TypeError(f"projections[{p}] must be (weight, bias or None), not {type(projection).__name__}") from None
+        # A tensor with two rows would unpack, so the type is asked first.
+        if not isinstance(projection, (tuple, list)) or len(projection) != 2:
+            raise TypeError(f"projections[{p}] must be (weight, bias or None), not {type(projection).__name__}")
+        weight, bias = projection
         if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
             raise TypeError(f"projections[{p}] must hold tensors: (weight, bias or None)")
         wanted = (sources[m].shape[1], targets[n].shape[1])
         if tuple(weight.shape) not in (wanted, (*wanted, 1, 1)):
             raise ValueError(
-                f"{_pair(p, pairs)}: the projection's weight has shape {_shape(weight)}, but source {_shape(sources[m])} "
-                f"and target {_shape(targets[n])} need {wanted} or {(*wanted, 1, 1)}"
+                f"{_pair(p, pairs)}: the projection's weight has shape {_shape(weight)}, but source "
+                f"{_shape(sources[m])} and target {_shape(targets[n])} need {wanted} or {(*wanted, 1, 1)}"
             )
         if bias is not None and tuple(bias.shape) != wanted[:1]:
             raise ValueError(
@@ -273,8 +273,8 @@ def _check_devices_and_dtypes(
                 )
             if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
                 raise TypeError(
-                    f"{_pair(p, pairs)}: the {name} is {tensor.dtype}, but source feature {pairs[0][0]} is {first.dtype}; "
-                    "float64 does not mix with other dtypes"
+                    f"{_pair(p, pairs)}: the {name} is {tensor.dtype}, but source feature {pairs[0][0]} is "
+                    f"{first.dtype}; float64 does not mix with other dtypes"
                 )
             if tensor.device != first.device:
                 raise ValueError(

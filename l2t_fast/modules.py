@@ -1,7 +1,7 @@
 """The paper's three learned parts as modules: projections, channel weights ("what") and pair weights ("where").
 
-``FeatureMatching``, ``WeightNetwork`` and ``LossWeightNetwork`` keep the ``state_dict`` keys, the call and the outputs of
-the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their training loop runs.
+``FeatureMatching``, ``WeightNetwork`` and ``LossWeightNetwork`` keep the ``state_dict`` keys, the call and the outputs
+of the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their loop runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -136,7 +136,9 @@ class LossWeightNetwork(nn.ModuleList):
             return list(F.softplus(self.weights * 10).reshape(-1, 1, 1))
         activation = _PAIR_ACTIVATIONS[self.weight_type]
         divide = self.weight_type == "relu-avg"
-        return [activation(output) for output in _per_pair(self, self.pairs, source_features, divide_by_channels=divide)]
+        return [
+            activation(output) for output in _per_pair(self, self.pairs, source_features, divide_by_channels=divide)
+        ]
 
 
 class MetaNetworks(nn.Module):
@@ -160,7 +162,9 @@ class MetaNetworks(nn.Module):
     ) -> None:
         super().__init__()
         self.weight_network = WeightNetwork(source_channels, pairs)
-        self.loss_weight_network = LossWeightNetwork(source_channels, pairs, weight_type, init) if pair_weights else None
+        self.loss_weight_network = (
+            LossWeightNetwork(source_channels, pairs, weight_type, init) if pair_weights else None
+        )
 
     def forward(self, source_features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
         """(channel weights, pair weights or None), each a list with one tensor a pair."""
@@ -190,7 +194,7 @@ def _per_pair(
         outputs = []
         for (m, _), layer in zip(pairs, layers, strict=True):
             if m not in means:
-                means[m] = source_features[m].to(layer.weight.dtype).mean(dim=(2, 3))
+                means[m] = source_features[m].mean(dim=(2, 3), dtype=layer.weight.dtype)
             mean = means[m] / means[m].shape[1] if divide_by_channels else means[m]
             outputs.append(layer(mean))
         return outputs

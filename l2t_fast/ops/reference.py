@@ -21,7 +21,7 @@ def matching_loss(
 ) -> Tensor:
     """Sum over pairs, samples and channels of ``alpha * sum over pixels of (W T + b - resized S)^2``.
 
-    Shapes and dtypes are those of :mod:`l2t_fast.ops`; the arithmetic runs in ``alpha``'s dtype, which is also the loss's.
+    Shapes and dtypes are those of :mod:`l2t_fast.ops`; the arithmetic and the loss have ``alpha``'s dtype.
     """
     dtype = alpha.dtype
     # Autocast would run the projection in half precision; the contract accumulates in float32.

@@ -1,0 +1,64 @@
+"""``hypergradient``: how the meta networks should change, judged by where the look-ahead ends."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from l2t_fast.bilevel.exact import exact
+from l2t_fast.bilevel.nested import double_backward
+from l2t_fast.bilevel.problem import BilevelProblem
+
+METHODS: dict[str, Callable[..., list[Tensor]]] = {"exact": exact, "double_backward": double_backward}
+
+
+def hypergradient(
+    target: nn.Module,
+    matching: nn.Module,
+    meta: nn.Module,
+    optimizer: torch.optim.SGD,
+    source_features: Sequence[Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 2,
+    beta: float = 0.5,
+    method: str = "exact",
+) -> list[Tensor]:
+    """d cross-entropy(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on cross-entropy (section 2.3).
+
+    All steps, and the cross-entropy at their end, use the one batch (x, y). The SGD is the optimizer's: learning rate,
+    momentum with its present buffers, dampening, Nesterov and weight decay of each parameter group. A parameter that a
+    loss does not reach steps with gradient 0, so weight decay and momentum still move it.
+
+    Args:
+        target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in.
+        matching: called as ``matching(source_features, features, channel_weights, beta a pair, pair_weights)``, such as
+            :class:`l2t_fast.FeatureMatching`.
+        meta: ``meta(source_features)`` returns (channel_weights, pair_weights or None), such as
+            :class:`l2t_fast.MetaNetworks`. Its parameters are phi.
+        optimizer: the SGD that holds target's and matching's parameters.
+        source_features: the source network's maps of x, computed once; no gradient flows to them.
+        x: the batch's images (B, ...).
+        y: its labels (B,), int64.
+        steps: T, the number of look-ahead steps on the matching loss, 0 or more (the paper's 2).
+        beta: weight of the matching loss (the paper's 0.5).
+        method: "exact" (forward over reverse, one step's graph at a time) or "double_backward" (nested autograd, the
+            slow oracle); they agree to rounding.
+
+    Returns:
+        One tensor a parameter of meta, in the order of ``meta.parameters()``; zeros where there is no dependence.
+        Parameters, buffers, their gradients and the optimizer's state are left bit for bit as they were. The random
+        generators advance as by steps + 2 forward passes.
+
+    Raises:
+        ValueError: an unknown method, negative steps, or an optimizer without a parameter of target.
+        TypeError: an optimizer other than torch.optim.SGD.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not known, choose one of {', '.join(METHODS)}")
+    if steps < 0:
+        raise ValueError(f"steps={steps} look-ahead steps are not possible, use 0 or more")
+    problem = BilevelProblem(target, matching, optimizer, source_features, x, y, beta)
+    with torch.enable_grad():
+        return METHODS[method](problem, meta, source_features, steps)

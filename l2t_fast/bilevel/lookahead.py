@@ -1,0 +1,93 @@
+"""SGD as a pure function and its transpose: what `torch.optim.SGD.step` does, without touching any state.
+
+One step of one parameter, with the optimizer's settings of its group (torch.optim.SGD's own formulas)::
+
+    d  = gradient + weight_decay * theta
+    m' = momentum * m + (1 - dampening) * d          (m' = d on the very first step)
+    u  = d + momentum * m'  if nesterov else  m'     (u = d without momentum)
+    theta' = theta - lr * u
+
+A parameter that the loss does not reach takes the step with gradient 0: weight decay and momentum still move it. That
+is what the method's equations say and what the authors' code does on the PyTorch it was written for; a loop that sets
+gradients to None would skip it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SGDSettings:
+    """The numbers of `torch.optim.SGD` that one parameter is updated with."""
+
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+
+    @classmethod
+    def of_group(cls, group: dict) -> "SGDSettings":
+        """From one of ``optimizer.param_groups``."""
+        if group.get("maximize"):
+            raise ValueError("the optimizer maximizes (maximize=True), but the look-ahead minimizes the matching loss")
+        return cls(
+            lr=float(group["lr"]),
+            momentum=float(group["momentum"]),
+            dampening=float(group["dampening"]),
+            weight_decay=float(group["weight_decay"]),
+            nesterov=bool(group["nesterov"]),
+        )
+
+    def step(self, theta: Tensor, gradient: Tensor, buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One update; returns the new parameter and the new momentum buffer (None without momentum)."""
+        decayed = gradient.add(theta, alpha=self.weight_decay) if self.weight_decay else gradient
+        if not self.momentum:
+            return theta.sub(decayed, alpha=self.lr), None
+        fresh = buffer is None
+        buffer = decayed if fresh else (buffer * self.momentum).add(decayed, alpha=1 - self.dampening)
+        update = decayed.add(buffer, alpha=self.momentum) if self.nesterov else buffer
+        return theta.sub(update, alpha=self.lr), buffer
+
+    def transpose(
+        self, theta_bar: Tensor, buffer_bar: Tensor | None, *, first: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The transposed step: from the adjoints of (theta', m') to those of (gradient, theta, m).
+
+        Args:
+            theta_bar: adjoint of theta'.
+            buffer_bar: adjoint of m', or None for zero.
+            first: whether the step started without a momentum buffer.
+
+        Returns:
+            The adjoint of the gradient, the part of theta's adjoint that does not go through the loss, and the adjoint
+            of m (None for zero).
+        """
+        if not self.momentum:
+            gradient_bar, earlier_bar = theta_bar * -self.lr, None
+        else:
+            share = self.lr * self.momentum if self.nesterov else self.lr
+            total = theta_bar * -share if buffer_bar is None else buffer_bar.sub(theta_bar, alpha=share)
+            gradient_bar = total if first else total * (1 - self.dampening)
+            if self.nesterov:
+                gradient_bar = gradient_bar.sub(theta_bar, alpha=self.lr)
+            earlier_bar = None if first else total * self.momentum
+        direct = theta_bar.add(gradient_bar, alpha=self.weight_decay) if self.weight_decay else theta_bar
+        return gradient_bar, direct, earlier_bar
+
+
+class RandomState:
+    """The generators' state at one moment, so that a forward pass can be run again with the same dropout."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        """Set the generators back to this moment."""
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)

@@ -1,0 +1,128 @@
+"""One batch's bilevel problem as pure functions of theta: what every hypergradient method works on."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from l2t_fast.bilevel.lookahead import SGDSettings
+
+Theta = list[Tensor]
+
+
+class BilevelProblem:
+    """theta is the optimizer's trainable parameters of the target network and of the projections, in its order.
+
+    Nothing here changes the modules: they are called with other parameters, and with a copy of their buffers, so that
+    BatchNorm's running statistics are those from before the call, whatever the look-ahead does.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        matching: nn.Module,
+        optimizer: torch.optim.SGD,
+        source_features: Sequence[Tensor],
+        x: Tensor,
+        y: Tensor,
+        beta: float,
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.SGD):
+            raise TypeError(f"optimizer must be torch.optim.SGD, not {type(optimizer).__name__}")
+        self._target, self._matching = target, matching
+        self._source_features = [s.detach() for s in source_features]
+        self._x, self._y, self._beta = x, y, beta
+
+        target_names = {id(p): name for name, p in target.named_parameters()}
+        matching_names = {id(p): name for name, p in matching.named_parameters()}
+        self.theta: Theta = []
+        self.buffers: list[Tensor | None] = []
+        self.settings: list[SGDSettings] = []
+        self._target_slots: list[tuple[int, str]] = []
+        self._matching_slots: list[tuple[int, str]] = []
+        for group in optimizer.param_groups:
+            settings = SGDSettings.of_group(group)
+            for parameter in group["params"]:
+                in_target, in_matching = target_names.get(id(parameter)), matching_names.get(id(parameter))
+                if not parameter.requires_grad or (in_target is None and in_matching is None):
+                    continue  # the look-ahead losses cannot depend on it
+                slot = len(self.theta)
+                if in_target is not None:
+                    self._target_slots.append((slot, in_target))
+                if in_matching is not None:
+                    self._matching_slots.append((slot, in_matching))
+                self.theta.append(parameter.detach())
+                self.buffers.append(optimizer.state.get(parameter, {}).get("momentum_buffer"))
+                self.settings.append(settings)
+        if not self._target_slots:
+            raise ValueError("the optimizer holds no trainable parameter of the target network")
+
+    @property
+    def target_slots(self) -> list[int]:
+        """Which entries of theta belong to the target network; the others are projections."""
+        return [slot for slot, _ in self._target_slots]
+
+    @property
+    def matching_slots(self) -> list[int]:
+        """Which entries of theta belong to the projections."""
+        return [slot for slot, _ in self._matching_slots]
+
+    def run_target(self, theta: Theta) -> tuple[Tensor, list[Tensor]]:
+        """(logits, features) of the target network with the parameters theta, in its own training or eval mode."""
+        state = {name: buffer.clone() for name, buffer in self._target.named_buffers()}
+        state.update({name: theta[slot] for slot, name in self._target_slots})
+        logits, features = functional_call(self._target, state, (self._x,))
+        return logits, list(features)
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (B, classes) against the batch's labels."""
+        return F.cross_entropy(logits, self._y)
+
+    def matching_loss(
+        self,
+        matching_parameters: Sequence[Tensor],
+        features: Sequence[Tensor],
+        channel_weights: Sequence[Tensor] | None,
+        pair_weights: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """beta L_wfm. ``matching_parameters`` are theta's entries at :attr:`matching_slots`."""
+        names = [name for _, name in self._matching_slots]
+        state = dict(zip(names, matching_parameters, strict=True))
+        arguments = (self._source_features, features, channel_weights, self._beta_argument(), pair_weights)
+        return functional_call(self._matching, state, arguments)
+
+    def _beta_argument(self) -> float | list[float]:
+        # The authors' FeatureMatching indexes beta by the pair, ours takes both.
+        pairs = getattr(self._matching, "pairs", None)
+        return self._beta if pairs is None else [self._beta] * len(pairs)
+
+    def lookahead_loss(
+        self,
+        theta: Theta,
+        channel_weights: Sequence[Tensor] | None,
+        pair_weights: Sequence[Tensor] | None,
+        *,
+        last: bool,
+    ) -> Tensor:
+        """The loss of one look-ahead step: beta L_wfm, or cross-entropy on the last one."""
+        logits, features = self.run_target(theta)
+        if last:
+            return self.cross_entropy(logits)
+        return self.matching_loss([theta[i] for i in self.matching_slots], features, channel_weights, pair_weights)
+
+    def step(
+        self, theta: Theta, gradients: Sequence[Tensor], buffers: list[Tensor | None]
+    ) -> tuple[Theta, list[Tensor | None]]:
+        """One SGD step on every entry of theta."""
+        stepped = [s.step(p, g, b) for s, p, g, b in zip(self.settings, theta, gradients, buffers, strict=True)]
+        return [theta for theta, _ in stepped], [buffer for _, buffer in stepped]
+
+
+def gradients(loss: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    """d loss / d inputs, with zeros where the loss does not depend on an input."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(i) for i in inputs]
+    found = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]

@@ -1,0 +1,49 @@
+"""An independent look-ahead: plain formulas of SGD and one big graph. Shares no code with l2t_fast."""
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+
+def naive_hypergradient(target, matching, meta, optimizer, source_features, x, y, *, steps, beta, seed=None):
+    """d CE(end) / d phi by nested autograd over an unrolled loop written from torch.optim.SGD's documentation."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    channel_weights, pair_weights = meta(source_features)
+    parameters = {("t", n): p for n, p in target.named_parameters()}
+    parameters |= {("m", n): p for n, p in matching.named_parameters()}
+    group_of = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    values = {k: p.detach().clone().requires_grad_() for k, p in parameters.items()}
+    moments = {k: optimizer.state.get(p, {}).get("momentum_buffer") for k, p in parameters.items()}
+
+    def forward(values):
+        state = {n: b.clone() for n, b in target.named_buffers()}
+        state |= {n: v for (kind, n), v in values.items() if kind == "t"}
+        return functional_call(target, state, (x,))
+
+    def step(loss, values, moments):
+        grads = torch.autograd.grad(loss, list(values.values()), create_graph=True, allow_unused=True)
+        new_values, new_moments = {}, {}
+        for (key, value), grad in zip(values.items(), grads, strict=True):
+            group = group_of[id(parameters[key])]
+            d = (torch.zeros_like(value) if grad is None else grad) + group["weight_decay"] * value
+            if group["momentum"] != 0:
+                old = moments[key]
+                m = d if old is None else group["momentum"] * old + (1 - group["dampening"]) * d
+                new_moments[key] = m
+                d = d + group["momentum"] * m if group["nesterov"] else m
+            else:
+                new_moments[key] = None
+            new_values[key] = value - group["lr"] * d
+        return new_values, new_moments
+
+    for _ in range(steps):
+        _, features = forward(values)
+        state = {n: v for (kind, n), v in values.items() if kind == "m"}
+        loss = functional_call(matching, state, (source_features, features, channel_weights, beta, pair_weights))
+        values, moments = step(loss, values, moments)
+    logits, _ = forward(values)
+    values, moments = step(F.cross_entropy(logits, y), values, moments)
+    logits, _ = forward(values)
+    grads = torch.autograd.grad(F.cross_entropy(logits, y), list(meta.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(meta.parameters(), grads, strict=True)]

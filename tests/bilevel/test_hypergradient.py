@@ -1,0 +1,205 @@
+"""Every hypergradient method against an unrolled loop of its own, in float64, and what must stay untouched."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from l2t_fast import FeatureMatching, MetaNetworks
+from l2t_fast.bilevel import METHODS, hypergradient
+from tests.bilevel.naive import naive_hypergradient
+
+SOURCE_CHANNELS = [3, 5]
+PAIRS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+class PlainNet(nn.Module):
+    """conv-BN-ReLU twice with max-pooling, dropout if asked for."""
+
+    channels = (4, 6)
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.second = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        a = self.first(x)
+        b = self.second(self.dropout(F.max_pool2d(a, 2)))
+        return self.fc(b.mean((2, 3))), [a, b]
+
+
+class ResidualNet(nn.Module):
+    """A stem and one residual block with a strided shortcut, no dropout."""
+
+    channels = (4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv, self.bn = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.shortcut = nn.Conv2d(4, 6, 1, stride=2)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        a = F.relu(self.stem_bn(self.stem(x)))
+        b = F.relu(self.bn(self.conv(a)) + self.shortcut(a))
+        return self.fc(b.mean((2, 3))), [a, b]
+
+
+NETS = {"plain": PlainNet, "residual": ResidualNet, "dropout": lambda: PlainNet(0.3)}
+SGD = {
+    "plain": {"lr": 0.1},
+    "decay": {"lr": 0.1, "weight_decay": 0.05},
+    "momentum": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
+    "nesterov": {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.01, "nesterov": True},
+    "dampening": {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.01, "dampening": 0.3},
+}
+
+
+def make_problem(net="plain", sgd="momentum", warm=True, pair_weights=True, dtype=torch.float64, seed=0):
+    """A target with BatchNorm in training mode, its projections, meta networks away from their start, and one batch."""
+    torch.manual_seed(seed)
+    target = NETS[net]().to(dtype)
+    matching = FeatureMatching(SOURCE_CHANNELS, target.channels, PAIRS, backend="reference").to(dtype)
+    meta = MetaNetworks(SOURCE_CHANNELS, PAIRS, pair_weights=pair_weights).to(dtype)
+    for p in meta.parameters():
+        nn.init.normal_(p, std=0.5)
+    if pair_weights:  # inside ReLU6's linear part, or nothing is learned about lambda
+        for layer in meta.loss_weight_network:
+            nn.init.constant_(layer.bias, 2.0)
+    x, y = torch.randn(5, 2, 6, 6, dtype=dtype), torch.randint(0, 3, (5,))
+    source_features = [torch.randn(5, 3, 4, 4, dtype=dtype), torch.randn(5, 5, 3, 3, dtype=dtype)]
+    optimizer = torch.optim.SGD([*target.parameters(), *matching.parameters()], **SGD[sgd])
+    if warm:  # a real step leaves momentum buffers and running statistics behind
+        logits, features = target(x)
+        weights, lambdas = meta(source_features)
+        (F.cross_entropy(logits, y) + matching(source_features, features, weights, 0.5, lambdas)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        meta.zero_grad()
+    return target, matching, meta, optimizer, source_features, x, y
+
+
+def assert_close(found, wanted, tolerance=1e-10):
+    scale = max(w.abs().max().item() for w in wanted)
+    for f, w in zip(found, wanted, strict=True):
+        assert f.shape == w.shape
+        assert (f - w).abs().max().item() <= tolerance * max(scale, 1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+@pytest.mark.parametrize("sgd", SGD)
+def test_equals_the_unrolled_loop(method, steps, sgd):
+    problem = make_problem(sgd=sgd)
+    found = hypergradient(*problem, steps=steps, beta=0.7, method=method)
+    wanted = naive_hypergradient(*problem, steps=steps, beta=0.7)
+    if steps:
+        assert max(w.abs().max().item() for w in wanted) > 1e-8
+    assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("warm", [True, False])
+def test_networks_and_cold_momentum(method, net, warm):
+    problem = make_problem(net=net, warm=warm, sgd="dampening")
+    torch.manual_seed(7)
+    found = hypergradient(*problem, steps=2, beta=0.5, method=method)
+    after = torch.rand(3)
+    wanted = naive_hypergradient(*problem, steps=2, beta=0.5, seed=7)
+    assert_close(found, wanted)
+    assert torch.equal(after, torch.rand(3)), "the random generators must advance as by the look-ahead's forward passes"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_eval_mode_and_what_only(method):
+    problem = make_problem(pair_weights=False)
+    problem[0].eval()
+    found = hypergradient(*problem, steps=2, beta=0.5, method=method)
+    assert_close(found, naive_hypergradient(*problem, steps=2, beta=0.5))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_and_frozen_parameters(method):
+    target, matching, meta, _, source_features, x, y = make_problem()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": list(target.first.parameters()), "lr": 0.2, "momentum": 0.5},
+            {"params": list(target.second.parameters()) + list(target.fc.parameters()), "weight_decay": 0.1},
+            {"params": list(matching.parameters()), "momentum": 0.9, "nesterov": True},
+        ],
+        lr=0.05,
+    )
+    problem = (target, matching, meta, optimizer, source_features, x, y)
+    found = hypergradient(*problem, steps=2, beta=0.5, method=method)
+    assert_close(found, naive_hypergradient(*problem, steps=2, beta=0.5))
+
+    target.first[0].weight.requires_grad_(False)
+    with_frozen = hypergradient(*problem, steps=2, beta=0.5, method=method)
+    assert not torch.allclose(with_frozen[0], found[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_leaves_everything_as_it_was(method):
+    problem = make_problem(net="dropout")
+    target, matching, meta, optimizer = problem[:4]
+    target.fc.weight.grad = torch.ones_like(target.fc.weight)
+
+    def snapshot():
+        modules = [copy.deepcopy(m.state_dict()) for m in (target, matching, meta)]
+        state = {i: s["momentum_buffer"].clone() for i, s in optimizer.state_dict()["state"].items()}
+        grads = [p.grad for m in (target, matching, meta) for p in m.parameters()]
+        return modules, state, copy.deepcopy(grads), target.training
+
+    before = snapshot()
+    hypergradient(*problem, steps=3, beta=0.5, method=method)
+    after = snapshot()
+    for old, new in zip(before[0], after[0], strict=True):
+        assert old.keys() == new.keys() and all(torch.equal(old[k], new[k]) for k in old)
+    assert before[1].keys() == after[1].keys() and all(torch.equal(before[1][k], after[1][k]) for k in before[1])
+    for old, new in zip(before[2], after[2], strict=True):
+        assert (old is None) == (new is None) and (old is None or torch.equal(old, new))
+    assert all(p.requires_grad for p in target.parameters())
+    assert before[3] == after[3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_grad_outside_does_not_matter(method):
+    problem = make_problem()
+    with torch.no_grad():
+        found = hypergradient(*problem, steps=1, method=method)
+    assert_close(found, naive_hypergradient(*problem, steps=1, beta=0.5))
+
+
+def test_float32_is_close_to_float64():
+    double = hypergradient(*make_problem(), steps=2)
+    target, matching, meta, optimizer, source_features, x, y = make_problem()
+    for module in (target, matching, meta):
+        module.float()
+    for state in optimizer.state.values():
+        state["momentum_buffer"] = state["momentum_buffer"].float()
+    single = hypergradient(
+        target, matching, meta, optimizer, [s.float() for s in source_features], x.float(), y, steps=2
+    )
+    assert_close([s.double() for s in single], double, tolerance=1e-4)
+
+
+def test_errors_name_what_is_wrong():
+    problem = make_problem()
+    with pytest.raises(ValueError, match="method='fast' is not known, choose one of"):
+        hypergradient(*problem, method="fast")
+    with pytest.raises(ValueError, match="steps=-1 look-ahead steps"):
+        hypergradient(*problem, steps=-1)
+    target, matching, meta, _, *rest = problem
+    with pytest.raises(TypeError, match=r"must be torch\.optim\.SGD, not Adam"):
+        hypergradient(target, matching, meta, torch.optim.Adam(target.parameters()), *rest)
+    with pytest.raises(ValueError, match="no trainable parameter of the target"):
+        hypergradient(target, matching, meta, torch.optim.SGD(matching.parameters()), *rest)
+    with pytest.raises(ValueError, match="maximize=True"):
+        hypergradient(target, matching, meta, torch.optim.SGD(target.parameters(), maximize=True), *rest)

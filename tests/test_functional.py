@@ -1,0 +1,223 @@
+"""feature_matching_loss: its values in every None case, its arguments' checks, and the choice of backend."""
+
+import itertools
+
+import pytest
+import torch
+
+import l2t_fast
+from l2t_fast import feature_matching_loss
+from l2t_fast.ops import choose_backend
+from tests import oracle
+
+PAIRS = [(0, 0), (1, 0), (0, 1), (2, 1), (2, 1)]
+
+
+def make(dtype=torch.float64, batch=3, bias=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    sources = [draw(batch, 2, 5, 4), draw(batch, 3, 7, 6), draw(batch, 4, 1, 1)]
+    targets = [draw(batch, 5, 5, 4), draw(batch, 6, 2, 3)]
+    projections = [
+        (draw(sources[m].shape[1], targets[n].shape[1]), draw(sources[m].shape[1]) if bias else None) for m, n in PAIRS
+    ]
+    channel_weights = [draw(batch, sources[m].shape[1]).abs() for m, _ in PAIRS]
+    pair_weights = [draw(batch).abs() for _ in PAIRS]
+    return sources, targets, projections, channel_weights, pair_weights
+
+
+@pytest.mark.parametrize(("what", "where", "bias"), list(itertools.product([True, False], repeat=3)))
+def test_every_none_case_against_the_oracle(what, where, bias):
+    sources, targets, projections, w, lam = make(bias=bias)
+    w, lam = w if what else None, lam if where else None
+    betas = [0.5, 1.0, 2.0, 0.0, 3.0]
+    found = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, betas)
+    wanted = oracle.matching_loss(sources, targets, projections, PAIRS, w, lam, betas)
+    assert found.shape == () and found.dtype == torch.float64
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("shape", [lambda b: (b,), lambda b: (b, 1), lambda b: (1, 1)])
+def test_pair_weight_shapes(shape):
+    sources, targets, projections, w, _ = make()
+    lam = [torch.rand(shape(3), dtype=torch.float64) for _ in PAIRS]
+    found = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, 0.5)
+    torch.testing.assert_close(
+        found, oracle.matching_loss(sources, targets, projections, PAIRS, w, lam, [0.5] * 5), rtol=1e-12, atol=0
+    )
+
+
+def test_projection_weights_may_be_convolution_weights():
+    sources, targets, projections, w, lam = make()
+    as_convolutions = [(weight[:, :, None, None], bias) for weight, bias in projections]
+    assert torch.equal(
+        feature_matching_loss(sources, targets, as_convolutions, PAIRS, w, lam),
+        feature_matching_loss(sources, targets, projections, PAIRS, w, lam),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_features_sum_in_float32(dtype):
+    sources, targets, projections, w, lam = make(dtype)
+    found = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    assert found.dtype == torch.float32
+    wanted = oracle.matching_loss(sources, targets, projections, PAIRS, w, lam, [1.0] * 5)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_mixed_features_and_autocast():
+    sources, targets, projections, w, lam = make(torch.float32)
+    targets = [t.bfloat16() for t in targets]
+    found = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    assert torch.equal(found, inside)
+    wanted = oracle.matching_loss(sources, targets, projections, PAIRS, w, lam, [1.0] * 5)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_second_derivatives_in_all_inputs():
+    sources, targets, projections, w, lam = make(batch=2)
+    inputs = [*targets, *(t for pair in projections for t in pair), *w, *lam]
+    inputs = [t.detach().requires_grad_() for t in inputs]
+
+    def loss(*flat):
+        flat = iter(flat)
+        t = [next(flat) for _ in targets]
+        r = [(next(flat), next(flat)) for _ in projections]
+        return feature_matching_loss(sources, t, r, PAIRS, [next(flat) for _ in w], [next(flat) for _ in lam], 0.5)
+
+    assert torch.autograd.gradcheck(loss, inputs)
+    assert torch.autograd.gradgradcheck(loss, inputs)
+
+
+def test_empty_batch_is_zero_with_gradients():
+    sources, targets, projections, w, lam = make(torch.float32, batch=0)
+    targets = [t.requires_grad_() for t in targets]
+    weight = projections[0][0].requires_grad_()
+    loss = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    assert loss.item() == 0
+    loss.backward()
+    assert weight.grad.abs().max() == 0 and targets[0].grad.shape == targets[0].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda a: a.update(pairs=[(0, 0), (3, 0)]),
+            ValueError,
+            r"pairs\[1\] = \(3, 0\): source index 3 is out of range",
+        ),
+        (lambda a: a.update(pairs=[(0, 2)]), ValueError, r"target index 2 is out of range, target_features holds 2"),
+        (lambda a: a.update(pairs=[(0, -1)]), ValueError, r"target index -1 is out of range"),
+        (lambda a: a.update(pairs=[]), ValueError, "pairs is empty"),
+        (lambda a: a.update(pairs=[(0, 1, 2)]), TypeError, r"pairs\[0\] must be two integers"),
+        (lambda a: a.update(pairs=[(0, 0.5)]), TypeError, r"pairs\[0\] must be two integers"),
+        (lambda a: a["projections"].pop(), ValueError, "projections has 4 entries for 5 pairs"),
+        (
+            lambda a: a["projections"].__setitem__(2, (torch.zeros(2, 5).double(), None)),
+            ValueError,
+            r"pair 2 \(source 0, target 1\): the projection's weight has shape \(2, 5\).*\(3, 2, 5, 4\).*\(3, 6, 2",
+        ),
+        (
+            lambda a: a["projections"].__setitem__(0, (a["projections"][0][0], torch.zeros(3).double())),
+            ValueError,
+            r"pair 0 .* bias has shape \(3,\)",
+        ),
+        (lambda a: a["projections"].__setitem__(0, a["projections"][0][0]), TypeError, r"projections\[0\] must"),
+        (lambda a: a["source_features"].__setitem__(0, torch.zeros(3, 2, 5).double()), ValueError, r"source_features"),
+        (lambda a: a["source_features"].__setitem__(0, None), TypeError, r"source_features\[0\] must be a tensor"),
+        (
+            lambda a: a["target_features"].__setitem__(1, torch.zeros(2, 6, 2, 3).double()),
+            ValueError,
+            r"pair 2 \(source 0, target 1\): source \(3, 2, 5, 4\) and target \(2, 6, 2, 3\)",
+        ),
+        (
+            lambda a: a["target_features"].__setitem__(0, a["target_features"][0].float()),
+            TypeError,
+            r"pair 0 .* torch.float32, but source feature 0 is torch.float64",
+        ),
+        (
+            lambda a: a["target_features"].__setitem__(0, a["target_features"][0].to(torch.complex128)),
+            TypeError,
+            r"complex128, use float32",
+        ),
+        (
+            lambda a: a["target_features"].__setitem__(0, a["target_features"][0].to("meta")),
+            ValueError,
+            r"pair 0 .* is on meta, .* put all tensors on one device",
+        ),
+        (
+            lambda a: a["channel_weights"].__setitem__(1, torch.zeros(3, 2).double()),
+            ValueError,
+            r"pair 1 .*: channel weights have shape \(3, 2\)",
+        ),
+        (
+            lambda a: a["pair_weights"].__setitem__(1, torch.zeros(3, 2).double()),
+            ValueError,
+            r"pair 1 .* pair weight has shape \(3, 2\)",
+        ),
+        (lambda a: a.update(channel_weights=a["channel_weights"][:2]), ValueError, "channel_weights has 2 entries"),
+        (lambda a: a.update(beta=[1.0]), ValueError, "beta has 1 entries for 5 pairs"),
+        (lambda a: a.update(beta="much"), TypeError, "beta must be a number"),
+        (lambda a: a.update(backend="fast"), ValueError, "backend='fast' is not a backend"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, message):
+    sources, targets, projections, w, lam = make()
+    arguments = {
+        "source_features": sources,
+        "target_features": targets,
+        "projections": projections,
+        "pairs": PAIRS,
+        "channel_weights": w,
+        "pair_weights": lam,
+    }
+    change(arguments)
+    with pytest.raises(error, match=message):
+        feature_matching_loss(**arguments)
+
+
+def test_source_that_requires_grad_takes_the_reference():
+    sources, targets, projections, w, lam = make()
+    sources[0].requires_grad_()
+    loss = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    (gradient,) = torch.autograd.grad(loss, sources[0])
+    assert gradient.abs().max() > 0
+
+
+def test_environment_variable_replaces_auto(monkeypatch):
+    x = torch.zeros(1)
+    monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
+    assert choose_backend("auto", [x], [x]) == ("reference", "L2T_FAST_BACKEND=reference asks for it")
+    monkeypatch.setenv("L2T_FAST_BACKEND", "quick")
+    with pytest.raises(ValueError, match="L2T_FAST_BACKEND='quick' is not a backend"):
+        choose_backend("auto", [x], [x])
+
+
+def test_the_choice_can_be_asked_for():
+    choice = l2t_fast.explain_backend("cpu")
+    assert choice.backend in ("cpu", "reference") and choice.reason
+    assert l2t_fast.explain_backend("meta").backend == "reference"
+    assert choose_backend("auto", [torch.zeros(1)], [torch.zeros(1, device="meta")]).backend == "reference"
+
+
+def test_torch_func_and_forward_mode_fall_back_to_the_reference():
+    sources, targets, projections, w, lam = make()
+
+    def loss(t):
+        return feature_matching_loss(sources, [t, targets[1]], projections, PAIRS, w, lam)
+
+    by_func = torch.func.grad(loss)(targets[0])
+    leaf = targets[0].clone().requires_grad_()
+    (by_autograd,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(by_func, by_autograd, rtol=1e-12, atol=1e-12)
+    tangent = torch.ones_like(targets[0])
+    with torch.autograd.forward_ad.dual_level():
+        dual = loss(torch.autograd.forward_ad.make_dual(targets[0], tangent))
+        derivative = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(derivative, (by_autograd * tangent).sum(), rtol=1e-12, atol=1e-12)

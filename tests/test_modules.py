@@ -1,0 +1,139 @@
+"""The drop-in modules: the authors' keys, calls, outputs and None cases."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from l2t_fast import FeatureMatching, LossWeightNetwork, MetaNetworks, WeightNetwork
+
+SOURCE, TARGET = [2, 3], [4, 5]
+PAIRS = [(0, 0), (1, 0), (1, 1)]
+
+
+def features():
+    g = torch.Generator().manual_seed(0)
+    sources = [torch.randn(3, 2, 8, 8, generator=g), torch.randn(3, 3, 4, 4, generator=g)]
+    targets = [torch.randn(3, 4, 8, 8, generator=g), torch.randn(3, 5, 2, 2, generator=g)]
+    return sources, targets
+
+
+def written_out(matching, sources, targets, weight, beta, loss_weight):
+    """The published method as its users know it: mean over pixels first, then one of four ways over the channels."""
+    total = 0.0
+    for i, (m, n) in enumerate(PAIRS):
+        s = F.interpolate(sources[m], size=targets[n].shape[2:], mode="bilinear", align_corners=False)
+        d = (s - matching[i](targets[n])).square().mean((2, 3))
+        if weight is not None:
+            d = (d * weight[i]).sum(1)
+        elif loss_weight is not None:
+            d = d.sum(1)
+        else:
+            d = d.mean(1)
+        if loss_weight is not None:
+            d = d * loss_weight[i].squeeze()
+        total = total + d.mean() * beta[i]
+    return total
+
+
+@pytest.mark.parametrize("what", [True, False])
+@pytest.mark.parametrize("where", [True, False])
+def test_four_none_cases(what, where):
+    torch.manual_seed(0)
+    sources, targets = features()
+    matching = FeatureMatching(SOURCE, TARGET, PAIRS)
+    weight = [torch.rand(3, SOURCE[m]) for m, _ in PAIRS] if what else None
+    loss_weight = [torch.rand(3, 1) for _ in PAIRS] if where else None
+    beta = [0.5, 0.25, 2.0]
+    found = matching(sources, targets, weight, beta, loss_weight)
+    torch.testing.assert_close(found, written_out(matching, sources, targets, weight, beta, loss_weight))
+
+
+def test_state_dict_keys_and_shapes():
+    matching = FeatureMatching(SOURCE, TARGET, PAIRS)
+    assert {k: tuple(v.shape) for k, v in matching.state_dict().items()} == {
+        "0.weight": (2, 4, 1, 1),
+        "0.bias": (2,),
+        "1.weight": (3, 4, 1, 1),
+        "1.bias": (3,),
+        "2.weight": (3, 5, 1, 1),
+        "2.bias": (3,),
+    }
+    what = {k: tuple(v.shape) for k, v in WeightNetwork(SOURCE, PAIRS).state_dict().items()}
+    assert what["0.weight"] == (2, 2) and what["1.weight"] == (3, 3) and what["2.bias"] == (3,) and len(what) == 6
+    where = {k: tuple(v.shape) for k, v in LossWeightNetwork(SOURCE, PAIRS).state_dict().items()}
+    assert where["0.weight"] == (1, 2) and where["1.weight"] == (1, 3) and where["2.bias"] == (1,) and len(where) == 6
+    assert list(LossWeightNetwork(SOURCE, PAIRS, "const").state_dict()) == ["weights"]
+
+
+def test_weights_start_uniform_and_lambda_near_one():
+    sources, _ = features()
+    meta = MetaNetworks(SOURCE, PAIRS)
+    weights, lambdas = meta(sources)
+    for (m, _), w, lam in zip(PAIRS, weights, lambdas, strict=True):
+        assert torch.equal(w, torch.full((3, SOURCE[m]), 1 / SOURCE[m]))
+        assert lam.shape == (3, 1)
+    assert all(layer.bias.item() == 1 for layer in meta.loss_weight_network)
+    assert MetaNetworks(SOURCE, PAIRS, pair_weights=False)(sources)[1] is None
+
+
+ACTIVATIONS = {
+    "relu6": lambda g, c: F.relu6(g),
+    "relu": lambda g, c: F.relu(g),
+    "elu": lambda g, c: F.elu(g) + 1,
+    "sigmoid": lambda g, c: torch.sigmoid(2 * g),
+    "tanh": lambda g, c: torch.tanh(g) + 1,
+    "softplus": lambda g, c: F.softplus(g),
+}
+
+
+@pytest.mark.parametrize("weight_type", [*ACTIVATIONS, "relu-avg"])
+def test_pair_weight_types(weight_type):
+    torch.manual_seed(0)
+    sources, _ = features()
+    network = LossWeightNetwork(SOURCE, PAIRS, weight_type, init=None)
+    found = network(sources)
+    for i, (m, _) in enumerate(PAIRS):
+        mean = sources[m].mean((2, 3))
+        if weight_type == "relu-avg":
+            wanted = F.relu(network[i](mean / SOURCE[m]))
+        else:
+            wanted = ACTIVATIONS[weight_type](network[i](mean), SOURCE[m])
+        torch.testing.assert_close(found[i], wanted)
+
+
+def test_constant_pair_weights():
+    network = LossWeightNetwork(SOURCE, PAIRS, "const")
+    nn.init.constant_(network.weights, 0.1)
+    found = network([])
+    assert [f.shape for f in found] == [(1, 1)] * 3
+    torch.testing.assert_close(found[0], F.softplus(torch.ones(1, 1)))
+
+
+def test_half_precision_features_give_float32_weights_also_under_autocast():
+    sources, _ = features()
+    meta = MetaNetworks(SOURCE, PAIRS)
+    nn.init.normal_(meta.weight_network[0].weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights, lambdas = meta([s.bfloat16() for s in sources])
+    assert weights[0].dtype == lambdas[0].dtype == torch.float32
+    torch.testing.assert_close(weights[0], meta([s.bfloat16().float() for s in sources])[0][0])
+
+
+def test_non_square_maps():
+    sources = [torch.randn(2, 2, 3, 5), torch.randn(2, 3, 4, 1)]
+    weights, _ = MetaNetworks(SOURCE, PAIRS)(sources)
+    assert weights[1].shape == (2, 3)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"pairs\[0\] = \(2, 0\): source index 2 is out of range"):
+        FeatureMatching(SOURCE, TARGET, [(2, 0)])
+    with pytest.raises(ValueError, match="target index 5 is out of range"):
+        FeatureMatching(SOURCE, TARGET, [(0, 5)])
+    with pytest.raises(ValueError, match="weight_type='relu7' is not known, choose one of const, relu6"):
+        LossWeightNetwork(SOURCE, PAIRS, "relu7")
+    with pytest.raises(ValueError, match="need source map 1, but source_features holds 1"):
+        WeightNetwork(SOURCE, PAIRS)([torch.zeros(1, 2, 3, 3)])
+    with pytest.raises(ValueError, match="pairs is empty"):
+        WeightNetwork(SOURCE, [])
