@@ -49,8 +49,8 @@ def feature_matching_loss(
         weights and pair weights. With B = 0 it is 0.
 
     Features are float32, bfloat16 or float16 in any mixture, with sums in float32, or all float64. Any height and
-    width, contiguous, channels_last or strided, are read as they are. float32 products follow PyTorch's convolution precision
-    (``torch.backends.cudnn.allow_tf32``).
+    width, contiguous, channels_last or strided, are read as they are. float32 products follow PyTorch's convolution
+    precision (``torch.backends.cudnn.allow_tf32``).
 
     Raises:
         ValueError: shapes, batch sizes, devices, lengths or pair indices that do not fit; the message names the pair.

@@ -1,11 +1,11 @@
 """``method="exact"``: the look-ahead in first order, then its transpose with Hessian-vector products, step by step.
 
-Write f_t for the loss of step t and v_t for the adjoint of its gradient. The transposed step needs H v_t, with
-H = d2 f_t / d theta2, and the hypergradient collects (d2 f_t / d phi d theta) v_t. Both come from one
-forward-over-reverse pass (the mixed mode of Kemaev et al. 2025, arXiv 2505.00793): the target network runs on dual numbers
-theta + epsilon v_t, the loss head's gradient and Hessian-vector product are taken by themselves (for the matching loss that is one fused
-kernel), and the backward pass of the network runs on dual numbers again. No graph outlives its step, so memory does not
-grow with the number of steps beyond the look-ahead parameters.
+Write f_t for the loss of step t and v_t for the adjoint of its gradient. The transposed step needs H v_t, with H = d2
+f_t / d theta2, and the hypergradient collects (d2 f_t / d phi d theta) v_t. Both come from one forward-over-reverse
+pass (the mixed mode of Kemaev et al. 2025, arXiv 2505.00793): the target network runs on dual numbers theta + epsilon
+v_t, the loss head's gradient and Hessian-vector product are taken by themselves (for the matching loss that is one
+fused kernel), and the backward pass of the network runs on dual numbers again. No graph outlives its step, so memory
+does not grow with the number of steps beyond the look-ahead parameters.
 
 phi enters a step only through the channel and pair weights, which are the same in every step. So the mixed derivatives
 are summed as adjoints of those weights and go through the meta networks once. Step 0 has no theta to hand H v to: it
