@@ -1,0 +1,52 @@
+// The operators' arguments, as the dispatcher hands them over, and their way into and out of the host boundary.
+#pragma once
+
+#include "../matching.h"
+
+#include <ATen/core/List.h>
+
+#include <tuple>
+#include <vector>
+
+namespace l2t_fast {
+
+using OptionalTensorList = c10::List<std::optional<at::Tensor>>;
+
+// Wherever an operator takes or returns "one entry a slot", the slots are the differentiable inputs in this order:
+// every target, every pair's weight, every pair's bias (with or without one), alpha.
+//   needs       bool[], one a slot
+//   directions  Tensor?[], one a slot, None for zero
+//   gradients   Tensor[], only the slots whose need is set, in slot order
+inline size_t slot_count(size_t targets, size_t pairs) {
+  return targets + 2 * pairs + 1;
+}
+
+// What every operator starts with: the problem, unchecked, and the needs. Owns references to its tensors.
+struct Arguments {
+  std::vector<at::Tensor> sources;
+  std::vector<at::Tensor> targets;
+  std::vector<at::Tensor> weights;
+  OptionalTensorList biases;
+  at::Tensor alpha;
+  std::vector<int64_t> pairs;  // m0, n0, m1, n1, ...
+  c10::List<bool> needs;
+
+  // The differentiable inputs, one a slot; undefined where a pair has no bias.
+  std::vector<at::Tensor> inputs() const;
+};
+
+// Checks everything the kernels rely on and says in one sentence what is wrong (ValueError, TypeError).
+MatchingProblem checked_problem(const Arguments& arguments);
+Needs checked_needs(const Arguments& arguments);
+Direction checked_direction(const Arguments& arguments, const OptionalTensorList& directions);
+
+// The result's defined tensors in slot order: the ones whose need is set.
+std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs);
+
+// Typed calls through the dispatcher.
+std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& arguments);
+std::vector<at::Tensor> call_matching_backward(
+    const at::Tensor& grad_loss, at::TensorList gradients, const Arguments& arguments);
+std::vector<at::Tensor> call_matching_hvp(const Arguments& arguments, const OptionalTensorList& directions);
+
+}  // namespace l2t_fast

@@ -1,0 +1,355 @@
+// Derivatives of the operators.
+//
+//     matching_forward   makes the gradients along with the loss; its backward hands them to
+//     matching_backward  which scales them by grad_loss and recomputes nothing; its own backward is
+//     matching_hvp       the Hessian times a vector; its backward raises: there is no third derivative.
+//
+// The gradients saved by the forward are values, not functions, so matching_backward takes the problem too and is
+// differentiated as what it stands for, grad_loss * (gradient of the loss at the problem).
+#include "arguments.h"
+
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/library.h>
+
+namespace l2t_fast {
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+constexpr const char* kNoThirdDerivative =
+    "the fused matching loss can be differentiated twice, not three times; backend=\"reference\" can be differentiated "
+    "any number of times";
+
+// ---- what a node keeps ----------------------------------------------------------------------------------------------
+
+// Tensors first (sources, then the slots), so that a node may append its own.
+variable_list tensors_of(const Arguments& arguments) {
+  variable_list list(arguments.sources);
+  for (auto& input : arguments.inputs()) list.push_back(std::move(input));
+  return list;
+}
+
+void keep_numbers(AutogradContext* ctx, const Arguments& arguments) {
+  ctx->saved_data["sources"] = static_cast<int64_t>(arguments.sources.size());
+  ctx->saved_data["targets"] = static_cast<int64_t>(arguments.targets.size());
+  ctx->saved_data["pairs"] = arguments.pairs;
+  ctx->saved_data["needs"] = arguments.needs;
+}
+
+// The inverse of the two; removes the problem's tensors from `saved`, leaving the node's own.
+Arguments take_arguments(AutogradContext* ctx, variable_list& saved) {
+  Arguments arguments;
+  arguments.pairs = ctx->saved_data["pairs"].toIntVector();
+  arguments.needs = ctx->saved_data["needs"].toBoolList();
+  const size_t pair_count = arguments.pairs.size() / 2;
+  auto next = std::make_move_iterator(saved.begin());
+  const auto take = [&next](size_t count) {
+    variable_list list(next, next + static_cast<ptrdiff_t>(count));
+    next += static_cast<ptrdiff_t>(count);
+    return list;
+  };
+  arguments.sources = take(ctx->saved_data["sources"].toInt());
+  arguments.targets = take(ctx->saved_data["targets"].toInt());
+  arguments.weights = take(pair_count);
+  for (auto& bias : take(pair_count))
+    arguments.biases.push_back(bias.defined() ? std::optional<Tensor>(std::move(bias)) : std::nullopt);
+  arguments.alpha = take(1).front();
+  saved.erase(saved.begin(), next.base());
+  return arguments;
+}
+
+// ---- checks at the door ---------------------------------------------------------------------------------------------
+
+void refuse_forward_mode(const Tensor& tensor) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(),
+      "the fused matching loss got a forward-mode tangent, which it cannot carry; take torch.ops.l2t_fast.matching_hvp "
+      "for the derivative along a direction, or backend=\"reference\"");
+}
+
+void refuse_sources(const Arguments& arguments) {
+  for (size_t i = 0; i < arguments.sources.size(); ++i)
+    TORCH_CHECK_VALUE(
+        !arguments.sources[i].requires_grad(),
+        "source feature ", i, " requires grad, but the fused matching loss has no derivative for sources; detach it, "
+        "or take backend=\"reference\"");
+}
+
+void check_tangents(const Arguments& arguments) {
+  for (const auto& source : arguments.sources) refuse_forward_mode(source);
+  for (const auto& input : arguments.inputs()) refuse_forward_mode(input);
+}
+
+bool requires_grad(const variable_list& tensors) {
+  return at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(tensors);
+}
+
+// autograd's list of inputs may hold no undefined tensor
+variable_list defined_only(variable_list list) {
+  list.erase(std::remove_if(list.begin(), list.end(), [](const Tensor& t) { return !t.defined(); }), list.end());
+  return list;
+}
+
+// ---- second derivative ----------------------------------------------------------------------------------------------
+
+// Whatever is computed in a double backward hangs below one of these, so that asking for a third derivative raises
+// instead of leaving terms out; asking for its graph (create_graph=True) without using it does no harm.
+struct NoThirdDerivative : Function<NoThirdDerivative> {
+  template <typename Compute>
+  static variable_list forward(AutogradContext* ctx, at::TensorList /*depends_on*/, const Compute& compute) {
+    ctx->set_materialize_grads(false);
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return compute();
+  }
+  static variable_list backward(AutogradContext* /*ctx*/, const variable_list& /*grads*/) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, kNoThirdDerivative);
+  }
+};
+
+std::vector<Tensor> hvp_autograd(
+    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+    const Tensor& alpha, at::IntArrayRef pairs, const OptionalTensorList& directions, const c10::List<bool>& needs) {
+  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
+  check_tangents(arguments);
+  variable_list depends_on = tensors_of(arguments);
+  for (const std::optional<Tensor> direction : directions) {
+    if (direction.has_value()) refuse_forward_mode(*direction);
+    depends_on.push_back(direction.value_or(Tensor()));
+  }
+  depends_on = defined_only(std::move(depends_on));
+  const auto compute = [&] { return call_matching_hvp(arguments, directions); };
+  if (requires_grad(depends_on)) return NoThirdDerivative::apply(at::TensorList(depends_on), compute);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return compute();
+}
+
+// grad_loss * Hessian * directions, for the slots in needs. One entry a slot. The Hessian's every term holds alpha or
+// its direction once, except alpha's own product, so small tensors are scaled and no large one.
+variable_list scaled_hvp(const std::optional<Tensor>& grad_loss, Arguments arguments, variable_list directions) {
+  const auto scaled = [&grad_loss](const Tensor& tensor) {
+    return grad_loss.has_value() && tensor.defined() ? at::mul(tensor, *grad_loss) : tensor;
+  };
+  variable_list slots(directions.size());
+  bool any_need = false, any_direction = false;
+  for (const bool need : arguments.needs) any_need |= need;
+  for (const auto& direction : directions) any_direction |= direction.defined();
+  if (!any_need || !any_direction) return slots;
+
+  arguments.alpha = scaled(arguments.alpha);
+  directions.back() = scaled(directions.back());
+  OptionalTensorList list;
+  for (auto& direction : directions)
+    list.push_back(direction.defined() ? std::optional<Tensor>(std::move(direction)) : std::nullopt);
+  auto products = call_matching_hvp(arguments, list);
+  size_t next = 0;
+  for (size_t slot = 0; slot < slots.size(); ++slot)
+    if (arguments.needs.get(slot)) slots[slot] = std::move(products[next++]);
+  slots.back() = scaled(slots.back());
+  return slots;
+}
+
+// One entry a slot out of one entry a need; undefined elsewhere.
+variable_list spread(const c10::List<bool>& needs, variable_list gradients) {
+  variable_list slots(needs.size());
+  size_t next = 0;
+  for (size_t slot = 0; slot < slots.size(); ++slot)
+    if (needs.get(slot)) slots[slot] = std::move(gradients[next++]);
+  return slots;
+}
+
+// The slots some edge of the running backward wants, of those that are inputs of the node; edge_of_first is the edge of
+// the first slot that is defined.
+c10::List<bool> wanted_now(const AutogradContext* ctx, const variable_list& inputs, size_t edge_of_first) {
+  c10::List<bool> wanted;
+  size_t edge = edge_of_first;
+  for (const auto& input : inputs)
+    wanted.push_back(input.defined() && ctx->needs_input_grad(edge++));
+  return wanted;
+}
+
+// ---- first derivative -----------------------------------------------------------------------------------------------
+
+// apply(depends_on = grad_loss and the defined slots, ...) -> scaled gradients
+struct MatchingBackward : Function<MatchingBackward> {
+  static variable_list forward(
+      AutogradContext* ctx, at::TensorList depends_on, const variable_list& gradients, const Arguments& arguments) {
+    const Tensor& grad_loss = depends_on.front();
+    ctx->set_materialize_grads(false);
+    auto keep = tensors_of(arguments);
+    keep.push_back(grad_loss);
+    keep.insert(keep.end(), gradients.begin(), gradients.end());
+    ctx->save_for_backward(std::move(keep));
+    keep_numbers(ctx, arguments);
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call_matching_backward(grad_loss, gradients, arguments);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& directions) {
+    auto saved = ctx->get_saved_variables();
+    auto arguments = take_arguments(ctx, saved);
+    const Tensor grad_loss = saved.front();
+    saved.erase(saved.begin());
+    const auto inputs = arguments.inputs();
+
+    Tensor grad_grad_loss;
+    if (ctx->needs_input_grad(0)) {
+      // sum of direction * gradient; it too depends on the problem, which the saved gradients do not show
+      const auto sum = [&] {
+        Tensor total = at::zeros_like(grad_loss);
+        for (size_t i = 0; i < directions.size(); ++i)
+          if (directions[i].defined())
+            total = total + at::sum(directions[i].to(total.scalar_type()) * saved[i].to(total.scalar_type()));
+        return variable_list{total};
+      };
+      auto depends_on = defined_only(inputs);
+      for (const auto& direction : directions)
+        if (direction.defined()) depends_on.push_back(direction);
+      grad_grad_loss =
+          (requires_grad(depends_on) ? NoThirdDerivative::apply(at::TensorList(depends_on), sum) : sum()).front();
+    }
+
+    auto slots = spread(arguments.needs, directions);
+    arguments.needs = wanted_now(ctx, inputs, /*edge_of_first=*/1);
+    const auto products = scaled_hvp(grad_loss, arguments, std::move(slots));
+
+    variable_list result{grad_grad_loss};
+    for (size_t slot = 0; slot < inputs.size(); ++slot)
+      if (inputs[slot].defined()) result.push_back(products[slot]);
+    result.resize(result.size() + 2);  // gradients and arguments, as they were handed to forward
+    return result;
+  }
+};
+
+std::vector<Tensor> backward_autograd(
+    const Tensor& grad_loss, at::TensorList gradients, at::TensorList sources, at::TensorList targets,
+    at::TensorList weights, const OptionalTensorList& biases, const Tensor& alpha, at::IntArrayRef pairs,
+    const c10::List<bool>& needs) {
+  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
+  refuse_forward_mode(grad_loss);
+  check_tangents(arguments);
+  if (at::GradMode::is_enabled()) refuse_sources(arguments);
+  variable_list depends_on{grad_loss};
+  for (auto& input : defined_only(arguments.inputs())) depends_on.push_back(std::move(input));
+  if (requires_grad(depends_on))
+    return MatchingBackward::apply(at::TensorList(depends_on), gradients.vec(), arguments);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return call_matching_backward(grad_loss, gradients, arguments);
+}
+
+// True if nothing but this node will ever read the saved gradients again, so that they may be scaled where they lie.
+// Under tracing and compiled autograd the answer has to be no.
+bool may_consume(const Tensor& grad_loss, const variable_list& gradients) {
+  if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph() ||
+      c10::impl::TorchDispatchModeTLS::any_modes_set())
+    return false;
+  const auto is_plain = [](const Tensor& tensor) {
+    using c10::DispatchKey;
+    return !tensor.key_set().has_any(c10::DispatchKeySet(
+        {DispatchKey::Python, DispatchKey::Functionalize, DispatchKey::FuncTorchBatched,
+         DispatchKey::FuncTorchGradWrapper}));
+  };
+  if (!is_plain(grad_loss)) return false;
+  for (const auto& gradient : gradients)
+    // the saved tensor and the one unpacked from it share the storage; a third holder is the caller's
+    if (!is_plain(gradient) || gradient.storage().use_count() > 2) return false;
+  return true;
+}
+
+// apply(depends_on = the defined slots, ...) -> loss, gradients. The gradients are differentiable too.
+struct MatchingForward : Function<MatchingForward> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList /*depends_on*/, const Arguments& arguments) {
+    ctx->set_materialize_grads(false);
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    auto [loss, gradients] = call_matching_forward(arguments);
+    auto keep = tensors_of(arguments);
+    keep.insert(keep.end(), gradients.begin(), gradients.end());
+    ctx->save_for_backward(std::move(keep));
+    keep_numbers(ctx, arguments);
+    variable_list outputs{std::move(loss)};
+    outputs.insert(outputs.end(), gradients.begin(), gradients.end());
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    auto gradients = ctx->get_saved_variables();
+    auto arguments = take_arguments(ctx, gradients);
+    const auto inputs = arguments.inputs();
+    const auto wanted = wanted_now(ctx, inputs, /*edge_of_first=*/0);
+
+    variable_list slots(inputs.size());
+    if (const auto& grad_loss = grads[0]; grad_loss.defined()) {
+      const bool consume = may_consume(grad_loss, gradients);
+      variable_list chosen;
+      auto asked = arguments;
+      asked.needs = c10::List<bool>();
+      size_t next = 0;
+      for (size_t slot = 0; slot < inputs.size(); ++slot) {
+        const bool made = arguments.needs.get(slot);
+        asked.needs.push_back(made && wanted.get(slot));
+        if (made && wanted.get(slot)) chosen.push_back(gradients[next].variable_data());
+        next += made;
+      }
+      if (!consume) {
+        chosen = call_matching_backward(grad_loss, chosen, asked);
+      } else if (!grad_loss.is_cpu() || grad_loss.item<double>() != 1) {
+        for (auto& gradient : chosen) gradient.mul_(grad_loss);
+      }
+      slots = spread(asked.needs, std::move(chosen));
+    }
+
+    // only for callers of the operator itself that differentiate the gradients it returned
+    const variable_list directions(grads.begin() + 1, grads.end());
+    auto second = arguments;
+    second.needs = wanted;
+    const auto products = scaled_hvp(std::nullopt, second, spread(arguments.needs, directions));
+
+    variable_list result;
+    for (size_t slot = 0; slot < inputs.size(); ++slot) {
+      if (!inputs[slot].defined()) continue;
+      const auto& product = products[slot];
+      result.push_back(slots[slot].defined() && product.defined() ? slots[slot] + product
+                       : slots[slot].defined()                    ? slots[slot]
+                                                                  : product);
+    }
+    result.emplace_back();  // arguments as they were handed to forward
+    return result;
+  }
+};
+
+std::tuple<Tensor, std::vector<Tensor>> forward_autograd(
+    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+    const Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
+  check_tangents(arguments);
+  if (at::GradMode::is_enabled()) refuse_sources(arguments);
+  const auto inputs = arguments.inputs();
+  const auto depends_on = defined_only(inputs);
+  if (!requires_grad(depends_on)) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call_matching_forward(arguments);
+  }
+  for (size_t slot = 0; slot < inputs.size(); ++slot)
+    TORCH_CHECK_VALUE(
+        !inputs[slot].defined() || !inputs[slot].requires_grad() || (slot < needs.size() && needs.get(slot)),
+        "input ", slot, " (of targets, weights, biases, alpha) requires grad, but needs says its gradient is not wanted");
+  auto outputs = MatchingForward::apply(at::TensorList(depends_on), arguments);
+  Tensor loss = std::move(outputs.front());
+  outputs.erase(outputs.begin());
+  return {std::move(loss), std::move(outputs)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(l2t_fast, Autograd, library) {
+  library.impl("matching_forward", forward_autograd);
+  library.impl("matching_backward", backward_autograd);
+  library.impl("matching_hvp", hvp_autograd);
+}
+
+}  // namespace l2t_fast

@@ -1,0 +1,107 @@
+// The operators, their schemas, and their kernels for the CPU and for tensors without data (meta, fake).
+//
+// All three are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions
+// and the returned lists: arguments.h.
+#include "arguments.h"
+
+#include <torch/library.h>
+
+namespace l2t_fast {
+
+namespace {
+
+Arguments pack(
+    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+    const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+  return {sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
+}
+
+std::tuple<at::Tensor, std::vector<at::Tensor>> forward_cpu(
+    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+    const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+  const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
+  const auto problem = checked_problem(arguments);
+  const auto wanted = checked_needs(arguments);
+  auto [loss, gradient] = matching_forward_cpu(problem, wanted);
+  return {std::move(loss), needed_only(gradient, wanted)};
+}
+
+std::vector<at::Tensor> hvp_cpu(
+    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+    const at::Tensor& alpha, at::IntArrayRef pairs, const OptionalTensorList& directions,
+    const c10::List<bool>& needs) {
+  const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
+  const auto problem = checked_problem(arguments);
+  const auto wanted = checked_needs(arguments);
+  return needed_only(matching_hvp_cpu(problem, checked_direction(arguments, directions), wanted), wanted);
+}
+
+// gradients belong to loss; grad_loss is a scalar. The problem is what the double backward needs, no more is done here.
+std::vector<at::Tensor> backward_scale(
+    const at::Tensor& grad_loss, at::TensorList gradients, at::TensorList, at::TensorList, at::TensorList,
+    const OptionalTensorList&, const at::Tensor&, at::IntArrayRef, const c10::List<bool>&) {
+  std::vector<at::Tensor> scaled;
+  scaled.reserve(gradients.size());
+  for (const auto& gradient : gradients) scaled.push_back(at::mul(gradient, grad_loss));
+  return scaled;
+}
+
+// Shapes alone, symbolic ones included; wrong shapes are found where the data is.
+std::vector<at::Tensor> empty_results(const Arguments& arguments) {
+  const auto inputs = arguments.inputs();
+  TORCH_CHECK_VALUE(
+      arguments.needs.size() == inputs.size(), "got ", arguments.needs.size(), " needs; ", inputs.size(), " are needed");
+  std::vector<at::Tensor> results;
+  for (size_t slot = 0; slot < inputs.size(); ++slot) {
+    if (!arguments.needs.get(slot)) continue;
+    TORCH_CHECK_VALUE(inputs[slot].defined(), "need ", slot, " asks for the gradient of a bias that is None");
+    results.push_back(empty_gradient(inputs[slot]));
+  }
+  return results;
+}
+
+std::tuple<at::Tensor, std::vector<at::Tensor>> forward_meta(
+    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+    const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+  return {
+      at::empty({}, alpha.options()),
+      empty_results(pack(sources, targets, weights, biases, alpha, pairs, needs))};
+}
+
+std::vector<at::Tensor> hvp_meta(
+    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+    const at::Tensor& alpha, at::IntArrayRef pairs, const OptionalTensorList&, const c10::List<bool>& needs) {
+  return empty_results(pack(sources, targets, weights, biases, alpha, pairs, needs));
+}
+
+}  // namespace
+
+TORCH_LIBRARY(l2t_fast, library) {
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  library.def(
+      "matching_forward(Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, "
+      "int[] pairs, bool[] needs) -> (Tensor loss, Tensor[] gradients)",
+      tags);
+  library.def(
+      "matching_backward(Tensor grad_loss, Tensor[] gradients, Tensor[] sources, Tensor[] targets, Tensor[] weights, "
+      "Tensor?[] biases, Tensor alpha, int[] pairs, bool[] needs) -> Tensor[] scaled",
+      tags);
+  library.def(
+      "matching_hvp(Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, "
+      "int[] pairs, Tensor?[] directions, bool[] needs) -> Tensor[] products",
+      tags);
+}
+
+TORCH_LIBRARY_IMPL(l2t_fast, CPU, library) {
+  library.impl("matching_forward", forward_cpu);
+  library.impl("matching_backward", backward_scale);
+  library.impl("matching_hvp", hvp_cpu);
+}
+
+TORCH_LIBRARY_IMPL(l2t_fast, Meta, library) {
+  library.impl("matching_forward", forward_meta);
+  library.impl("matching_backward", backward_scale);
+  library.impl("matching_hvp", hvp_meta);
+}
+
+}  // namespace l2t_fast
