@@ -10,28 +10,25 @@ namespace {
 
 void check_float(const at::Tensor& tensor, const char* what, size_t index) {
   const auto type = tensor.scalar_type();
-  TORCH_CHECK_TYPE(
-      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf,
-      what, " ", index, " has dtype ", type, "; float64, float32, bfloat16 or float16 is needed");
-  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, what, " ", index, " is ", tensor.layout(), "; a strided tensor is needed");
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, what, " ",
+                   index, " has dtype ", type, "; float64, float32, bfloat16 or float16 is needed");
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, what, " ", index, " is ", tensor.layout(),
+                   "; a strided tensor is needed");
 }
 
 void check_same_computation(const at::Tensor& tensor, const at::Tensor& alpha, const char* what, size_t index) {
-  TORCH_CHECK_TYPE(
-      (tensor.scalar_type() == at::kDouble) == (alpha.scalar_type() == at::kDouble),
-      what, " ", index, " has dtype ", tensor.scalar_type(), " and alpha has dtype ", alpha.scalar_type(),
-      "; either all tensors or none are float64");
-  TORCH_CHECK_VALUE(
-      tensor.device() == alpha.device(),
-      what, " ", index, " is on ", tensor.device(), " and alpha is on ", alpha.device(), "; one device is needed");
+  TORCH_CHECK_TYPE((tensor.scalar_type() == at::kDouble) == (alpha.scalar_type() == at::kDouble), what, " ", index,
+                   " has dtype ", tensor.scalar_type(), " and alpha has dtype ", alpha.scalar_type(),
+                   "; either all tensors or none are float64");
+  TORCH_CHECK_VALUE(tensor.device() == alpha.device(), what, " ", index, " is on ", tensor.device(),
+                    " and alpha is on ", alpha.device(), "; one device is needed");
 }
 
 void check_map(const at::Tensor& map, const at::Tensor& alpha, const char* what, size_t index) {
-  TORCH_CHECK_VALUE(
-      map.dim() == 4, what, " ", index, " has shape ", map.sizes(), "; (batch, channels, height, width) is needed");
-  TORCH_CHECK_VALUE(
-      map.size(0) == alpha.size(0),
-      what, " ", index, " has shape ", map.sizes(), " and alpha has shape ", alpha.sizes(), "; one batch size is needed");
+  TORCH_CHECK_VALUE(map.dim() == 4, what, " ", index, " has shape ", map.sizes(),
+                    "; (batch, channels, height, width) is needed");
+  TORCH_CHECK_VALUE(map.size(0) == alpha.size(0), what, " ", index, " has shape ", map.sizes(), " and alpha has shape ",
+                    alpha.sizes(), "; one batch size is needed");
   check_float(map, what, index);
   check_same_computation(map, alpha, what, index);
 }
@@ -50,15 +47,13 @@ std::vector<at::Tensor> Arguments::inputs() const {
 MatchingProblem checked_problem(const Arguments& arguments) {
   const auto& [sources, targets, weights, biases, alpha, pairs, needs] = arguments;
   const size_t pair_count = weights.size();
-  TORCH_CHECK_VALUE(
-      pairs.size() == 2 * pair_count && biases.size() == pair_count,
-      "got ", pair_count, " weights, ", biases.size(), " biases and ", pairs.size(),
-      " pair indices; one weight, one bias (or None) and two indices a pair are needed");
-  TORCH_CHECK_VALUE(
-      alpha.dim() == 2, "alpha has shape ", alpha.sizes(), "; (batch, sum of the pairs' source channels) is needed");
-  TORCH_CHECK_TYPE(
-      alpha.scalar_type() == at::kFloat || alpha.scalar_type() == at::kDouble,
-      "alpha has dtype ", alpha.scalar_type(), "; float32 or float64 is needed");
+  TORCH_CHECK_VALUE(pairs.size() == 2 * pair_count && biases.size() == pair_count, "got ", pair_count, " weights, ",
+                    biases.size(), " biases and ", pairs.size(),
+                    " pair indices; one weight, one bias (or None) and two indices a pair are needed");
+  TORCH_CHECK_VALUE(alpha.dim() == 2, "alpha has shape ", alpha.sizes(),
+                    "; (batch, sum of the pairs' source channels) is needed");
+  TORCH_CHECK_TYPE(alpha.scalar_type() == at::kFloat || alpha.scalar_type() == at::kDouble, "alpha has dtype ",
+                   alpha.scalar_type(), "; float32 or float64 is needed");
   for (size_t i = 0; i < sources.size(); ++i) check_map(sources[i], alpha, "source feature", i);
   for (size_t i = 0; i < targets.size(); ++i) check_map(targets[i], alpha, "target feature", i);
 
@@ -76,31 +71,27 @@ MatchingProblem checked_problem(const Arguments& arguments) {
     const auto& target = targets[n];
     const auto& weight = weights[p];
     const std::optional<at::Tensor> bias = biases.get(p);
-    TORCH_CHECK_VALUE(
-        weight.dim() == 2 && weight.size(0) == source.size(1) && weight.size(1) == target.size(1),
-        "pair ", p, " (", m, ", ", n, "): the weight has shape ", weight.sizes(), " where source ", source.sizes(),
-        " and target ", target.sizes(), " need [", source.size(1), ", ", target.size(1), "]");
+    TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == source.size(1) && weight.size(1) == target.size(1),
+                      "pair ", p, " (", m, ", ", n, "): the weight has shape ", weight.sizes(), " where source ",
+                      source.sizes(), " and target ", target.sizes(), " need [", source.size(1), ", ", target.size(1),
+                      "]");
     check_float(weight, "weight of pair", p);
     check_same_computation(weight, alpha, "weight of pair", p);
     if (bias.has_value() && bias->defined()) {
-      TORCH_CHECK_VALUE(
-          bias->dim() == 1 && bias->size(0) == source.size(1),
-          "pair ", p, " (", m, ", ", n, "): the bias has shape ", bias->sizes(), " where source ", source.sizes(),
-          " needs [", source.size(1), "]");
+      TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == source.size(1), "pair ", p, " (", m, ", ", n,
+                        "): the bias has shape ", bias->sizes(), " where source ", source.sizes(), " needs [",
+                        source.size(1), "]");
       check_float(*bias, "bias of pair", p);
       check_same_computation(*bias, alpha, "bias of pair", p);
     }
-    TORCH_CHECK_VALUE(
-        source.size(2) * source.size(3) > 0 || target.size(2) * target.size(3) == 0,
-        "pair ", p, " (", m, ", ", n, "): source ", source.sizes(), " has no pixels to resize to target ",
-        target.sizes());
+    TORCH_CHECK_VALUE(source.size(2) * source.size(3) > 0 || target.size(2) * target.size(3) == 0, "pair ", p, " (", m,
+                      ", ", n, "): source ", source.sizes(), " has no pixels to resize to target ", target.sizes());
     problem.pairs.push_back({m, n, columns});
     problem.biases.push_back(bias.value_or(at::Tensor()));
     columns += source.size(1);
   }
-  TORCH_CHECK_VALUE(
-      alpha.size(1) == columns,
-      "alpha has shape ", alpha.sizes(), " where the pairs' source channels sum to ", columns);
+  TORCH_CHECK_VALUE(alpha.size(1) == columns, "alpha has shape ", alpha.sizes(),
+                    " where the pairs' source channels sum to ", columns);
   problem.sources = sources;
   problem.targets = targets;
   problem.weights = weights;
@@ -110,10 +101,9 @@ MatchingProblem checked_problem(const Arguments& arguments) {
 
 Needs checked_needs(const Arguments& arguments) {
   const size_t targets = arguments.targets.size(), pairs = arguments.weights.size();
-  TORCH_CHECK_VALUE(
-      arguments.needs.size() == slot_count(targets, pairs),
-      "got ", arguments.needs.size(), " needs; one a target, a weight, a bias (also where it is None) and alpha, ",
-      slot_count(targets, pairs), " in all, are needed");
+  TORCH_CHECK_VALUE(arguments.needs.size() == slot_count(targets, pairs), "got ", arguments.needs.size(),
+                    " needs; one a target, a weight, a bias (also where it is None) and alpha, ",
+                    slot_count(targets, pairs), " in all, are needed");
   Needs needs;
   size_t slot = 0;
   for (size_t i = 0; i < targets; ++i) needs.targets.push_back(arguments.needs.get(slot++));
@@ -121,9 +111,8 @@ Needs checked_needs(const Arguments& arguments) {
   for (size_t i = 0; i < pairs; ++i) {
     const std::optional<at::Tensor> bias = arguments.biases.get(i);
     needs.biases.push_back(arguments.needs.get(slot++));
-    TORCH_CHECK_VALUE(
-        !needs.biases.back() || (bias.has_value() && bias->defined()),
-        "a gradient for the bias of pair ", i, " is asked for, but that pair has no bias");
+    TORCH_CHECK_VALUE(!needs.biases.back() || (bias.has_value() && bias->defined()), "a gradient for the bias of pair ",
+                      i, " is asked for, but that pair has no bias");
   }
   needs.alpha = arguments.needs.get(slot);
   return needs;
@@ -132,10 +121,9 @@ Needs checked_needs(const Arguments& arguments) {
 Direction checked_direction(const Arguments& arguments, const OptionalTensorList& directions) {
   const size_t targets = arguments.targets.size(), pairs = arguments.weights.size();
   const auto inputs = arguments.inputs();
-  TORCH_CHECK_VALUE(
-      directions.size() == inputs.size(),
-      "got ", directions.size(), " directions; one (or None) a target, a weight, a bias and alpha, ", inputs.size(),
-      " in all, are needed");
+  TORCH_CHECK_VALUE(directions.size() == inputs.size(), "got ", directions.size(),
+                    " directions; one (or None) a target, a weight, a bias and alpha, ", inputs.size(),
+                    " in all, are needed");
   std::vector<at::Tensor> slots;
   slots.reserve(inputs.size());
   for (size_t slot = 0; slot < inputs.size(); ++slot) {
@@ -145,13 +133,11 @@ Direction checked_direction(const Arguments& arguments, const OptionalTensorList
     if (!direction.defined()) continue;
     const auto& input = inputs[slot];
     TORCH_CHECK_VALUE(input.defined(), "direction ", slot, " belongs to a bias that is None; it has to be None too");
-    TORCH_CHECK_VALUE(
-        direction.sizes() == input.sizes() && direction.device() == input.device(),
-        "direction ", slot, " has shape ", direction.sizes(), " on ", direction.device(), " where its input has shape ",
-        input.sizes(), " on ", input.device());
-    TORCH_CHECK_TYPE(
-        direction.scalar_type() == input.scalar_type() && direction.layout() == at::kStrided,
-        "direction ", slot, " has dtype ", direction.scalar_type(), " where its input has dtype ", input.scalar_type());
+    TORCH_CHECK_VALUE(direction.sizes() == input.sizes() && direction.device() == input.device(), "direction ", slot,
+                      " has shape ", direction.sizes(), " on ", direction.device(), " where its input has shape ",
+                      input.sizes(), " on ", input.device());
+    TORCH_CHECK_TYPE(direction.scalar_type() == input.scalar_type() && direction.layout() == at::kStrided, "direction ",
+                     slot, " has dtype ", direction.scalar_type(), " where its input has dtype ", input.scalar_type());
   }
   const auto first_weight = slots.begin() + static_cast<ptrdiff_t>(targets);
   const auto first_bias = first_weight + static_cast<ptrdiff_t>(pairs);
@@ -172,28 +158,28 @@ std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs) 
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& a) {
-  using Signature = std::tuple<at::Tensor, std::vector<at::Tensor>>(
-      at::TensorList, at::TensorList, at::TensorList, const OptionalTensorList&, const at::Tensor&, at::IntArrayRef,
-      const c10::List<bool>&);
+  using Signature = std::tuple<at::Tensor, std::vector<at::Tensor>>(at::TensorList, at::TensorList, at::TensorList,
+                                                                    const OptionalTensorList&, const at::Tensor&,
+                                                                    at::IntArrayRef, const c10::List<bool>&);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_forward", "").typed<Signature>();
   return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
 }
 
-std::vector<at::Tensor> call_matching_backward(
-    const at::Tensor& grad_loss, at::TensorList gradients, const Arguments& a) {
-  using Signature = std::vector<at::Tensor>(
-      const at::Tensor&, at::TensorList, at::TensorList, at::TensorList, at::TensorList, const OptionalTensorList&,
-      const at::Tensor&, at::IntArrayRef, const c10::List<bool>&);
+std::vector<at::Tensor> call_matching_backward(const at::Tensor& grad_loss, at::TensorList gradients,
+                                               const Arguments& a) {
+  using Signature =
+      std::vector<at::Tensor>(const at::Tensor&, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                              const OptionalTensorList&, const at::Tensor&, at::IntArrayRef, const c10::List<bool>&);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_backward", "").typed<Signature>();
   return op.call(grad_loss, gradients, a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
 }
 
 std::vector<at::Tensor> call_matching_hvp(const Arguments& a, const OptionalTensorList& directions) {
-  using Signature = std::vector<at::Tensor>(
-      at::TensorList, at::TensorList, at::TensorList, const OptionalTensorList&, const at::Tensor&, at::IntArrayRef,
-      const OptionalTensorList&, const c10::List<bool>&);
+  using Signature =
+      std::vector<at::Tensor>(at::TensorList, at::TensorList, at::TensorList, const OptionalTensorList&,
+                              const at::Tensor&, at::IntArrayRef, const OptionalTensorList&, const c10::List<bool>&);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_hvp", "").typed<Signature>();
   return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, directions, a.needs);

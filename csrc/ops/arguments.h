@@ -1,12 +1,12 @@
 // The operators' arguments, as the dispatcher hands them over, and their way into and out of the host boundary.
 #pragma once
 
-#include "../matching.h"
-
 #include <ATen/core/List.h>
 
 #include <tuple>
 #include <vector>
+
+#include "../matching.h"
 
 namespace l2t_fast {
 
@@ -17,9 +17,7 @@ using OptionalTensorList = c10::List<std::optional<at::Tensor>>;
 //   needs       bool[], one a slot
 //   directions  Tensor?[], one a slot, None for zero
 //   gradients   Tensor[], only the slots whose need is set, in slot order
-inline size_t slot_count(size_t targets, size_t pairs) {
-  return targets + 2 * pairs + 1;
-}
+inline size_t slot_count(size_t targets, size_t pairs) { return targets + 2 * pairs + 1; }
 
 // What every operator starts with: the problem, unchecked, and the needs. Owns references to its tensors.
 struct Arguments {
@@ -45,8 +43,8 @@ std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs);
 
 // Typed calls through the dispatcher.
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& arguments);
-std::vector<at::Tensor> call_matching_backward(
-    const at::Tensor& grad_loss, at::TensorList gradients, const Arguments& arguments);
+std::vector<at::Tensor> call_matching_backward(const at::Tensor& grad_loss, at::TensorList gradients,
+                                               const Arguments& arguments);
 std::vector<at::Tensor> call_matching_hvp(const Arguments& arguments, const OptionalTensorList& directions);
 
 }  // namespace l2t_fast

@@ -6,12 +6,12 @@
 //
 // The gradients saved by the forward are values, not functions, so matching_backward takes the problem too and is
 // differentiated as what it stands for, grad_loss * (gradient of the loss at the problem).
-#include "arguments.h"
-
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
+
+#include "arguments.h"
 
 namespace l2t_fast {
 
@@ -75,10 +75,9 @@ void refuse_forward_mode(const Tensor& tensor) {
 
 void refuse_sources(const Arguments& arguments) {
   for (size_t i = 0; i < arguments.sources.size(); ++i)
-    TORCH_CHECK_VALUE(
-        !arguments.sources[i].requires_grad(),
-        "source feature ", i, " requires grad, but the fused matching loss has no derivative for sources; detach it, "
-        "or take backend=\"reference\"");
+    TORCH_CHECK_VALUE(!arguments.sources[i].requires_grad(), "source feature ", i,
+                      " requires grad, but the fused matching loss has no derivative for sources; detach it, "
+                      "or take backend=\"reference\"");
 }
 
 void check_tangents(const Arguments& arguments) {
@@ -112,9 +111,9 @@ struct NoThirdDerivative : Function<NoThirdDerivative> {
   }
 };
 
-std::vector<Tensor> hvp_autograd(
-    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
-    const Tensor& alpha, at::IntArrayRef pairs, const OptionalTensorList& directions, const c10::List<bool>& needs) {
+std::vector<Tensor> hvp_autograd(at::TensorList sources, at::TensorList targets, at::TensorList weights,
+                                 const OptionalTensorList& biases, const Tensor& alpha, at::IntArrayRef pairs,
+                                 const OptionalTensorList& directions, const c10::List<bool>& needs) {
   const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
   check_tangents(arguments);
   variable_list depends_on = tensors_of(arguments);
@@ -168,8 +167,7 @@ variable_list spread(const c10::List<bool>& needs, variable_list gradients) {
 c10::List<bool> wanted_now(const AutogradContext* ctx, const variable_list& inputs, size_t edge_of_first) {
   c10::List<bool> wanted;
   size_t edge = edge_of_first;
-  for (const auto& input : inputs)
-    wanted.push_back(input.defined() && ctx->needs_input_grad(edge++));
+  for (const auto& input : inputs) wanted.push_back(input.defined() && ctx->needs_input_grad(edge++));
   return wanted;
 }
 
@@ -177,8 +175,8 @@ c10::List<bool> wanted_now(const AutogradContext* ctx, const variable_list& inpu
 
 // apply(depends_on = grad_loss and the defined slots, ...) -> scaled gradients
 struct MatchingBackward : Function<MatchingBackward> {
-  static variable_list forward(
-      AutogradContext* ctx, at::TensorList depends_on, const variable_list& gradients, const Arguments& arguments) {
+  static variable_list forward(AutogradContext* ctx, at::TensorList depends_on, const variable_list& gradients,
+                               const Arguments& arguments) {
     const Tensor& grad_loss = depends_on.front();
     ctx->set_materialize_grads(false);
     auto keep = tensors_of(arguments);
@@ -226,18 +224,16 @@ struct MatchingBackward : Function<MatchingBackward> {
   }
 };
 
-std::vector<Tensor> backward_autograd(
-    const Tensor& grad_loss, at::TensorList gradients, at::TensorList sources, at::TensorList targets,
-    at::TensorList weights, const OptionalTensorList& biases, const Tensor& alpha, at::IntArrayRef pairs,
-    const c10::List<bool>& needs) {
+std::vector<Tensor> backward_autograd(const Tensor& grad_loss, at::TensorList gradients, at::TensorList sources,
+                                      at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+                                      const Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
   const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
   refuse_forward_mode(grad_loss);
   check_tangents(arguments);
   if (at::GradMode::is_enabled()) refuse_sources(arguments);
   variable_list depends_on{grad_loss};
   for (auto& input : defined_only(arguments.inputs())) depends_on.push_back(std::move(input));
-  if (requires_grad(depends_on))
-    return MatchingBackward::apply(at::TensorList(depends_on), gradients.vec(), arguments);
+  if (requires_grad(depends_on)) return MatchingBackward::apply(at::TensorList(depends_on), gradients.vec(), arguments);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return call_matching_backward(grad_loss, gradients, arguments);
 }
@@ -250,9 +246,9 @@ bool may_consume(const Tensor& grad_loss, const variable_list& gradients) {
     return false;
   const auto is_plain = [](const Tensor& tensor) {
     using c10::DispatchKey;
-    return !tensor.key_set().has_any(c10::DispatchKeySet(
-        {DispatchKey::Python, DispatchKey::Functionalize, DispatchKey::FuncTorchBatched,
-         DispatchKey::FuncTorchGradWrapper}));
+    return !tensor.key_set().has_any(
+        c10::DispatchKeySet({DispatchKey::Python, DispatchKey::Functionalize, DispatchKey::FuncTorchBatched,
+                             DispatchKey::FuncTorchGradWrapper}));
   };
   if (!is_plain(grad_loss)) return false;
   for (const auto& gradient : gradients)
@@ -322,9 +318,10 @@ struct MatchingForward : Function<MatchingForward> {
   }
 };
 
-std::tuple<Tensor, std::vector<Tensor>> forward_autograd(
-    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
-    const Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+std::tuple<Tensor, std::vector<Tensor>> forward_autograd(at::TensorList sources, at::TensorList targets,
+                                                         at::TensorList weights, const OptionalTensorList& biases,
+                                                         const Tensor& alpha, at::IntArrayRef pairs,
+                                                         const c10::List<bool>& needs) {
   const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
   check_tangents(arguments);
   if (at::GradMode::is_enabled()) refuse_sources(arguments);
@@ -336,8 +333,8 @@ std::tuple<Tensor, std::vector<Tensor>> forward_autograd(
   }
   for (size_t slot = 0; slot < inputs.size(); ++slot)
     TORCH_CHECK_VALUE(
-        !inputs[slot].defined() || !inputs[slot].requires_grad() || (slot < needs.size() && needs.get(slot)),
-        "input ", slot, " (of targets, weights, biases, alpha) requires grad, but needs says its gradient is not wanted");
+        !inputs[slot].defined() || !inputs[slot].requires_grad() || (slot < needs.size() && needs.get(slot)), "input ",
+        slot, " (of targets, weights, biases, alpha) requires grad, but needs says its gradient is not wanted");
   auto outputs = MatchingForward::apply(at::TensorList(depends_on), arguments);
   Tensor loss = std::move(outputs.front());
   outputs.erase(outputs.begin());

@@ -2,23 +2,23 @@
 //
 // All three are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions
 // and the returned lists: arguments.h.
-#include "arguments.h"
-
 #include <torch/library.h>
+
+#include "arguments.h"
 
 namespace l2t_fast {
 
 namespace {
 
-Arguments pack(
-    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
-    const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+Arguments pack(at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+               const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
   return {sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>> forward_cpu(
-    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
-    const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+std::tuple<at::Tensor, std::vector<at::Tensor>> forward_cpu(at::TensorList sources, at::TensorList targets,
+                                                            at::TensorList weights, const OptionalTensorList& biases,
+                                                            const at::Tensor& alpha, at::IntArrayRef pairs,
+                                                            const c10::List<bool>& needs) {
   const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
@@ -26,10 +26,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> forward_cpu(
   return {std::move(loss), needed_only(gradient, wanted)};
 }
 
-std::vector<at::Tensor> hvp_cpu(
-    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
-    const at::Tensor& alpha, at::IntArrayRef pairs, const OptionalTensorList& directions,
-    const c10::List<bool>& needs) {
+std::vector<at::Tensor> hvp_cpu(at::TensorList sources, at::TensorList targets, at::TensorList weights,
+                                const OptionalTensorList& biases, const at::Tensor& alpha, at::IntArrayRef pairs,
+                                const OptionalTensorList& directions, const c10::List<bool>& needs) {
   const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
@@ -37,9 +36,9 @@ std::vector<at::Tensor> hvp_cpu(
 }
 
 // gradients belong to loss; grad_loss is a scalar. The problem is what the double backward needs, no more is done here.
-std::vector<at::Tensor> backward_scale(
-    const at::Tensor& grad_loss, at::TensorList gradients, at::TensorList, at::TensorList, at::TensorList,
-    const OptionalTensorList&, const at::Tensor&, at::IntArrayRef, const c10::List<bool>&) {
+std::vector<at::Tensor> backward_scale(const at::Tensor& grad_loss, at::TensorList gradients, at::TensorList,
+                                       at::TensorList, at::TensorList, const OptionalTensorList&, const at::Tensor&,
+                                       at::IntArrayRef, const c10::List<bool>&) {
   std::vector<at::Tensor> scaled;
   scaled.reserve(gradients.size());
   for (const auto& gradient : gradients) scaled.push_back(at::mul(gradient, grad_loss));
@@ -49,8 +48,8 @@ std::vector<at::Tensor> backward_scale(
 // Shapes alone, symbolic ones included; wrong shapes are found where the data is.
 std::vector<at::Tensor> empty_results(const Arguments& arguments) {
   const auto inputs = arguments.inputs();
-  TORCH_CHECK_VALUE(
-      arguments.needs.size() == inputs.size(), "got ", arguments.needs.size(), " needs; ", inputs.size(), " are needed");
+  TORCH_CHECK_VALUE(arguments.needs.size() == inputs.size(), "got ", arguments.needs.size(), " needs; ", inputs.size(),
+                    " are needed");
   std::vector<at::Tensor> results;
   for (size_t slot = 0; slot < inputs.size(); ++slot) {
     if (!arguments.needs.get(slot)) continue;
@@ -60,23 +59,22 @@ std::vector<at::Tensor> empty_results(const Arguments& arguments) {
   return results;
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>> forward_meta(
-    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
-    const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
-  return {
-      at::empty({}, alpha.options()),
-      empty_results(pack(sources, targets, weights, biases, alpha, pairs, needs))};
+std::tuple<at::Tensor, std::vector<at::Tensor>> forward_meta(at::TensorList sources, at::TensorList targets,
+                                                             at::TensorList weights, const OptionalTensorList& biases,
+                                                             const at::Tensor& alpha, at::IntArrayRef pairs,
+                                                             const c10::List<bool>& needs) {
+  return {at::empty({}, alpha.options()), empty_results(pack(sources, targets, weights, biases, alpha, pairs, needs))};
 }
 
-std::vector<at::Tensor> hvp_meta(
-    at::TensorList sources, at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
-    const at::Tensor& alpha, at::IntArrayRef pairs, const OptionalTensorList&, const c10::List<bool>& needs) {
+std::vector<at::Tensor> hvp_meta(at::TensorList sources, at::TensorList targets, at::TensorList weights,
+                                 const OptionalTensorList& biases, const at::Tensor& alpha, at::IntArrayRef pairs,
+                                 const OptionalTensorList&, const c10::List<bool>& needs) {
   return empty_results(pack(sources, targets, weights, biases, alpha, pairs, needs));
 }
 
 }  // namespace
 
-TORCH_LIBRARY(l2t_fast, library) {
+TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   library.def(
       "matching_forward(Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, "
