@@ -1,4 +1,4 @@
-"""Builds the native extension ``l2t_fast._C`` with CMake and Ninja; everything else about the package is in pyproject.toml.
+"""Builds the native extension ``l2t_fast._C`` with CMake and Ninja; the rest of the package is in pyproject.toml.
 
 Environment variables (docs/development.md has the table): L2T_FAST_NATIVE=0, L2T_FAST_CUDA=0/1, MAX_JOBS.
 """
@@ -38,8 +38,8 @@ def find_torch() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         stop(
-            "the native build compiles against the PyTorch you have installed and found none: run `pip install torch torchvision` and "
-            f"then `pip install --no-build-isolation .` (with -e for an editable install), {PURE_PYTHON}."
+            "the native build needs an installed PyTorch and found none: run `pip install torch torchvision` and then "
+            f"`pip install --no-build-isolation .` (with -e for an editable install), {PURE_PYTHON}."
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -54,7 +54,7 @@ def find_tool(name: str) -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes that new processes may take: the smaller of the machine's and the container's, None where neither is known."""
+    """Bytes new processes may take: the smaller of the machine's and the container's; None where neither is known."""
     limits = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -85,9 +85,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, extension: setuptools.Extension) -> None:
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-            stop(
-                f"the native build needs Python's headers (on Debian and Ubuntu: apt-get install python3-dev), {PURE_PYTHON}."
-            )
+            stop(f"the native build needs Python's headers (on Debian: apt-get install python3-dev), {PURE_PYTHON}.")
         folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         forget_moved_cache(folder)
         cuda = {None: "AUTO", True: "ON", False: "OFF"}[flag("L2T_FAST_CUDA")]
@@ -121,9 +119,7 @@ def forget_moved_cache(folder: Path) -> None:
 
 def main() -> None:
     if int(setuptools.__version__.split(".")[0]) < 77:
-        stop(
-            f"setuptools {setuptools.__version__} is too old to read pyproject.toml: run `pip install --upgrade setuptools`."
-        )
+        stop(f"setuptools {setuptools.__version__} is too old for pyproject.toml: run `pip install -U setuptools`.")
     native = flag("L2T_FAST_NATIVE") is not False
     if native and "sdist" not in sys.argv:
         find_torch()  # before pip downloads and compiles anything

@@ -9,6 +9,9 @@
 #include <vector>
 
 #include "build_info.h"
+#ifdef L2T_FAST_WITH_CUDA
+#include "cuda/kernel_image.h"
+#endif
 
 namespace py = pybind11;
 
@@ -44,6 +47,19 @@ int64_t parallel_threads() {
   return static_cast<int64_t>(std::set<int64_t>(thread.begin(), thread.end()).size());
 }
 
+#ifdef L2T_FAST_WITH_CUDA
+py::dict kernel_image_dict(int device) {
+  const cuda::KernelImage image = cuda::kernel_image(device);
+  py::dict dict;
+  dict["runtime"] = image.runtime;
+  dict["driver"] = image.driver;
+  dict["binary"] = image.binary;
+  dict["ptx"] = image.ptx;
+  dict["error"] = text_or_none(image.error);
+  return dict;
+}
+#endif
+
 }  // namespace
 }  // namespace l2t_fast
 
@@ -52,4 +68,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &l2t_fast::build_info_dict, "What the library was built from and with, as a dict.");
   m.def("parallel_threads", &l2t_fast::parallel_threads,
         "The number of threads that a native parallel loop uses under torch's current settings.");
+#ifdef L2T_FAST_WITH_CUDA
+  m.def("kernel_image", &l2t_fast::kernel_image_dict, py::arg("device"),
+        "Which of the compiled CUDA kernels a device would run, as a dict; \"error\" says why none can.");
+#endif
 }

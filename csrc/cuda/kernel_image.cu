@@ -1,0 +1,36 @@
+#include <cuda_runtime.h>
+
+#include "kernel_image.h"
+
+namespace l2t_fast::cuda {
+namespace {
+
+// Compiled for the same architectures as every kernel here: what the driver makes of it, it makes of them all.
+__global__ void witness() {}
+
+cudaError_t inspect(int device, KernelImage& image) {
+  int previous = 0;
+  if (cudaError_t error = cudaGetDevice(&previous); error != cudaSuccess) return error;
+  if (cudaError_t error = cudaSetDevice(device); error != cudaSuccess) return error;
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, witness);
+  image.binary = attributes.binaryVersion;
+  image.ptx = attributes.ptxVersion;
+  const cudaError_t restored = cudaSetDevice(previous);
+  return error != cudaSuccess ? error : restored;
+}
+
+}  // namespace
+
+KernelImage kernel_image(int device) {
+  KernelImage image;
+  cudaRuntimeGetVersion(&image.runtime);
+  cudaDriverGetVersion(&image.driver);
+  if (const cudaError_t error = inspect(device, image); error != cudaSuccess) {
+    image.error = cudaGetErrorString(error);
+    cudaGetLastError();  // the error is reported; it must not surface in somebody else's next launch check
+  }
+  return image;
+}
+
+}  // namespace l2t_fast::cuda
