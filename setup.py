@@ -86,6 +86,8 @@ class CMakeBuild(build_ext):
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if not Path(sysconfig.get_path("include"), "Python.h").is_file():
             stop(f"the native build needs Python's headers (on Debian: apt-get install python3-dev), {PURE_PYTHON}.")
+        if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
+            stop(f"the native build needs a C++ compiler (on Debian: apt-get install g++), {PURE_PYTHON}.")
         folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         forget_moved_cache(folder)
         cuda = {None: "AUTO", True: "ON", False: "OFF"}[flag("L2T_FAST_CUDA")]
@@ -129,4 +131,5 @@ def main() -> None:
     )
 
 
-main()
+if __name__ == "__main__":
+    main()

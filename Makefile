@@ -1,0 +1,51 @@
+# `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.l2t_fast-ready
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+# The pythons to try; `make PYTHON=/path/to/python ...` names one.
+PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+train: $(READY)  ## set up what is missing, then compare the methods on the embedded default; ARGS='--help' and others pass through
+	$(BIN)/l2t-fast compare $(ARGS)
+
+test: $(READY)  ## set up what is missing, then run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(READY)  ## check style: ruff, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(READY)  ## repair style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info l2t_fast/_C.*
+
+# PyTorch comes first and alone, because the native build compiles against it.
+$(BIN)/pip:
+	@for python in $(PYTHON); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "error: l2t_fast needs Python 3.11 or newer, and none of these is one: $(PYTHON); name one with make PYTHON=/path/to/python." >&2; exit 1; \
+	fi; \
+	"$$found" -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "error: $$found cannot make a virtual environment; install its venv module (on Debian: apt-get install python3-venv)." >&2; exit 1; }
+
+$(READY): $(BIN)/pip $(SOURCES)
+	@echo "Setting up $(VENV) (the first time it downloads PyTorch, about 3 GB, and compiles for a few minutes)"
+	$(BIN)/pip install torch torchvision setuptools cmake ninja
+	$(BIN)/pip install --no-build-isolation -e '.[dev]'
+	@touch $@
