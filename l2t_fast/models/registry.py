@@ -1,0 +1,65 @@
+"""Networks by name."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.models.hooked import (
+    TORCHVISION_PREFIX,
+    build_torchvision,
+    torchvision_layer_names,
+    torchvision_names,
+)
+from l2t_fast.models.named_maps import suggestion
+from l2t_fast.models.resnet import CifarResNet, TinyImageNetResNet32
+from l2t_fast.models.vgg import VGG5_PLAN, VGG9_PLAN, VggBatchNorm
+
+# Each is called with (num_classes, in_channels, layers).
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    **{f"resnet{6 * n + 2}": partial(CifarResNet, f"resnet{6 * n + 2}", n) for n in (1, 3, 5, 7, 9)},
+    "l2tww_resnet32": partial(TinyImageNetResNet32, "l2tww_resnet32"),
+    "vgg5bn": partial(VggBatchNorm, "vgg5bn", VGG5_PLAN),
+    "vgg9bn": partial(VggBatchNorm, "vgg9bn", VGG9_PLAN),
+}
+
+
+def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Sequence[str] | None = None) -> nn.Module:
+    """Build a network with fresh weights whose ``forward(x)`` gives ``(logits, maps)`` (see ``NamedMapsNetwork``).
+
+    ``name`` is one of ``list_models()``. ``layers`` names the maps to return, in that order; ``layer_names(name)``
+    lists them, None takes the network's default: the last of each stage, or the map before each max-pool. Initial
+    weights come from PyTorch's global random state.
+
+    Raises ``L2TFastError`` for an unknown network or layer, or a number of classes or channels below 1.
+    """
+    for what, value in (("classes", num_classes), ("input channels", in_channels)):
+        if value < 1:
+            raise L2TFastError(f"{name} cannot have {value} {what}: at least 1 is needed.")
+    if _kind(name) == "own":
+        return _OWN[name](num_classes, in_channels, layers)
+    return build_torchvision(name, num_classes, in_channels, layers)
+
+
+def list_models() -> list[str]:
+    """The names that ``build_model`` knows."""
+    return [*_OWN, *torchvision_names()]
+
+
+def layer_names(name: str) -> list[str]:
+    """The layers of a network whose maps ``build_model`` can return, in the order of computation."""
+    if _kind(name) == "own":
+        return list(_OWN[name](1).layer_channels())
+    return torchvision_layer_names(name)
+
+
+def _kind(name: str) -> str:
+    if name in _OWN:
+        return "own"
+    known = list_models()
+    if name in known:
+        return "torchvision"
+    if name.startswith(TORCHVISION_PREFIX):
+        known = [model for model in known if model.startswith(TORCHVISION_PREFIX)]
+    raise L2TFastError(f"There is no network {name!r}: {suggestion(name, known)}.")

@@ -1,0 +1,120 @@
+"""Load weights that somebody else saved, and say plainly why when that cannot be done."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.text import printable
+
+# Where training scripts keep the weights inside a checkpoint.
+STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
+# What wrappers put in front of every name: DataParallel, torch.compile.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint file into ``model``, in place; on an error the model is left as it was.
+
+    The file may be a state dict or a checkpoint that holds one (``state_dict``, ``model``, ...), with or without the
+    prefixes of DataParallel or torch.compile. It is read with ``weights_only=True``: no code in it runs.
+
+    Raises ``L2TFastError`` if the file is missing, truncated, no checkpoint, or that of another network.
+    """
+    path = Path(path)
+    shown = printable(path)
+    weights = _without_wrappers(_find_state_dict(_read(path), shown))
+    ignored = tuple(getattr(model, "ignored_checkpoint_prefixes", ()))
+    weights = {name: value for name, value in weights.items() if not (ignored and name.startswith(ignored))}
+    _check_fit(model, weights, shown)
+    # Not strict: files older than BatchNorm's batch counter lack it, everything else was checked above.
+    model.load_state_dict(weights, strict=False)
+
+
+def _read(path: Path) -> object:
+    shown = printable(path)
+    if not path.exists():
+        raise L2TFastError(f"There is no checkpoint file {shown}.")
+    if not path.is_file():
+        raise L2TFastError(f"{shown} is not a checkpoint file but a folder or a device.")
+    if path.stat().st_size == 0:
+        raise L2TFastError(f"The checkpoint file {shown} is empty: copy it again.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise L2TFastError(f"The checkpoint file {shown} cannot be read: {error.strerror}.") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise L2TFastError(
+                f"The checkpoint file {shown} holds more than tensors and plain values, which is not loaded because it "
+                "could run code: save the state dict alone."
+            ) from error
+        raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
+    except Exception as error:
+        # A damaged file makes torch.load raise nearly anything (RuntimeError, EOFError, KeyError, OSError, ...).
+        raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
+
+
+_NOT_A_CHECKPOINT = "The file {} is truncated or no PyTorch checkpoint: copy it again, or name another."
+
+
+def _find_state_dict(content: object, shown: str) -> Mapping[str, Tensor]:
+    candidates = [content]
+    if isinstance(content, Mapping):
+        candidates += [content[key] for key in STATE_DICT_KEYS if key in content]
+    for candidate in candidates:
+        if (
+            isinstance(candidate, Mapping)
+            and candidate
+            and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in candidate.items())
+        ):
+            return candidate
+    raise L2TFastError(
+        f"The checkpoint {shown} holds no weights: expected names with tensors, alone or under one of "
+        f"{', '.join(STATE_DICT_KEYS)}."
+    )
+
+
+def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    plain = dict(weights)
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in WRAPPER_PREFIXES:
+            if all(name.startswith(prefix) for name in plain):
+                plain = {name.removeprefix(prefix): value for name, value in plain.items()}
+                stripped = True
+    return plain
+
+
+def _check_fit(model: nn.Module, weights: Mapping[str, Tensor], shown: str) -> None:
+    expected = model.state_dict()
+    problems = []
+    missing = [name for name in expected if name not in weights and not name.endswith(".num_batches_tracked")]
+    if missing:
+        problems.append(f"it lacks {_some(missing)}")
+    unexpected = [name for name in weights if name not in expected]
+    if unexpected:
+        problems.append(f"it has {_some([printable(name) for name in unexpected])}, which the network does not")
+    wrong_shape = [
+        f"{name} {tuple(weights[name].shape)} where the network has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if wrong_shape:
+        problems.append(f"it has {_some(wrong_shape, 2)}")
+    if problems:
+        raise L2TFastError(f"The checkpoint {shown} is of another network than this one: {'; '.join(problems)}.")
+    not_finite = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if not_finite:
+        raise L2TFastError(f"The checkpoint {shown} holds NaN or infinite values in {_some(not_finite)}.")
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

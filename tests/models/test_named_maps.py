@@ -1,0 +1,247 @@
+"""Which maps the networks give, and that they can be differentiated as training needs it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, layer_names, list_models, with_feature_maps
+
+CIFAR_MAPS = [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
+def map_shapes(name, size, in_channels=3, **options):
+    network = build_model(name, 5, in_channels=in_channels, **options).eval()
+    logits, maps = network(torch.randn(2, in_channels, size, size))
+    assert logits.shape == (2, 5)
+    assert [m.shape[1] for m in maps] == network.feature_channels
+    assert len(maps) == len(network.feature_names)
+    return [tuple(m.shape[1:]) for m in maps]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet32", "resnet44", "resnet56", "l2tww_resnet32"])
+def test_default_maps_of_the_cifar_resnets_are_the_last_of_each_stage(name):
+    assert map_shapes(name, 32) == CIFAR_MAPS
+
+
+def test_default_maps_of_vgg9_are_those_before_each_max_pool():
+    assert map_shapes("vgg9bn", 32) == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("resnet8", [(16, 8, 8), (32, 4, 4), (64, 2, 2)]),
+        ("vgg5bn", [(32, 8, 8), (64, 4, 4), (128, 2, 2)]),
+        ("vgg9bn", [(64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1), (512, 1, 1)]),
+    ],
+)
+def test_networks_take_8x8_grey_images(name, shapes):
+    assert map_shapes(name, 8, in_channels=1) == shapes
+
+
+def test_networks_take_images_that_are_not_square():
+    logits, maps = build_model("resnet8", 5)(torch.randn(2, 3, 12, 7))
+    assert logits.shape == (2, 5)
+    assert [tuple(m.shape[2:]) for m in maps] == [(12, 7), (6, 4), (3, 2)]
+
+
+def test_all_fifteen_maps_of_the_tinyimagenet_resnet_have_names():
+    names = layer_names("l2tww_resnet32")
+    assert len(names) == 15
+    assert (names[4], names[9], names[14]) == ("blocks2.3", "blocks4.3", "blocks6.3")
+    shapes = map_shapes("l2tww_resnet32", 32, layers=names)
+    assert shapes == [CIFAR_MAPS[0]] * 5 + [CIFAR_MAPS[1]] * 5 + [CIFAR_MAPS[2]] * 5
+
+
+def test_all_fifteen_maps_of_resnet32_have_names():
+    assert layer_names("resnet32") == [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(5)]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "l2tww_resnet32", "vgg5bn", "torchvision:resnet18"])
+def test_maps_are_the_outputs_of_the_modules_they_are_named_after(name):
+    layers = layer_names(name)[-3:]
+    network = build_model(name, 5, layers=layers).eval()
+    seen = {}
+    for layer in layers:
+        network.get_submodule(layer).register_forward_hook(lambda m, i, out, layer=layer: seen.update({layer: out}))
+    _, maps = network(torch.randn(2, 3, 32, 32))
+    for layer, feature_map in zip(layers, maps, strict=True):
+        torch.testing.assert_close(feature_map, seen[layer], rtol=0, atol=0)
+
+
+def test_maps_come_in_the_order_asked_for():
+    layers = ["layer3.0", "layer1.0"]
+    network = build_model("resnet8", 5, layers=layers)
+    _, maps = network(torch.randn(2, 3, 16, 16))
+    assert network.feature_names == layers
+    assert [m.shape[1] for m in maps] == network.feature_channels == [64, 16]
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("resnet18", [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]),
+        ("mobilenet_v3_small", [(16, 112, 112), (16, 56, 56), (24, 28, 28), (48, 14, 14), (576, 7, 7)]),
+        ("densenet121", [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (1024, 7, 7)]),
+        ("googlenet", [(64, 112, 112), (192, 56, 56), (480, 28, 28), (832, 14, 14), (1024, 7, 7)]),
+        ("regnet_y_400mf", [(32, 112, 112), (48, 56, 56), (104, 28, 28), (208, 14, 14), (440, 7, 7)]),
+        ("convnext_tiny", [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]),
+        ("swin_t", [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]),
+        ("vit_b_32", [(768, 7, 7)] * 4),
+    ],
+)
+def test_default_maps_of_torchvision_families(name, shapes):
+    assert map_shapes(f"torchvision:{name}", 224) == shapes
+
+
+def test_torchvision_vgg_gives_the_maps_before_each_max_pool():
+    # Without its 500 MB of linear layers the network is quick to build, and its layers are the same.
+    from torchvision.models.vgg import cfgs, make_layers
+
+    features = nn.Sequential(*make_layers(cfgs["A"], batch_norm=True))
+    network = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 5))
+    with_feature_maps(network, ["0.2", "0.6"], image_size=32)
+    _, maps = network(torch.randn(2, 3, 32, 32))
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 32, 32), (128, 16, 16)]
+
+
+def test_torchvision_networks_take_grey_images():
+    assert map_shapes("torchvision:resnet18", 32, in_channels=1)[0] == (64, 8, 8)
+
+
+def test_a_map_that_the_network_overwrites_is_kept_as_it_was():
+    # BasicBlock adds the shortcut into the output of its second BatchNorm.
+    name = "layer1.0.bn2"
+    network = build_model("torchvision:resnet18", 5, layers=[name]).eval()
+    before = []
+    network.get_submodule(name).register_forward_hook(lambda module, inputs, output: before.append(output.clone()))
+    _, (feature_map,) = network(torch.randn(1, 3, 64, 64))
+    torch.testing.assert_close(feature_map, before[0], rtol=0, atol=0)
+
+
+def test_parameter_names_of_torchvision_networks_are_the_plain_ones():
+    from torchvision.models import resnet18
+
+    assert list(build_model("torchvision:resnet18", 5).state_dict()) == list(resnet18(num_classes=5).state_dict())
+
+
+def test_a_copied_network_is_independent_of_the_first():
+    network = build_model("torchvision:resnet18", 5).eval()
+    twin = copy.deepcopy(network)
+    x = torch.randn(2, 3, 32, 32)
+    before = twin(x)[1][-1]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin(x)[1][-1], before, rtol=0, atol=0)
+
+
+def test_colour_networks_say_how_their_input_is_normalised():
+    assert build_model("l2tww_resnet32", 5).input_mean == IMAGENET_MEAN
+    assert build_model("torchvision:resnet18", 5).input_std == IMAGENET_STD
+    assert build_model("resnet8", 5, in_channels=1).input_mean is None
+
+
+def test_vgg9_has_the_parameters_of_its_plan():
+    convolutions = [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)]
+    expected = sum(9 * i * o + o + 2 * o for i, o in convolutions) + 512 * 10 + 10
+    assert sum(p.numel() for p in build_model("vgg9bn", 10).parameters()) == expected
+
+
+# One of each family, at the smallest input that leaves it more than one value a channel.
+FAMILIES = [
+    ("resnet8", 8, None),
+    ("l2tww_resnet32", 8, ["block1", "block3", "block5"]),
+    ("vgg5bn", 8, None),
+    ("torchvision:resnet18", 32, ["layer1", "layer2"]),
+    ("torchvision:mobilenet_v3_small", 32, None),
+    ("torchvision:efficientnet_b0", 32, None),
+]
+
+
+def family_loss(network, size):
+    """A loss as a function of the parameters that all maps and the logits enter, BatchNorm in training mode."""
+    torch.manual_seed(1)
+    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 3])
+    buffers = {name: b.clone() for name, b in network.named_buffers()}
+
+    def loss(parameters):
+        torch.manual_seed(2)  # the same dropout in every pass
+        logits, maps = functional_call(network, (parameters, {k: b.clone() for k, b in buffers.items()}), (x,))
+        return nn.functional.cross_entropy(logits, y) + sum((m**2).mean() for m in maps)
+
+    return loss
+
+
+@pytest.mark.parametrize(("name", "size", "layers"), FAMILIES)
+def test_forward_over_reverse_equals_double_backward(name, size, layers):
+    torch.manual_seed(0)
+    network = build_model(name, 5, layers=layers).double().train()
+    loss = family_loss(network, size)
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+    direction = {name: torch.randn_like(p) * 0.1 for name, p in parameters.items()}
+
+    gradient = torch.autograd.grad(loss(parameters), list(parameters.values()), create_graph=True)
+    slope = sum((g * v).sum() for g, v in zip(gradient, direction.values(), strict=True))
+    expected = torch.autograd.grad(slope, list(parameters.values()))
+
+    with forward_ad.dual_level():
+        dual = {name: forward_ad.make_dual(p, direction[name]) for name, p in parameters.items()}
+        mixed = torch.autograd.grad(loss(dual), list(dual.values()))
+        products = [forward_ad.unpack_dual(g).tangent for g in mixed]
+
+    # Some products are zero but for rounding (a bias in front of a BatchNorm), so the scale is that of the largest.
+    largest = max(truth.abs().max() for truth in expected)
+    for name_of, product, truth in zip(parameters, products, expected, strict=True):
+        assert (product - truth).abs().max() <= 1e-10 * largest, name_of
+
+
+def test_any_network_can_be_given_feature_maps():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(5))
+    network(torch.zeros(1, 3, 6, 6))
+    with_feature_maps(network, ["0", "1"], image_size=6)
+    logits, maps = network(torch.randn(2, 3, 6, 6))
+    assert logits.shape == (2, 5)
+    assert network.feature_channels == [4, 4]
+    assert maps[0].min() < 0 <= maps[1].min()  # the first map is still from before the ReLU
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: build_model("resnet33", 5), "There is no network 'resnet33': the closest names are resnet3"),
+        (lambda: build_model("torchvision:resnet19", 5), "closest names are torchvision:resnet18"),
+        (lambda: build_model("", 5), "There is no network ''"),
+        (lambda: layer_names("vgg99"), "There is no network 'vgg99'"),
+        (
+            lambda: build_model("resnet20", 5, layers=["layer1.7"]),
+            "no layer 'layer1.7': the closest names are layer1.2",
+        ),
+        (lambda: build_model("resnet20", 5, layers=[]), "must be a list of at least one name"),
+        (lambda: build_model("resnet20", 5, layers="layer1.0"), "must be a list of at least one name, not 'layer1.0'"),
+        (lambda: build_model("resnet20", 5, layers=["layer1.0", "layer1.0"]), "'layer1.0' of resnet20 is named twice"),
+        (lambda: build_model("torchvision:resnet18", 5, layers=["layer5"]), "the closest names are layer4"),
+        (lambda: build_model("torchvision:resnet18", 5, layers=["fc"]), "has no layer 'fc'"),
+        (lambda: build_model("resnet20", 0), "cannot have 0 classes"),
+        (lambda: build_model("resnet20", 5, in_channels=0), "cannot have 0 input channels"),
+    ],
+)
+def test_mistakes_are_named(call, sentence):
+    with pytest.raises(L2TFastError) as error:
+        call()
+    assert sentence in str(error.value)
+
+
+def test_list_models_names_every_family():
+    names = list_models()
+    assert {"resnet20", "resnet32", "resnet44", "resnet56", "l2tww_resnet32", "vgg9bn", "resnet8", "vgg5bn"} < set(
+        names
+    )
+    assert "torchvision:resnet34" in names
+    assert not any("deeplab" in name or "rcnn" in name for name in names)
