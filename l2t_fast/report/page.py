@@ -1,0 +1,160 @@
+"""Build the HTML page of a comparison: one file with its figures inside, no script and no request to anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.report import plots_accuracy, plots_weights
+from l2t_fast.report.conditions import conditions_of
+from l2t_fast.report.figure import Plot
+from l2t_fast.report.folder import Comparison, Run, read_comparison
+from l2t_fast.report.style import DARK, LIGHT, method_label
+from l2t_fast.report.verdict import MethodResult, judge, rank_methods
+from l2t_fast.report.wording import duration, interval, percent
+
+
+def build_report(compare_dir: Path) -> Path:
+    """Write ``plots/*.png`` and ``report.html`` into a compare folder, or into the folder of a single run.
+
+    Incomplete folders give a page that says what is missing; it can be built again at any time.
+
+    Args:
+        compare_dir: folder as ``l2t-fast compare`` or ``l2t-fast train`` writes it.
+
+    Returns:
+        Path of ``report.html``, self-contained.
+
+    Raises:
+        L2TFastError: the folder does not exist, holds no run, or cannot be written to.
+    """
+    comparison = read_comparison(compare_dir)
+    try:
+        page = render_page(comparison)
+        path = comparison.path / "report.html"
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise L2TFastError(
+            f"the report could not be written into {comparison.path}: {error.strerror or error}."
+        ) from error
+    return path
+
+
+def render_page(comparison: Comparison) -> str:
+    """The page's HTML; writes the PNG figures on the way."""
+    results = rank_methods(comparison)
+    conditions = conditions_of(comparison)
+    verdict = judge(results)
+    # All text, whoever wrote it, passes through autoescape; only the figures' SVG, whose text matplotlib escaped, is
+    # marked as safe.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "interval": interval,
+        "duration": duration,
+        "method_label": method_label,
+    }
+    return environment.get_template("page.html").render(
+        title=_title(comparison, results),
+        verdict=verdict,
+        warnings=_warnings(comparison, results),
+        results=results,
+        conditions=conditions.rows,
+        plots=[(plot, Markup(plot.svg)) for plot in _plots(comparison, results, conditions.sentence)],
+        comparison=comparison,
+        configs=_configs(comparison),
+        environments=_environments(comparison),
+        status=run_status,
+        light=LIGHT,
+        dark=DARK,
+    )
+
+
+def run_status(run: Run) -> str:
+    """What became of a run, in a word or two."""
+    if run.has_test_accuracy:
+        return "finished"
+    if run.finished:
+        return "finished without a test accuracy"
+    planned = f" of {run.planned_epochs}" if run.planned_epochs else ""
+    return f"not finished: {run.epochs_recorded}{planned} epochs"
+
+
+def _title(comparison: Comparison, results: list[MethodResult]) -> str:
+    names = [method_label(method) for method in comparison.methods]
+    if len(comparison.runs) == 1:
+        return f"Run of {names[0]}"
+    return f"Comparison of {', '.join(names)}" if len(names) <= 4 else f"Comparison of {len(names)} methods"
+
+
+def _plots(comparison: Comparison, results: list[MethodResult], conditions: str) -> list[Plot]:
+    plots_dir = comparison.path / "plots"
+    plots = [
+        plots_accuracy.accuracy_results(results, plots_dir, conditions),
+        plots_accuracy.accuracy_curves(comparison, plots_dir, conditions),
+    ]
+    for method in comparison.methods:
+        runs = comparison.runs_of(method)
+        plots.append(plots_weights.pair_weight_heat_map(method, runs, plots_dir, conditions))
+        plots.append(plots_weights.pair_weight_curves(method, runs, plots_dir, conditions))
+        plots.append(plots_weights.channel_weight_curves(method, runs, plots_dir, conditions))
+    return [plot for plot in plots if plot is not None]
+
+
+def _warnings(comparison: Comparison, results: list[MethodResult]) -> list[str]:
+    """What a reader must know before believing the table."""
+    warnings = list(comparison.problems)
+    missing = [run for run in comparison.runs if not run.has_test_accuracy]
+    if missing:
+        listed = "; ".join(f"{run.name} ({run_status(run)})" for run in missing)
+        warnings.append(
+            f"{len(missing)} of {len(comparison.runs)} runs have no result and are left out of the table: {listed}."
+        )
+    asked = comparison.config.get("methods"), comparison.config.get("seeds")
+    if all(isinstance(value, list) for value in asked):
+        absent = len(asked[0]) * len(asked[1]) - len(comparison.runs)
+        if absent > 0:
+            warnings.append(
+                f"{absent} of the {len(asked[0]) * len(asked[1])} runs that the comparison asks for have not started."
+            )
+    counts = {result.test.n for result in results}
+    if len(counts) > 1:
+        warnings.append("The methods have different numbers of finished seeds; compare their means with care.")
+    return warnings
+
+
+def _configs(comparison: Comparison) -> list[tuple[str, str]]:
+    """(name, YAML text): the comparison's config, and those of runs where there is none."""
+    if comparison.config_text:
+        return [("config.yaml", comparison.config_text)]
+    return [(f"{run.name}/config.yaml", run.config_text) for run in comparison.runs if run.config_text]
+
+
+def _environments(comparison: Comparison) -> list[tuple[list[str], list[tuple[str, str]]]]:
+    """The different environments the runs recorded: (names of the runs, (dotted key, value) rows)."""
+    groups: list[tuple[list[str], list[tuple[str, str]]]] = []
+    for run in comparison.runs:
+        rows = _flat(run.environment)
+        same = [names for names, known in groups if known == rows]
+        if same:
+            same[0].append(run.name)
+        elif rows:
+            groups.append(([run.name], rows))
+    return groups
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in tree.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", str(value))]
+    return rows

@@ -1,0 +1,240 @@
+"""What was learned: lambda of each layer pair, over training and in the end, and how unequal channel weights became."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from l2t_fast.report.figure import NARROW, Plot, drawing, save_plot, short
+from l2t_fast.report.folder import Pair, Run
+from l2t_fast.report.style import LIGHT, layer_style, method_label
+
+
+def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
+    """lambda of each pair, source layers down, target layers across. None where no run has pair weights."""
+    per_run = [weights for run in _with_pair_weights(runs) if (weights := run.pair_weights_at_best())]
+    if not per_run:
+        return None
+    sources, targets = _layers([pair for weights in per_run for pair in weights])
+    values = np.array([[[weights.get((s, t), math.nan) for t in targets] for s in sources] for weights in per_run])
+    mean, spread = _mean_and_spread(values)
+    largest = float(np.nanmax(mean)) if np.isfinite(mean).any() else 1.0
+    scale = matplotlib.colors.Normalize(0, max(largest, 1e-12))
+    colors = matplotlib.colormaps["YlGnBu"]
+    width = max(NARROW, 1.45 + 0.62 * len(targets))
+    known = {pair for weights in per_run for pair in weights}
+    with drawing(width, 1.15 + 0.62 * len(sources)) as figure:
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        for row, source in enumerate(sources):
+            for column, target in enumerate(targets):
+                value = mean[row, column]
+                corner = (column - 0.5, row - 0.5)
+                if not math.isfinite(value):
+                    axes.add_patch(
+                        Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor=LIGHT["grid"], linewidth=0)
+                    )
+                    if (source, target) in known:
+                        axes.text(column, row, "no number", ha="center", va="center", fontsize=8)
+                    continue
+                face = colors(scale(value))
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor=LIGHT["paper"], linewidth=1.5))
+                # Not quite white: the theme's white becomes the page's colour, but cells look the same in both themes.
+                ink = "#fefefe" if _luminance(face) < 0.18 else "#010101"
+                shift = 0.1 if len(per_run) > 1 else 0
+                axes.text(column, row - shift, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=10.5)
+                if len(per_run) > 1:
+                    axes.text(
+                        column,
+                        row + 0.24,
+                        f"±{spread[row, column]:.2f}",
+                        ha="center",
+                        va="center",
+                        color=ink,
+                        fontsize=7.5,
+                    )
+        axes.set(xlim=(-0.5, len(targets) - 0.5), ylim=(len(sources) - 0.5, -0.5))
+        names = [short(name, 18) for name in targets]
+        turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 8 else {}
+        axes.set_xticks(range(len(targets)), names, **turn)
+        axes.set_yticks(range(len(sources)), [short(name, 18) for name in sources])
+        axes.tick_params(length=0, colors=LIGHT["ink"])
+        axes.set(xlabel="target layer", ylabel="source layer")
+        axes.spines[:].set_visible(False)
+        over = f"mean over {len(per_run)} seeds, ± one standard deviation" if len(per_run) > 1 else "one run"
+        missing = " Hatched: not a pair of this run." if len(known) < len(sources) * len(targets) else ""
+        caption = (
+            f"λ of each layer pair for {method_label(method)}, mean over the batches of the best-validation epoch; "
+            f"{over}. λ lies between 0 (the pair is not used) and 6, and starts near 1. Darker is larger, from 0 to "
+            f"{largest:.2f}."
+            f"{missing} {conditions}"
+        )
+        name = f"pair_weights_{_file_name(method)}"
+        return save_plot(figure, plots_dir, name, f"Where: λ of each pair ({method_label(method)})", caption)
+
+
+def pair_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
+    """lambda of each pair over the epochs: one panel a target layer, one line a source layer, mean over seeds."""
+    used = _with_pair_weights(runs)
+    if not used:
+        return None
+    sources, targets = _layers([pair for run in used for pair in run.pair_weights])
+    curves: dict[Pair, tuple[list[int], np.ndarray]] = {}
+    for pair in {pair for run in used for pair in run.pair_weights}:
+        having = [run.pair_weights[pair] for run in used if pair in run.pair_weights]
+        epochs = sorted(set.intersection(*(set(by_epoch) for by_epoch in having)))
+        if epochs:
+            mean, _ = _mean_and_spread(np.array([[by_epoch[epoch] for epoch in epochs] for by_epoch in having]))
+            curves[pair] = (epochs, mean)
+    with drawing(*_panel_size(len(targets))) as figure:
+        panels = _panels(figure, targets, sources)
+        for column, target in enumerate(targets):
+            for row, source in enumerate(sources):
+                if (source, target) in curves:
+                    epochs, mean = curves[source, target]
+                    style = layer_style(row)
+                    marker = {"marker": style.marker, "markersize": 4} if len(epochs) == 1 else {}
+                    panels[column].plot(
+                        epochs, mean, color=style.color, linestyle=style.dashes, linewidth=1.6, **marker
+                    )
+        top = max((float(np.nanmax(mean)) for _, mean in curves.values() if np.isfinite(mean).any()), default=1.0)
+        panels[0].set_ylim(0, max(1.1 * top, 1.2))
+        panels[0].xaxis.get_major_locator().set_params(integer=True)
+        figure.supxlabel("epoch", fontsize=10, color=LIGHT["muted"])
+        figure.supylabel("λ", fontsize=10, color=LIGHT["muted"])
+        caption = (
+            f"λ of each pair for {method_label(method)} over training: mean over the batches of an epoch, then over "
+            f"{_seeds(len(used))}. One panel for each target layer, one line for each source layer. {conditions}"
+        )
+        name = f"pair_weights_over_epochs_{_file_name(method)}"
+        return save_plot(figure, plots_dir, name, f"λ over training ({method_label(method)})", caption)
+
+
+def channel_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
+    """Sorted channel weights times C: one panel a target layer, one line a source layer, mean over seeds."""
+    used = [run for run in runs if run.finished and run.channel_weights] or [run for run in runs if run.channel_weights]
+    if not used:
+        return None
+    sources, targets = _layers([pair for run in used for pair in run.channel_weights])
+    lowest, highest, shares = 1.0, 1.0, []
+    with drawing(*_panel_size(len(targets))) as figure:
+        panels = _panels(figure, targets, sources)
+        for column, target in enumerate(targets):
+            panels[column].axhline(1, color=LIGHT["muted"], linewidth=0.9)
+            for row, source in enumerate(sources):
+                weights = [
+                    run.channel_weights[source, target] for run in used if (source, target) in run.channel_weights
+                ]
+                weights = [w for w in weights if w.size == weights[0].size and np.isfinite(w).all()]
+                if not weights:
+                    continue
+                # Sorted within a run, then averaged: the same channel need not be the largest in every run.
+                relative = np.mean([np.sort(w * w.size)[::-1] for w in weights], axis=0)
+                style = layer_style(row)
+                rank = (np.arange(relative.size) + 0.5) / relative.size
+                marker = {"marker": style.marker, "markersize": 4} if relative.size == 1 else {}
+                panels[column].plot(rank, relative, color=style.color, linestyle=style.dashes, linewidth=1.6, **marker)
+                lowest, highest = min(lowest, float(relative.min())), max(highest, float(relative.max()))
+                shares += [effective_share(w) for w in weights]
+        if not shares:
+            return None
+        # Never tighter than +-20 %: weights that stayed uniform must look it.
+        panels[0].set_ylim(min(lowest - 0.05 * (highest - lowest), 0.8), max(highest + 0.05 * (highest - lowest), 1.2))
+        panels[0].set_xlim(0, 1)
+        panels[0].set_xticks([0, 0.5, 1], ["largest", "", "smallest"])
+        for panel in panels:
+            for label, side in zip(panel.get_xticklabels(), ("left", "center", "right"), strict=False):
+                label.set_horizontalalignment(side)
+        figure.supxlabel("source channels, sorted by weight", fontsize=10, color=LIGHT["muted"])
+        figure.supylabel("weight \N{MULTIPLICATION SIGN} C (uniform = 1)", fontsize=10, color=LIGHT["muted"])
+        caption = (
+            f"Channel weights w of each pair for {method_label(method)} as multiples of the uniform weight 1/C, "
+            f"sorted, mean over {_seeds(len(used))} (validation set, best model). The horizontal line at 1 is uniform. "
+            f"Over all pairs they reach from {lowest:.2f} to {highest:.2f} times uniform, and the effective share of "
+            f"channels (exp of the entropy, over C) is "
+            f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %. {_in_words(lowest, highest)} {conditions}"
+        )
+        name = f"channel_weights_{_file_name(method)}"
+        return save_plot(figure, plots_dir, name, f"What: channel weights ({method_label(method)})", caption)
+
+
+def effective_share(weights: np.ndarray) -> float:
+    """exp(entropy) / C of weights (C,) that sum to 1: 1 where all are equal, 1/C where one has everything."""
+    positive = weights[weights > 0]
+    return float(np.exp(-(positive * np.log(positive)).sum()) / weights.size)
+
+
+def _in_words(lowest: float, highest: float) -> str:
+    farthest = max(highest - 1, 1 - lowest)
+    if farthest < 0.05:
+        return "They stayed practically uniform: no mean weight is more than 5 % away from it."
+    return ""
+
+
+def _with_pair_weights(runs: list[Run]) -> list[Run]:
+    having = [run for run in runs if any(run.pair_weights.values())]
+    return [run for run in having if run.finished] or having
+
+
+def _layers(pairs: list[Pair]) -> tuple[list[str], list[str]]:
+    """Source and target layer names, each in order of appearance, which is their order in the network."""
+    return list(dict.fromkeys(s for s, _ in pairs)), list(dict.fromkeys(t for _, t in pairs))
+
+
+def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (n - 1) over the first axis, without NaN entries; NaN and 0 where nothing is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=0), np.nan_to_num(np.nanstd(values, axis=0, ddof=1))
+
+
+def _panel_size(count: int) -> tuple[float, float]:
+    columns = min(count, 2)
+    return NARROW, 1.15 + 1.45 * math.ceil(count / columns)
+
+
+def _panels(figure: Figure, targets: list[str], sources: list[str]) -> list[Axes]:
+    """One panel a target layer, all with the same axes, and one legend of the source layers."""
+    columns = min(len(targets), 2)
+    rows = math.ceil(len(targets) / columns)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    flat = list(grid.flat)
+    for panel, target in zip(flat, targets, strict=False):
+        panel.set_title(f"→ {short(target, 24)}", fontsize=9.5)
+    for panel in flat[len(targets) :]:
+        panel.set_axis_off()
+        grid[-2][-1].tick_params(labelbottom=True)
+    handles = []
+    for index, source in enumerate(sources):
+        style = layer_style(index)
+        handles.append(
+            Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=1.8, label=short(source, 20))
+        )
+    per_row = 3 if max(len(short(source, 20)) for source in sources) > 8 else 4
+    legend = figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(per_row, len(handles)), title="source layer"
+    )
+    legend.get_title().set_fontsize(9)
+    return flat[: len(targets)]
+
+
+def _luminance(color: tuple[float, ...]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _seeds(count: int) -> str:
+    return "one run" if count == 1 else f"{count} seeds"
+
+
+def _file_name(method: str) -> str:
+    """``method`` with only letters, digits and ``+-_`` left, so that no method's name can leave the plots folder."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "+-_") else "_" for c in method)[:60]

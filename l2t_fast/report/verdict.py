@@ -1,0 +1,141 @@
+"""The sentence at the top of the page: what won, by how much, and whether that can be told from chance.
+
+The rules, in order:
+
+1. Only finished runs with a finite test accuracy count. Methods are ranked by their mean test accuracy over seeds.
+2. A method is *clearly ahead* if it and every other method have a 95 % t interval (two seeds or more) and its interval
+   overlaps none of the others.
+3. Otherwise no method is clearly ahead, and the sentence says which intervals overlap or are missing.
+
+Rule 2 is stricter than a test of the difference of two means; the difference seed by seed is therefore given beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+from l2t_fast.report.folder import Comparison, Run
+from l2t_fast.report.statistics import Summary, paired_difference, summarise
+from l2t_fast.report.style import method_label
+from l2t_fast.report.wording import interval, percent, points
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One row of the results table."""
+
+    method: str
+    label: str
+    runs: list[Run]
+    """The finished runs with a test accuracy."""
+    unfinished: int
+    """Runs without one."""
+    test: Summary
+    validation: Summary
+    seconds: float
+    """Median over the finished runs, NaN without any."""
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        return {run.seed: run.test_accuracy for run in self.runs if run.seed is not None}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    headline: str
+    details: list[str] = field(default_factory=list)
+
+
+def rank_methods(comparison: Comparison) -> list[MethodResult]:
+    """One result a method, best mean test accuracy first, methods without any result last."""
+    results = []
+    for method in comparison.methods:
+        runs = comparison.runs_of(method)
+        done = [run for run in runs if run.has_test_accuracy]
+        seconds = [run.seconds for run in done if math.isfinite(run.seconds)]
+        results.append(
+            MethodResult(
+                method=method,
+                label=method_label(method),
+                runs=done,
+                unfinished=len(runs) - len(done),
+                test=summarise(run.test_accuracy for run in done),
+                validation=summarise(run.validation_accuracy for run in done),
+                seconds=statistics.median(seconds) if seconds else math.nan,
+            )
+        )
+    return sorted(results, key=lambda result: (result.test.n == 0, -result.test.mean if result.test.n else 0.0))
+
+
+def judge(results: list[MethodResult]) -> Verdict:
+    """Apply the rules above to ``rank_methods``' results."""
+    ranked = [result for result in results if result.test.n]
+    if not ranked:
+        return Verdict("No run has a test accuracy yet, so there is nothing to compare.")
+    best = ranked[0]
+    if len(ranked) == 1:
+        only = "it is the only method here" if len(results) == 1 else "no other method has a result yet"
+        return Verdict(f"{best.label} reaches {_with_interval(best)}; {only}, so there is nothing to compare it with.")
+
+    second, others = ranked[1], ranked[1:]
+    gap = best.test.mean - second.test.mean
+    if points(gap) == points(0):
+        lead = (
+            f"{best.label} and {second.label} have practically the same mean test accuracy, {percent(best.test.mean)}"
+        )
+    else:
+        lead = (
+            f"{best.label} has the highest mean test accuracy, {percent(best.test.mean)}, "
+            f"{points(gap)} points above {second.label} ({percent(second.test.mean)})"
+        )
+    unknown = [result for result in ranked if not result.test.has_interval]
+    if not best.test.has_interval:
+        reason = f"{best.label} ran with one seed, so no interval tells this from chance"
+        return Verdict(f"No method can be called ahead: {lead}, but {reason}.", [])
+
+    overlapping = [r for r in others if r.test.has_interval and best.test.overlaps(r.test)]
+    separate = [r for r in others if r.test.has_interval and not best.test.overlaps(r.test)]
+    details = []
+    if not overlapping and not unknown:
+        headline = (
+            f"{best.label} is clearly ahead: {percent(best.test.mean)} mean test accuracy, {points(gap)} points above "
+            f"{second.label} ({percent(second.test.mean)}), and its 95 % interval overlaps no other."
+        )
+    else:
+        reasons = []
+        if overlapping:
+            reasons.append(f"its 95 % interval overlaps {_that_of(overlapping)}")
+        if unknown:
+            reasons.append(
+                f"{_names(unknown)} ran with one seed and {'has' if len(unknown) == 1 else 'have'} no interval"
+            )
+        headline = f"No method is clearly ahead: {lead}, but {' and '.join(reasons)}."
+        if separate:
+            details.append(f"{best.label} is clearly above {_names(separate)}: those intervals do not overlap.")
+    difference = paired_difference(best.by_seed, second.by_seed)
+    if difference.has_interval:
+        details.append(
+            f"Seed by seed, {best.label} minus {second.label} is {points(difference.mean, sign=True)} points "
+            f"(95 % interval {points(difference.low, sign=True)} to {points(difference.high, sign=True)}, "
+            f"{difference.n} seeds)"
+            + (", which includes zero." if difference.low <= 0 <= difference.high else ", which excludes zero.")
+        )
+    return Verdict(headline, details)
+
+
+def _with_interval(result: MethodResult) -> str:
+    test = result.test
+    if not test.has_interval:
+        return f"{percent(test.mean)} test accuracy (one seed, so without an interval)"
+    return f"{percent(test.mean)} mean test accuracy (95 % interval {interval(test)}, {test.n} seeds)"
+
+
+def _names(results: list[MethodResult]) -> str:
+    labels = [result.label for result in results]
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+
+
+def _that_of(results: list[MethodResult]) -> str:
+    return f"{'that' if len(results) == 1 else 'those'} of {_names(results)}"
