@@ -92,8 +92,10 @@ def judge(results: list[MethodResult]) -> Verdict:
         )
     unknown = [result for result in ranked if not result.test.has_interval]
     if not best.test.has_interval:
-        reason = f"{best.label} ran with one seed, so no interval tells this from chance"
-        return Verdict(f"No method can be called ahead: {lead}, but {reason}.", [])
+        who = "every method" if len(unknown) == len(ranked) else _names(unknown)
+        return Verdict(
+            f"No method is clearly ahead: {lead}, but {who} ran with one seed, so chance cannot be excluded."
+        )
 
     overlapping = [r for r in others if r.test.has_interval and best.test.overlaps(r.test)]
     separate = [r for r in others if r.test.has_interval and not best.test.overlaps(r.test)]
