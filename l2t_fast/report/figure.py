@@ -74,6 +74,7 @@ def save_plot(figure: Figure, plots_dir: Path, name: str, title: str, caption: s
     """Write ``plots_dir/name.png`` and give the figure back as a ``Plot``. Call inside ``drawing``."""
     plots_dir.mkdir(parents=True, exist_ok=True)
     figure.savefig(plots_dir / f"{name}.png", dpi=160, metadata={"Software": None})
+    figure.set_layout_engine("none")  # the layout is found by now; to find it again takes as long as to draw
     text = io.StringIO()
     # The salt keeps ids of several figures in one page apart, and the same from run to run.
     with matplotlib.rc_context({"svg.hashsalt": hashlib.sha256(name.encode()).hexdigest()}):
