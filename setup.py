@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import setuptools
@@ -125,10 +126,16 @@ def main() -> None:
     native = flag("L2T_FAST_NATIVE") is not False
     if native and "sdist" not in sys.argv:
         find_torch()  # before pip downloads and compiles anything
-    setuptools.setup(
-        ext_modules=[setuptools.Extension("l2t_fast._C", sources=[])] if native else [],
-        cmdclass={"build_ext": CMakeBuild},
-    )
+    if not native and "editable_wheel" in sys.argv:
+        for library in (ROOT / "l2t_fast").glob("_C.*"):  # of an earlier install; it would be picked up
+            library.unlink()
+    # setuptools packs whatever lies in its build folder, modules long gone from the sources too: give it a fresh one.
+    with tempfile.TemporaryDirectory() as scratch:
+        setuptools.setup(
+            ext_modules=[setuptools.Extension("l2t_fast._C", sources=[])] if native else [],
+            cmdclass={"build_ext": CMakeBuild},
+            options={"build": {"build_base": scratch}},
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ backend. An extension that was built against another PyTorch is left alone with 
 
 import importlib
 import importlib.machinery
-import mmap
 import re
 import warnings
 from pathlib import Path
@@ -30,9 +29,8 @@ def find_library(folder: Path) -> Path | None:
 
 def built_against(library: Path) -> str | None:
     """The version of PyTorch that ``library`` was compiled against, read from the file without loading it."""
-    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        match = _TORCH_MARK.search(content)
-        return match.group(1).decode() if match else None
+    match = _TORCH_MARK.search(library.read_bytes())
+    return match.group(1).decode() if match else None
 
 
 def misfit(library: Path, running: str) -> str | None:

@@ -1,0 +1,75 @@
+"""What `l2t-fast env` and a run folder's environment.json say."""
+
+import json
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import l2t_fast
+from l2t_fast import _native, environment
+
+
+def test_the_description_is_json_and_names_versions_machine_and_backend():
+    sections = environment.describe_environment()
+    assert json.loads(json.dumps(sections)) == sections
+    assert sections["versions"]["torch"] == torch.__version__
+    assert sections["l2t_fast"]["version"] == l2t_fast.__version__
+    assert sections["machine"]["cores"] >= 1
+    choice = l2t_fast.explain_backend("cpu")
+    if "auto on cpu" in sections["backend"]:
+        assert sections["backend"]["auto on cpu"] == f"{choice.backend}: {choice.reason}"
+
+
+def test_the_text_has_one_fact_a_line():
+    sections = {"versions": {"torch": "2.15.0", "triton": None}, "native": {"isa": ["avx2", "avx512"]}, "variables": {}}
+    assert environment.format_environment(sections).splitlines() == [
+        "versions:",
+        "  torch   2.15.0",
+        "  triton  none",
+        "native:",
+        "  isa  avx2, avx512",
+    ]
+
+
+def test_without_native_code_the_reason_is_told(monkeypatch):
+    monkeypatch.setattr(_native, "extension", None)
+    monkeypatch.setattr(_native, "_problem", "it was eaten")
+    assert environment.describe_environment()["native"] == {"loaded": "no", "because": "it was eaten"}
+
+
+def test_a_backend_forced_by_the_environment_is_told(monkeypatch):
+    monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
+    sections = environment.describe_environment()
+    assert sections["backend"] == {"auto": "reference: L2T_FAST_BACKEND asks for it"}
+    assert sections["variables"]["L2T_FAST_BACKEND"] == "reference"
+
+
+IMAGE = {"runtime": 13020, "driver": 13020, "binary": 90, "ptx": 90, "error": None}
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (IMAGE, "sm_90"),
+        (IMAGE | {"binary": 120, "ptx": 80}, "sm_120, compiled by the driver from compute_80"),
+        (IMAGE | {"error": "no kernel image is available"}, "none, no kernel image is available"),
+    ],
+)
+def test_a_gpu_is_described_with_the_kernels_it_runs(monkeypatch, image, text):
+    properties = SimpleNamespace(name="GPU", major=9, minor=0, total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(_native, "extension", SimpleNamespace(kernel_image=lambda index: image))
+    described = environment._gpu(0)
+    assert described == {"name": "GPU", "compute capability": "9.0", "memory": "80.0 GiB", "kernels": text}
+
+
+def test_the_commit_is_the_checkouts_and_none_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "_package_folder", lambda: tmp_path / "l2t_fast")
+    assert environment.source_commit() is None
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org", "-C", str(tmp_path)]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert environment.source_commit() == head.strip()
