@@ -15,6 +15,8 @@ Arguments pack(at::TensorList sources, at::TensorList targets, at::TensorList we
   return {sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
 }
 
+// Below, autocast is still on for the thread and would run the kernels' matrix products in half precision.
+
 std::tuple<at::Tensor, std::vector<at::Tensor>> forward_cpu(at::TensorList sources, at::TensorList targets,
                                                             at::TensorList weights, const OptionalTensorList& biases,
                                                             const at::Tensor& alpha, at::IntArrayRef pairs,
@@ -22,6 +24,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> forward_cpu(at::TensorList sourc
   const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   auto [loss, gradient] = matching_forward_cpu(problem, wanted);
   return {std::move(loss), needed_only(gradient, wanted)};
 }
@@ -32,6 +35,7 @@ std::vector<at::Tensor> hvp_cpu(at::TensorList sources, at::TensorList targets, 
   const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   return needed_only(matching_hvp_cpu(problem, checked_direction(arguments, directions), wanted), wanted);
 }
 

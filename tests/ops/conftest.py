@@ -1,0 +1,67 @@
+"""What every test of an operator runs under: the backends in turn, and memory that is NaN until it is written."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor
+
+from l2t_fast.ops import implementation, why_unavailable
+
+# `pytest --hypothesis-profile=thorough tests/ops` looks longer, and somewhere else each time.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=500, derandomize=True, **_COMMON)
+settings.register_profile("thorough", max_examples=20_000, **_COMMON)
+settings.load_profile("quick")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A fused backend under test."""
+
+    name: str
+    device: str
+    matching_loss: Callable[..., Tensor]
+    dtypes: tuple[torch.dtype, ...]
+
+
+_LOW = (torch.float32, torch.bfloat16, torch.float16)
+_BACKENDS = {"cpu": ("cpu", (torch.float64, *_LOW))}
+
+
+@pytest.fixture(scope="session", params=list(_BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    problem = why_unavailable(request.param)
+    if problem is not None:
+        pytest.skip(f"the {request.param} backend is not available: {problem}")
+    device, dtypes = _BACKENDS[request.param]
+    return Backend(request.param, device, implementation(request.param), dtypes)
+
+
+@pytest.fixture(scope="session")
+def exact_backend(backend: Backend) -> Backend:
+    """A backend that computes in float64, as gradcheck needs."""
+    if torch.float64 not in backend.dtypes:
+        pytest.skip(f"the {backend.name} backend has no float64")
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """torch.empty, from C++ too, returns NaN: an output that is not written, or is read before, shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone at the end of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,387 @@
+"""The operators as PyTorch sees them: schema, fake tensors, torch.compile, threads, memory, arguments."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from l2t_fast import FeatureMatching, feature_matching_loss
+from tests.ops.problems import Problem, draw, draw_directions, draw_sizes, in_dtype, laid_out, solve
+
+OPS = torch.ops.l2t_fast
+SEVERAL = ([(16, 9, 9), (8, 5, 6)], [(12, 9, 9), (20, 4, 3)], [(0, 0), (1, 0), (0, 1), (1, 1)])
+
+
+def rich(backend, dtype=torch.float32) -> Problem:
+    problem = draw_sizes("all to all", biased=[True, False, True, True], dtype=dtype)
+    return problem.map(lambda t: t.to(backend.device))
+
+
+# ---- opcheck ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+def test_opcheck_without_grad(backend, layout, dtype):
+    problem = rich(backend, dtype)
+    problem.targets[:] = [laid_out(t, layout) for t in problem.targets]
+    arguments = problem.operator_arguments()
+    torch.library.opcheck(OPS.matching_forward.default, arguments)
+    _, gradients = OPS.matching_forward(*arguments)
+    torch.library.opcheck(
+        OPS.matching_backward.default, (torch.tensor(2.0, device=backend.device), gradients, *arguments)
+    )
+    directions = iter(draw_directions(problem))
+    slots = [None if slot is None else next(directions) for slot in problem.slots]
+    slots[2] = None
+    torch.library.opcheck(OPS.matching_hvp.default, (*arguments[:-1], slots, arguments[-1]))
+
+
+def test_opcheck_with_grad(backend):
+    problem = rich(backend).requiring_grad()
+    arguments = problem.operator_arguments()
+    torch.library.opcheck(OPS.matching_forward.default, arguments)
+    gradients = [g.detach() for g in OPS.matching_forward(*arguments)[1]]
+    grad_loss = torch.tensor(2.0, device=backend.device, requires_grad=True)
+    torch.library.opcheck(OPS.matching_backward.default, (grad_loss, gradients, *arguments))
+
+
+def test_opcheck_with_some_needs(backend):
+    problem = rich(backend)
+    needs = [slot is not None and i % 2 == 0 for i, slot in enumerate(problem.slots)]
+    some = iter([need for need, slot in zip(needs, problem.slots, strict=True) if slot is not None])
+    problem = problem.with_inputs([t.detach().requires_grad_(next(some)) for t in problem.inputs])
+    torch.library.opcheck(OPS.matching_forward.default, problem.operator_arguments(needs))
+
+
+def test_meta_tensors_have_the_shapes(backend):
+    problem = rich(backend)
+    loss, gradients = OPS.matching_forward(*problem.map(lambda t: t.to("meta")).operator_arguments())
+    assert loss.is_meta and loss.shape == () and loss.dtype == torch.float32
+    assert [g.shape for g in gradients] == [t.shape for t in problem.inputs]
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """A small network with two maps, matched to two sources, in a training step."""
+
+    def __init__(self, backend: str):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 20, 3, stride=2)
+        self.matching = FeatureMatching([16, 8], [12, 20], SEVERAL[2], backend=backend)
+
+    def forward(self, x, sources, channel_weights, pair_weights):
+        first = self.first(x).relu()
+        second = self.second(first).relu()
+        loss = self.matching(sources, [first, second], channel_weights, 0.5, pair_weights)
+        return loss + second.mean()
+
+
+def step(model, arguments):
+    loss = model(*arguments)
+    loss.backward()
+    return [loss.detach()] + [p.grad for p in model.parameters()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torch.compile needs a C++ compiler that it finds")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_without_graph_breaks(backend, dynamic):
+    torch.manual_seed(0)
+    model = Model(backend.name).to(backend.device)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    for batch in (4, 3) if dynamic else (4,):
+        sources = [torch.randn(batch, *shape, device=backend.device) for shape in SEVERAL[0]]
+        what = [
+            torch.rand(batch, sources[m].shape[1], device=backend.device, requires_grad=True) for m, _ in SEVERAL[2]
+        ]
+        where = [torch.rand(batch, 1, device=backend.device, requires_grad=True) for _ in SEVERAL[2]]
+        arguments = torch.randn(batch, 3, 9, 9, device=backend.device), sources, what, where
+        found = step(compiled, arguments) + [t.grad for t in (*what, *where)]
+        for tensor in (*what, *where):
+            tensor.grad = None
+        wanted = step(twin, arguments) + [t.grad for t in (*what, *where)]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        model.zero_grad()
+        twin.zero_grad()
+
+
+def test_compile_without_grad(backend):
+    problem = rich(backend)
+    compiled = torch.compile(problem.as_function(backend.matching_loss), fullgraph=True)
+    torch.testing.assert_close(compiled(*problem.inputs), problem.loss(backend.matching_loss))
+
+
+def test_aot_autograd_with_some_inputs_frozen(backend):
+    """The partitioner must cope with gradients that are saved from the forward graph and scaled in the backward one."""
+    problem = rich(backend)
+    frozen = problem.with_inputs([t.detach().requires_grad_(i % 3 > 0) for i, t in enumerate(problem.inputs)])
+    chosen = [t for t in frozen.inputs if t.requires_grad]
+    function = frozen.as_function(backend.matching_loss)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(3 * compiled(*frozen.inputs), chosen)
+    wanted = torch.autograd.grad(3 * function(*frozen.inputs), chosen)
+    torch.testing.assert_close(found, wanted)
+
+
+# ---- modules -----------------------------------------------------------------------------------------------------------
+
+
+def test_functional_call_differentiates_to_its_parameters(backend):
+    torch.manual_seed(0)
+    model = Model(backend.name).to(backend.device)
+    reference = copy.deepcopy(model)
+    reference.matching.backend = "reference"
+    sources = [torch.randn(2, *shape, device=backend.device) for shape in SEVERAL[0]]
+    arguments = torch.randn(2, 3, 9, 9, device=backend.device), sources, None, None
+    parameters = {name: (p.detach() * 1.1).requires_grad_() for name, p in model.named_parameters()}
+
+    def derivatives(module):
+        loss = torch.func.functional_call(module, parameters, arguments)
+        first = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in first), list(parameters.values()))
+        return [loss, *first, *second]
+
+    torch.testing.assert_close(derivatives(model), derivatives(reference), rtol=1e-4, atol=1e-5)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_autocast_leaves_the_sums_in_float32(backend):
+    problem = in_dtype(rich(backend), torch.bfloat16, torch.float32)
+    outside = problem.loss(backend.matching_loss)
+    with torch.autocast(backend.device, dtype=torch.bfloat16):
+        inside = problem.loss(backend.matching_loss)
+    assert inside.dtype == torch.float32 and torch.equal(inside, outside)
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------------
+
+
+def several(backend, batch=5, dtype=torch.float32) -> Problem:
+    sources, targets, pairs = [(16, 33, 31), (40, 8, 8)], [(24, 33, 31), (65, 8, 8), (70, 2, 2)], None
+    pairs = [(m, n) for m in range(2) for n in range(3)]
+    return draw(sources, targets, pairs, batch=batch, dtype=dtype).map(lambda t: t.to(backend.device))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_from_run_to_run(backend, threads, count, dtype):
+    threads(count)
+    problem = several(backend, dtype=dtype)
+    directions = draw_directions(problem)
+    first = solve(backend.matching_loss, problem, directions).parts()
+    for _ in range(5):
+        again = solve(backend.matching_loss, problem, directions).parts()
+        assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_threads_change_roundings_alone(backend, threads):
+    problem = several(backend)
+    directions = draw_directions(problem)
+    answers = []
+    for count in (1, 2, 4):
+        threads(count)
+        answers.append(solve(backend.matching_loss, problem, directions).parts())
+    for other in answers[1:]:
+        for name, value in answers[0].items():
+            assert float((other[name] - value).norm() / value.norm()) < 1e-5, name
+
+
+def test_native_loops_are_parallel(threads):
+    _C = pytest.importorskip("l2t_fast._C", reason="this installation has no native extension")
+    for count in (1, 2, 3):
+        threads(count)
+        assert _C.parallel_threads() == count
+
+
+def test_calls_from_several_python_threads(backend):
+    from concurrent.futures import ThreadPoolExecutor
+
+    problem = several(backend, batch=2)
+    directions = draw_directions(problem)
+    wanted = solve(backend.matching_loss, problem, directions).parts()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: solve(backend.matching_loss, problem, directions).parts(), range(12)))
+    for answer in answers:
+        for name, value in wanted.items():
+            torch.testing.assert_close(answer[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(run) -> int:
+    """The most memory that PyTorch's CPU allocator held at once during ``run``, beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "layout", [layout for layout in ("channels_last", "sliced", "sliced channels_last", "offset", "expanded")]
+)
+def test_no_layout_is_copied(layout):
+    """A strided map costs no more memory than a contiguous one: far less than a copy of a single sample of it."""
+    pytest.importorskip("l2t_fast._C", reason="this installation has no native extension")
+    from l2t_fast.ops import native
+
+    problem = draw([(8, 40, 40)], [(16, 40, 40)], [(0, 0)], batch=16, dtype=torch.float32)
+    other = Problem(
+        [laid_out(s, layout) for s in problem.sources],
+        [laid_out(t, layout) for t in problem.targets],
+        problem.weights,
+        problem.biases,
+        problem.alpha,
+        problem.pairs,
+    )
+    with torch.no_grad():
+        usual = peak_bytes(lambda: native.matching_loss(*vars(problem).values()))
+        strided = peak_bytes(lambda: native.matching_loss(*vars(other).values()))
+    feature = problem.sources[0].numel() * 4
+    assert strided <= usual + feature / 16
+
+
+def test_a_backward_holds_one_set_of_gradients(backend):
+    """They are scaled where they lie."""
+    if backend.device != "cpu":
+        pytest.skip("measures the CPU's allocator")
+    problem = draw([(4, 8, 8)], [(16, 40, 40)], [(0, 0)], batch=16, dtype=torch.float32).requiring_grad()
+    target = problem.targets[0]
+    loss = 2 * problem.loss(backend.matching_loss)
+    assert peak_bytes(loss.backward) < target.numel() * 4 / 8
+    assert target.grad is not None
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def broken(problem: Problem, change: str):
+    """The operator's arguments with one thing wrong, and what the error must say."""
+    sources, targets, weights, biases, alpha, pairs, needs = map(
+        lambda a: list(a) if isinstance(a, list) else a, problem.operator_arguments()
+    )
+    if change == "a map without a dimension":
+        targets[1] = targets[1][0]
+        return (
+            (sources, targets, weights, biases, alpha, pairs, needs),
+            ValueError,
+            r"target feature 1 has shape \[4, 3, 5\]",
+        )
+    if change == "another batch":
+        sources[0] = sources[0][:1]
+        return (
+            (sources, targets, weights, biases, alpha, pairs, needs),
+            ValueError,
+            "source feature 0 .* one batch size",
+        )
+    if change == "a pair out of range":
+        pairs[2] = 2
+        return (
+            (sources, targets, weights, biases, alpha, pairs, needs),
+            ValueError,
+            r"pair 1 is \(2, 0\) but there are 2 source",
+        )
+    if change == "a negative index":
+        pairs[3] = -1
+        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, r"pair 1 is \(1, -1\)"
+    if change == "a weight of another shape":
+        weights[0] = weights[0].t()
+        return (
+            (sources, targets, weights, biases, alpha, pairs, needs),
+            ValueError,
+            r"pair 0 \(0, 0\): the weight has shape",
+        )
+    if change == "a bias of another shape":
+        biases[3] = biases[3][:1]
+        return (
+            (sources, targets, weights, biases, alpha, pairs, needs),
+            ValueError,
+            r"pair 3 \(1, 1\): the bias has shape",
+        )
+    if change == "too few columns in alpha":
+        alpha = alpha[:, 1:]
+        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "source channels sum to 10"
+    if change == "too few weights":
+        weights.pop()
+        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "two indices a pair"
+    if change == "too few needs":
+        needs.pop()
+        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "11 in all, are needed"
+    if change == "float64 with float32":
+        targets[0] = targets[0].double()
+        return (
+            (sources, targets, weights, biases, alpha, pairs, needs),
+            TypeError,
+            "either all tensors or none are float64",
+        )
+    if change == "integers":
+        sources[1] = sources[1].int()
+        return (sources, targets, weights, biases, alpha, pairs, needs), TypeError, "source feature 1 has dtype Int"
+    if change == "alpha in half precision":
+        alpha = alpha.half()
+        return (sources, targets, weights, biases, alpha, pairs, needs), TypeError, "alpha has dtype Half"
+    if change == "a need for a bias that is None":
+        biases[0] = None
+        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "bias of pair 0"
+    if change == "no pixels to resize":
+        sources[0] = sources[0][:, :, :0]
+        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "no pixels to resize"
+    raise ValueError(change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "a map without a dimension",
+        "another batch",
+        "a pair out of range",
+        "a negative index",
+        "a weight of another shape",
+        "a bias of another shape",
+        "too few columns in alpha",
+        "too few weights",
+        "too few needs",
+        "float64 with float32",
+        "integers",
+        "alpha in half precision",
+        "a need for a bias that is None",
+        "no pixels to resize",
+    ],
+)
+def test_wrong_arguments_raise(backend, change):
+    """The operators are callable by anyone, and read memory by what they are told."""
+    problem = draw_sizes("all to all", dtype=torch.float32).map(lambda t: t.to(backend.device))
+    arguments, error, message = broken(problem, change)
+    with pytest.raises(error, match=message):
+        OPS.matching_forward(*arguments)
+
+
+def test_wrong_directions_raise(backend):
+    problem = draw_sizes("all to all", dtype=torch.float32).map(lambda t: t.to(backend.device))
+    arguments = problem.operator_arguments()
+    good = draw_directions(problem)
+    for slot, wrong, error, message in (
+        (0, good[0][:1], ValueError, "direction 0 has shape"),
+        (3, good[3].double(), TypeError, "direction 3 has dtype Double"),
+        (None, good[:-1], ValueError, "got 10 directions"),
+    ):
+        directions = wrong if slot is None else [wrong if i == slot else d for i, d in enumerate(good)]
+        with pytest.raises(error, match=message):
+            OPS.matching_hvp(*arguments[:-1], directions, arguments[-1])
+
+
+def test_the_public_function_takes_the_fused_backend_by_itself(backend):
+    problem = rich(backend)
+    projections = list(zip(problem.weights, problem.biases, strict=True))
+    by_name = feature_matching_loss(problem.sources, problem.targets, projections, problem.pairs, backend=backend.name)
+    by_itself = feature_matching_loss(problem.sources, problem.targets, projections, problem.pairs)
+    assert torch.equal(by_name, by_itself)
