@@ -257,8 +257,8 @@ def _check_devices_and_dtypes(
     first = sources[pairs[0][0]]
     for p, (m, n) in enumerate(pairs):
         named = {
-            f"source feature {_shape(sources[m])}": sources[m],
-            f"target feature {_shape(targets[n])}": targets[n],
+            "source feature": sources[m],
+            "target feature": targets[n],
             "projection weight": weights[p],
             "projection bias": biases[p],
             "channel weight": channel_weights[p] if channel_weights is not None else None,

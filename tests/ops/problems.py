@@ -156,16 +156,16 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a backend computes from a problem; lists are one entry an input."""
+    """What a backend computes from a problem; lists are one entry an input, None where it was not asked for."""
 
     loss: Tensor
-    gradients: list[Tensor]
-    products: list[Tensor]  # Hessian times directions
+    gradients: list[Tensor | None]
+    products: list[Tensor | None]  # Hessian times directions
 
     def parts(self) -> dict[str, Tensor]:
-        named = {"loss": self.loss}
-        named |= {f"gradient {i}": g for i, g in enumerate(self.gradients)}
-        return named | {f"Hessian-vector product {i}": h for i, h in enumerate(self.products)}
+        named = {"loss": self.loss.detach()}
+        named |= {f"gradient {i}": g.detach() for i, g in enumerate(self.gradients) if g is not None}
+        return named | {f"Hessian-vector product {i}": h for i, h in enumerate(self.products) if h is not None}
 
 
 def solve(matching_loss: Callable[..., Tensor], problem: Problem, directions: Sequence[Tensor]) -> Answer:
@@ -174,7 +174,7 @@ def solve(matching_loss: Callable[..., Tensor], problem: Problem, directions: Se
     loss = problem.loss(matching_loss)
     gradients = torch.autograd.grad(loss, problem.inputs, create_graph=True, materialize_grads=True)
     products = torch.autograd.grad(gradients, problem.inputs, directions, materialize_grads=True)
-    return Answer(loss.detach(), [g.detach() for g in gradients], list(products))
+    return Answer(loss, list(gradients), list(products))
 
 
 def draw_directions(problem: Problem, seed: int = 1) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """The operators as PyTorch sees them: schema, fake tensors, torch.compile, threads, memory, arguments."""
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from l2t_fast import FeatureMatching, feature_matching_loss
 from tests.ops.problems import Problem, draw, draw_directions, draw_sizes, in_dtype, laid_out, solve
 
 OPS = torch.ops.l2t_fast
+FIELDS = ("targets", "weights", "biases", "alpha", "pairs")
 SEVERAL = ([(16, 9, 9), (8, 5, 6)], [(12, 9, 9), (20, 4, 3)], [(0, 0), (1, 0), (0, 1), (1, 1)])
 
 
@@ -63,7 +63,7 @@ def test_meta_tensors_have_the_shapes(backend):
     assert [g.shape for g in gradients] == [t.shape for t in problem.inputs]
 
 
-# ---- torch.compile -----------------------------------------------------------------------------------------------------
+# ---- torch.compile ---------------------------------------------------------------------------------------------------
 
 
 class Model(nn.Module):
@@ -81,33 +81,44 @@ class Model(nn.Module):
         return loss + second.mean()
 
 
-def step(model, arguments):
+def batch_for(backend, batch):
+    """Arguments of the model, and those of them that learn."""
+    sources = [torch.randn(batch, *shape, device=backend.device) for shape in SEVERAL[0]]
+    what = [torch.rand(batch, sources[m].shape[1], device=backend.device, requires_grad=True) for m, _ in SEVERAL[2]]
+    where = [torch.rand(batch, 1, device=backend.device, requires_grad=True) for _ in SEVERAL[2]]
+    return (torch.randn(batch, 3, 9, 9, device=backend.device), sources, what, where), [*what, *where]
+
+
+def step(model, arguments, learned):
     loss = model(*arguments)
-    loss.backward()
-    return [loss.detach()] + [p.grad for p in model.parameters()]
+    return loss.detach(), *torch.autograd.grad(loss, [*model.parameters(), *learned])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="torch.compile needs a C++ compiler that it finds")
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_without_graph_breaks(backend, dynamic):
+def test_compile_without_graph_breaks(backend):
+    """Two batch sizes: PyTorch compiles the second time with a symbolic batch."""
     torch.manual_seed(0)
     model = Model(backend.name).to(backend.device)
     twin = copy.deepcopy(model)
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
-    for batch in (4, 3) if dynamic else (4,):
-        sources = [torch.randn(batch, *shape, device=backend.device) for shape in SEVERAL[0]]
-        what = [
-            torch.rand(batch, sources[m].shape[1], device=backend.device, requires_grad=True) for m, _ in SEVERAL[2]
-        ]
-        where = [torch.rand(batch, 1, device=backend.device, requires_grad=True) for _ in SEVERAL[2]]
-        arguments = torch.randn(batch, 3, 9, 9, device=backend.device), sources, what, where
-        found = step(compiled, arguments) + [t.grad for t in (*what, *where)]
-        for tensor in (*what, *where):
-            tensor.grad = None
-        wanted = step(twin, arguments) + [t.grad for t in (*what, *where)]
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
-        model.zero_grad()
-        twin.zero_grad()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch in (4, 3):
+        arguments, learned = batch_for(backend, batch)
+        found = step(compiled, arguments, learned)
+        torch.testing.assert_close(found, step(twin, arguments, learned), rtol=1e-5, atol=1e-7)
+
+
+def test_compile_to_native_code(backend):
+    """The default compiler, which plans memory and strides around the operators."""
+    torch.manual_seed(0)
+    problem = rich(backend).requiring_grad()
+    sources = [laid_out(s, "channels_last") for s in problem.sources]
+
+    def loss(*inputs):
+        changed = problem.with_inputs([i * 2 - 1 for i in inputs])
+        return backend.matching_loss(sources, *[getattr(changed, name) for name in FIELDS]).sin()
+
+    compiled = torch.compile(loss, fullgraph=True)
+    found = torch.autograd.grad(compiled(*problem.inputs), problem.inputs)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(*problem.inputs), problem.inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_compile_without_grad(backend):
@@ -128,7 +139,7 @@ def test_aot_autograd_with_some_inputs_frozen(backend):
     torch.testing.assert_close(found, wanted)
 
 
-# ---- modules -----------------------------------------------------------------------------------------------------------
+# ---- modules ---------------------------------------------------------------------------------------------------------
 
 
 def test_functional_call_differentiates_to_its_parameters(backend):
@@ -158,7 +169,7 @@ def test_autocast_leaves_the_sums_in_float32(backend):
     assert inside.dtype == torch.float32 and torch.equal(inside, outside)
 
 
-# ---- threads -----------------------------------------------------------------------------------------------------------
+# ---- threads ---------------------------------------------------------------------------------------------------------
 
 
 def several(backend, batch=5, dtype=torch.float32) -> Problem:
@@ -167,14 +178,14 @@ def several(backend, batch=5, dtype=torch.float32) -> Problem:
     return draw(sources, targets, pairs, batch=batch, dtype=dtype).map(lambda t: t.to(backend.device))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_from_run_to_run(backend, threads, count, dtype):
     threads(count)
     problem = several(backend, dtype=dtype)
     directions = draw_directions(problem)
     first = solve(backend.matching_loss, problem, directions).parts()
-    for _ in range(5):
+    for _ in range(3):
         again = solve(backend.matching_loss, problem, directions).parts()
         assert all(torch.equal(again[name], value) for name, value in first.items())
 
@@ -183,7 +194,7 @@ def test_threads_change_roundings_alone(backend, threads):
     problem = several(backend)
     directions = draw_directions(problem)
     answers = []
-    for count in (1, 2, 4):
+    for count in (1, 2, 3):
         threads(count)
         answers.append(solve(backend.matching_loss, problem, directions).parts())
     for other in answers[1:]:
@@ -211,7 +222,7 @@ def test_calls_from_several_python_threads(backend):
             torch.testing.assert_close(answer[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
 
 def peak_bytes(run) -> int:
@@ -226,9 +237,7 @@ def peak_bytes(run) -> int:
     return peak
 
 
-@pytest.mark.parametrize(
-    "layout", [layout for layout in ("channels_last", "sliced", "sliced channels_last", "offset", "expanded")]
-)
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "sliced channels_last", "offset", "expanded"])
 def test_no_layout_is_copied(layout):
     """A strided map costs no more memory than a contiguous one: far less than a copy of a single sample of it."""
     pytest.importorskip("l2t_fast._C", reason="this installation has no native extension")
@@ -261,108 +270,74 @@ def test_a_backward_holds_one_set_of_gradients(backend):
     assert target.grad is not None
 
 
-# ---- arguments ---------------------------------------------------------------------------------------------------------
+# ---- arguments -------------------------------------------------------------------------------------------------------
 
 
-def broken(problem: Problem, change: str):
-    """The operator's arguments with one thing wrong, and what the error must say."""
-    sources, targets, weights, biases, alpha, pairs, needs = map(
-        lambda a: list(a) if isinstance(a, list) else a, problem.operator_arguments()
-    )
-    if change == "a map without a dimension":
-        targets[1] = targets[1][0]
-        return (
-            (sources, targets, weights, biases, alpha, pairs, needs),
-            ValueError,
-            r"target feature 1 has shape \[4, 3, 5\]",
-        )
-    if change == "another batch":
-        sources[0] = sources[0][:1]
-        return (
-            (sources, targets, weights, biases, alpha, pairs, needs),
-            ValueError,
-            "source feature 0 .* one batch size",
-        )
-    if change == "a pair out of range":
-        pairs[2] = 2
-        return (
-            (sources, targets, weights, biases, alpha, pairs, needs),
-            ValueError,
-            r"pair 1 is \(2, 0\) but there are 2 source",
-        )
-    if change == "a negative index":
-        pairs[3] = -1
-        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, r"pair 1 is \(1, -1\)"
-    if change == "a weight of another shape":
-        weights[0] = weights[0].t()
-        return (
-            (sources, targets, weights, biases, alpha, pairs, needs),
-            ValueError,
-            r"pair 0 \(0, 0\): the weight has shape",
-        )
-    if change == "a bias of another shape":
-        biases[3] = biases[3][:1]
-        return (
-            (sources, targets, weights, biases, alpha, pairs, needs),
-            ValueError,
-            r"pair 3 \(1, 1\): the bias has shape",
-        )
-    if change == "too few columns in alpha":
-        alpha = alpha[:, 1:]
-        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "source channels sum to 10"
-    if change == "too few weights":
-        weights.pop()
-        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "two indices a pair"
-    if change == "too few needs":
-        needs.pop()
-        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "11 in all, are needed"
-    if change == "float64 with float32":
-        targets[0] = targets[0].double()
-        return (
-            (sources, targets, weights, biases, alpha, pairs, needs),
-            TypeError,
-            "either all tensors or none are float64",
-        )
-    if change == "integers":
-        sources[1] = sources[1].int()
-        return (sources, targets, weights, biases, alpha, pairs, needs), TypeError, "source feature 1 has dtype Int"
-    if change == "alpha in half precision":
-        alpha = alpha.half()
-        return (sources, targets, weights, biases, alpha, pairs, needs), TypeError, "alpha has dtype Half"
-    if change == "a need for a bias that is None":
-        biases[0] = None
-        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "bias of pair 0"
-    if change == "no pixels to resize":
-        sources[0] = sources[0][:, :, :0]
-        return (sources, targets, weights, biases, alpha, pairs, needs), ValueError, "no pixels to resize"
-    raise ValueError(change)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "a map without a dimension",
-        "another batch",
-        "a pair out of range",
-        "a negative index",
-        "a weight of another shape",
-        "a bias of another shape",
-        "too few columns in alpha",
-        "too few weights",
-        "too few needs",
-        "float64 with float32",
-        "integers",
-        "alpha in half precision",
-        "a need for a bias that is None",
+# what is wrong -> (how, the error, what it says); the arguments are changed in place, or replaced
+BROKEN = {
+    "a map without a dimension": (
+        lambda a: a["targets"].__setitem__(1, a["targets"][1][0]),
+        ValueError,
+        r"target feature 1 has shape \[4, 3, 5\]",
+    ),
+    "another batch": (
+        lambda a: a["sources"].__setitem__(0, a["sources"][0][:1]),
+        ValueError,
+        r"source feature 0 .* one batch size",
+    ),
+    "a pair out of range": (
+        lambda a: a["pairs"].__setitem__(2, 2),
+        ValueError,
+        r"pair 1 is \(2, 0\) but there are 2 source",
+    ),
+    "a negative index": (lambda a: a["pairs"].__setitem__(3, -1), ValueError, r"pair 1 is \(1, -1\)"),
+    "a weight of another shape": (
+        lambda a: a["weights"].__setitem__(0, a["weights"][0].t()),
+        ValueError,
+        r"pair 0 \(0, 0\): the weight has shape",
+    ),
+    "a bias of another shape": (
+        lambda a: a["biases"].__setitem__(3, a["biases"][3][:1]),
+        ValueError,
+        r"pair 3 \(1, 1\): the bias has shape",
+    ),
+    "too few columns in alpha": (
+        lambda a: a.update(alpha=a["alpha"][:, 1:]),
+        ValueError,
+        "source channels sum to 10",
+    ),
+    "too few weights": (lambda a: a["weights"].pop(), ValueError, "two indices a pair"),
+    "too few needs": (lambda a: a["needs"].pop(), ValueError, "11 in all, are needed"),
+    "float64 with float32": (
+        lambda a: a["targets"].__setitem__(0, a["targets"][0].double()),
+        TypeError,
+        "either all tensors or none are float64",
+    ),
+    "integers": (
+        lambda a: a["sources"].__setitem__(1, a["sources"][1].int()),
+        TypeError,
+        "source feature 1 has dtype Int",
+    ),
+    "alpha in half precision": (lambda a: a.update(alpha=a["alpha"].half()), TypeError, "alpha has dtype Half"),
+    "a need for a bias that is None": (lambda a: a["biases"].__setitem__(0, None), ValueError, "bias of pair 0"),
+    "no pixels to resize": (
+        lambda a: a["sources"].__setitem__(0, a["sources"][0][:, :, :0]),
+        ValueError,
         "no pixels to resize",
-    ],
-)
-def test_wrong_arguments_raise(backend, change):
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_wrong_arguments_raise(backend, wrong):
     """The operators are callable by anyone, and read memory by what they are told."""
+    names = ("sources", "targets", "weights", "biases", "alpha", "pairs", "needs")
     problem = draw_sizes("all to all", dtype=torch.float32).map(lambda t: t.to(backend.device))
-    arguments, error, message = broken(problem, change)
+    arguments = dict(zip(names, problem.operator_arguments(), strict=True))
+    change, error, message = BROKEN[wrong]
+    change(arguments)
     with pytest.raises(error, match=message):
-        OPS.matching_forward(*arguments)
+        OPS.matching_forward(*arguments.values())
 
 
 def test_wrong_directions_raise(backend):

@@ -184,7 +184,7 @@ def test_a_sample_with_coefficient_zero_has_no_gradient(backend):
     assert gradients[-1][1].all()
 
 
-# ---- no worse than plain PyTorch ---------------------------------------------------------------------------------------
+# ---- no worse than plain PyTorch -------------------------------------------------------------------------------------
 
 REALISTIC = {
     "equal sizes": ([(64, 28, 28)], [(64, 28, 28)], [(0, 0)]),
@@ -218,7 +218,7 @@ def test_error_is_at_most_twice_that_of_plain_pytorch(backend, sizes, dtype):
 
 
 def nearly_matched(source, target, share, batch=3, seed=0):
-    """One pair whose D is `share` of S: T = W^T (S~ + noise - b) with orthonormal rows in W, so that W T + b = S~ + noise."""
+    """One pair whose D is `share` of S: T = W^T (S~ + noise - b), with orthonormal rows in W."""
     generator = torch.Generator().manual_seed(seed)
     problem = draw([source], [target], [(0, 0)], batch=batch, seed=seed)
     assert source[0] <= target[0]
