@@ -67,12 +67,12 @@ def input_normalisation(in_channels: int) -> tuple[tuple[float, ...] | None, tup
 def check_layers(model_name: str, layers: Sequence[str], available: Sequence[str] | dict[str, int]) -> None:
     """Raise an ``L2TFastError`` if a layer is not among those ``available``, is named twice, or none is named."""
     if isinstance(layers, str) or not layers:
-        raise L2TFastError(f"The layers of {model_name} must be a list of at least one name, not {layers!r}.")
+        raise L2TFastError(f"the layers of {model_name} must be a list of at least one name, not {layers!r}")
     for i, name in enumerate(layers):
         if name not in available:
-            raise L2TFastError(f"{model_name} has no layer {name!r}: {suggestion(name, list(available))}.")
+            raise L2TFastError(f"{model_name} has no layer {name!r}: {suggestion(name, list(available))}")
         if name in layers[:i]:
-            raise L2TFastError(f"The layer {name!r} of {model_name} is named twice: name each layer once.")
+            raise L2TFastError(f"the layer {name!r} of {model_name} is named twice: name each layer once")
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Se
     """
     for what, value in (("classes", num_classes), ("input channels", in_channels)):
         if value < 1:
-            raise L2TFastError(f"{name} cannot have {value} {what}: at least 1 is needed.")
+            raise L2TFastError(f"{name} cannot have {value} {what}: at least 1 is needed")
     if _kind(name) == "own":
         return _OWN[name](num_classes, in_channels, layers)
     return build_torchvision(name, num_classes, in_channels, layers)
@@ -62,4 +62,4 @@ def _kind(name: str) -> str:
         return "torchvision"
     if name.startswith(TORCHVISION_PREFIX):
         known = [model for model in known if model.startswith(TORCHVISION_PREFIX)]
-    raise L2TFastError(f"There is no network {name!r}: {suggestion(name, known)}.")
+    raise L2TFastError(f"there is no network {name!r}: {suggestion(name, known)}")

@@ -37,22 +37,22 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def _read(path: Path) -> object:
     shown = printable(path)
     if not path.exists():
-        raise L2TFastError(f"There is no checkpoint file {shown}.")
+        raise L2TFastError(f"there is no checkpoint file {shown}")
     if not path.is_file():
-        raise L2TFastError(f"{shown} is not a checkpoint file but a folder or a device.")
+        raise L2TFastError(f"{shown} is not a checkpoint file but a folder or a device")
     if path.stat().st_size == 0:
-        raise L2TFastError(f"The checkpoint file {shown} is empty: copy it again.")
+        raise L2TFastError(f"the checkpoint file {shown} is empty: copy it again")
     try:
         path.open("rb").close()
     except OSError as error:
-        raise L2TFastError(f"The checkpoint file {shown} cannot be read: {error.strerror}.") from error
+        raise L2TFastError(f"the checkpoint file {shown} cannot be read: {error.strerror}") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise L2TFastError(
-                f"The checkpoint file {shown} holds more than tensors and plain values, which is not loaded because it "
-                "could run code: save the state dict alone."
+                f"the checkpoint file {shown} holds more than tensors and plain values, which is not loaded because it "
+                "could run code: save the state dict alone"
             ) from error
         raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
     except Exception as error:
@@ -60,7 +60,7 @@ def _read(path: Path) -> object:
         raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
 
 
-_NOT_A_CHECKPOINT = "The file {} is truncated or no PyTorch checkpoint: copy it again, or name another."
+_NOT_A_CHECKPOINT = "the file {} is truncated or no PyTorch checkpoint: copy it again, or name another"
 
 
 def _find_state_dict(content: object, shown: str) -> Mapping[str, Tensor]:
@@ -75,8 +75,8 @@ def _find_state_dict(content: object, shown: str) -> Mapping[str, Tensor]:
         ):
             return candidate
     raise L2TFastError(
-        f"The checkpoint {shown} holds no weights: expected names with tensors, alone or under one of "
-        f"{', '.join(STATE_DICT_KEYS)}."
+        f"the checkpoint {shown} holds no weights: expected names with tensors, alone or under one of "
+        f"{', '.join(STATE_DICT_KEYS)}"
     )
 
 
@@ -109,10 +109,10 @@ def _check_fit(model: nn.Module, weights: Mapping[str, Tensor], shown: str) -> N
     if wrong_shape:
         problems.append(f"it has {_some(wrong_shape, 2)}")
     if problems:
-        raise L2TFastError(f"The checkpoint {shown} is of another network than this one: {'; '.join(problems)}.")
+        raise L2TFastError(f"the checkpoint {shown} is of another network than this one: {'; '.join(problems)}")
     not_finite = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if not_finite:
-        raise L2TFastError(f"The checkpoint {shown} holds NaN or infinite values in {_some(not_finite)}.")
+        raise L2TFastError(f"the checkpoint {shown} holds NaN or infinite values in {_some(not_finite)}")
 
 
 def _some(names: list[str], most: int = 3) -> str:

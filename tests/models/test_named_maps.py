@@ -215,10 +215,10 @@ def test_any_network_can_be_given_feature_maps():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: build_model("resnet33", 5), "There is no network 'resnet33': the closest names are resnet3"),
+        (lambda: build_model("resnet33", 5), "there is no network 'resnet33': the closest names are resnet3"),
         (lambda: build_model("torchvision:resnet19", 5), "closest names are torchvision:resnet18"),
-        (lambda: build_model("", 5), "There is no network ''"),
-        (lambda: layer_names("vgg99"), "There is no network 'vgg99'"),
+        (lambda: build_model("", 5), "there is no network ''"),
+        (lambda: layer_names("vgg99"), "there is no network 'vgg99'"),
         (
             lambda: build_model("resnet20", 5, layers=["layer1.7"]),
             "no layer 'layer1.7': the closest names are layer1.2",

@@ -127,7 +127,7 @@ def save_nan(network, path):
 @pytest.mark.parametrize(
     ("save", "sentence"),
     [
-        (lambda network, path: None, "There is no checkpoint file"),
+        (lambda network, path: None, "there is no checkpoint file"),
         (lambda network, path: path.mkdir(), "not a checkpoint file but a folder"),
         (lambda network, path: path.write_bytes(b""), "is empty"),
         (lambda network, path: path.write_bytes(b"hello, this is text\n" * 50), "truncated or no PyTorch checkpoint"),

@@ -1,0 +1,90 @@
+"""What can be chosen about the images."""
+
+import math
+from dataclasses import dataclass
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.text import printable
+
+DATASETS = ("digits", "cifar10", "cifar100", "stl10", "imagefolder")
+AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
+NORMALIZATIONS = ("imagenet", "dataset")
+
+
+@dataclass
+class DataConfig:
+    """The images, how they are divided, and how they reach the network.
+
+    Attributes:
+        dataset: digits (scikit-learn's, embedded) | cifar10 | cifar100 | stl10 | imagefolder (any folder of images)
+        data_dir: folder that holds the data set; digits needs none
+        download: fetch cifar10, cifar100 or stl10 into data_dir if it is not there
+        classes: numbers of the classes to use, relabelled 0, 1, ... in this order; null takes all
+        per_class: N training images a class, besides the validation images; null takes all
+        validation_share: share of each class's training images that is held out, before per_class is applied
+        test_share: share of each class that is the test set where the data has none (digits, a folder without train/)
+        image_size: height and width that images are resized to; null keeps theirs, which must then be equal
+        augment: none | crop (pad an eighth, crop at random) | crop_flip | random_resized_crop (and flip; tests see the
+            centre)
+        normalization: imagenet | dataset | [[mean ...], [std ...]] for pixels in 0 ... 1; null takes imagenet for
+            colour images, which the published weights expect, and dataset for grey ones
+        batch_size: images a step
+        workers: processes that read images which do not fit into memory; 0 reads them in the main process
+        cache: keep the decoded images in memory; null does if they take less than 1 GiB
+        seed: of the held-out images, the N a class, the order of the images and their augmentation
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    classes: list[int] | None = None
+    per_class: int | None = None
+    validation_share: float = 0.1
+    test_share: float = 0.2
+    image_size: int | None = None
+    augment: str = "none"
+    normalization: str | list[list[float]] | None = None
+    batch_size: int = 128
+    workers: int = 0
+    cache: bool | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ``L2TFastError`` for the first value that is out of range, naming its key and what would be right."""
+        for name, known in (("dataset", DATASETS), ("augment", AUGMENTATIONS)):
+            if getattr(self, name) not in known:
+                raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
+        for name in ("validation_share", "test_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be above 0 and below 1")
+        for name, lowest in (("per_class", 1), ("image_size", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise L2TFastError(f"{name} is {value}, it must be at least {lowest}")
+        if self.classes is not None:
+            self._check_classes(self.classes)
+        if self.normalization is not None:
+            self._check_normalization(self.normalization)
+        if self.dataset != "digits" and self.data_dir is None:
+            raise L2TFastError(f"dataset {self.dataset} needs data_dir, the folder that holds it")
+
+    @staticmethod
+    def _check_classes(classes: list[int]) -> None:
+        if len(classes) < 2:
+            raise L2TFastError(f"classes is {classes}, it must name at least two")
+        if len(set(classes)) < len(classes):
+            raise L2TFastError(f"classes is {classes}, each must stand there once")
+
+    @staticmethod
+    def _check_normalization(value: str | list[list[float]]) -> None:
+        if isinstance(value, str):
+            if value not in NORMALIZATIONS:
+                wanted = f"{', '.join(NORMALIZATIONS)} or [[mean ...], [std ...]]"
+                raise L2TFastError(f"normalization is {printable(value)!r}, it must be {wanted}")
+            return
+        right = len(value) == 2 and len(value[0]) == len(value[1]) in (1, 3)
+        if not right or not all(math.isfinite(v) for row in value for v in row) or min(value[1]) <= 0:
+            raise L2TFastError(
+                f"normalization is {value}, it must be [[mean ...], [std ...]] with one number a channel "
+                "and every std above 0"
+            )
