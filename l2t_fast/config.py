@@ -1,0 +1,190 @@
+"""What can be chosen: one dataclass field is one YAML key and one command-line flag of the same name.
+
+The defaults are the method's at CIFAR scale (Jang et al., ICML 2019). ``configs/digits.yaml`` inside the package
+overrides them for the embedded run, which needs no download.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from l2t_fast.bilevel import METHODS as HYPERGRADIENTS
+from l2t_fast.data import DataConfig
+from l2t_fast.errors import L2TFastError
+from l2t_fast.ops import BACKENDS
+
+
+@dataclass
+class SourceConfig:
+    """The frozen, pretrained network whose features are transferred.
+
+    Attributes:
+        model: architecture, as `l2t_fast.models.build_model` names it
+        checkpoint: file with its weights; every method but scratch needs one
+        num_classes: number of classes the checkpoint was trained on
+        layers: names of the feature maps to match; null takes the architecture's own choice
+    """
+
+    model: str = "l2tww_resnet32"
+    checkpoint: str | None = None
+    num_classes: int = 200
+    layers: list[str] | None = None
+
+
+@dataclass
+class TargetConfig:
+    """The network that is trained.
+
+    Attributes:
+        model: architecture, as `l2t_fast.models.build_model` names it
+        layers: names of the feature maps to match; null takes the architecture's own choice
+    """
+
+    model: str = "vgg9bn"
+    layers: list[str] | None = None
+
+
+@dataclass
+class PretrainConfig:
+    """How the source is made when `source.checkpoint` is null.
+
+    Attributes:
+        data: the images it learns from, which should not be the target's
+        epochs: passes over them; 0 makes no source
+        lr: learning rate at the start of the half cosine
+        weight_decay: weight decay of the SGD
+        seed: of everything random in it
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    epochs: int = 0
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+
+@dataclass
+class TransferOptions:
+    """What a single run and a comparison have in common.
+
+    Attributes:
+        source: the frozen network
+        pretrain: how the frozen network is made if it has no checkpoint
+        target: the network to train
+        data: the images
+        pairs: single | one-to-one | all-to-all, or a list of SOURCE:TARGET with names or indices of feature maps;
+            null takes the method's own choice (one-to-one for fm, all-to-all for the learned ones)
+        beta: weight of the matching loss beside the cross-entropy
+        lookahead_steps: T, steps on the matching loss that the hypergradient looks ahead
+        hypergradient: exact | double_backward (slow, for checking)
+        epochs: passes over the training images
+        lr: learning rate of the target at the start; it falls to 0 along a half cosine, once an epoch
+        momentum: momentum of the target's SGD
+        weight_decay: weight decay of the target's SGD
+        nesterov: Nesterov's form of the momentum
+        meta_lr: learning rate of Adam for the weight networks, constant
+        meta_weight_decay: weight decay of Adam for the weight networks
+        device: auto (a GPU if there is one) | cpu | cuda | cuda:1 ...
+        backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
+    """
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pairs: str | list[str] | None = None
+    beta: float = 0.5
+    lookahead_steps: int = 2
+    hypergradient: str = "exact"
+    epochs: int = 200
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+    meta_lr: float = 1e-4
+    meta_weight_decay: float = 1e-4
+    device: str = "auto"
+    backend: str = "auto"
+
+    def check(self) -> None:
+        """Raise L2TFastError for the first value that is out of range, naming its key and what would be right."""
+        if self.pretrain.epochs < 0:
+            raise L2TFastError(f"pretrain.epochs is {self.pretrain.epochs}, it must be at least 0")
+        for name, lowest in (("epochs", 1), ("lookahead_steps", 0)):
+            if getattr(self, name) < lowest:
+                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be at least {lowest}")
+        for name in ("beta", "weight_decay", "meta_weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number of at least 0")
+        for name in ("lr", "meta_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number above 0")
+        if not 0 <= self.momentum < 1:
+            raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
+        if self.nesterov and self.momentum == 0:
+            raise L2TFastError("nesterov needs a momentum above 0")
+        for name, known in (("hypergradient", HYPERGRADIENTS), ("backend", BACKENDS)):
+            if getattr(self, name) not in known:
+                raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
+
+
+@dataclass
+class TrainConfig(TransferOptions):
+    """One run of one method.
+
+    Attributes:
+        method: scratch | fm | l2t-w | l2t-ww
+        label: what results call it; null takes the method's name
+        seed: of everything random: initial weights, dropout and, added to data.seed, which images are trained on
+            and in which order
+        out: folder of the run; null takes runs/METHOD-seedSEED
+    """
+
+    method: str = "l2t-ww"
+    label: str | None = None
+    seed: int = 0
+    out: str | None = None
+
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return Path(self.out) if self.out is not None else Path("runs") / f"{self.method}-seed{self.seed}"
+
+
+@dataclass
+class CompareConfig(TransferOptions):
+    """Several methods over several seeds, on the same images.
+
+    Attributes:
+        methods: names of methods, each alone or as METHOD-PAIRS, for example fm-single
+        seeds: one run a method and seed
+        out: folder of the comparison
+    """
+
+    methods: list[str] = field(default_factory=lambda: ["scratch", "fm", "l2t-ww"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    out: str = "runs/compare"
+
+    def check(self) -> None:
+        """As `TransferOptions.check`, for the lists too."""
+        super().check()
+        for name in ("methods", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                raise L2TFastError(f"{name} is empty, it must name at least one")
+            if len(set(values)) < len(values):
+                raise L2TFastError(f"{name} is {values}, each must stand there once")
+
+
+def embedded_config() -> Path:
+    """The configuration that `l2t-fast train` and `l2t-fast compare` take when none is named: scikit-learn's digits."""
+    return Path(str(resources.files("l2t_fast") / "configs" / "digits.yaml"))
+
+
+def write_config(config: TransferOptions, path: Path) -> None:
+    """Write `config` as YAML that `--config` reads back."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")

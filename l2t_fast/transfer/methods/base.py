@@ -1,0 +1,98 @@
+"""The interface that every transfer method fills in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from l2t_fast.config import TransferOptions
+from l2t_fast.transfer.source import FrozenSource, SourceOutput
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may be built from.
+
+    Attributes:
+        options: the run's configuration
+        source: the frozen network, or None if the method has ``needs_source = False``
+        target: the network to train
+        pairs: per pair (source index, target index); empty without a source
+        num_classes: of the target's task
+    """
+
+    options: TransferOptions
+    source: FrozenSource | None
+    target: nn.Module
+    pairs: Sequence[tuple[int, int]]
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch.
+
+    Attributes:
+        x: images (B, channels, H, W), float32, normalised
+        y: labels (B,), int64
+        source: the frozen network's outputs for x, or None if the method has ``needs_source = False``
+    """
+
+    x: Tensor
+    y: Tensor
+    source: SourceOutput | None
+
+
+class Method(nn.Module):
+    """What a method adds to plain training of the target: loss terms, networks of its own, a step of its own.
+
+    Everything it owns is registered as a submodule or parameter, so that a checkpoint holds it. Subclasses set the
+    class attributes and override what they need; the defaults are those of training from scratch.
+
+    Attributes:
+        name: what the user calls it
+        needs_source: whether the source runs for each batch
+        default_pairs: matching scheme when the user names none
+    """
+
+    name: ClassVar[str]
+    needs_source: ClassVar[bool] = True
+    default_pairs: ClassVar[str] = "one-to-one"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Own parameters that the target's SGD trains together with the target."""
+        return []
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Own optimizers by name, for checkpoints."""
+        return {}
+
+    def loss_terms(self, batch: Batch, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Scalars that are added to the cross-entropy as they are, by name.
+
+        `logits` (B, classes) and `features` (B, C_n, H_n, W_n each) are the target's, with gradients.
+        """
+        return {}
+
+    def after_step(self, target: nn.Module, optimizer: torch.optim.SGD, batch: Batch) -> None:
+        """Called after each SGD step, with the same batch."""
+
+    def start_epoch(self) -> None:
+        """Called before each epoch."""
+
+    def pair_weights(self) -> list[tuple[float, float]] | None:
+        """Per pair mean and standard deviation of lambda over the images since `start_epoch`; None if not learned."""
+        return None
+
+    def channel_weights(self, source: SourceOutput) -> list[Tensor] | None:
+        """Per pair the channel weights (B, C_m) for a batch; None if not learned."""
+        return None
+
+    def non_finite_part(self, batch: Batch, features: Sequence[Tensor]) -> str | None:
+        """Where a loss term turned NaN or infinite though all features are finite, in words; None if unknown."""
+        return None

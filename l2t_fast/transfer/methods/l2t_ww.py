@@ -1,0 +1,13 @@
+"""L2T-ww: learn *what* and *where* to transfer."""
+
+from l2t_fast.transfer.methods.base import Setup
+from l2t_fast.transfer.methods.learned_matching import LearnedMatching
+
+
+class L2TWW(LearnedMatching):
+    """The paper's L2T-ww: channel weights and pair weights are both learned."""
+
+    name = "l2t-ww"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup, pair_weights=True)

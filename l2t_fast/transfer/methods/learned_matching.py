@@ -1,0 +1,92 @@
+"""What L2T-w and L2T-ww share: weight networks that are trained by the hypergradient."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from l2t_fast import MetaNetworks
+from l2t_fast.bilevel import hypergradient
+from l2t_fast.transfer.methods.base import Batch, Setup
+from l2t_fast.transfer.methods.feature_matching import FeatureMatchingMethod
+from l2t_fast.transfer.source import SourceOutput
+
+
+class LearnedMatching(FeatureMatchingMethod):
+    """Feature matching whose weights phi are learned so that matching lowers the target's cross-entropy.
+
+    After each real step: T look-ahead steps on beta times the matching loss and one on the cross-entropy, not kept; the
+    gradient of the cross-entropy at the end point with respect to phi; an Adam step on phi (paper, section 2.3 and
+    algorithm 1). All with the batch of the real step.
+
+    Args:
+        setup: as for every method.
+        pair_weights: learn *where* to transfer too, not only *what*.
+    """
+
+    default_pairs = "all-to-all"
+
+    def __init__(self, setup: Setup, *, pair_weights: bool) -> None:
+        super().__init__(setup)
+        assert setup.source is not None
+        options = setup.options
+        self.steps = options.lookahead_steps
+        self.hypergradient = options.hypergradient
+        self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights)
+        self.meta_optimizer = torch.optim.Adam(
+            self.meta.parameters(), lr=options.meta_lr, weight_decay=options.meta_weight_decay
+        )
+        self._seen = 0
+        self._sums: Tensor | None = None
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"meta": self.meta_optimizer}
+
+    @torch.no_grad()
+    def weights(self, source_features: Sequence[Tensor]) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        return self.meta(source_features)
+
+    def loss_terms(self, batch: Batch, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        assert batch.source is not None
+        channel_weights, pair_weights = self.weights(batch.source.features)
+        if pair_weights is not None:
+            self._count(pair_weights)
+        return self.matching_term(batch.source, features, channel_weights, pair_weights)
+
+    def after_step(self, target: nn.Module, optimizer: torch.optim.SGD, batch: Batch) -> None:
+        assert batch.source is not None
+        gradients = hypergradient(
+            target,
+            self.matching,
+            self.meta,
+            optimizer,
+            batch.source.features,
+            batch.x,
+            batch.y,
+            steps=self.steps,
+            beta=self.beta,
+            method=self.hypergradient,
+        )
+        for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.meta_optimizer.step()
+
+    def start_epoch(self) -> None:
+        self._seen, self._sums = 0, None
+
+    def _count(self, pair_weights: Sequence[Tensor]) -> None:
+        """Add a batch's lambda to the epoch's sums (2, pairs), on the device and in float64."""
+        values = torch.cat(list(pair_weights), dim=1).double()  # (B, pairs)
+        sums = torch.stack([values.sum(0), values.square().sum(0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._seen += len(values)
+
+    def pair_weights(self) -> list[tuple[float, float]] | None:
+        if self._sums is None:
+            return None
+        mean, square = (self._sums / self._seen).cpu()
+        spread = (square - mean.square()).clamp(min=0).sqrt()
+        return list(zip(mean.tolist(), spread.tolist(), strict=True))
+
+    def channel_weights(self, source: SourceOutput) -> list[Tensor] | None:
+        return self.weights(source.features)[0]

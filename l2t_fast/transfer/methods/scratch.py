@@ -1,0 +1,10 @@
+"""Training from scratch: cross-entropy alone."""
+
+from l2t_fast.transfer.methods.base import Method
+
+
+class Scratch(Method):
+    """The target without any source, the baseline of every comparison."""
+
+    name = "scratch"
+    needs_source = False

@@ -1,0 +1,208 @@
+"""The files of one run: where they lie, and how they are written."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import l2t_fast
+from l2t_fast.config import TransferOptions, write_config
+from l2t_fast.environment import describe_environment
+from l2t_fast.errors import L2TFastError
+
+METRICS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_cross_entropy",
+    "train_matching",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "seconds",
+)
+PAIR_WEIGHTS = ("epoch", "source_layer", "target_layer", "mean", "std")
+
+
+class RunFolder:
+    """Paths of a run, and its text files. All accuracies in them are fractions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.log_file = path / "log.txt"
+        self.metrics = path / "metrics.csv"
+        self.pair_weights = path / "pair_weights.csv"
+        self.channel_weights = path / "channel_weights.npz"
+        self.result = path / "result.json"
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
+        self.tensorboard = path / "tensorboard"
+
+    def open(self, config: TransferOptions, device: torch.device, *, resume: bool) -> None:
+        """Make the folder for a new run, or check that it holds the run to continue.
+
+        Raises:
+            L2TFastError: another run is there, its configuration differs, or the folder cannot be written.
+        """
+        if self.config.exists() and (self.last.exists() or self.result.exists()):
+            if not resume:
+                raise L2TFastError(
+                    f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
+                )
+            self.check_same(config)
+            return
+        try:
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            for stale in (self.metrics, self.pair_weights, self.log_file):
+                stale.unlink(missing_ok=True)
+            write_config(config, self.config)
+            write_json(environment(device), self.environment)
+        except OSError as error:
+            raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
+
+    def check_same(self, config: TransferOptions) -> None:
+        """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
+        check_same_config(self.config, config, may_change=("out", "device", "data.workers"))
+
+    def log(self, text: str) -> None:
+        """Add a line, with the time in UTC, to log.txt."""
+        with writing(self.log_file), open(self.log_file, "a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append an epoch to metrics.csv."""
+        _append(self.metrics, METRICS, [row])
+
+    def add_pair_weights(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append an epoch's lambdas to pair_weights.csv."""
+        _append(self.pair_weights, PAIR_WEIGHTS, rows)
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop rows of epochs that no checkpoint holds: they will be trained again."""
+        for path, fields in ((self.metrics, METRICS), (self.pair_weights, PAIR_WEIGHTS)):
+            if path.exists():
+                kept = [row for row in read_rows(path) if _epoch(row) is not None and _epoch(row) <= epoch]
+                text = "".join(",".join(row[name] for name in fields) + "\n" for row in kept)
+                with writing(path):
+                    write_text(",".join(fields) + "\n" + text, path)
+
+    def write_channel_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Write one array (C_m,) a pair, by "source layer->target layer"."""
+        with writing(self.channel_weights):
+            np.savez(self.channel_weights, **weights)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, the last file of a run: a run that has it is finished."""
+        with writing(self.result):
+            write_json(result, self.result)
+
+    def read_result(self) -> dict[str, Any]:
+        """What result.json holds."""
+        try:
+            return json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise L2TFastError(f"{self.result} cannot be read: {error}") from error
+
+
+def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequence[str]) -> None:
+    """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`."""
+    try:
+        saved = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise L2TFastError(f"{path} cannot be read, so it is not known what this folder holds") from error
+    asked = _flatten(dataclasses.asdict(config))
+    for key in sorted(saved.keys() | asked.keys()):
+        if key not in may_change and saved.get(key) != asked.get(key):
+            raise L2TFastError(
+                f"{path.parent} was made with {key}: {saved.get(key)}, but now {key} is {asked.get(key)}: "
+                "ask for the same, or name another folder with --out"
+            )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise L2TFastError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a reader needs to judge or repeat a run: versions, commit, device, backend; `details` has the rest."""
+    details = describe_environment()
+    backend, reason = l2t_fast.explain_backend(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else details["machine"]["processor"]
+    return {
+        "l2t_fast": details["l2t_fast"]["version"],
+        "commit": details["l2t_fast"]["commit"],
+        "python": details["versions"]["python"],
+        "torch": details["versions"]["torch"],
+        "torchvision": details["versions"]["torchvision"],
+        "device": str(device),
+        "device_name": name,
+        "backend": backend,
+        "backend_reason": reason,
+        "details": details,
+    }
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; a last line that was cut short is left out."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file so that it is whole or as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write JSON so that the file is whole or as it was."""
+    write_text(json.dumps(content, indent=2) + "\n", path)
+
+
+def _append(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    new = not path.exists()
+    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows({name: _text(row[name]) for name in fields} for row in rows)
+
+
+def _text(value: Any) -> Any:
+    return f"{value:.8g}" if isinstance(value, float) else value
+
+
+def _epoch(row: Mapping[str, str]) -> int | None:
+    return int(row["epoch"]) if row["epoch"].isdecimal() else None
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"seed": 0}} becomes {"data.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,57 @@
+"""The frozen network that is learned from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l2t_fast.config import SourceConfig
+from l2t_fast.errors import L2TFastError
+from l2t_fast.models import build_model, load_weights
+
+
+class SourceOutput(NamedTuple):
+    """One forward pass of the source: logits (B, classes of the source) and its feature maps (B, C_m, H_m, W_m)."""
+
+    logits: Tensor
+    features: Sequence[Tensor]
+
+
+class FrozenSource(nn.Module):
+    """A pretrained network in eval mode, without gradients, that stays so when its parent trains.
+
+    It sees the target's normalised images. Once a batch is enough, since it never changes.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.feature_names: list[str] = list(network.feature_names)
+        self.feature_channels: list[int] = list(network.feature_channels)
+
+    def train(self, mode: bool = True) -> "FrozenSource":
+        """Stay in eval mode: the source's BatchNorm statistics are part of what was pretrained."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> SourceOutput:
+        """Run images (B, channels, H, W), float32."""
+        return SourceOutput(*self.network(x))
+
+
+def load_source(config: SourceConfig, in_channels: int) -> FrozenSource:
+    """The source with its checkpoint's weights.
+
+    Raises:
+        L2TFastError: no checkpoint named, none there, or one of another network.
+    """
+    if config.checkpoint is None:
+        raise L2TFastError(
+            "source.checkpoint is not set: name the file with the weights of "
+            f"{config.model}, or set pretrain.data and pretrain.epochs to make a source"
+        )
+    network = build_model(config.model, config.num_classes, in_channels=in_channels, layers=config.layers)
+    load_weights(network, Path(config.checkpoint))
+    return FrozenSource(network)

@@ -1,0 +1,335 @@
+"""Trains a target network with one method, and leaves a run folder behind."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from l2t_fast.config import TrainConfig
+from l2t_fast.data import load_data
+from l2t_fast.errors import L2TFastError
+from l2t_fast.models import build_model
+from l2t_fast.transfer.checkpoint import load_checkpoint, save_checkpoint
+from l2t_fast.transfer.finite import first_non_finite_parameter, name_non_finite
+from l2t_fast.transfer.methods import Batch, Setup, find_method
+from l2t_fast.transfer.pairs import pair_names, resolve_pairs
+from l2t_fast.transfer.progress import TrainingProgress
+from l2t_fast.transfer.randomness import random_state, restore_random_state, seed_everything
+from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.source import load_source
+
+
+class Trainer:
+    """One run: the paper's procedure for every batch, the best model on validation data, everything written down.
+
+    Args:
+        config: what to run.
+        progress: where to show how it goes.
+        resume: continue the run that `config.folder()` holds; without a checkpoint there it starts from the beginning.
+    """
+
+    def __init__(self, config: TrainConfig, progress: TrainingProgress, *, resume: bool = False) -> None:
+        config.check()
+        method_class = find_method(config.method)
+        self.config = config
+        self.device = choose_device(config.device)
+        self.progress = progress
+        # A seed means other images too; data.seed chooses among several such series.
+        self.data = load_data(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
+        # The target is made first and the generators are seeded again in fit(), so that one seed gives every method the
+        # same initial target and the same augmentation.
+        seed_everything(config.seed)
+        self.target = build_model(
+            config.target.model,
+            self.data.num_classes,
+            in_channels=self.data.in_channels,
+            layers=config.target.layers,
+        ).to(self.device)
+        self.source = None
+        self.pairs: list[tuple[int, int]] = []
+        self.pair_layers: list[tuple[str, str]] = []
+        if method_class.needs_source:
+            self.source = load_source(config.source, self.data.in_channels).to(self.device)
+            names = self.source.feature_names, list(self.target.feature_names)
+            self.pairs = resolve_pairs(config.pairs or method_class.default_pairs, *names)
+            self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
+        self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes))
+        self.method.to(self.device)
+        self.optimizer = torch.optim.SGD(
+            [*self.target.parameters(), *self.method.trained_parameters()],
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.epoch = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.best: dict[str, Any] = {"epoch": 0, "validation_accuracy": -1.0, "validation_loss": math.inf}
+        self.folder = RunFolder(config.folder())
+        self._resume = resume
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch, test the best model, and return what result.json holds."""
+        self.folder.open(self.config, self.device, resume=self._resume)
+        if self.folder.result.exists():
+            self.progress.message(f"{self.folder.path} is finished already")
+            return self.folder.read_result()
+        # The same bits from run to run need deterministic algorithms of cuDNN.
+        torch.backends.cudnn.deterministic = True
+        seed_everything(self.config.seed)
+        if self._resume and self.folder.last.exists():
+            self._restore(load_checkpoint(self.folder.last))
+        self.folder.log(f"{self.describe()}; starts after epoch {self.epoch}")
+        writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1 if self.epoch else None)
+        self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.epoch)
+        try:
+            while self.epoch < self.config.epochs:
+                self._run_epoch(writer)
+            result = self._conclude()
+        except (Exception, KeyboardInterrupt) as error:
+            self._log_stop(error)
+            raise
+        finally:
+            writer.close()
+            self.progress.finish()
+        return result
+
+    def describe(self) -> str:
+        """The run in one line."""
+        pairs = ", ".join(f"{source}->{target}" for source, target in self.pair_layers)
+        source = f", source {self.config.source.model}, pairs {pairs}" if self.source else ""
+        return f"{self.config.method}, seed {self.config.seed}, target {self.config.target.model}{source}"
+
+    def train_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The paper's procedure for one batch: a real step of the target, then the method's own step.
+
+        Args:
+            x: images (B, channels, H, W), float32.
+            y: labels (B,), int64.
+
+        Returns:
+            cross-entropy, sum of the method's terms, and number of correct predictions: scalars on the device, without
+            gradients.
+
+        Raises:
+            L2TFastError: the loss is not finite; nothing was changed.
+        """
+        batch = Batch(x, y, self.source(x) if self.source else None)
+        logits, features = self.target(x)
+        cross_entropy = F.cross_entropy(logits, y)
+        terms = self.method.loss_terms(batch, logits, features)
+        loss = sum(terms.values(), start=cross_entropy)
+        # One read of a number a step, which a GPU waits for: it keeps NaN out of the weights.
+        if not math.isfinite(loss.item()):
+            part = name_non_finite(batch, self.source, self.target, logits, features, cross_entropy, terms, self.method)
+            raise L2TFastError(f"in epoch {self.epoch + 1}, step {self.step + 1}, {part}: {self._advice()}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.method.after_step(self.target, self.optimizer, batch)
+        self.step += 1
+        correct = (logits.detach().argmax(1) == y).sum()
+        return cross_entropy.detach(), loss.detach() - cross_entropy.detach(), correct
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy (a fraction) of the target over batches of (x, y), in eval mode."""
+        self.target.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        count = 0
+        for x, y in batches:
+            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            logits, _ = self.target(x)
+            total[0] += F.cross_entropy(logits, y, reduction="sum")
+            total[1] += (logits.argmax(1) == y).sum()
+            count += len(y)
+        self.target.train()
+        loss, accuracy = (total / count).tolist()
+        return loss, accuracy
+
+    def _run_epoch(self, writer: SummaryWriter) -> None:
+        began = time.perf_counter()
+        lr = cosine_lr(self.config.lr, self.epoch, self.config.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.data.set_epoch(self.epoch)
+        self.target.train()
+        self.method.start_epoch()
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
+        count = 0
+        for i, (x, y) in enumerate(self.data.train):
+            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            cross_entropy, matching, correct = self.train_batch(x, y)
+            total += torch.stack([cross_entropy * len(y), matching * len(y), correct])
+            count += len(y)
+            self.progress.batch(i + 1, len(self.data.train))
+        cross_entropy, matching, accuracy = (total / count).tolist()
+        validation_loss, validation_accuracy = self.evaluate(self.data.validation)
+        # The last step of an epoch may have spoiled the weights: look before a checkpoint keeps them.
+        spoiled = first_non_finite_parameter({"target": self.target, "method": self.method})
+        if spoiled is not None or not math.isfinite(validation_loss):
+            part = f"{spoiled} turned NaN or infinite" if spoiled else "the validation loss is not finite"
+            raise L2TFastError(f"after epoch {self.epoch + 1}, {part}: {self._advice()}")
+        self.epoch += 1
+        self.seconds += time.perf_counter() - began
+        row = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "lr": lr,
+            "train_loss": cross_entropy + matching,
+            "train_cross_entropy": cross_entropy,
+            "train_matching": matching,
+            "train_accuracy": accuracy,
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+            "seconds": time.perf_counter() - began,
+        }
+        self._record(row, writer)
+        if self._improves(row):
+            self.best = {name: row[name] for name in self.best}
+            save_checkpoint({**self._networks(), **self.best, "num_classes": self.data.num_classes}, self.folder.best)
+        save_checkpoint(self._state(), self.folder.last)
+        self.progress.epoch(row, self.config.epochs, self.best)
+
+    def _improves(self, row: dict[str, Any]) -> bool:
+        """Higher validation accuracy; at the same accuracy, which is common on few images, lower validation loss."""
+        return (row["validation_accuracy"], -row["validation_loss"]) > (
+            self.best["validation_accuracy"],
+            -self.best["validation_loss"],
+        )
+
+    def _record(self, row: dict[str, Any], writer: SummaryWriter) -> None:
+        self.folder.add_metrics(row)
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name, value, self.epoch)
+        pair_weights = self.method.pair_weights()
+        if pair_weights is not None:
+            rows = [
+                {"epoch": self.epoch, "source_layer": source, "target_layer": target, "mean": mean, "std": std}
+                for (source, target), (mean, std) in zip(self.pair_layers, pair_weights, strict=True)
+            ]
+            self.folder.add_pair_weights(rows)
+            for entry in rows:
+                writer.add_scalar(
+                    f"pair_weight/{entry['source_layer']}->{entry['target_layer']}", entry["mean"], self.epoch
+                )
+
+    def _conclude(self) -> dict[str, Any]:
+        """Test the best model, write what the method learned, and the result."""
+        best = load_checkpoint(self.folder.best)
+        self.target.load_state_dict(best["model"])
+        self.method.load_state_dict(best["method"])
+        _, test_accuracy = self.evaluate(self.data.test)
+        self._write_channel_weights()
+        result = {
+            "method": self.config.label or self.config.method,
+            "seed": self.config.seed,
+            "pairs": pair_names(self.pair_layers),
+            "best_epoch": self.best["epoch"],
+            "validation_accuracy": self.best["validation_accuracy"],
+            "test_accuracy": test_accuracy,
+            "epochs": self.config.epochs,
+            "seconds": self.seconds,
+        }
+        self.folder.write_result(result)
+        self.folder.log(f"finished: test accuracy {test_accuracy:.2%} of the model of epoch {self.best['epoch']}")
+        return result
+
+    @torch.no_grad()
+    def _write_channel_weights(self) -> None:
+        """Mean channel weights over the validation images, one array a pair."""
+        if self.source is None:
+            return
+        sums: list[Tensor] | None = None
+        count = 0
+        for x, _ in self.data.validation:
+            weights = self.method.channel_weights(self.source(x.to(self.device)))
+            if weights is None:
+                return
+            batch = [w.double().sum(0) for w in weights]
+            sums = batch if sums is None else [a + b for a, b in zip(sums, batch, strict=True)]
+            count += len(x)
+        if sums is not None:
+            means = {
+                name: (s / count).float().cpu().numpy()
+                for name, s in zip(pair_names(self.pair_layers), sums, strict=True)
+            }
+            self.folder.write_channel_weights(means)
+
+    def _networks(self) -> dict[str, Any]:
+        return {"model": self.target.state_dict(), "method": self.method.state_dict()}
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+        return {
+            **self._networks(),
+            "optimizer": self.optimizer.state_dict(),
+            "method_optimizers": {name: item.state_dict() for name, item in self.method.optimizers().items()},
+            "random": random_state(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Continue from `_state`; `folder.open` has made sure that the configuration is the same."""
+        try:
+            self.target.load_state_dict(state["model"])
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, optimizer in self.method.optimizers().items():
+                optimizer.load_state_dict(state["method_optimizers"][name])
+            restore_random_state(state["random"])
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.best, self.seconds = state["best"], state["seconds"]
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise L2TFastError(
+                f"{self.folder.last} does not fit this run, though its config.yaml does: {error}"
+            ) from error
+        self.folder.forget_after(self.epoch)
+
+    def _advice(self) -> str:
+        kept = (
+            f"the checkpoint of epoch {self.epoch} in {self.folder.path} is intact"
+            if self.epoch
+            else "nothing was saved"
+        )
+        return f"training stops, {kept}; a lower lr (now {self.config.lr}) or beta (now {self.config.beta}) may help"
+
+    def _log_stop(self, error: BaseException) -> None:
+        """Say in log.txt why the run stopped, unless the log itself cannot be written."""
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(L2TFastError):
+            self.folder.log(f"stopped in epoch {self.epoch + 1}: {reason}")
+
+
+def cosine_lr(lr: float, epoch: int, epochs: int) -> float:
+    """Learning rate of an epoch, counted from 0: half a cosine from `lr` to 0 over `epochs`."""
+    return 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU if there is one, else the CPU.
+
+    Raises:
+        L2TFastError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise L2TFastError(f"device {name!r} cannot be used here ({reason}), try auto or cpu") from error
+    return device

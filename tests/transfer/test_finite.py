@@ -1,0 +1,127 @@
+"""A NaN stops the run with one sentence that names where it came up, and the last good checkpoint stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.transfer import Trainer, run
+from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.transfer.finite import first_non_finite_parameter
+
+
+@pytest.fixture
+def trainer(make_config, quiet):
+    return Trainer(make_config(method="l2t-ww"), quiet)
+
+
+def spoil_map(network, index, value):
+    def hook(module, inputs, output):
+        logits, features = output
+        features = [f * value if i == index else f for i, f in enumerate(features)]
+        return logits, features
+
+    network.register_forward_hook(hook)
+
+
+def assert_stops(trainer, said):
+    before = {name: value.clone() for name, value in trainer.target.state_dict().items()}
+    with pytest.raises(L2TFastError, match=said):
+        trainer.fit()
+    for name, value in trainer.target.named_parameters():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_names_a_source_map(trainer, value):
+    spoil_map(trainer.source.network, 1, value)
+    name = trainer.source.feature_names[1]
+    assert_stops(trainer, f"in epoch 1, step 1, feature map {name} of the source is not finite: .*nothing was saved")
+
+
+def test_names_a_target_map(trainer):
+    spoil_map(trainer.target, 2, float("nan"))
+    assert_stops(trainer, f"feature map {trainer.target.feature_names[2]} of the target is not finite")
+
+
+def test_names_the_images(trainer):
+    images = iter(trainer.data.train)
+    x, y = next(images)
+    x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(L2TFastError, match="the images are not finite"):
+        trainer.train_batch(x, y)
+
+
+def test_names_the_logits(trainer):
+    trainer.target.register_forward_hook(lambda module, inputs, output: (output[0] * float("nan"), output[1]))
+    assert_stops(trainer, "the target's logits are not finite")
+
+
+@pytest.mark.parametrize("spoiled", ["projection", "pair weight"])
+def test_names_a_pair(trainer, spoiled):
+    part = trainer.method.matching if spoiled == "projection" else trainer.method.meta.loss_weight_network
+    with torch.no_grad():
+        part[4].bias.fill_(float("nan"))
+    source, target = trainer.pair_layers[4]
+    assert (source, target) == (trainer.source.feature_names[1], trainer.target.feature_names[1])
+    assert_stops(trainer, f"the matching loss of pair {source}->{target} is not finite")
+
+
+def test_the_last_good_checkpoint_stays(make_config, quiet, monkeypatch):
+    config = make_config(method="l2t-ww", epochs=4)
+    step = Trainer.train_batch
+
+    def blow_up(trainer, x, y):
+        found = step(trainer, x, y)
+        if trainer.epoch == 2:  # the weights go wrong in the third epoch's step
+            with torch.no_grad():
+                next(trainer.target.parameters()).mul_(float("nan"))
+        return found
+
+    monkeypatch.setattr(Trainer, "train_batch", blow_up)
+    with pytest.raises(
+        L2TFastError, match=r"in epoch 3, step 8, feature map .* the checkpoint of epoch 2 in .* is intact"
+    ):
+        run(config, progress=quiet)
+    last = load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")
+    assert last["epoch"] == 2
+    assert all(value.isfinite().all() for value in last["model"].values())
+    assert "stopped in epoch 3: L2TFastError" in (Path(config.out) / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda trainer: next(trainer.target.parameters()), "target features.0.weight turned NaN or infinite"),
+        (lambda trainer: next(trainer.method.meta.parameters()), "method meta.weight_network.0.weight turned NaN"),
+    ],
+)
+def test_an_epoch_that_ends_spoiled_is_not_saved(make_config, quiet, monkeypatch, part, said):
+    config = make_config(method="l2t-ww", epochs=4)
+    evaluate = Trainer.evaluate
+
+    def spoil_before(trainer, batches):
+        if trainer.epoch == 1:
+            with torch.no_grad():
+                part(trainer).view(-1)[0] = float("inf")
+        return evaluate(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "evaluate", spoil_before)
+    with pytest.raises(L2TFastError, match=f"after epoch 2, {said}"):
+        run(config, progress=quiet)
+    assert load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")["epoch"] == 1
+
+
+def test_a_learning_rate_far_too_high_stops_with_a_hint(make_config, quiet):
+    config = make_config(method="fm", lr=1e30, epochs=3)
+    with pytest.raises(L2TFastError, match=r"a lower lr \(now 1e\+30\) or beta \(now 0.5\) may help"):
+        run(config, progress=quiet)
+
+
+def test_parameters_without_floats_are_skipped():
+    module = torch.nn.BatchNorm1d(2)
+    assert first_non_finite_parameter({"a": module}) is None
+    module.running_var[1] = float("nan")
+    assert first_non_finite_parameter({"a": module}) == "a running_var"
+    assert first_non_finite_parameter({"a": torch.nn.ReLU()}) is None

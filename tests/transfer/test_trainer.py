@@ -1,0 +1,323 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from l2t_fast.bilevel import hypergradient
+from l2t_fast.data import load_data
+from l2t_fast.errors import L2TFastError
+from l2t_fast.models import build_model
+from l2t_fast.transfer import METHODS, Trainer, run
+from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.transfer.run_folder import METRICS
+from l2t_fast.transfer.trainer import choose_device, cosine_lr
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_time(path: Path) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(path)]
+
+
+def assert_same_state(a, b):
+    """Every tensor and number in two nested states is the same, bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key != "seconds":
+                assert_same_state(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same_state(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_its_folder(make_config, quiet, method):
+    config = make_config(method=method, seed=3)
+    result = run(config, progress=quiet)
+    out = Path(config.out)
+
+    metrics = rows(out / "metrics.csv")
+    assert tuple(metrics[0]) == METRICS
+    assert [row["epoch"] for row in metrics] == ["1", "2"]
+    assert [float(row["lr"]) for row in metrics] == pytest.approx([0.05, 0.025])
+    for row in metrics:
+        parts = float(row["train_cross_entropy"]) + float(row["train_matching"])
+        assert float(row["train_loss"]) == pytest.approx(parts, rel=1e-6)
+        assert (float(row["train_matching"]) > 0) == (method != "scratch")
+        assert 0 <= float(row["validation_accuracy"]) <= 1
+
+    assert json.loads((out / "result.json").read_text()) == result
+    assert result["method"] == method and result["seed"] == 3 and result["epochs"] == 2
+    expected_pairs = {"scratch": 0, "fm": 3, "l2t-w": 9, "l2t-ww": 9}[method]
+    assert len(result["pairs"]) == expected_pairs
+    best = max(metrics, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
+    assert result["best_epoch"] == int(best["epoch"])
+    assert result["validation_accuracy"] == pytest.approx(float(best["validation_accuracy"]), rel=1e-6)
+
+    assert (out / "pair_weights.csv").exists() == (method == "l2t-ww")
+    if method == "l2t-ww":
+        weights = rows(out / "pair_weights.csv")
+        assert [f"{row['source_layer']}->{row['target_layer']}" for row in weights] == 2 * result["pairs"]
+        assert all(0 <= float(row["mean"]) <= 6 and float(row["std"]) >= 0 for row in weights)
+    assert (out / "channel_weights.npz").exists() == (method in ("l2t-w", "l2t-ww"))
+    if method in ("l2t-w", "l2t-ww"):
+        with np.load(out / "channel_weights.npz") as arrays:
+            assert list(arrays) == result["pairs"]
+            assert [float(w.sum()) for w in arrays.values()] == pytest.approx([1.0] * 9, abs=1e-5)
+            assert [len(w) for w in arrays.values()] == [16] * 3 + [32] * 3 + [64] * 3
+
+    assert list((out / "tensorboard").glob("events.*"))
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__ and environment["device"] == "cpu"
+    assert "finished" in (out / "log.txt").read_text()
+
+
+def test_the_test_accuracy_is_that_of_the_best_model(make_config, quiet):
+    config = make_config(method="fm", epochs=4)
+    result = run(config, progress=quiet)
+    best = load_checkpoint(Path(config.out) / "checkpoints" / "best.pt")
+    assert best["epoch"] == result["best_epoch"] and best["num_classes"] == 3
+
+    data = load_data(config.data)
+    network = build_model("vgg5bn", 3, in_channels=1)
+    network.load_state_dict(best["model"])
+    network.eval()
+    with torch.no_grad():
+        right = [(network(x)[0].argmax(1) == y) for x, y in data.test]
+    assert result["test_accuracy"] == torch.cat(right).double().mean().item()
+
+
+def test_it_learns(make_config, quiet):
+    data = {"classes": [0, 1], "per_class": None, "batch_size": 32}
+    result = run(make_config(method="scratch", data=data, epochs=6), progress=quiet)
+    assert result["test_accuracy"] > 0.95
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("method", ["l2t-w", "l2t-ww"])
+def test_one_batch_follows_the_paper(make_config, quiet, method, nesterov):
+    """A real step on cross-entropy + beta L_wfm, then Adam on phi with the hypergradient taken after that step."""
+    changes = {"method": method, "beta": 0.7, "lookahead_steps": 1, "nesterov": nesterov, "weight_decay": 0.01}
+    trainer = Trainer(make_config(**changes), quiet)
+    twin = Trainer(make_config(**changes), quiet)
+    for module in (trainer.source, trainer.target, trainer.method, twin.source, twin.target, twin.method):
+        module.double()  # Adam divides by the gradient's size, which blows rounding up
+    twin.target.load_state_dict(trainer.target.state_dict())
+    twin.method.load_state_dict(trainer.method.state_dict())
+    x, y = next(iter(trainer.data.train))
+    x = x.double()
+
+    trainer.train_batch(x, y)
+    trainer.train_batch(x, y)  # the second step has momentum
+
+    for _ in range(2):
+        with torch.no_grad():
+            _, source_features = twin.source.network(x)
+            channel_weights, pair_weights = twin.method.meta(source_features)
+        logits, features = twin.target(x)
+        loss = F.cross_entropy(logits, y)
+        for p, (m, n) in enumerate(twin.pairs):
+            projected = F.conv2d(features[n], twin.method.matching[p].weight, twin.method.matching[p].bias)
+            resized = F.interpolate(source_features[m], projected.shape[2:], mode="bilinear", align_corners=False)
+            distance = (channel_weights[p][:, :, None, None] * (projected - resized) ** 2).sum(1).mean((1, 2))
+            loss = loss + 0.7 * ((1 if pair_weights is None else pair_weights[p].flatten()) * distance).mean()
+        twin.optimizer.zero_grad()
+        loss.backward()
+        twin.optimizer.step()
+        gradients = hypergradient(
+            twin.target,
+            twin.method.matching,
+            twin.method.meta,
+            twin.optimizer,
+            source_features,
+            x,
+            y,
+            steps=1,
+            beta=0.7,
+            method="double_backward",
+        )
+        for parameter, gradient in zip(twin.method.meta.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        twin.method.meta_optimizer.step()
+
+    for name, value in trainer.target.state_dict().items():
+        torch.testing.assert_close(value, twin.target.state_dict()[name], rtol=1e-9, atol=1e-10, msg=name)
+    for name, value in trainer.method.state_dict().items():
+        torch.testing.assert_close(value, twin.method.state_dict()[name], rtol=1e-7, atol=1e-8, msg=name)
+    moved = [p for p in trainer.method.meta.parameters() if p.abs().sum() > 0]
+    assert moved
+
+
+def test_look_ahead_steps_leave_no_trace_in_batch_norm(make_config, quiet):
+    config = make_config(method="l2t-ww")
+    run(config, progress=quiet)
+    last = load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")
+    counts = {int(value) for name, value in last["model"].items() if name.endswith("num_batches_tracked")}
+    assert counts == {last["step"]}
+
+
+def test_the_source_runs_once_a_batch_and_never_changes(make_config, quiet):
+    trainer = Trainer(make_config(method="l2t-ww", epochs=1), quiet)
+    before = {name: value.clone() for name, value in trainer.source.state_dict().items()}
+    modes = []
+    trainer.source.network.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    validation = len(trainer.data.validation)
+    trainer.fit()
+    assert len(modes) == len(trainer.data.train) + validation  # the latter for the mean channel weights
+    assert not any(modes)
+    assert_same_state(dict(trainer.source.state_dict()), before)
+
+
+def test_scratch_needs_no_source(make_config, quiet):
+    config = make_config(method="scratch", epochs=1)
+    config.source.checkpoint = "/nowhere/at/all.pt"
+    assert run(config, progress=quiet)["pairs"] == []
+
+
+def test_one_seed_gives_every_method_the_same_start(make_config, quiet):
+    starts = [Trainer(make_config(method=name), quiet).target.state_dict() for name in ("scratch", "l2t-ww")]
+    assert_same_state(dict(starts[0]), dict(starts[1]))
+
+
+@pytest.mark.parametrize("method", ["fm", "l2t-ww"])
+def test_two_runs_are_the_same_bits(make_config, quiet, tmp_path, method):
+    last = []
+    for name in ("a", "b"):
+        run(make_config(method=method, out=str(tmp_path / name), data={"augment": "crop"}), progress=quiet)
+        torch.rand(3)  # what else draws random numbers does not matter
+        last.append(load_checkpoint(tmp_path / name / "checkpoints" / "last.pt"))
+    assert_same_state(*last)
+    assert without_time(tmp_path / "a" / "metrics.csv") == without_time(tmp_path / "b" / "metrics.csv")
+    run(make_config(method=method, out=str(tmp_path / "c"), seed=1), progress=quiet)
+    other = load_checkpoint(tmp_path / "c" / "checkpoints" / "last.pt")
+    assert not torch.equal(other["model"]["features.0.weight"], last[0]["model"]["features.0.weight"])
+
+
+class Interrupting:
+    """Passes everything on to another progress, and presses Ctrl-C in an epoch's second batch."""
+
+    def __init__(self, inner, epoch):
+        self.inner, self.left = inner, epoch - 1
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def epoch(self, *arguments):
+        self.left -= 1
+        self.inner.epoch(*arguments)
+
+    def batch(self, done, total):
+        if self.left == 0 and done == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("method", ["scratch", "fm", "l2t-ww"])
+def test_resume_is_bit_for_bit(make_config, quiet, tmp_path, method):
+    changes = {"method": method, "epochs": 4, "data": {"augment": "crop"}}
+    straight = run(make_config(**changes, out=str(tmp_path / "straight")), progress=quiet)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(**changes, out=str(tmp_path / "broken")), progress=Interrupting(quiet, epoch=3))
+    assert load_checkpoint(tmp_path / "broken" / "checkpoints" / "last.pt")["epoch"] == 2
+    assert "stopped in epoch 3: interrupted" in (tmp_path / "broken" / "log.txt").read_text()
+    torch.rand(5)
+    resumed = run(make_config(**changes, out=str(tmp_path / "broken")), resume=True, progress=quiet)
+
+    assert {**resumed, "seconds": 0} == {**straight, "seconds": 0}
+    for name in ("last.pt", "best.pt"):
+        folders = [tmp_path / folder / "checkpoints" / name for folder in ("straight", "broken")]
+        assert_same_state(*[load_checkpoint(path) for path in folders])
+    for name in ("metrics.csv", "pair_weights.csv"):
+        if (tmp_path / "straight" / name).exists():
+            assert without_time(tmp_path / "straight" / name) == without_time(tmp_path / "broken" / name)
+
+
+def test_resume_forgets_rows_that_no_checkpoint_holds(make_config, quiet, monkeypatch, tmp_path):
+    """Killed between the row of an epoch and its checkpoint, the epoch is trained again and stands there once."""
+    config = make_config(method="l2t-ww", epochs=3)
+    saved = Trainer._state
+
+    def killed(trainer):
+        if trainer.epoch == 2:
+            raise KeyboardInterrupt
+        return saved(trainer)
+
+    monkeypatch.setattr(Trainer, "_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=quiet)
+    assert len(rows(Path(config.out) / "metrics.csv")) == 2
+    with open(Path(config.out) / "metrics.csv", "a") as file:
+        file.write("3,1")  # half a line, as a kill leaves it
+    monkeypatch.undo()
+    run(config, resume=True, progress=quiet)
+    assert [row["epoch"] for row in rows(Path(config.out) / "metrics.csv")] == ["1", "2", "3"]
+    assert [row["epoch"] for row in rows(Path(config.out) / "pair_weights.csv")] == ["1"] * 9 + ["2"] * 9 + ["3"] * 9
+
+
+def test_resume_of_a_finished_run_changes_nothing(make_config, quiet):
+    config = make_config(method="scratch")
+    first = run(config, progress=quiet)
+    assert run(config, resume=True, progress=quiet) == first
+
+
+def test_a_run_is_never_overwritten(make_config, quiet):
+    config = make_config(method="scratch", epochs=1)
+    run(config, progress=quiet)
+    with pytest.raises(L2TFastError, match="already holds a run: continue it with --resume"):
+        run(config, progress=quiet)
+
+
+def test_resume_with_another_configuration(make_config, quiet):
+    run(make_config(method="scratch", epochs=1), progress=quiet)
+    with pytest.raises(L2TFastError, match=r"was made with data.per_class: 12, but now data.per_class is 13"):
+        run(make_config(method="scratch", epochs=1, data={"per_class": 13}), resume=True, progress=quiet)
+
+
+def test_resume_from_a_damaged_checkpoint(make_config, quiet):
+    config = make_config(method="scratch")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=Interrupting(quiet, epoch=2))
+    last = Path(config.out) / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(L2TFastError, match="cut short"):
+        run(config, resume=True, progress=quiet)
+
+
+def test_pretrains_a_source_where_none_is_given(make_config, quiet):
+    config = make_config(method="fm", epochs=1)
+    config.source.checkpoint = None
+    with pytest.raises(L2TFastError, match=r"source.checkpoint is not set.*pretrain.epochs"):
+        run(config, progress=quiet)
+    config.pretrain.epochs = 1
+    config.pretrain.data.classes = [0, 1, 2, 3]
+    run(config, progress=quiet)
+    source = load_checkpoint(Path(config.out) / "source" / "checkpoints" / "best.pt")
+    assert source["num_classes"] == 4
+
+
+def test_cosine_schedule():
+    assert [cosine_lr(0.1, epoch, 4) for epoch in range(4)] == pytest.approx(
+        [0.1, 0.1 * (0.5 + math.sqrt(2) / 4), 0.05, 0.1 * (0.5 - math.sqrt(2) / 4)]
+    )
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:97", "gpu"):
+        with pytest.raises(L2TFastError, match=f"device '{name}' cannot be used here"):
+            choose_device(name)
