@@ -1,0 +1,124 @@
+"""The command ``l2t-fast``: train | compare | inspect | env."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
+from l2t_fast.environment import describe_environment, format_environment
+from l2t_fast.errors import L2TFastError
+from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
+from l2t_fast.report import results_table
+from l2t_fast.transfer import run
+from l2t_fast.transfer.compare import compare
+from l2t_fast.transfer.inspect import inspect_run
+
+#: Exit codes; 130 is what a shell gives a program that Ctrl-C ended.
+FAILED, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code. A mistake is one sentence; ``--debug`` adds the traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    resume_hint = ""
+    try:
+        command, options = _parse(given)
+        resume_hint = _resume_hint(command, options)
+        _COMMANDS[command](options)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted{resume_hint}", file=sys.stderr)
+        return INTERRUPTED
+    except (L2TFastError, ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _train(options: Namespace) -> None:
+    result = run(to_config(options, TrainConfig), resume=options.resume)
+    print(
+        f"{result['method']}: test accuracy {result['test_accuracy']:.2%} with the model of epoch "
+        f"{result['best_epoch']} (validation accuracy {result['validation_accuracy']:.2%})"
+    )
+
+
+def _compare(options: Namespace) -> None:
+    config = to_config(options, CompareConfig)
+    page = compare(config)
+    Console().print(results_table(Path(config.out)))
+    print(f"the page with plots and conditions: {page}")
+
+
+def _inspect(options: Namespace) -> None:
+    inspect_run(Path(options.run), Console())
+
+
+def _env(options: Namespace) -> None:
+    print(format_environment(describe_environment()))
+
+
+_COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "train": _train,
+    "compare": _compare,
+    "inspect": _inspect,
+    "env": _env,
+}
+
+
+def _parser() -> ArgumentParser:
+    """All commands. Every field of a configuration class is a flag and, in a file given by --config, a YAML key."""
+    top = new_parser(
+        prog="l2t-fast",
+        description="Learn what and where to transfer. Every command takes --debug, which shows tracebacks.",
+    )
+    commands = top.add_subcommands(dest="command")
+    train = new_parser()
+    add_config_options(train, TrainConfig)
+    train.add_argument("--resume", action="store_true", help="continue the run in the folder --out")
+    commands.add_subcommand("train", train, help="run one method")
+    comparison = new_parser()
+    add_config_options(comparison, CompareConfig)
+    commands.add_subcommand("compare", comparison, help="run methods x seeds; makes a table, plots and an HTML page")
+    inspect = new_parser()
+    inspect.add_argument("run", type=str, help="folder of a run or of a comparison")
+    commands.add_subcommand("inspect", inspect, help="show a run as tables: accuracies, lambda, channels")
+    commands.add_subcommand("env", new_parser(), help="print versions, device, build and backend")
+    return top
+
+
+def _parse(given: list[str]) -> tuple[str, Namespace]:
+    """(command, its options)."""
+    if given and given[0] in ("train", "compare") and not any(a.split("=")[0] == "--config" for a in given):
+        given = [given[0], "--config", str(embedded_config()), *given[1:]]
+    parsed = parse(_parser(), given or ["--help"])
+    return parsed.command, parsed[parsed.command]
+
+
+def _resume_hint(command: str, options: Namespace) -> str:
+    if command == "train":
+        folder = to_config(options, TrainConfig).folder()
+        return f": continue with `l2t-fast train --config {folder / 'config.yaml'} --resume`"
+    if command == "compare":
+        return ": the same command continues where it stopped"
+    return ""
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU has too little memory for this batch, lower data.batch_size"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

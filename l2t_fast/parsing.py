@@ -1,0 +1,85 @@
+"""From command-line flags and YAML files to configuration objects, with mistakes told in one sentence."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from l2t_fast.config import TransferOptions
+from l2t_fast.errors import L2TFastError
+
+Config = TypeVar("Config", bound=TransferOptions)
+
+
+def new_parser(**arguments: object) -> ArgumentParser:
+    """A parser that raises instead of ending the program, and takes no abbreviated flags."""
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, **arguments)
+
+
+def add_config_options(parser: ArgumentParser, kind: type[TransferOptions]) -> None:
+    """Add ``--config FILE`` and one flag for every field of `kind`, nested ones with dots."""
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of the options below; without one, the embedded digits"
+    )
+    parser.add_class_arguments(kind)
+
+
+def to_config(options: Namespace, kind: type[Config]) -> Config:
+    """The configuration object from what `parse` returned."""
+    names = kind.__dataclass_fields__
+    return kind(**{name: value for name, value in vars(options).items() if name in names})
+
+
+def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse, and make the nested configuration objects.
+
+    Raises:
+        L2TFastError: an unknown option or key, with the closest one; a value of the wrong type; a file that is not
+            YAML.
+    """
+    try:
+        return parser.instantiate_classes(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise L2TFastError(_sentence(str(error), _option_names(parser, arguments))) from error
+
+
+def read_config(path: Path, kind: type[Config]) -> Config:
+    """Read a YAML file; keys it leaves out take their defaults.
+
+    Raises:
+        L2TFastError: as `parse`.
+    """
+    parser = new_parser()
+    add_config_options(parser, kind)
+    return to_config(parse(parser, ["--config", str(path)]), kind)
+
+
+def _option_names(parser: ArgumentParser, arguments: list[str]) -> list[str]:
+    """All options, without dashes, of the parser or of the command that `arguments` begins with."""
+    commands = getattr(parser, "_subcommands_action", None)
+    if commands is not None:
+        if not arguments or arguments[0] not in commands.choices:
+            return []
+        parser = commands.choices[arguments[0]]
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    return [flag.removeprefix("--") for flag in flags if flag.startswith("--") and not flag.endswith("+")]
+
+
+def _sentence(message: str, known: list[str]) -> str:
+    """What jsonargparse says in several lines, in one."""
+    unknown_key = re.search(r"(?:does not accept option|Option) '([^']+)'", message)
+    unknown_flag = re.search(r"unrecognized arguments: ([^\s=]+)", message)
+    if unknown := unknown_key or unknown_flag:
+        name = unknown[1].removeprefix("--")
+        dashes = "" if unknown_key else "--"
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {dashes}{near[0]}?" if near else "--help lists all"
+        return f"unknown {'key' if unknown_key else 'option'} {unknown[1]}, {hint}"
+    if wrong_value := re.search(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
+        key, reason = wrong_value.groups()
+        if value := re.search(r"Given value: (.*)", reason):
+            return f"{key}: {value[1]} is not what it takes, see --help (in YAML a pair needs quotes: '1:2')"
+        return f"{key}: {' '.join(reason.split())}"
+    return " ".join(message.split())

@@ -1,0 +1,76 @@
+"""Shows a run folder as tables."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.report import results_table
+from l2t_fast.transfer.run_folder import RunFolder, read_rows
+
+#: Channels shown a pair, those with the largest weight first.
+TOP_CHANNELS = 5
+
+
+def inspect_run(path: Path, console: Console) -> None:
+    """Print what a run or a comparison in `path` came to.
+
+    Raises:
+        L2TFastError: there is neither.
+    """
+    if (path / "results.csv").exists():
+        console.print(results_table(path))
+        return
+    folder = RunFolder(path)
+    if not folder.metrics.exists():
+        raise L2TFastError(f"{path} holds neither a run (metrics.csv) nor a comparison (results.csv)")
+    rows = read_rows(folder.metrics)
+    if not rows:
+        raise L2TFastError(f"{folder.metrics} holds no epoch yet")
+    best = max(rows, key=lambda row: float(row["validation_accuracy"]))
+    epoch = best["epoch"]
+    summary = Table("", "", title=str(path), show_header=False)
+    if folder.result.exists():
+        result = folder.read_result()
+        epoch = str(result["best_epoch"])
+        summary.add_row("method", f"{result['method']}, seed {result['seed']}")
+        summary.add_row("test accuracy", f"{result['test_accuracy']:.2%}")
+        summary.add_row("validation accuracy", f"{result['validation_accuracy']:.2%} (epoch {epoch})")
+        summary.add_row("epochs", f"{result['epochs']} in {result['seconds']:.1f} s")
+    else:
+        summary.add_row("state", f"not finished: {rows[-1]['epoch']} epochs are done")
+        summary.add_row("validation accuracy", f"{float(best['validation_accuracy']):.2%} (epoch {epoch})")
+    console.print(summary)
+    pairs = _pair_weights(folder, epoch)
+    channels = _top_channels(folder)
+    if pairs or channels:
+        table = Table(
+            "pair", "lambda (mean)", "spread", "channels with the largest weight", title="What was transferred where"
+        )
+        for pair in pairs or channels:
+            table.add_row(pair, *pairs.get(pair, ("1", "")), channels.get(pair, ""))
+        console.print(table)
+
+
+def _pair_weights(folder: RunFolder, epoch: str) -> dict[str, tuple[str, str]]:
+    """Per pair lambda's mean and spread over the images in an epoch."""
+    if not folder.pair_weights.exists():
+        return {}
+    return {
+        f"{row['source_layer']}->{row['target_layer']}": (f"{float(row['mean']):.3f}", f"{float(row['std']):.3f}")
+        for row in read_rows(folder.pair_weights)
+        if row["epoch"] == epoch
+    }
+
+
+def _top_channels(folder: RunFolder) -> dict[str, str]:
+    """Per pair the channels with the largest mean weight, each relative to the uniform weight 1 / C_m."""
+    if not folder.channel_weights.exists():
+        return {}
+    with np.load(folder.channel_weights, allow_pickle=False) as arrays:
+        return {
+            pair: ", ".join(f"{c} (x{w[c] * len(w):.2f})" for c in np.argsort(-w)[:TOP_CHANNELS])
+            for pair, w in arrays.items()
+        }

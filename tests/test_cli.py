@@ -1,0 +1,214 @@
+"""The command line, in this process where nothing is killed, else in one of its own."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from l2t_fast.cli import main
+from l2t_fast.models import build_model
+from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.transfer.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("source") / "resnet8.pt"
+    torch.save(build_model("resnet8", 5, in_channels=1).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, checkpoint):
+    """A YAML file of a tiny run."""
+    content = {
+        "source": {"model": "resnet8", "checkpoint": str(checkpoint), "num_classes": 5},
+        "target": {"model": "vgg5bn"},
+        "data": {"dataset": "digits", "classes": [5, 6], "per_class": 8, "batch_size": 8},
+        "epochs": 1,
+        "device": "cpu",
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def train(config, tmp_path):
+    """Call `l2t-fast train` with the tiny file and more arguments."""
+    return lambda *more: main(["train", "--config", str(config), "--out", str(tmp_path / "run"), *more])
+
+
+def assert_one_sentence(capsys, *parts):
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    for part in parts:
+        assert part in captured.err
+
+
+def test_train_then_inspect(train, tmp_path, capsys):
+    assert train("--method", "l2t-ww", "--seed", "3", "--epochs", "2") == 0
+    out = capsys.readouterr().out
+    assert out.count("epoch 1/2") == 1 and out.count("epoch 2/2") == 1
+    assert "l2t-ww: test accuracy" in out
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (saved["method"], saved["seed"], saved["epochs"]) == ("l2t-ww", 3, 2)
+
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    for part in ("l2t-ww, seed 3", "test accuracy", "lambda", "layer1.0->features.2"):
+        assert part in shown
+
+
+def test_train_again_from_the_run_s_own_configuration(train, tmp_path, capsys):
+    assert train("--method", "scratch") == 0
+    again = ["train", "--config", str(tmp_path / "run" / "config.yaml")]
+    assert main([*again, "--resume"]) == 0
+    assert "is finished already" in capsys.readouterr().out
+    assert main(again) == 2
+    assert_one_sentence(capsys, "already holds a run: continue it with --resume, or name another folder with --out")
+
+
+def test_compare_prints_a_table_and_skips_what_is_done(config, tmp_path, capsys):
+    command = ["compare", "--config", str(config), "--out", str(tmp_path / "all")]
+    command += ["--methods", "[scratch, fm-single]", "--seeds", "[4]"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "scratch seed 4: test" in out and "report.html" in out
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("done before, skipped") == 2
+    assert main(["inspect", str(tmp_path / "all")]) == 0
+    assert (tmp_path / "all" / "runs" / "fm-single-seed4" / "result.json").exists()
+
+
+def test_env(capsys):
+    assert main(["env"]) == 0
+    assert torch.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--epohs", "3"], "unknown option --epohs, did you mean --epochs?"),
+        (["--data.per_clas=3"], "unknown option --data.per_clas, did you mean --data.per_class?"),
+        (["--epochs", "many"], "epochs: Expected a <class 'int'>. Got value: many"),
+        (["--method", "l2tww"], "there is no method 'l2tww': did you mean l2t-ww?"),
+        (["--lr", "-1"], "lr is -1.0, it must be a number above 0"),
+        (["--pairs", "7:0"], "asks for source map 7, the source has maps 0 to 2"),
+        (["--pairs", "layer1.0:features.99"], "the target has no feature map 'features.99'"),
+        (["--target.layers", "[features.99]"], "features.99"),
+        (["--target.model", "vgg99bn"], "vgg9bn"),
+        (["--source.checkpoint", "/nowhere.pt"], "/nowhere.pt"),
+        (["--source.checkpoint", "null"], "source.checkpoint is not set"),
+        (["--source.num_classes", "6"], "another network"),
+        (["--data.per_class", "100000"], "100000"),
+        (["--data.classes", "[5, 77]"], "77"),
+        (["--data.dataset", "digit"], "digits"),
+        (["--device", "gpu"], "device 'gpu' cannot be used here"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_no_folder(train, tmp_path, capsys, arguments, said):
+    assert train(*arguments) == 2
+    assert_one_sentence(capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epohs: 3", "unknown key epohs, did you mean epochs?"),
+        ("data:\n  per_clas: 3", "unknown key data.per_clas, did you mean data.per_class?"),
+        ("epochs: [1", "line 1"),
+        ("[1, 2]", "[1, 2]"),
+        ("pairs: [0:1, 2:4]", "pairs: ['0:1', 124] is not what it takes, see --help (in YAML a pair needs quotes"),
+    ],
+)
+def test_a_mistake_in_a_file(tmp_path, capsys, text, said):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    assert main(["train", "--config", str(path)]) == 2
+    assert_one_sentence(capsys, said)
+
+
+def test_files_and_folders_that_are_not_there(tmp_path, capsys):
+    assert main(["train", "--config", str(tmp_path / "no.yaml")]) == 2
+    assert_one_sentence(capsys, "no.yaml")
+    assert main(["inspect", str(tmp_path / "no")]) == 2
+    assert_one_sentence(capsys, "holds neither a run")
+    assert main(["trian"]) == 2
+    assert_one_sentence(capsys, "trian")
+
+
+def test_debug_shows_the_traceback(train, capsys):
+    assert train("--method", "none", "--debug") == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1].startswith("error: there is no method 'none'")
+
+
+def test_a_full_disk_is_one_sentence_and_resume_goes_on(train, tmp_path, monkeypatch, capsys):
+    calls = []
+    fsync = os.fsync
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert train("--method", "fm", "--epochs", "6") == 2
+    assert_one_sentence(capsys, "could not be written: No space left on device", "the one before it is intact")
+    monkeypatch.undo()
+    kept = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["epoch"]
+    assert kept >= 1
+    assert train("--method", "fm", "--epochs", "6", "--resume") == 0
+    assert f"epoch {kept + 1}/6" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written(train, monkeypatch, capsys):
+    def denied(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    assert train("--method", "scratch") == 2
+    assert_one_sentence(capsys, "run cannot be written: Read-only file system")
+
+
+def test_ctrl_c_in_this_process(train, tmp_path, monkeypatch, capsys):
+    def pressed(trainer, x, y):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_batch", pressed)
+    assert train("--method", "scratch") == 130
+    err = capsys.readouterr().err.strip()
+    assert err == (f"interrupted: continue with `l2t-fast train --config {tmp_path / 'run' / 'config.yaml'} --resume`")
+
+
+def test_ctrl_c_in_mid_epoch(config, tmp_path):
+    """A real SIGINT: exit code 130, one sentence, a checkpoint that loads and continues."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "l2t_fast.cli", "train", "--config", str(config), "--out", str(out)]
+    command += ["--method", "l2t-ww", "--epochs", "500"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    last = out / "checkpoints" / "last.pt"
+    deadline = time.monotonic() + 120
+    while not last.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted: continue with `l2t-fast train --config" in err
+    epoch = load_checkpoint(last)["epoch"]
+    assert 1 <= epoch < 500
+    assert "interrupted" in (out / "log.txt").read_text()

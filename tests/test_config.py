@@ -1,0 +1,76 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from l2t_fast.config import CompareConfig, PretrainConfig, TrainConfig, embedded_config, write_config
+from l2t_fast.data import DataConfig
+from l2t_fast.errors import L2TFastError
+from l2t_fast.parsing import read_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_the_defaults_are_the_paper_s():
+    config = TrainConfig()
+    config.check()
+    assert (config.method, config.lookahead_steps, config.beta, config.epochs) == ("l2t-ww", 2, 0.5, 200)
+    assert (config.lr, config.momentum, config.weight_decay, config.nesterov) == (0.1, 0.9, 1e-4, False)
+    assert (config.meta_lr, config.meta_weight_decay) == (1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, CompareConfig])
+@pytest.mark.parametrize("path", [embedded_config(), *sorted(CONFIGS.glob("*.yaml"))], ids=lambda path: path.name)
+def test_every_shipped_file_serves_both_commands(kind, path):
+    config = read_config(path, kind)
+    config.check()
+    written = yaml.safe_load(path.read_text())
+    assert config.epochs == written["epochs"] and config.data.per_class == written["data"]["per_class"]
+
+
+def test_limited_cifar10_is_the_paper_s_setting():
+    config = read_config(CONFIGS / "cifar10_limited.yaml", TrainConfig)
+    paper = TrainConfig()
+    for name in ("beta", "lookahead_steps", "epochs", "lr", "momentum", "weight_decay", "meta_lr", "meta_weight_decay"):
+        assert getattr(config, name) == getattr(paper, name)
+    assert (config.source.model, config.source.num_classes, config.target.model) == ("l2tww_resnet32", 200, "vgg9bn")
+    assert (config.data.dataset, config.data.batch_size, config.data.augment) == ("imagefolder", 128, "crop_flip")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(pairs=["0:1", "1:2"], lr=1e-5, data=DataConfig(classes=[1, 2]), label="a: b # c"),
+        CompareConfig(methods=["fm-single"], seeds=[7], pretrain=PretrainConfig(epochs=3)),
+    ],
+)
+def test_a_written_configuration_reads_back(tmp_path, config):
+    write_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml", type(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 0}, "epochs is 0, it must be at least 1"),
+        ({"lookahead_steps": -1}, "lookahead_steps is -1"),
+        ({"beta": float("nan")}, "beta is nan"),
+        ({"weight_decay": -1e-4}, "weight_decay is -0.0001"),
+        ({"lr": 0.0}, "lr is 0.0, it must be a number above 0"),
+        ({"meta_lr": float("inf")}, "meta_lr is inf"),
+        ({"momentum": 1.0}, "momentum is 1.0, it must be at least 0 and below 1"),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
+        ({"hypergradient": "exakt"}, "hypergradient is 'exakt', it must be one of exact, "),
+        ({"backend": "gpu"}, "backend is 'gpu', it must be one of auto, "),
+        ({"pretrain": PretrainConfig(epochs=-1)}, "pretrain.epochs is -1"),
+    ],
+)
+def test_values_out_of_range_are_named(changes, said):
+    with pytest.raises(L2TFastError, match=said):
+        dataclasses.replace(TrainConfig(), **changes).check()
+
+
+def test_folders():
+    assert TrainConfig(method="fm", seed=3).folder() == Path("runs/fm-seed3")
+    assert TrainConfig(out="here").folder() == Path("here")
