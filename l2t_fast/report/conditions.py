@@ -15,121 +15,85 @@ from l2t_fast.report.folder import Comparison, Run, lookup
 from l2t_fast.report.style import method_label
 from l2t_fast.report.wording import percent
 
+VERSIONS = {"l2t_fast": "l2t-fast", "torch": "PyTorch", "torchvision": "torchvision", "python": "Python"}
+
 
 @dataclass(frozen=True)
 class Conditions:
     rows: list[tuple[str, str]]
+    """(name, value) for the page's list, without those that are not known."""
     sentence: str
+    """The most important of them, for captions; empty where none is known."""
 
 
 def conditions_of(comparison: Comparison) -> Conditions:
     """What the runs of ``comparison`` have in common, and where they differ."""
     runs = comparison.runs
-    config = {
-        path: _collect(comparison, path)
-        for path in (
-            *(
-                "data.dataset",
-                "data.classes",
-                "data.per_class",
-                "data.validation_share",
-                "data.image_size",
-                "data.augment",
-            ),
-            *("data.batch_size", "source.model", "source.layers", "source.checkpoint", "target.model", "target.layers"),
-            *(
-                "epochs",
-                "lr",
-                "momentum",
-                "weight_decay",
-                "beta",
-                "lookahead_steps",
-                "hypergradient",
-                "meta_lr",
-                "pairs",
-            ),
-        )
-    }
-    machine = {
-        "device": _environment(runs, "device_name", "device"),
-        "backend": _environment(runs, "backend"),
-        "torch": _environment(runs, "torch", "pytorch"),
-        "python": _environment(runs, "python"),
-        "version": _environment(runs, "l2t_fast", "l2t-fast", "version"),
-        "commit": _environment(runs, "commit", "git_commit"),
-    }
+
+    def config(path: str, before: str = "", after: str = "") -> str:
+        value = _of_configs(comparison, path)
+        return f"{before}{value}{after}" if value else ""
+
+    def machine(key: str, before: str = "", after: str = "") -> str:
+        value = _distinct([_show(run.environment.get(key)) for run in runs])
+        return f"{before}{value}{after}" if value else ""
+
+    device = _distinct([_device(run.environment) for run in runs])
     seeds = sorted({run.seed for run in runs if run.seed is not None})
-    per_class = config["data.per_class"]
+    seed_list = ", ".join(map(str, seeds))
     rows = [
-        ("Data set", _join(config["data.dataset"], _prefixed("classes ", config["data.classes"]))),
-        ("Training images", f"{per_class} a class" if per_class else "all" if config["data.dataset"] else ""),
-        ("Held out for validation", _share(config["data.validation_share"])),
-        (
-            "Images",
-            _join(_prefixed("side ", config["data.image_size"]), _prefixed("augmentation ", config["data.augment"])),
-        ),
-        ("Source network", _join(config["source.model"], _source_origin(comparison, config["source.checkpoint"]))),
-        ("Source layers", config["source.layers"]),
-        ("Target network", config["target.model"]),
-        ("Target layers", config["target.layers"]),
-        ("Pairs", config["pairs"] or _recorded_pairs(runs)),
-        ("Epochs", config["epochs"]),
-        ("Batch size", config["data.batch_size"]),
-        ("SGD", _join(*(_prefixed(f"{k.replace('_', ' ')} ", config[k]) for k in ("lr", "momentum", "weight_decay")))),
+        ("Data set", _join(config("data.dataset"), config("data.classes", "classes "))),
+        ("Training images", config("data.per_class", after=" a class") or config("data.dataset", "all of ")),
+        ("Held out for validation", _share(config("data.validation_share"))),
+        ("Images", _join(config("data.image_size", "side "), config("data.augment", "augmentation "))),
+        ("Source network", _join(config("source.model"), _source_origin(comparison))),
+        ("Source layers", config("source.layers")),
+        ("Target network", config("target.model")),
+        ("Target layers", config("target.layers")),
+        ("Pairs", _recorded_pairs(runs) or config("pairs")),
+        ("Epochs", config("epochs")),
+        ("Batch size", config("data.batch_size")),
+        ("SGD", _join(config("lr", "lr "), config("momentum", "momentum "), config("weight_decay", "weight decay "))),
         (
             "Transfer",
             _join(
-                _prefixed("β ", config["beta"]),
-                _prefixed("T = ", config["lookahead_steps"]),
-                _prefixed("hypergradient ", config["hypergradient"]),
-                _prefixed("meta lr ", config["meta_lr"]),
+                config("beta", "β "),
+                config("lookahead_steps", "T = "),
+                config("hypergradient", "hypergradient "),
+                config("meta_lr", "meta lr "),
             ),
         ),
-        ("Seeds", ", ".join(map(str, seeds))),
-        ("Device", _join(machine["device"], _prefixed("backend ", machine["backend"]))),
+        ("Seeds", seed_list),
+        ("Device", _join(device, machine("threads", after=" threads"), machine("backend", "backend "))),
         (
             "Versions",
-            _join(
-                _prefixed("l2t-fast ", machine["version"]),
-                _prefixed("PyTorch ", machine["torch"]),
-                _prefixed("Python ", machine["python"]),
-            ),
+            _join(machine("l2t_fast", "l2t-fast "), machine("torch", "PyTorch "), machine("python", "Python ")),
         ),
-        ("Commit", machine["commit"]),
+        ("Commit", machine("commit")),
     ]
     sentence = _join(
-        config["data.dataset"],
-        _prefixed("classes ", config["data.classes"]),
-        f"{per_class} training images a class" if per_class else "",
-        f"{config['epochs']} epochs" if config["epochs"] else "",
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "",
-        machine["device"],
-        _prefixed("PyTorch ", machine["torch"]),
-        _prefixed("commit ", machine["commit"][:12]),
+        config("data.dataset"),
+        config("data.classes", "classes "),
+        config("data.per_class", after=" training images a class"),
+        config("epochs", after=" epochs"),
+        f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_list}" if seeds else "",
+        device,
+        machine("torch", "PyTorch "),
+        machine("commit", "commit "),
     )
     return Conditions([row for row in rows if row[1]], f"Conditions: {sentence}." if sentence else "")
 
 
-def _collect(comparison: Comparison, path: str) -> str:
-    """The values of all runs at ``path`` of their configs, or the comparison's own where no run kept a config."""
+def _of_configs(comparison: Comparison, path: str) -> str:
+    """The values at ``path`` of the runs' configs, or the comparison's own where no run kept a config."""
     values = [_show(lookup(run.config, path)) for run in comparison.runs if run.config]
     return _distinct(values or [_show(lookup(comparison.config, path))])
 
 
-def _environment(runs: list[Run], *keys: str) -> str:
-    return _distinct([_show(first_value(run.environment, *keys)) for run in runs])
-
-
-def first_value(tree: Any, *keys: str) -> Any:
-    """The first value that is not None under any of ``keys`` in nested mappings, outer levels first; else None."""
-    level = [tree]
-    while level:
-        mappings = [node for node in level if isinstance(node, dict)]
-        found = [node[key] for node in mappings for key in keys if node.get(key) is not None]
-        if found:
-            return found[0]
-        level = [value for node in mappings for value in node.values()]
-    return None
+def _device(environment: dict[str, Any]) -> str:
+    """``cuda:0 (NVIDIA H100)``."""
+    device, name = _show(environment.get("device")), _show(environment.get("device_name"))
+    return f"{device} ({name})" if device and name else device or name
 
 
 def _distinct(values: list[str]) -> str:
@@ -147,10 +111,6 @@ def _show(value: Any) -> str:
     return str(value)
 
 
-def _prefixed(prefix: str, value: str) -> str:
-    return f"{prefix}{value}" if value else ""
-
-
 def _join(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
@@ -162,23 +122,22 @@ def _share(value: str) -> str:
         return value
 
 
-def _source_origin(comparison: Comparison, checkpoint: str) -> str:
-    if comparison.source is None:
+def _source_origin(comparison: Comparison) -> str:
+    """Where the source's weights come from: trained beside the runs, or a checkpoint."""
+    source = comparison.source
+    if source is None:
+        checkpoint = _of_configs(comparison, "source.checkpoint")
         return f"from {Path(checkpoint).name}" if checkpoint else ""
-    pretrain = {
-        key: _show(lookup(comparison.config, f"pretrain.{key}")) for key in ("data.dataset", "data.classes", "epochs")
-    }
-    accuracy = comparison.source.test_accuracy
+    dataset, classes, epochs = (_show(lookup(source.config, key)) for key in ("data.dataset", "data.classes", "epochs"))
     return _join(
-        "pretrained here",
-        _prefixed("on ", pretrain["data.dataset"]),
-        _prefixed("classes ", pretrain["data.classes"]),
-        f"{pretrain['epochs']} epochs" if pretrain["epochs"] else "",
-        f"its own test accuracy {percent(accuracy)}" if math.isfinite(accuracy) else "",
+        f"pretrained here on {dataset}" if dataset else "pretrained here",
+        f"classes {classes}" if classes else "",
+        f"{epochs} epochs" if epochs else "",
+        f"its own test accuracy {percent(source.test_accuracy)}" if math.isfinite(source.test_accuracy) else "",
     )
 
 
 def _recorded_pairs(runs: list[Run]) -> str:
-    """Number of pairs by method, where methods chose them themselves."""
+    """Number of pairs that each method matched."""
     counts = {method_label(run.method): run.pairs for run in runs if run.pairs}
     return _join(*(f"{name}: {count}" for name, count in counts.items()))

@@ -133,14 +133,14 @@ def read_run(path: Path) -> Run:
     config_text, config = _read_yaml(path / "config.yaml", problems)
     result = _read_json(path / "result.json", problems)
     named = RUN_NAME.match(path.name)
-    method = result.get("method") or config.get("method") or (named["method"] if named else path.name)
+    method = result.get("method") or config.get("label") or config.get("method")
     seed = _integer(result.get("seed", config.get("seed")))
     if seed is None and named:
         seed = int(named["seed"])
     metrics = _read_metrics(path / "metrics.csv", problems)
     run = Run(
         name=path.name,
-        method=str(method),
+        method=str(method or (named["method"] if named else path.name)),
         seed=seed,
         finished=bool(result),
         test_accuracy=_number(result.get("test_accuracy")),

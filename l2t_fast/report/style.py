@@ -76,13 +76,16 @@ KNOWN_METHODS = {
 }
 """Name in configs -> name on figures (the paper's), style; a method has the same colour in every report."""
 
+SCHEMES = ("single", "one-to-one", "all-to-all")
+
 
 def method_label(method: str) -> str:
-    """``fm:single`` -> ``FM (single)``; a name that is not known stays as it is."""
-    name, colon, pairs = method.partition(":")
-    if name not in KNOWN_METHODS:
-        return method
-    return f"{KNOWN_METHODS[name][0]} ({pairs})" if colon else KNOWN_METHODS[name][0]
+    """``fm-single`` -> ``FM (single)``; a name that is not known stays as it is."""
+    for pairs in SCHEMES:
+        name = method.removesuffix(f"-{pairs}")
+        if name != method and name in KNOWN_METHODS:
+            return f"{KNOWN_METHODS[name][0]} ({pairs})"
+    return KNOWN_METHODS[method][0] if method in KNOWN_METHODS else method
 
 
 def method_styles(methods: list[str]) -> dict[str, LineStyle]:

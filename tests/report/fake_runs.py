@@ -10,15 +10,20 @@ import numpy as np
 import yaml
 
 SOURCE_LAYERS = ["stage1", "stage2", "stage3"]
-TARGET_LAYERS = ["pool1", "pool2", "pool3", "pool4", "pool5"]
+TARGET_LAYERS = ["pool1", "pool2", "pool3"]
 CHANNELS = {"stage1": 16, "stage2": 32, "stage3": 64}
 ENVIRONMENT = {
+    "l2t_fast": "0.1.0",
+    "commit": "0123456789ab+changes",
     "python": "3.11.2",
     "torch": "2.14.1",
-    "l2t_fast": "0.1.0",
+    "torchvision": "0.29.1",
+    "platform": "Linux-6.1",
     "device": "cpu",
+    "device_name": "x86_64",
+    "threads": 2,
     "backend": "cpu",
-    "commit": "0123456789abcdef0123",
+    "backend_reason": "every tensor is on the CPU",
 }
 FINAL_ACCURACY = {"scratch": 0.82, "fm": 0.86, "l2t-w": 0.87, "l2t-ww": 0.91}
 METRICS = [
@@ -40,7 +45,7 @@ def run_config(method: str = "fm", seed: int = 0, epochs: int = 20, **data: obje
         "hypergradient": "exact",
         "source": {"model": "resnet8", "checkpoint": None, "num_classes": 5, "layers": SOURCE_LAYERS},
         "target": {"model": "vgg5bn", "layers": TARGET_LAYERS},
-        "data": {"dataset": "digits", "classes": [5, 6, 7, 8, 9], "per_class": 10, "batch_size": 16, **data},
+        "data": {"dataset": "digits", "classes": [5, 6, 7, 8, 9], "per_class": 10, "batch_size": 16} | data,
     }
 
 
@@ -91,17 +96,17 @@ def fake_run(
         )
     write_csv(folder / "metrics.csv", METRICS, rows)
     best = int(np.argmax([row[8] for row in rows])) + 1
-    if method == "l2t-ww":
-        pairs = pairs or [(s, t) for s in source_layers for t in target_layers]
+    all_pairs = pairs or [(s, t) for s in source_layers for t in target_layers]
+    if method.startswith("l2t-ww"):
         lines = []
-        goals = np.random.default_rng(7).uniform(0.2, 2.2, len(pairs))
+        goals = np.random.default_rng(7).uniform(0.2, 2.2, len(all_pairs))
         for epoch in recorded:
-            for (source, target), goal in zip(pairs, goals, strict=True):
+            for (source, target), goal in zip(all_pairs, goals, strict=True):
                 lines.append([epoch, source, target, 1 + (goal - 1) * epoch / epochs + draw.normal(0, 0.03), 0.1])
         write_csv(folder / "pair_weights.csv", ["epoch", "source_layer", "target_layer", "mean", "std"], lines)
     if method.startswith("l2t") and finished:
         weights = {}
-        for source, target in pairs or [(s, t) for s in source_layers for t in target_layers]:
+        for source, target in all_pairs:
             logits = draw.normal(0, 0.4, CHANNELS.get(source, 16))
             weights[f"{source}->{target}"] = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
         np.savez(folder / "channel_weights.npz", **weights)
@@ -109,7 +114,7 @@ def fake_run(
         result = {
             "method": method,
             "seed": seed,
-            "pairs": 15 if method != "scratch" else 0,
+            "pairs": [f"{s}->{t}" for s, t in all_pairs] if method != "scratch" else [],
             "best_epoch": best,
             "validation_accuracy": rows[best - 1][8],
             "test_accuracy": final,
@@ -135,10 +140,10 @@ def fake_comparison(
     config |= {
         "methods": list(methods),
         "seeds": list(seeds),
-        "pretrain": {"data": {"dataset": "digits", "classes": [0, 1, 2, 3, 4]}, "epochs": 30},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    fake_run(folder / "source", "scratch", 0, epochs, test_accuracy=0.985)
+    source = run_config("scratch", 0, 30, classes=[0, 1, 2, 3, 4])
+    fake_run(folder / "source", "scratch", 0, epochs, test_accuracy=0.985, config=source)
     for method in methods:
         for index, seed in enumerate(seeds):
             accuracy = accuracies[method][index] if accuracies else None

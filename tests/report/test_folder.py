@@ -15,7 +15,7 @@ def test_reads_a_whole_comparison(tmp_path):
     assert [(run.method, run.seed) for run in comparison.runs_of("fm")] == [("fm", 0), ("fm", 1), ("fm", 2)]
     run = comparison.runs_of("l2t-ww")[0]
     assert run.has_test_accuracy and run.epochs_recorded == 20 and run.planned_epochs == 20 and not run.problems
-    assert run.pair_weights["stage1", "pool5"].keys() == set(range(1, 21))
+    assert run.pair_weights["stage1", "pool3"].keys() == set(range(1, 21))
     assert run.channel_weights["stage2", "pool1"].shape == (32,)
     assert comparison.source is not None and comparison.source.test_accuracy == 0.985
 

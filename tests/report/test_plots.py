@@ -32,10 +32,10 @@ def test_both_themes_have_the_same_variables_and_each_light_colour_is_unique():
 
 
 def test_methods_keep_their_style_and_no_two_share_one():
-    styles = method_styles(["scratch", "mine", "l2t-ww", "fm:single", "yours"])
+    styles = method_styles(["scratch", "mine", "l2t-ww", "fm-single", "yours"])
     assert styles["l2t-ww"] == method_styles(["l2t-ww"])["l2t-ww"]
     assert len({style.color for style in styles.values()}) == 5
-    assert method_label("fm:single") == "FM (single)" and method_label("<b>") == "<b>"
+    assert method_label("fm-single") == "FM (single)" and method_label("<b>") == "<b>"
 
 
 @pytest.mark.parametrize("positions", [[0.5, 0.5, 0.5], [0.0, 1.0], [0.99, 0.98, 0.97, 0.1], [1.0]])
