@@ -65,10 +65,7 @@ def conditions_of(comparison: Comparison) -> Conditions:
         ),
         ("Seeds", seed_list),
         ("Device", _join(device, machine("threads", after=" threads"), machine("backend", "backend "))),
-        (
-            "Versions",
-            _join(machine("l2t_fast", "l2t-fast "), machine("torch", "PyTorch "), machine("python", "Python ")),
-        ),
+        ("Versions", _join(*(machine(key, f"{name} ") for key, name in VERSIONS.items()))),
         ("Commit", machine("commit")),
     ]
     sentence = _join(

@@ -117,8 +117,10 @@ def _warnings(comparison: Comparison, results: list[MethodResult]) -> list[str]:
     missing = [run for run in comparison.runs if not run.has_test_accuracy]
     if missing:
         listed = "; ".join(f"{run.name} ({run_status(run)})" for run in missing)
+        verbs = ("has", "is") if len(missing) == 1 else ("have", "are")
         warnings.append(
-            f"{len(missing)} of {len(comparison.runs)} runs have no result and are left out of the table: {listed}."
+            f"{len(missing)} of {len(comparison.runs)} runs {verbs[0]} no result and {verbs[1]} left out of the "
+            f"table: {listed}."
         )
     asked = comparison.config.get("methods"), comparison.config.get("seeds")
     if all(isinstance(value, list) for value in asked):

@@ -185,8 +185,17 @@ def _with_pair_weights(runs: list[Run]) -> list[Run]:
 
 
 def _layers(pairs: list[Pair]) -> tuple[list[str], list[str]]:
-    """Source and target layer names, each in order of appearance, which is their order in the network."""
-    return list(dict.fromkeys(s for s, _ in pairs)), list(dict.fromkeys(t for _, t in pairs))
+    """Source and target layer names in their networks' order, as far as the order of the pairs shows it."""
+    sources = list(dict.fromkeys(source for source, _ in pairs))
+    targets: list[str] = []
+    for source in sources:
+        # Each source layer lists its targets in order, but perhaps not all: a new one goes before the next one known.
+        place = len(targets)
+        for target in reversed([t for s, t in pairs if s == source]):
+            if target not in targets:
+                targets.insert(place, target)
+            place = targets.index(target)
+    return sources, targets
 
 
 def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,10 +224,10 @@ def _panels(figure: Figure, targets: list[str], sources: list[str]) -> list[Axes
     handles = []
     for index, source in enumerate(sources):
         style = layer_style(index)
-        handles.append(
-            Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=1.8, label=short(source, 20))
-        )
-    per_row = 3 if max(len(short(source, 20)) for source in sources) > 8 else 4
+        label = short(source, 18)
+        handles.append(Line2D([], [], color=style.color, linestyle=style.dashes, linewidth=1.8, label=label))
+    longest = max(len(handle.get_label()) for handle in handles)
+    per_row = 4 if longest <= 8 else 3 if longest <= 12 else 2
     legend = figure.legend(
         handles=handles, loc="outside upper center", ncols=min(per_row, len(handles)), title="source layer"
     )

@@ -113,7 +113,7 @@ def judge(results: list[MethodResult]) -> Verdict:
             reasons.append(
                 f"{_names(unknown)} ran with one seed and {'has' if len(unknown) == 1 else 'have'} no interval"
             )
-        headline = f"No method is clearly ahead: {lead}, but {' and '.join(reasons)}."
+        headline = f"No method is clearly ahead: {lead}, but {', and '.join(reasons)}."
         if separate:
             details.append(f"{best.label} is clearly above {_names(separate)}: those intervals do not overlap.")
     difference = paired_difference(best.by_seed, second.by_seed)

@@ -133,3 +133,8 @@ def test_unfinished_runs_stay_out_of_the_curve_of_finished_ones(tmp_path):
     np.testing.assert_allclose(spread, both.std(0, ddof=1))
     plot = plots_accuracy.accuracy_results(rank_methods(comparison), tmp_path / "plots", "")
     assert "FM (n=2)" in plot.svg
+
+
+def test_layers_keep_their_order_where_pairs_are_missing():
+    pairs = [("a", "1"), ("a", "2"), ("a", "4"), ("b", "0"), ("b", "1"), ("b", "3"), ("b", "4"), ("b", "5")]
+    assert plots_weights._layers(pairs) == (["a", "b"], ["0", "1", "2", "3", "4", "5"])
