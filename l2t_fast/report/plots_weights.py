@@ -20,9 +20,10 @@ from l2t_fast.report.style import LIGHT, layer_style, method_label
 
 def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
     """lambda of each pair, source layers down, target layers across. None where no run has pair weights."""
-    per_run = [weights for run in _with_pair_weights(runs) if (weights := run.pair_weights_at_best())]
-    if not per_run:
+    used = _with_pair_weights(runs)
+    if not used:
         return None
+    per_run = [run.pair_weights_at_best() for run in used]
     sources, targets = _layers([pair for weights in per_run for pair in weights])
     values = np.array([[[weights.get((s, t), math.nan) for t in targets] for s in sources] for weights in per_run])
     mean, spread = _mean_and_spread(values)
@@ -63,7 +64,8 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
                     )
         axes.set(xlim=(-0.5, len(targets) - 0.5), ylim=(len(sources) - 0.5, -0.5))
         names = [short(name, 18) for name in targets]
-        turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 8 else {}
+        letters = 13 * (width - 1.45) / len(names)  # that fit side by side below a column
+        turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > letters else {}
         axes.set_xticks(range(len(targets)), names, **turn)
         axes.set_yticks(range(len(sources)), [short(name, 18) for name in sources])
         axes.tick_params(length=0, colors=LIGHT["ink"])
@@ -73,9 +75,8 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
         missing = " Hatched: not a pair of this run." if len(known) < len(sources) * len(targets) else ""
         caption = (
             f"λ of each layer pair for {method_label(method)}, mean over the batches of the best-validation epoch; "
-            f"{over}. λ lies between 0 (the pair is not used) and 6, and starts near 1. Darker is larger, from 0 to "
-            f"{largest:.2f}."
-            f"{missing} {conditions}"
+            f"{over}. λ lies between 0 (the pair is not used) and 6, and starts around 1. Darker is larger, from 0 to "
+            f"{largest:.2f}.{missing} {_distance_from_start(used)} {conditions}"
         )
         name = f"pair_weights_{_file_name(method)}"
         return save_plot(figure, plots_dir, name, f"Where: λ of each pair ({method_label(method)})", caption)
@@ -170,6 +171,31 @@ def effective_share(weights: np.ndarray) -> float:
     """exp(entropy) / C of weights (C,) that sum to 1: 1 where all are equal, 1/C where one has everything."""
     positive = weights[weights > 0]
     return float(np.exp(-(positive * np.log(positive)).sum()) / weights.size)
+
+
+def _distance_from_start(runs: list[Run]) -> str:
+    """How far lambda moved after the first epoch, against how different the pairs were by then.
+
+    The initial weights of g are random, so pairs differ before anything is learned. Where lambda moved by less than
+    half of that (mean absolute change against the standard deviation over a run's pairs), the sentence says so.
+    """
+    changes: list[float] = []
+    spreads: list[float] = []
+    for run in runs:
+        first = {pair: by_epoch[min(by_epoch)] for pair, by_epoch in run.pair_weights.items()}
+        changes += [abs(value - first[pair]) for pair, value in run.pair_weights_at_best().items()]
+        spreads.append(float(np.std(list(first.values()), ddof=1)) if len(first) > 1 else math.nan)
+    finite = [change for change in changes if math.isfinite(change)]
+    spread = float(np.mean(spreads))
+    if not finite or not math.isfinite(spread):
+        return ""
+    sentence = (
+        f"From the first epoch to the best one λ changed by {np.mean(finite):.2f} in the mean and {max(finite):.2f} at "
+        f"most; in the first epoch the pairs of a run differed by {spread:.2f} (standard deviation)."
+    )
+    if np.mean(finite) < spread / 2:
+        sentence += " So the differences between pairs come mostly from random initial weights, not from learning."
+    return sentence
 
 
 def _in_words(lowest: float, highest: float) -> str:

@@ -25,7 +25,7 @@ def results_table(compare_dir: Path) -> Table:
     table = Table(title="Test accuracy at the best validation accuracy")
     table.add_column("method")
     for name in ("mean", "spread (sd)", "95 % interval", "seeds", "median seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for result in rank_methods(read_comparison(compare_dir)):
         test = result.test
         seeds = str(test.n) if not result.unfinished else f"{test.n} of {test.n + result.unfinished}"

@@ -82,10 +82,12 @@ def judge(results: list[MethodResult]) -> Verdict:
     second, others = ranked[1], ranked[1:]
     gap = best.test.mean - second.test.mean
     if points(gap) == points(0):
+        link = "and"
         lead = (
             f"{best.label} and {second.label} have practically the same mean test accuracy, {percent(best.test.mean)}"
         )
     else:
+        link = "but"
         lead = (
             f"{best.label} has the highest mean test accuracy, {percent(best.test.mean)}, "
             f"{points(gap)} points above {second.label} ({percent(second.test.mean)})"
@@ -94,7 +96,7 @@ def judge(results: list[MethodResult]) -> Verdict:
     if not best.test.has_interval:
         who = "every method" if len(unknown) == len(ranked) else _names(unknown)
         return Verdict(
-            f"No method is clearly ahead: {lead}, but {who} ran with one seed, so chance cannot be excluded."
+            f"No method is clearly ahead: {lead}, {link} {who} ran with one seed, so chance cannot be excluded."
         )
 
     overlapping = [r for r in others if r.test.has_interval and best.test.overlaps(r.test)]
@@ -108,12 +110,12 @@ def judge(results: list[MethodResult]) -> Verdict:
     else:
         reasons = []
         if overlapping:
-            reasons.append(f"its 95 % interval overlaps {_that_of(overlapping)}")
+            reasons.append(f"the 95 % interval of {best.label} overlaps {_that_of(overlapping)}")
         if unknown:
             reasons.append(
                 f"{_names(unknown)} ran with one seed and {'has' if len(unknown) == 1 else 'have'} no interval"
             )
-        headline = f"No method is clearly ahead: {lead}, but {', and '.join(reasons)}."
+        headline = f"No method is clearly ahead: {lead}, {link} {', and '.join(reasons)}."
         if separate:
             details.append(f"{best.label} is clearly above {_names(separate)}: those intervals do not overlap.")
     difference = paired_difference(best.by_seed, second.by_seed)

@@ -21,10 +21,10 @@ def points(difference: float, *, sign: bool = False) -> str:
 
 
 def interval(accuracy: Summary) -> str:
-    """``89.0 % to 92.5 %``; cut at 0 and 100 %, which a t interval near either end would leave."""
+    """``89.0 to 92.5 %``; cut at 0 and 100 %, which a t interval near either end would leave."""
     if not accuracy.has_interval:
         return DASH
-    return f"{percent(max(accuracy.low, 0))} to {percent(min(accuracy.high, 1))}"
+    return f"{100 * max(accuracy.low, 0):.1f} to {percent(min(accuracy.high, 1))}"
 
 
 def duration(seconds: float) -> str:

@@ -63,7 +63,7 @@ def test_a_whole_comparison(tmp_path):
     page = read_page(folder)
     assert_self_contained(page)
     assert "L2T-ww is clearly ahead: 91.0 % mean test accuracy, 10.0 points above FM (81.0 %)" in page.text
-    assert "91.0 % 88.5 % to 93.5 % 1.0 % 3" in page.text
+    assert "91.0 % 88.5 to 93.5 % 1.0 % 3" in page.text
     assert page.tags.count("svg") == 5
     conditions = (
         "digits, classes 5 to 9, 10 training images a class, 20 epochs, seeds 0, 1, 2, cpu (x86_64), PyTorch 2.14.1"

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -138,3 +139,16 @@ def test_unfinished_runs_stay_out_of_the_curve_of_finished_ones(tmp_path):
 def test_layers_keep_their_order_where_pairs_are_missing():
     pairs = [("a", "1"), ("a", "2"), ("a", "4"), ("b", "0"), ("b", "1"), ("b", "3"), ("b", "4"), ("b", "5")]
     assert plots_weights._layers(pairs) == (["a", "b"], ["0", "1", "2", "3", "4", "5"])
+
+
+@pytest.mark.parametrize(("moved", "said"), [(0.01, True), (1.0, False)])
+def test_lambda_that_stayed_at_its_random_start_is_called_so(tmp_path, moved, said):
+    folder = fake_run(tmp_path / "l2t-ww-seed0", "l2t-ww", epochs=2)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"best_epoch": 2}))
+    rows = [[e, "a", t, start + moved * (e - 1), 0] for e in (1, 2) for t, start in (("x", 0.8), ("y", 1.2))]
+    write_csv(folder / "pair_weights.csv", ["epoch", "source_layer", "target_layer", "mean", "std"], rows)
+    caption = plots_weights.pair_weight_heat_map("l2t-ww", [read_run(folder)], tmp_path / "plots", "").caption
+    assert f"changed by {moved:.2f} in the mean and {moved:.2f} at most" in caption
+    assert "differed by 0.28 (standard deviation)" in caption
+    assert ("mostly from random initial weights" in caption) == said

@@ -28,7 +28,7 @@ def test_overlap_means_no_winner_and_says_who_is_behind(tmp_path):
     said = verdict(tmp_path, **{"scratch": [0.50, 0.51, 0.52], "fm": [0.80, 0.82, 0.84], "l2t-ww": [0.81, 0.83, 0.85]})
     assert said.headline.startswith("No method is clearly ahead: L2T-ww has the highest mean test accuracy")
     assert "1.0 points above FM" in said.headline
-    assert said.headline.endswith("its 95 % interval overlaps that of FM.")
+    assert said.headline.endswith("but the 95 % interval of L2T-ww overlaps that of FM.")
     assert said.details[0] == "L2T-ww is clearly above Scratch: those intervals do not overlap."
     assert "L2T-ww minus FM is +1.0 points" in said.details[1] and "excludes zero" in said.details[1]
 
