@@ -39,8 +39,9 @@ def find_torch() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         stop(
-            "the native build needs an installed PyTorch and found none: run `pip install torch torchvision` and then "
-            f"`pip install --no-build-isolation .` (with -e for an editable install), {PURE_PYTHON}."
+            "the native build finds no PyTorch (pip's build isolation hides an installed one): run "
+            "`pip install torch torchvision` and then `pip install --no-build-isolation .` (with -e for an editable "
+            f"install), {PURE_PYTHON}."
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -121,11 +122,11 @@ def forget_moved_cache(folder: Path) -> None:
 
 
 def main() -> None:
-    if int(setuptools.__version__.split(".")[0]) < 77:
-        stop(f"setuptools {setuptools.__version__} is too old for pyproject.toml: run `pip install -U setuptools`.")
     native = flag("L2T_FAST_NATIVE") is not False
     if native and "sdist" not in sys.argv:
         find_torch()  # before pip downloads and compiles anything
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        stop(f"setuptools {setuptools.__version__} is too old for pyproject.toml: run `pip install -U setuptools`.")
     if not native and "editable_wheel" in sys.argv:
         for library in (ROOT / "l2t_fast").glob("_C.*"):  # of an earlier install; it would be picked up
             library.unlink()
