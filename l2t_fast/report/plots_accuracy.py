@@ -35,7 +35,7 @@ def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) ->
             axes.plot(epochs, mean, color=style.color, linestyle=style.dashes, linewidth=1.8, **single)
             if len(runs) > 1:
                 any_band = True
-                axes.fill_between(epochs, mean - spread, mean + spread, color=style.color, alpha=0.16, linewidth=0)
+                axes.fill_between(epochs, mean - spread, mean + spread, color=style.color, alpha=0.13, linewidth=0)
             any_partial |= partial
             shown = mean[np.isfinite(mean)]
             ends.append((method, float(shown[-1])))

@@ -152,3 +152,14 @@ def test_lambda_that_stayed_at_its_random_start_is_called_so(tmp_path, moved, sa
     assert f"changed by {moved:.2f} in the mean and {moved:.2f} at most" in caption
     assert "differed by 0.28 (standard deviation)" in caption
     assert ("mostly from random initial weights" in caption) == said
+
+
+def test_many_layers_get_a_figure_that_scrolls_instead_of_shrinking(tmp_path):
+    layers = [f"features.denseblock{i}.denselayer16.conv{i}" for i in range(9)]
+    run = read_run(fake_run(tmp_path / "r", "l2t-ww", epochs=2, source_layers=layers[:2], target_layers=layers))
+    many = plots_weights.pair_weight_heat_map("l2t-ww", [run], tmp_path / "plots", "")
+    assert "min-width" in many.svg.split(">")[0]
+    few = plots_weights.pair_weight_heat_map(
+        "l2t-ww", [read_run(fake_run(tmp_path / "f", "l2t-ww", epochs=2))], tmp_path / "plots", ""
+    )
+    assert "min-width" not in few.svg.split(">")[0]
