@@ -1,16 +1,19 @@
-// Host side of the CPU implementation: plain ATen, one pair at a time.
+// The CPU implementation of the operators' two functions.
 #include "../matching.h"
 
+#include <map>
 #include <utility>
+
+#include "layers.h"
 
 namespace l2t_fast {
 namespace {
 
 // One pair's operands in the type of computation, pixels flattened.
 struct PairOperands {
-  at::Tensor target;  // (B, C_n, P)
-  at::Tensor weight;  // (C_m, C_n)
-  at::Tensor alpha;   // (B, C_m, 1)
+  at::Tensor target;      // (B, C_n, P)
+  at::Tensor weight;      // (C_m, C_n)
+  at::Tensor alpha;       // (B, C_m, 1)
   at::Tensor difference;  // D, (B, C_m, P)
 };
 
@@ -83,24 +86,53 @@ Tangents to_outputs(const MatchingProblem& problem, const Tangents& sums) {
   return results;
 }
 
+Gradient empty_gradients(const MatchingProblem& problem, const Needs& needs) {
+  const auto empty = [](const at::Tensor& input, bool wanted) { return wanted ? empty_gradient(input) : at::Tensor(); };
+  Gradient gradient;
+  for (size_t n = 0; n < problem.targets.size(); ++n)
+    gradient.targets.push_back(empty(problem.targets[n], needs.targets[n]));
+  for (size_t p = 0; p < problem.pairs.size(); ++p) {
+    gradient.weights.push_back(empty(problem.weights[p], needs.weights[p]));
+    gradient.biases.push_back(empty(problem.biases[p], needs.biases[p]));
+  }
+  gradient.alpha = empty(problem.alpha, needs.alpha);
+  return gradient;
+}
+
+// The targets with something to compute, each with its pairs. What has nothing to sum gets its zeros here.
+std::map<int64_t, std::vector<int64_t>> pairs_by_target(const MatchingProblem& problem, const Needs& needs,
+                                                        const Gradient& gradient) {
+  std::map<int64_t, std::vector<int64_t>> groups;
+  for (size_t p = 0; p < problem.pairs.size(); ++p) {
+    const Pair& pair = problem.pairs[p];
+    const at::Tensor& target = problem.targets[pair.target];
+    const int64_t channels = problem.sources[pair.source].size(1);
+    if (target.size(0) * target.size(2) * target.size(3) > 0 && channels > 0) {
+      groups[pair.target].push_back(int64_t(p));
+      continue;
+    }
+    if (needs.weights[p]) gradient.weights[p].zero_();
+    if (needs.biases[p]) gradient.biases[p].zero_();
+    if (needs.alpha) gradient.alpha.narrow(1, pair.alpha_begin, channels).zero_();
+  }
+  for (size_t n = 0; n < problem.targets.size(); ++n)
+    if (needs.targets[n] && !groups.count(int64_t(n))) gradient.targets[n].zero_();
+  return groups;
+}
+
 }  // namespace
 
 LossAndGradient matching_forward_cpu(const MatchingProblem& problem, const Needs& needs) {
-  Tangents sums = zero_accumulators(problem, needs);
-  at::Tensor loss = at::zeros({}, problem.alpha.options());
-  for (size_t p = 0; p < problem.pairs.size(); ++p) {
-    const Pair& pair = problem.pairs[p];
-    const PairOperands operands = pair_operands(problem, p);
-    const at::Tensor squares = operands.difference.square().sum(2);
-    loss.add_((squares * operands.alpha.squeeze(2)).sum());
-    if (needs.alpha) sums.alpha.narrow(1, pair.alpha_begin, squares.size(1)).copy_(squares);
-    if (!needs.targets[pair.target] && !needs.weights[p] && !needs.biases[p]) continue;
-    const at::Tensor error = operands.difference * (2 * operands.alpha);
-    if (needs.targets[pair.target]) sums.targets[pair.target].add_(at::matmul(operands.weight.t(), error));
-    if (needs.weights[p]) sums.weights[p].copy_(product_over_samples(error, operands.target));
-    if (needs.biases[p]) sums.biases[p].copy_(error.sum({0, 2}));
+  // The kernels run on plain memory; autograd and dispatch have nothing to add inside.
+  const at::AutoDispatchBelowAutograd below_autograd;
+  LossAndGradient result{at::Tensor(), empty_gradients(problem, needs)};
+  double loss = 0;
+  for (auto& [target, pairs] : pairs_by_target(problem, needs, result.gradient)) {
+    cpu::StackedLayer layer(problem, needs, target, std::move(pairs), plan::Work::gradient);
+    loss += layer.forward(result);
   }
-  return {std::move(loss), to_outputs(problem, sums)};
+  result.loss = at::full({}, loss, problem.alpha.options());
+  return result;
 }
 
 HessianVector matching_hvp_cpu(const MatchingProblem& problem, const Direction& direction, const Needs& needs) {
@@ -129,8 +161,7 @@ HessianVector matching_hvp_cpu(const MatchingProblem& problem, const Direction& 
     if (direction.alpha.defined())
       error_change.add_(difference * (2 * pair_alpha(direction.alpha.to(type), pair, channels)));
 
-    if (needs.alpha)
-      sums.alpha.narrow(1, pair.alpha_begin, channels).copy_((difference * change).sum(2).mul_(2));
+    if (needs.alpha) sums.alpha.narrow(1, pair.alpha_begin, channels).copy_((difference * change).sum(2).mul_(2));
     if (needs.targets[pair.target]) {
       sums.targets[pair.target].add_(at::matmul(operands.weight.t(), error_change));
       if (v_weight.defined()) sums.targets[pair.target].add_(at::matmul(v_weight.t(), error));

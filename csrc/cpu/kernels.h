@@ -1,0 +1,43 @@
+// The kernels of one instruction set, as a table of functions; chosen at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layer.h"
+
+namespace l2t_fast::cpu {
+
+struct Kernels {
+  const char* name;
+  int64_t unit_float, unit_double;    // a pair's rows are padded to a multiple of this
+  int64_t panel_float, panel_double;  // columns of a panel (NR)
+
+  // Copies `matrix` into rows row0.. and columns column0.. of a panel matrix with `rows` rows. column0 is a multiple of
+  // the unit.
+  void (*pack_float)(const Matrix& matrix, bool transposed, void* panels, int64_t rows, int64_t row0, int64_t column0);
+  void (*pack_double)(const Matrix& matrix, bool transposed, void* panels, int64_t rows, int64_t row0, int64_t column0);
+
+  // The inverse for rows row0 .. of a panel matrix: writes all of `out`.
+  void (*unpack_float)(const Matrix& out, const void* panels, int64_t rows, int64_t row0);
+  void (*unpack_double)(const Matrix& out, const void* panels, int64_t rows, int64_t row0);
+
+  // Direct: the pixels [begin, end) of all samples, counted through the batch. Scratch sizes are bytes, 64-byte
+  // aligned.
+  size_t (*direct_scratch_float)(const Layer& layer);
+  size_t (*direct_scratch_double)(const Layer& layer);
+  void (*direct_forward_float)(const Layer& layer, int64_t begin, int64_t end, const ChunkResult& result,
+                               void* scratch);
+  void (*direct_forward_double)(const Layer& layer, int64_t begin, int64_t end, const ChunkResult& result,
+                                void* scratch);
+
+  // Gram: the samples [begin, end). Always computes in double: the sums cancel.
+  size_t (*gram_scratch)(const Layer& layer);
+  void (*gram_forward)(const Layer& layer, int64_t begin, int64_t end, const ChunkResult& result, void* scratch);
+};
+
+extern const Kernels portable_kernels;
+extern const Kernels avx2_kernels;    // where the build defines L2T_FAST_AVX2
+extern const Kernels avx512_kernels;  // where it defines L2T_FAST_AVX512
+
+}  // namespace l2t_fast::cpu

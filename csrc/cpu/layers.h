@@ -1,0 +1,71 @@
+// Between the operators' tensors and the kernels' layers: stacks the pairs of a target, packs weights, sums up chunks.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "../matching.h"
+#include "../plan.h"
+#include "kernels.h"
+
+namespace l2t_fast::cpu {
+
+// The best kernels that both the build and the machine have (ATEN_CPU_CAPABILITY lowers the choice, as everywhere in
+// PyTorch).
+const Kernels& kernels();
+
+// For tests: every layer takes `algorithm` instead of the planner's choice, until called with nothing.
+void force_algorithm(std::optional<plan::Algorithm> algorithm);
+
+// One axis of a resize, and the memory its view points to.
+struct ResizeAxis {
+  ResizeAxis(int64_t input, int64_t output);
+  ResizeAxis(const ResizeAxis&) = delete;
+  ResizeAxis& operator=(const ResizeAxis&) = delete;
+
+  std::vector<int64_t> low, high;
+  std::vector<double> weight, sum, square, product;
+  Axis view;
+};
+
+// One target, with the pairs that share it, ready for the kernels. Owns what its `layer` points to.
+class StackedLayer {
+ public:
+  StackedLayer(const MatchingProblem& problem, const Needs& needs, int64_t target, std::vector<int64_t> pairs,
+               plan::Work work);
+  StackedLayer(const StackedLayer&) = delete;
+  StackedLayer& operator=(const StackedLayer&) = delete;
+
+  plan::Algorithm algorithm() const { return algorithm_; }
+  // Runs K1 and writes the results; returns the layer's part of the loss.
+  double forward(LossAndGradient& result);
+
+ private:
+  void stack();
+  const void* packed(const std::vector<at::Tensor>& weights, bool transposed);
+  const void* stacked_bias(const std::vector<at::Tensor>& biases);
+  const void* stacked_alpha(const at::Tensor& alpha);
+  const Axis* axis(int64_t input, int64_t output);
+  void sum_chunks(const at::Tensor& chunks, const Gradient& gradient);
+
+  const Kernels& kernels_;
+  const MatchingProblem& problem_;
+  const Needs& needs_;
+  int64_t target_;
+  std::vector<int64_t> pair_indices_;
+  plan::Algorithm algorithm_;
+  at::ScalarType type_;  // of the kernels' numbers: double for Gram
+  int64_t unit_, panel_;
+
+  Layer layer_{};
+  std::vector<PairView> pairs_;
+  std::vector<int64_t> groups_;
+  std::vector<std::unique_ptr<ResizeAxis>> axes_;
+  std::vector<at::Tensor> storage_;
+};
+
+}  // namespace l2t_fast::cpu

@@ -1,0 +1,75 @@
+// The cost model: which algorithm a target layer takes, and what it costs. Knows sizes only.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace l2t_fast::plan {
+
+enum class Algorithm { direct, gram };
+enum class Work { gradient, hessian_vector };
+
+struct Source {
+  int64_t channels, height, width;
+};
+
+// One target layer and the sources it is paired with.
+struct LayerShape {
+  int64_t batch, channels, height, width;
+  std::vector<Source> sources;
+  bool needs_target = true, needs_weights = true;
+};
+
+// Multiplications and additions of one pass, counted as two; padding is not in it.
+struct Cost {
+  double flops = 0;
+  double bytes = 0;  // that must move between memory and caches: every feature map in once, gradients out
+};
+
+inline int64_t pixels(const Source& source) { return source.height * source.width; }
+
+inline Cost cost(const LayerShape& layer, Algorithm algorithm, Work work, int64_t element_size) {
+  const bool hvp = work == Work::hessian_vector;
+  const double B = layer.batch, C = layer.channels, P = layer.height * layer.width;
+  double rows = 0, cross = 0, source_elements = 0;
+  for (const Source& source : layer.sources) {
+    rows += source.channels;
+    // X = S~ T^T costs the source's pixels where those are fewer, because the resize's adjoint is applied to T once.
+    cross += 2 * B * std::min<double>(pixels(source), P) * source.channels * C;
+    source_elements += B * pixels(source) * source.channels;
+  }
+  Cost result;
+  if (algorithm == Algorithm::direct) {
+    const double product = 2 * B * P * C * rows;
+    result.flops = hvp ? product * (3 + 2 * layer.needs_target + 2 * layer.needs_weights)
+                       : product * (1 + layer.needs_target + layer.needs_weights);
+  } else {
+    const double square = 2 * B * P * C * C, small = 2 * B * rows * C * C;
+    result.flops = hvp ? square * 1.5 + 2 * cross + 3 * small : square * 0.5 + cross + small;
+    if (layer.needs_target) result.flops += hvp ? 2 * square + cross + 1.5 * small : square + cross + 0.5 * small;
+  }
+  const double target_elements = B * P * C;
+  result.bytes = element_size * (source_elements + target_elements * (1 + hvp + layer.needs_target));
+  return result;
+}
+
+// Gram's sums cancel, so it computes in double, at half float's rate; and its samples are whole, so it can use no more
+// threads than samples.
+inline double relative_time(const LayerShape& layer, Algorithm algorithm, Work work, bool float64, int64_t threads) {
+  double time = cost(layer, algorithm, work, 4).flops;
+  if (algorithm == Algorithm::gram) {
+    const int64_t turns = (layer.batch + threads - 1) / std::max<int64_t>(threads, 1);
+    time *= (float64 ? 1 : 2) * double(turns) * threads / std::max<int64_t>(layer.batch, 1);
+  }
+  return time;
+}
+
+inline Algorithm choose(const LayerShape& layer, Work work, bool float64, int64_t threads) {
+  // Gram's many small steps cost about a tenth more a flop than the plain products of the direct form.
+  const double direct = relative_time(layer, Algorithm::direct, work, float64, threads);
+  return 1.1 * relative_time(layer, Algorithm::gram, work, float64, threads) < direct ? Algorithm::gram
+                                                                                      : Algorithm::direct;
+}
+
+}  // namespace l2t_fast::plan
