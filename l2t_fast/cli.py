@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ FAILED, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. A mistake is one sentence; ``--debug`` adds the traceback."""
+    # PyTorch compiles some of its own derivatives with torch.jit.script and warns users that it is deprecated.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -81,11 +84,11 @@ def _parser() -> ArgumentParser:
         description="Learn what and where to transfer. Every command takes --debug, which shows tracebacks.",
     )
     commands = top.add_subcommands(dest="command")
-    train = new_parser()
+    train = new_parser(usage="l2t-fast train [--config FILE] [--resume] [--OPTION VALUE ...]")
     add_config_options(train, TrainConfig)
     train.add_argument("--resume", action="store_true", help="continue the run in the folder --out")
     commands.add_subcommand("train", train, help="run one method")
-    comparison = new_parser()
+    comparison = new_parser(usage="l2t-fast compare [--config FILE] [--OPTION VALUE ...]")
     add_config_options(comparison, CompareConfig)
     commands.add_subcommand("compare", comparison, help="run methods x seeds; makes a table, plots and an HTML page")
     inspect = new_parser()

@@ -90,6 +90,7 @@ class TransferOptions:
         meta_lr: learning rate of Adam for the weight networks, constant
         meta_weight_decay: weight decay of Adam for the weight networks
         device: auto (a GPU if there is one) | cpu | cuda | cuda:1 ...
+        threads: CPU threads of PyTorch; null leaves its own choice, 1 suits images of a few pixels
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
     """
 
@@ -109,6 +110,7 @@ class TransferOptions:
     meta_lr: float = 1e-4
     meta_weight_decay: float = 1e-4
     device: str = "auto"
+    threads: int | None = None
     backend: str = "auto"
 
     def check(self) -> None:
@@ -124,6 +126,8 @@ class TransferOptions:
         for name in ("lr", "meta_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number above 0")
+        if self.threads is not None and self.threads < 1:
+            raise L2TFastError(f"threads is {self.threads}, it must be at least 1, or null for PyTorch's choice")
         if not 0 <= self.momentum < 1:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:

@@ -59,6 +59,7 @@ def test_a_written_configuration_reads_back(tmp_path, config):
         ({"weight_decay": -1e-4}, "weight_decay is -0.0001"),
         ({"lr": 0.0}, "lr is 0.0, it must be a number above 0"),
         ({"meta_lr": float("inf")}, "meta_lr is inf"),
+        ({"threads": 0}, "threads is 0, it must be at least 1"),
         ({"momentum": 1.0}, "momentum is 1.0, it must be at least 0 and below 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
         ({"hypergradient": "exakt"}, "hypergradient is 'exakt', it must be one of exact, "),

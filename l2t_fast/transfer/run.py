@@ -70,6 +70,7 @@ def pretrained_source(options: TransferOptions, folder: Path, progress: Training
         weight_decay=pretrain.weight_decay,
         nesterov=options.nesterov,
         device=options.device,
+        threads=options.threads,
     )
     run_once(training, f"source {options.source.model}", progress)
     num_classes = load_checkpoint(files.best)["num_classes"]

@@ -74,7 +74,7 @@ class RunFolder:
 
     def check_same(self, config: TransferOptions) -> None:
         """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
-        check_same_config(self.config, config, may_change=("out", "device", "data.workers"))
+        check_same_config(self.config, config, may_change=("out", "device", "threads", "data.workers"))
 
     def log(self, text: str) -> None:
         """Add a line, with the time in UTC, to log.txt."""
@@ -153,6 +153,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torchvision": details["versions"]["torchvision"],
         "device": str(device),
         "device_name": name,
+        "threads": torch.get_num_threads(),
         "backend": backend,
         "backend_reason": reason,
         "details": details,

@@ -37,6 +37,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, progress: TrainingProgress, *, resume: bool = False) -> None:
         config.check()
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)  # of the whole process: PyTorch knows no other scope
         method_class = find_method(config.method)
         self.config = config
         self.device = choose_device(config.device)
