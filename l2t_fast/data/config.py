@@ -43,7 +43,7 @@ class DataConfig:
     test_share: float = 0.2
     image_size: int | None = None
     augment: str = "none"
-    normalization: str | list[list[float]] | None = None
+    normalization: list[list[float]] | str | None = None
     batch_size: int = 128
     workers: int = 0
     cache: bool | None = None

@@ -57,7 +57,7 @@ def read_dataset(config: DataConfig) -> RawData:
     """Read the data set that ``config`` names. Raises ``L2TFastError`` if it is not where it should be."""
     if config.dataset == "digits":
         return _digits()
-    folder = Path(config.data_dir)
+    folder = Path(config.data_dir).expanduser()
     if config.dataset == "imagefolder":
         return _image_folder(folder)
     return _torchvision(config, folder)

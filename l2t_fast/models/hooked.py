@@ -17,7 +17,7 @@ PROBE_SIZE = 224  # pixels; the input size for which torchvision's networks are 
 MOST_DEFAULT_MAPS = 5
 
 # Turns a module's output into a map (B, C, H, W), or None if it is none.
-ToMap = Callable[[object], Tensor | None]
+ToMap = Callable[[nn.Module, object], Tensor | None]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class _HookedMaps:
 
         def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
             def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-                feature_map = self._to_map(output)
+                feature_map = self._to_map(module, output)
                 maps[name] = feature_map.clone() if name in self._changed_later else feature_map
 
             return hook
@@ -66,13 +66,14 @@ def with_feature_maps(
     """Make ``network``, in place, return named feature maps beside its logits, and return it.
 
     ``layers`` are module names (``network.named_modules()``) whose outputs are maps (B, C, H, W), or become such by
-    ``to_map``. The network then follows the contract of ``NamedMapsNetwork``: ``forward(x) -> (logits, maps)``,
-    ``feature_names``, ``feature_channels``. Parameter names stay as they are, modules that work in place are set to
-    work out of place, and SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their backward (of
-    attention's too, so a transformer with ``nn.MultiheadAttention`` can be a source only). Maps that the network's own
-    code overwrites afterwards are copied first. One forward pass on zeros of ``image_size`` finds the channels.
+    ``to_map(module, output)``. The network then follows the contract of ``NamedMapsNetwork``: ``forward(x) -> (logits,
+    maps)``, ``feature_names``, ``feature_channels``. Parameter names stay as they are, modules that work in place are
+    set to work out of place, and SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their
+    backward (of attention's too, so a transformer with ``nn.MultiheadAttention`` can be a source only). Maps that the
+    network's own code overwrites afterwards are copied first. One forward pass on zeros of ``image_size`` finds the
+    channels.
 
-    Raises ``L2TFastError`` if a layer does not exist or gives no map.
+    Called again, it chooses other maps. Raises ``L2TFastError`` if a layer does not exist or gives no map.
     """
     name = name or type(network).__name__
     to_map = to_map or _plain_map
@@ -85,7 +86,8 @@ def with_feature_maps(
     network._to_map = to_map
     network._changed_later = frozenset(layer for layer in layers if probed[layer].changed_later)
     plain = type(network)
-    network.__class__ = type(plain.__name__, (_HookedMaps, plain), {})
+    if not issubclass(plain, _HookedMaps):
+        network.__class__ = type(plain.__name__, (_HookedMaps, plain), {})
     return network
 
 
@@ -163,16 +165,24 @@ def _replace_first_convolution(network: nn.Module, in_channels: int) -> None:
     setattr(network.get_submodule(parent), child, new)
 
 
-def _plain_map(output: object) -> Tensor | None:
+def _plain_map(module: nn.Module, output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) and output.ndim == 4 else None
 
 
-def _channels_last_map(output: object) -> Tensor | None:
-    """Swin: (B, H, W, C) -> (B, C, H, W)."""
-    return output.permute(0, 3, 1, 2) if isinstance(output, Tensor) and output.ndim == 4 else None
+def _channels_last_map(module: nn.Module, output: object) -> Tensor | None:
+    """Swin: (B, H, W, C) -> (B, C, H, W), but for its first convolution and what follows its last block."""
+    if _plain_map(module, output) is None:
+        return None
+    channels_first = isinstance(module, nn.Conv2d | nn.AdaptiveAvgPool2d) or getattr(module, "dims", None) == [
+        0,
+        3,
+        1,
+        2,
+    ]
+    return output if channels_first else output.permute(0, 3, 1, 2)
 
 
-def _token_map(output: object) -> Tensor | None:
+def _token_map(module: nn.Module, output: object) -> Tensor | None:
     """ViT: (B, 1 + H W, C) with the class token in front, H = W -> (B, C, H, W)."""
     if not isinstance(output, Tensor) or output.ndim != 3:
         return None
@@ -197,7 +207,7 @@ def _probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap)
 
     def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            feature_map = to_map(output)
+            feature_map = to_map(module, output)
             if feature_map is not None:
                 seen.pop(name, None)  # a module that runs again counts where it runs last
                 seen[name] = (output, feature_map, output._version)

@@ -1,6 +1,7 @@
 """Load weights that somebody else saved, and say plainly why when that cannot be done."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from l2t_fast.text import printable
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 # What wrappers put in front of every name: DataParallel, torch.compile.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# torchvision's published DenseNets say "denselayer1.norm.1" for what the network calls "denselayer1.norm1".
+OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -24,9 +27,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises ``L2TFastError`` if the file is missing, truncated, no checkpoint, or that of another network.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     shown = printable(path)
-    weights = _without_wrappers(_find_state_dict(_read(path), shown))
+    weights = _plain_names(_find_state_dict(_read(path), shown))
     ignored = tuple(getattr(model, "ignored_checkpoint_prefixes", ()))
     weights = {name: value for name, value in weights.items() if not (ignored and name.startswith(ignored))}
     _check_fit(model, weights, shown)
@@ -80,7 +83,7 @@ def _find_state_dict(content: object, shown: str) -> Mapping[str, Tensor]:
     )
 
 
-def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = dict(weights)
     stripped = True
     while stripped:
@@ -89,7 +92,7 @@ def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if all(name.startswith(prefix) for name in plain):
                 plain = {name.removeprefix(prefix): value for name, value in plain.items()}
                 stripped = True
-    return plain
+    return {OLD_DENSENET_NAME.sub(r"\1\2", name): value for name, value in plain.items()}
 
 
 def _check_fit(model: nn.Module, weights: Mapping[str, Tensor], shown: str) -> None:

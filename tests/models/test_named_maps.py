@@ -114,6 +114,19 @@ def test_torchvision_networks_take_grey_images():
     assert map_shapes("torchvision:resnet18", 32, in_channels=1)[0] == (64, 8, 8)
 
 
+def test_swin_maps_are_channels_first_wherever_they_come_from():
+    layers = ["features.0.0", "features.0.1", "features.7.1", "permute"]
+    shapes = [(96, 56, 56), (96, 56, 56), (768, 7, 7), (768, 7, 7)]
+    assert map_shapes("torchvision:swin_t", 224, layers=layers) == shapes
+
+
+def test_other_maps_can_be_chosen_afterwards():
+    network = build_model("torchvision:resnet18", 5).eval()
+    with_feature_maps(network, ["layer2"], image_size=32)
+    logits, maps = network(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 5) and [m.shape[1] for m in maps] == [128]
+
+
 def test_a_map_that_the_network_overwrites_is_kept_as_it_was():
     # BasicBlock adds the shortcut into the output of its second BatchNorm.
     name = "layer1.0.bn2"

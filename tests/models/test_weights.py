@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_extra_layers_of_the_authors_files_are_left_out(tmp_path):
     network = build_model("vgg5bn", 4)
     torch.save(network.state_dict() | {"alphas.0": torch.zeros(3), "w1.bias": torch.zeros(16)}, tmp_path / "a.pt")
     load_weights(network, tmp_path / "a.pt")
+
+
+def test_published_densenets_load(tmp_path):
+    network = build_model("torchvision:densenet121", 4)
+    old_names = {re.sub(r"(layer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in network.state_dict().items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old_names
+    torch.save(old_names, tmp_path / "a.pt")
+    other = build_model("torchvision:densenet121", 4)
+    load_weights(other, tmp_path / "a.pt")
+    for name, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
 
 
 class NotATensor:
