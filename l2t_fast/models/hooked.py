@@ -76,7 +76,7 @@ def with_feature_maps(
     Called again, it chooses other maps. Raises ``L2TFastError`` if a layer does not exist or gives no map.
     """
     name = name or type(network).__name__
-    to_map = to_map or _plain_map
+    to_map = to_map or getattr(network, "_to_map", _plain_map)
     _make_differentiable(network)
     probed = _probe(network, in_channels, image_size, to_map)
     check_layers(name, layers, list(probed))
