@@ -152,6 +152,12 @@ LOSS = (
 def test_a_pure_python_wheel_works(tmp_path):
     wheel = build_wheel(tmp_path, L2T_FAST_NATIVE="0")
     assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = {path for path in (ROOT / "l2t_fast").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    expected = {path.relative_to(ROOT).as_posix() for path in package if not path.name.startswith("_C.")}
+    assert expected <= names  # templates, configurations and py.typed too
+    assert not any(name.startswith("l2t_fast/_C.") for name in names)
     loss, backend = import_from(wheel, tmp_path, LOSS)
     assert float(loss) == 1.0
     assert backend.startswith("reference: ")
