@@ -170,7 +170,7 @@ HessianVector matching_hvp_cpu(const MatchingProblem& problem, const Direction& 
       sums.weights[p].copy_(product_over_samples(error_change, operands.target));
       if (v_target.defined()) sums.weights[p].add_(product_over_samples(error, v_target));
     }
-    if (needs.biases[p]) sums.biases[p].copy_(error_change.sum({0, 2}));
+    if (needs.biases[p]) sums.biases[p].copy_(error_change.sum(at::IntArrayRef({0, 2})));
   }
   return to_outputs(problem, sums);
 }
