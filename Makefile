@@ -1,6 +1,6 @@
 # `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format clean
+.PHONY: help train test sanitize lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,6 +18,19 @@ train: $(READY)  ## set up what is missing, then compare the methods on the embe
 
 test: $(READY)  ## set up what is missing, then run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# The sanitizers' run times have to be in the process before Python is; a copy of the tree holds the sanitized extension.
+SANITIZED := build/sanitize
+sanitize: $(READY)  ## run the operators' tests with the native code under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake -S . -B $(SANITIZED)/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DL2T_FAST_SANITIZE=ON -DL2T_FAST_CUDA=OFF
+	$(BIN)/cmake --build $(SANITIZED)/native
+	rm -rf $(SANITIZED)/tree && mkdir -p $(SANITIZED)/tree
+	git ls-files l2t_fast tests pyproject.toml | xargs cp --parents -t $(SANITIZED)/tree
+	cp $(SANITIZED)/native/_C.*.so $(SANITIZED)/tree/l2t_fast/
+	cd $(SANITIZED)/tree && OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+	  $(abspath $(BIN)/python) -m pytest tests/ops -k 'not compile and not aot' $(ARGS)
 
 lint: $(READY)  ## check style: ruff, clang-format
 	$(BIN)/ruff check .
