@@ -113,22 +113,25 @@ void finish_panel(const Layer& layer, int64_t begin, int64_t count, int64_t row,
   for (int j = 0; j < vectors; ++j) {
     const int64_t r = row + j * L;
     const vec<T> bias = load(static_cast<const T*>(layer.bias) + r);
-    vec<T> error_sum{};
+    double* sums = static_cast<double*>(result.bias) + r;
     for_each_segment(layer, begin, count, [&](const Segment& s) {
       const vec<T> alpha = load(static_cast<const T*>(layer.alpha) + s.sample * layer.rows + r);
       T* d = panel_rows + s.row * NR + j * L;
       vec<T> squares{};
-      for (int64_t i = 0; i < s.count; ++i, d += NR) {
-        const vec<T> difference = load(d) + bias, error = alpha * difference;
-        squares += difference * difference;
-        error_sum += error;
-        store(d, error);
+      for (int64_t i = 0; i < s.count;) {
+        vec<T> few_squares{}, few_errors{};  // sums of sums: a long row of float additions would lose digits
+        for (const int64_t end = minimum(i + 8, s.count); i < end; ++i, d += NR) {
+          const vec<T> difference = load(d) + bias, error = alpha * difference;
+          few_squares += difference * difference;
+          few_errors += error;
+          store(d, error);
+        }
+        squares += few_squares;
+        for (int l = 0; l < L; ++l) sums[l] += double(few_errors[l]);
       }
       double* q = result.alpha + (s.sample - first_sample) * layer.rows + r;
       for (int i = 0; i < L; ++i) q[i] += double(squares[i]);
     });
-    double* sums = static_cast<double*>(result.bias) + r;
-    for (int i = 0; i < L; ++i) sums[i] += double(error_sum[i]);
   }
 }
 
