@@ -11,7 +11,7 @@ from l2t_fast.report import results_table
 from l2t_fast.transfer.run_folder import RunFolder, read_rows
 
 #: Channels shown a pair, those with the largest weight first.
-TOP_CHANNELS = 5
+TOP_CHANNELS = 3
 
 
 def inspect_run(path: Path, console: Console) -> None:
@@ -71,6 +71,6 @@ def _top_channels(folder: RunFolder) -> dict[str, str]:
         return {}
     with np.load(folder.channel_weights, allow_pickle=False) as arrays:
         return {
-            pair: ", ".join(f"{c} (x{w[c] * len(w):.2f})" for c in np.argsort(-w)[:TOP_CHANNELS])
+            pair: ", ".join(f"{c} x{w[c] * len(w):.2f}" for c in np.argsort(-w)[:TOP_CHANNELS])
             for pair, w in arrays.items()
         }
