@@ -1,8 +1,8 @@
 """The native operators, ``torch.ops.l2t_fast.*``: one call computes all pairs, on the device the tensors are on.
 
-``matching_loss`` is the backend's side of the contract in :mod:`l2t_fast.ops`. The two functions below it are what it is
-made of, for code that differentiates by hand. They speak of *slots*: the differentiable inputs in the order all targets,
-one weight a pair, one bias a pair (None where the pair has none), alpha.
+``matching_loss`` is the backend's side of the contract in :mod:`l2t_fast.ops`. The two functions below it are what it
+is made of, for code that differentiates by hand. They speak of *slots*: the differentiable inputs in the order all
+targets, one weight a pair, one bias a pair (None where the pair has none), alpha.
 """
 
 from collections.abc import Sequence
