@@ -21,7 +21,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         L2TFastError: the disk is full or cannot be written; what stood at `path` before is untouched.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)  # in memory first: an error inside PyTorch's own file writer aborts instead of raising
+    torch.save(
+        state, buffer
+    )  # in memory first: given a path, PyTorch reports a full disk as "unexpected pos 704 vs 598"
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:

@@ -10,8 +10,8 @@ import torch
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and PyTorch's global generators (Mersenne Twister; Philox on a GPU) with one number.
 
-    Initial weights, dropout and in-process augmentation draw from them; the order of the images comes from the data
-    loader's own generator, which depends on (seed, epoch) alone.
+    Initial weights and dropout draw from them. The order of the images and their augmentation do not: they are
+    functions of (seed, epoch), see `l2t_fast.data`.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -74,7 +74,7 @@ class RunFolder:
 
     def check_same(self, config: TransferOptions) -> None:
         """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
-        check_same_config(self.config, config, may_change=("out", "device", "threads", "data.workers"))
+        check_same_config(self.config, config, may_change=("out", "device", "threads", "data.workers", "data.cache"))
 
     def log(self, text: str) -> None:
         """Add a line, with the time in UTC, to log.txt."""

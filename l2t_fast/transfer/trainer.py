@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +17,7 @@ from l2t_fast.config import TrainConfig
 from l2t_fast.data import load_data
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
+from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, why_unavailable
 from l2t_fast.transfer.checkpoint import load_checkpoint, save_checkpoint
 from l2t_fast.transfer.finite import first_non_finite_parameter, name_non_finite
 from l2t_fast.transfer.methods import Batch, Setup, find_method
@@ -42,6 +44,7 @@ class Trainer:
         method_class = find_method(config.method)
         self.config = config
         self.device = choose_device(config.device)
+        check_backend(config.backend)
         self.progress = progress
         # A seed means other images too; data.seed chooses among several such series.
         self.data = load_data(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
@@ -318,6 +321,17 @@ class Trainer:
 def cosine_lr(lr: float, epoch: int, epochs: int) -> float:
     """Learning rate of an epoch, counted from 0: half a cosine from `lr` to 0 over `epochs`."""
     return 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def check_backend(name: str) -> None:
+    """Raise L2TFastError if the backend that is asked for, here or by the environment, cannot run."""
+    if name == "auto":
+        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if name not in BACKENDS:
+        raise L2TFastError(f"{ENVIRONMENT_VARIABLE} is {name!r}, it must be one of {', '.join(BACKENDS)}")
+    problem = None if name == "auto" else why_unavailable(name)
+    if problem is not None:
+        raise L2TFastError(f"backend {name!r} cannot run: {problem}")
 
 
 def choose_device(name: str) -> torch.device:
