@@ -202,6 +202,14 @@ def test_backward_twice_and_accumulation(exact_backend):
     assert not any(t.grad.requires_grad for t in problem.inputs)
 
 
+def test_a_second_derivative_needs_the_first_graph_no_more(exact_backend):
+    problem = draw_sizes(RICH).requiring_grad()
+    directions = draw_directions(problem)
+    loss = problem.loss(exact_backend.matching_loss)
+    gradients = torch.autograd.grad(loss, problem.inputs, create_graph=True, retain_graph=False)
+    close(torch.autograd.grad(gradients, problem.inputs, directions), truth(problem, directions).products)
+
+
 def test_gradients_held_by_the_caller_are_not_scaled(exact_backend):
     problem = draw_sizes(RICH).requiring_grad()
     wanted = truth(problem, draw_directions(problem)).gradients
