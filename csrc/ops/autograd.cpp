@@ -247,8 +247,8 @@ bool may_consume(const Tensor& grad_loss, const variable_list& gradients) {
   const auto is_plain = [](const Tensor& tensor) {
     using c10::DispatchKey;
     return !tensor.key_set().has_any(
-        c10::DispatchKeySet({DispatchKey::Python, DispatchKey::Functionalize, DispatchKey::FuncTorchBatched,
-                             DispatchKey::FuncTorchGradWrapper}));
+        c10::DispatchKeySet({DispatchKey::Python, DispatchKey::Functionalize, DispatchKey::Batched,
+                             DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper}));
   };
   if (!is_plain(grad_loss)) return false;
   for (const auto& gradient : gradients)
