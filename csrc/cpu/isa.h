@@ -29,6 +29,8 @@ constexpr int panel = 2 * lanes<T>;  // NR
 // 32 vector registers hold 14 x 2 sums, 2 of B and a broadcast of A; 16 hold 6 x 2.
 constexpr int row_tile = L2T_VECTOR_BYTES == 64 ? 14 : 6;
 constexpr int outer_tile_rows = L2T_VECTOR_BYTES == 64 ? 8 : 4;  // divides NR, so that a tile stays within a panel
+// Additions in a row before a partial sum is put away; a multiple of every NR.
+constexpr int chain = 64;
 // A pair's rows start at a multiple of this: whole vectors, and whole tiles of the outer product.
 template <class T>
 constexpr int unit = lanes<T> > outer_tile_rows ? lanes<T> : outer_tile_rows;

@@ -22,18 +22,15 @@ struct Kernels {
   void (*unpack_float)(const Matrix& out, const void* panels, int64_t rows, int64_t row0);
   void (*unpack_double)(const Matrix& out, const void* panels, int64_t rows, int64_t row0);
 
-  // Direct: the pixels [begin, end) of all samples, counted through the batch. Scratch sizes are bytes, 64-byte
-  // aligned.
-  size_t (*direct_scratch_float)(const Layer& layer);
-  size_t (*direct_scratch_double)(const Layer& layer);
-  void (*direct_forward_float)(const Layer& layer, int64_t begin, int64_t end, const ChunkResult& result,
-                               void* scratch);
-  void (*direct_forward_double)(const Layer& layer, int64_t begin, int64_t end, const ChunkResult& result,
-                                void* scratch);
-
-  // Gram: the samples [begin, end). Always computes in double: the sums cancel.
+  // Direct: the pixels [begin, end) of all samples, counted through the batch. Gram: the samples [begin, end); it
+  // always computes in double. `forward` is the loss and gradient, `hvp` the Hessian-vector product; each needs
+  // `scratch` bytes.
+  using Run = void (*)(const Layer& layer, int64_t begin, int64_t end, const ChunkResult& result, void* scratch);
+  size_t (*direct_scratch_float)(const Layer& layer, bool hvp);
+  size_t (*direct_scratch_double)(const Layer& layer, bool hvp);
   size_t (*gram_scratch)(const Layer& layer);
-  void (*gram_forward)(const Layer& layer, int64_t begin, int64_t end, const ChunkResult& result, void* scratch);
+  Run direct_forward_float, direct_forward_double, gram_forward;
+  Run direct_hvp_float, direct_hvp_double, gram_hvp;
 };
 
 extern const Kernels portable_kernels;

@@ -37,10 +37,13 @@ constexpr Kernels table(const char* name) {
       .unpack_double = unpack<double>,
       .direct_scratch_float = direct_scratch<float>,
       .direct_scratch_double = direct_scratch<double>,
+      .gram_scratch = gram_scratch,
       .direct_forward_float = direct_forward<float>,
       .direct_forward_double = direct_forward<double>,
-      .gram_scratch = gram_scratch,
       .gram_forward = gram_forward,
+      .direct_hvp_float = direct_hvp<float>,
+      .direct_hvp_double = direct_hvp<double>,
+      .gram_hvp = gram_hvp,
   };
 }
 

@@ -68,7 +68,6 @@ struct Layer {
   const void* weight_columns;  // panel matrix (channels, rows): W^T
   const void* bias;            // (rows,)
   const void* alpha;           // (batch, rows): 2 alpha
-  bool needs_weights;          // any pair's
   // The direction of a Hessian-vector product; the same forms, null where it is zero.
   Feature target_direction;
   const void* weight_direction_rows;

@@ -87,34 +87,56 @@ ResizeAxis::ResizeAxis(int64_t input, int64_t output)
   view = {input, output, low.data(), high.data(), weight.data(), sum.data(), square.data(), product.data()};
 }
 
-StackedLayer::StackedLayer(const MatchingProblem& problem, const Needs& needs, int64_t target,
-                           std::vector<int64_t> pairs, plan::Work work)
-    : kernels_(kernels()), problem_(problem), needs_(needs), target_(target), pair_indices_(std::move(pairs)) {
+StackedLayer::StackedLayer(const MatchingProblem& problem, const Direction* direction, const Needs& needs,
+                           int64_t target, std::vector<int64_t> pairs)
+    : kernels_(kernels()),
+      problem_(problem),
+      direction_(direction),
+      needs_(needs),
+      target_(target),
+      pair_indices_(std::move(pairs)) {
   const at::Tensor& features = problem.targets[target];
   const bool float64 = problem.alpha.scalar_type() == at::kDouble;
-  layer_.batch = features.size(0);
-  layer_.channels = features.size(1);
-  layer_.pixels = features.size(2) * features.size(3);
-  layer_.width = features.size(3);
-  layer_.needs_weights = false;
-  for (const int64_t p : pair_indices_) layer_.needs_weights |= needs.weights[p];
-  const plan::LayerShape shape{layer_.batch,
-                               layer_.channels,
-                               features.size(2),
-                               features.size(3),
-                               source_sizes(problem, pair_indices_),
-                               needs.targets[target],
-                               layer_.needs_weights};
+  const plan::LayerShape shape{.batch = features.size(0),
+                               .channels = features.size(1),
+                               .height = features.size(2),
+                               .width = features.size(3),
+                               .sources = source_sizes(problem, pair_indices_),
+                               .needs_target = needs.targets[target],
+                               .needs_weights = needs_any_weight()};
+  const plan::Work work = direction ? plan::Work::hessian_vector : plan::Work::gradient;
   algorithm_ = forced_algorithm ? *forced_algorithm : plan::choose(shape, work, float64, at::get_num_threads());
   type_ = float64 || algorithm_ == plan::Algorithm::gram ? at::kDouble : at::kFloat;
   unit_ = type_ == at::kDouble ? kernels_.unit_double : kernels_.unit_float;
   panel_ = type_ == at::kDouble ? kernels_.panel_double : kernels_.panel_float;
+
+  layer_.batch = shape.batch;
+  layer_.channels = shape.channels;
+  layer_.pixels = shape.height * shape.width;
+  layer_.width = shape.width;
   layer_.target = feature_of(features);
   stack();
+  const bool direct = algorithm_ == plan::Algorithm::direct;
   layer_.weight_rows = packed(problem.weights, /*transposed=*/false);
-  if (algorithm_ == plan::Algorithm::direct) layer_.weight_columns = packed(problem.weights, /*transposed=*/true);
+  if (direct) layer_.weight_columns = packed(problem.weights, /*transposed=*/true);
   layer_.bias = stacked_bias(problem.biases);
   layer_.alpha = stacked_alpha(problem.alpha);
+  if (!direction) return;
+  if (direction->targets[target].defined()) layer_.target_direction = feature_of(direction->targets[target]);
+  if (any_defined(direction->weights)) {
+    layer_.weight_direction_rows = packed(direction->weights, /*transposed=*/false);
+    if (direct) layer_.weight_direction_columns = packed(direction->weights, /*transposed=*/true);
+  }
+  if (any_defined(direction->biases)) layer_.bias_direction = stacked_bias(direction->biases);
+  if (direction->alpha.defined()) layer_.alpha_direction = stacked_alpha(direction->alpha);
+}
+
+bool StackedLayer::any_defined(const std::vector<at::Tensor>& tensors) const {
+  return std::any_of(pair_indices_.begin(), pair_indices_.end(), [&](int64_t p) { return tensors[p].defined(); });
+}
+
+bool StackedLayer::needs_any_weight() const {
+  return std::any_of(pair_indices_.begin(), pair_indices_.end(), [&](int64_t p) { return needs_.weights[p]; });
 }
 
 void StackedLayer::stack() {
@@ -198,76 +220,92 @@ const void* StackedLayer::stacked_alpha(const at::Tensor& alpha) {
   return stacked.const_data_ptr();
 }
 
-double StackedLayer::forward(LossAndGradient& result) {
-  const bool gram = algorithm_ == plan::Algorithm::gram, float64 = type_ == at::kDouble;
+double StackedLayer::run(const Tangents& result) {
+  const bool gram = algorithm_ == plan::Algorithm::gram, float64 = type_ == at::kDouble, hvp = direction_ != nullptr;
   const int64_t batch = layer_.batch, rows = layer_.rows;
-  at::Tensor& target_gradient = result.gradient.targets[target_];
-  if (target_gradient.defined()) layer_.target_gradient = feature_of(target_gradient);
+  if (needs_.targets[target_]) layer_.target_gradient = feature_of(result.targets[target_]);
 
+  size_t scratch_size;
+  Kernels::Run kernel;
+  if (gram) {
+    scratch_size = kernels_.gram_scratch(layer_);
+    kernel = hvp ? kernels_.gram_hvp : kernels_.gram_forward;
+  } else if (float64) {
+    scratch_size = kernels_.direct_scratch_double(layer_, hvp);
+    kernel = hvp ? kernels_.direct_hvp_double : kernels_.direct_forward_double;
+  } else {
+    scratch_size = kernels_.direct_scratch_float(layer_, hvp);
+    kernel = hvp ? kernels_.direct_hvp_float : kernels_.direct_forward_float;
+  }
   const double flops = 2.0 * double(batch * layer_.pixels) * double(rows * layer_.channels);
-  const int64_t items = gram ? batch : batch * layer_.pixels, samples_of_pixels = gram ? 1 : layer_.pixels;
+  const int64_t pixels_per_sample = gram ? 1 : layer_.pixels, items = batch * pixels_per_sample;
   const int64_t chunks =
       std::max<int64_t>(1, std::min({int64_t(at::get_num_threads()), items, int64_t(flops / flops_per_chunk)}));
-  const size_t scratch_size =
-      gram ? kernels_.gram_scratch(layer_)
-           : (float64 ? kernels_.direct_scratch_double(layer_) : kernels_.direct_scratch_float(layer_));
-  const auto run =
-      gram ? kernels_.gram_forward : (float64 ? kernels_.direct_forward_double : kernels_.direct_forward_float);
 
-  const int64_t weight_size = layer_.needs_weights ? rows * round_up(layer_.channels, panel_) : 0;
+  const int64_t weight_size = needs_any_weight() ? rows * round_up(layer_.channels, panel_) : 0;
+  const auto doubles = at::TensorOptions().dtype(at::kDouble);
   at::Tensor weight_sums = at::empty({chunks, weight_size}, at::TensorOptions().dtype(type_));
-  at::Tensor bias_sums = at::zeros({chunks, rows}, at::TensorOptions().dtype(at::kDouble));
+  at::Tensor bias_sums = at::zeros({chunks, rows}, doubles);
   at::Tensor scratch = at::empty({chunks, int64_t(scratch_size)}, at::TensorOptions().dtype(at::kByte));
-  // A sample that two chunks share has a row of Q in each.
-  std::vector<at::Tensor> squares(chunks);
+  // A chunk's part of Q has a row for each sample it touches; two chunks may share a sample.
+  std::vector<at::Tensor> alpha_sums(chunks);
   std::vector<int64_t> bounds(chunks + 1);
   for (int64_t k = 0; k <= chunks; ++k) bounds[k] = items * k / chunks;
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
-      const int64_t samples = (bounds[k + 1] - 1) / samples_of_pixels - bounds[k] / samples_of_pixels + 1;
-      squares[k] = at::zeros({samples, rows}, at::TensorOptions().dtype(at::kDouble));
+      const int64_t samples = (bounds[k + 1] - 1) / pixels_per_sample - bounds[k] / pixels_per_sample + 1;
+      alpha_sums[k] = at::zeros({samples, rows}, doubles);
       if (weight_size) weight_sums[k].zero_();
       const ChunkResult chunk{weight_size ? weight_sums[k].data_ptr() : nullptr, bias_sums[k].data_ptr(),
-                              squares[k].data_ptr<double>()};
-      run(layer_, bounds[k], bounds[k + 1], chunk, scratch[k].data_ptr());
+                              alpha_sums[k].data_ptr<double>()};
+      kernel(layer_, bounds[k], bounds[k + 1], chunk, scratch[k].data_ptr());
     }
   });
 
-  at::Tensor total = at::zeros({batch, rows}, at::TensorOptions().dtype(at::kDouble));
+  at::Tensor alpha_sum = at::zeros({batch, rows}, doubles);
   for (int64_t k = 0; k < chunks; ++k)
-    total.narrow(0, bounds[k] / samples_of_pixels, squares[k].size(0)).add_(squares[k]);
-  if (layer_.needs_weights) sum_chunks(weight_sums, result.gradient);
-  const at::Tensor bias_total = bias_sums.sum(0);
-  for (int64_t i = 0; i < layer_.pair_count; ++i) {
-    const int64_t p = pair_indices_[i], channels = pairs_[i].source.channels;
-    if (needs_.biases[p]) result.gradient.biases[p].copy_(bias_total.narrow(0, pairs_[i].row, channels));
-    if (needs_.alpha)
-      result.gradient.alpha.narrow(1, problem_.pairs[p].alpha_begin, channels)
-          .copy_(total.narrow(1, pairs_[i].row, channels));
-  }
-  const auto* alpha = layer_.alpha;
-  const double* q = total.const_data_ptr<double>();
-  double loss = 0;
-  for (int64_t i = 0; i < batch * rows; ++i)
-    loss += q[i] * (float64 ? static_cast<const double*>(alpha)[i] : double(static_cast<const float*>(alpha)[i]));
-  return loss / 2;
+    alpha_sum.narrow(0, bounds[k] / pixels_per_sample, alpha_sums[k].size(0)).add_(alpha_sums[k]);
+  if (needs_.alpha) write_alpha(hvp ? alpha_sum * 2 : alpha_sum, result.alpha);
+  if (weight_size) write_weights(weight_sums, result.weights);
+  const at::Tensor bias_sum = bias_sums.sum(0);
+  for (int64_t i = 0; i < layer_.pair_count; ++i)
+    if (needs_.biases[pair_indices_[i]])
+      result.biases[pair_indices_[i]].copy_(bias_sum.narrow(0, pairs_[i].row, pairs_[i].source.channels));
+  return hvp ? 0 : loss(alpha_sum);
 }
 
-// Adds the chunks up in order, into the first, and writes each wanted pair's rows to its gradient.
-void StackedLayer::sum_chunks(const at::Tensor& chunks, const Gradient& gradient) {
+void StackedLayer::write_alpha(const at::Tensor& sums, const at::Tensor& result) const {
+  for (int64_t i = 0; i < layer_.pair_count; ++i) {
+    const int64_t channels = pairs_[i].source.channels;
+    result.narrow(1, problem_.pairs[pair_indices_[i]].alpha_begin, channels)
+        .copy_(sums.narrow(1, pairs_[i].row, channels));
+  }
+}
+
+// Adds the chunks up in order, into the first, and writes each wanted pair's rows.
+void StackedLayer::write_weights(const at::Tensor& chunks, const std::vector<at::Tensor>& result) const {
   const auto unpack = type_ == at::kDouble ? kernels_.unpack_double : kernels_.unpack_float;
-  at::Tensor total = chunks[0];
-  const int64_t size = total.numel();
-  at::parallel_for(0, size, 1 << 15, [&](int64_t begin, int64_t end) {
-    at::Tensor part = total.narrow(0, begin, end - begin);
-    for (int64_t k = 1; k < chunks.size(0); ++k) part.add_(chunks[k].narrow(0, begin, end - begin));
-  });
+  at::Tensor sum = chunks[0];
+  for (int64_t k = 1; k < chunks.size(0); ++k) sum.add_(chunks[k]);
   at::parallel_for(0, layer_.pair_count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = pair_indices_[i];
-      if (needs_.weights[p]) unpack(matrix_of(gradient.weights[p]), total.const_data_ptr(), layer_.rows, pairs_[i].row);
+      if (needs_.weights[p]) unpack(matrix_of(result[p]), sum.const_data_ptr(), layer_.rows, pairs_[i].row);
     }
   });
+}
+
+double StackedLayer::loss(const at::Tensor& squares) const {
+  const double* q = squares.const_data_ptr<double>();
+  double twice = 0;
+  const auto add = [&](const auto* alpha) {
+    for (int64_t i = 0; i < squares.numel(); ++i) twice += q[i] * double(alpha[i]);
+  };
+  if (type_ == at::kDouble)
+    add(static_cast<const double*>(layer_.alpha));
+  else
+    add(static_cast<const float*>(layer_.alpha));
+  return twice / 2;
 }
 
 }  // namespace l2t_fast::cpu

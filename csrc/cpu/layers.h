@@ -35,25 +35,30 @@ struct ResizeAxis {
 // One target, with the pairs that share it, ready for the kernels. Owns what its `layer` points to.
 class StackedLayer {
  public:
-  StackedLayer(const MatchingProblem& problem, const Needs& needs, int64_t target, std::vector<int64_t> pairs,
-               plan::Work work);
+  // `direction` is null for the loss and gradient.
+  StackedLayer(const MatchingProblem& problem, const Direction* direction, const Needs& needs, int64_t target,
+               std::vector<int64_t> pairs);
   StackedLayer(const StackedLayer&) = delete;
   StackedLayer& operator=(const StackedLayer&) = delete;
 
-  plan::Algorithm algorithm() const { return algorithm_; }
-  // Runs K1 and writes the results; returns the layer's part of the loss.
-  double forward(LossAndGradient& result);
+  // Writes the gradient, or with a direction the Hessian-vector product; returns the layer's part of the loss, or 0.
+  double run(const Tangents& result);
 
  private:
   void stack();
+  bool any_defined(const std::vector<at::Tensor>& tensors) const;
+  bool needs_any_weight() const;
   const void* packed(const std::vector<at::Tensor>& weights, bool transposed);
   const void* stacked_bias(const std::vector<at::Tensor>& biases);
   const void* stacked_alpha(const at::Tensor& alpha);
   const Axis* axis(int64_t input, int64_t output);
-  void sum_chunks(const at::Tensor& chunks, const Gradient& gradient);
+  void write_alpha(const at::Tensor& sums, const at::Tensor& result) const;
+  void write_weights(const at::Tensor& chunks, const std::vector<at::Tensor>& result) const;
+  double loss(const at::Tensor& squares) const;
 
   const Kernels& kernels_;
   const MatchingProblem& problem_;
+  const Direction* direction_;
   const Needs& needs_;
   int64_t target_;
   std::vector<int64_t> pair_indices_;

@@ -16,7 +16,7 @@ void rows_tile(const T* a, int64_t a_panel, int64_t depth, const T* b, T* c) {
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; ++j) sum[i][j] = mode == Store::accumulate ? load(c + i * NR + j * lanes<T>) : vec<T>{};
+    for (int j = 0; j < NV; ++j) sum[i][j] = vec<T>{};
   for (int64_t k0 = 0; k0 < depth; k0 += NR, a += a_panel) {
     const int64_t count = depth - k0 < NR ? depth - k0 : NR;
     for (int64_t k = 0; k < count; ++k, b += NR) {
@@ -34,7 +34,10 @@ void rows_tile(const T* a, int64_t a_panel, int64_t depth, const T* b, T* c) {
 #pragma GCC unroll 2
     for (int j = 0; j < NV; ++j) {
       T* out = c + i * NR + j * lanes<T>;
-      store(out, mode == Store::subtract_from ? sum[i][j] - load(out) : sum[i][j]);
+      if constexpr (mode == Store::overwrite)
+        store(out, sum[i][j]);
+      else
+        store(out, mode == Store::accumulate ? load(out) + sum[i][j] : sum[i][j] - load(out));
     }
 }
 
@@ -48,21 +51,30 @@ void rows_tail(int64_t rows, const T* a, int64_t a_panel, int64_t depth, const T
   }
 }
 
-// One panel of C (rows, up to NR columns): A (rows, depth) panels, stride a_panel apart, times B's panel (depth, NR).
-template <class T, Store mode>
-void rows_product(int64_t rows, int64_t depth, bool half, const T* a, int64_t a_panel, const T* b, T* c) {
+template <class T, int NV, Store mode>
+void rows_panel(int64_t rows, int64_t depth, const T* a, int64_t a_panel, const T* b, T* c) {
   constexpr int NR = panel<T>, MR = row_tile;
   int64_t r = 0;
-  for (; r + MR <= rows; r += MR) {
-    if (half)
-      rows_tile<T, MR, 1, mode>(a + r * NR, a_panel, depth, b, c + r * NR);
+  for (; r + MR <= rows; r += MR) rows_tile<T, MR, NV, mode>(a + r * NR, a_panel, depth, b, c + r * NR);
+  rows_tail<T, NV, mode, MR - 1>(rows - r, a + r * NR, a_panel, depth, b, c + r * NR);
+}
+
+// One panel of C (rows, up to NR columns; with `half`, one vector): A (rows, depth), its panels a_panel apart, times
+// B's panel (depth, NR). The sum over depth is cut into pieces: rounding errors grow with the length of a chain of
+// additions, and B's piece stays in the L1 cache.
+template <class T, Store mode>
+void rows_product(int64_t rows, int64_t depth, bool half, const T* a, int64_t a_panel, const T* b, T* c) {
+  for (int64_t k = 0; k == 0 || k < depth; k += chain) {
+    const int64_t piece = depth - k < chain ? depth - k : chain;
+    const T* left = a + k / panel<T> * a_panel;
+    const T* right = b + k * panel<T>;
+    if (k == 0)
+      half ? rows_panel<T, 1, mode>(rows, piece, left, a_panel, right, c)
+           : rows_panel<T, 2, mode>(rows, piece, left, a_panel, right, c);
     else
-      rows_tile<T, MR, 2, mode>(a + r * NR, a_panel, depth, b, c + r * NR);
+      half ? rows_panel<T, 1, Store::accumulate>(rows, piece, left, a_panel, right, c)
+           : rows_panel<T, 2, Store::accumulate>(rows, piece, left, a_panel, right, c);
   }
-  if (half)
-    rows_tail<T, 1, mode, MR - 1>(rows - r, a + r * NR, a_panel, depth, b, c + r * NR);
-  else
-    rows_tail<T, 2, mode, MR - 1>(rows - r, a + r * NR, a_panel, depth, b, c + r * NR);
 }
 
 // C (MR rows, NV vectors) += sum over k of A[k, i] B[k, :]; A and B are panels, C's rows are NR apart.
@@ -97,6 +109,8 @@ template <class T>
 void outer_product(int64_t depth, int64_t first, int64_t last, int64_t a_column, int64_t columns, const T* a,
                    int64_t a_panel, const T* b, int64_t b_panel, T* c, int64_t c_panel, bool lower = false) {
   constexpr int NR = panel<T>, MR = outer_tile_rows;
+  for (; depth > 2 * chain; depth -= 2 * chain, a += 2 * chain * NR, b += 2 * chain * NR)
+    outer_product(2 * chain, first, last, a_column, columns, a, a_panel, b, b_panel, c, c_panel, lower);
   for (int64_t n = 0; n < columns; n += NR, b += b_panel, c += c_panel) {
     const bool half = columns - n <= lanes<T>;
     for (int64_t i = lower && n > first ? n : first; i < last; i += MR) {
