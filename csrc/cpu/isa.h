@@ -7,6 +7,10 @@
 
 #include "layer.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #ifndef L2T_ISA
 #error "include this from a kernels_<isa>.cpp that defines L2T_ISA and L2T_VECTOR_BYTES"
 #endif
@@ -62,7 +66,17 @@ struct Arena {
   template <class T>
   T* take(int64_t count) {
     T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (size_t(count) * sizeof(T) + 63) / 64 * 64;
+    const size_t bytes = size_t(count) * sizeof(T), padded = (bytes + 63) / 64 * 64;
+#ifdef __SANITIZE_ADDRESS__
+    // A piece ends in a zone that may not be touched: the sanitizer sees the caller's memory as one.
+    constexpr size_t zone = 64;
+    if (base) {
+      ASAN_UNPOISON_MEMORY_REGION(piece, padded + zone);
+      ASAN_POISON_MEMORY_REGION(base + used + bytes, padded - bytes + zone);
+    }
+    used += zone;
+#endif
+    used += padded;
     return piece;
   }
 };
