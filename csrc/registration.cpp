@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "build_info.h"
+#include "cpu/layers.h"
+#include "cpu/planning.h"
 #ifdef L2T_FAST_WITH_CUDA
 #include "cuda/kernel_image.h"
 #endif
@@ -47,6 +49,35 @@ int64_t parallel_threads() {
   return static_cast<int64_t>(std::set<int64_t>(thread.begin(), thread.end()).size());
 }
 
+using Shapes = std::vector<std::vector<int64_t>>;
+
+py::list plan_dicts(const Shapes& sources, const Shapes& targets, const std::vector<std::pair<int64_t, int64_t>>& pairs,
+                    int64_t element_size, bool hessian_vector) {
+  const at::ScalarType dtype = element_size == 8 ? at::kDouble : element_size == 4 ? at::kFloat : at::kBFloat16;
+  const auto work = hessian_vector ? plan::Work::hessian_vector : plan::Work::gradient;
+  py::list plans;
+  for (const plan::LayerPlan& layer : cpu::plan_layers(sources, targets, pairs, dtype, work)) {
+    py::dict dict;
+    dict["target"] = layer.target;
+    dict["pairs"] = layer.pairs;
+    dict["algorithm"] = layer.algorithm == plan::Algorithm::gram ? "gram" : "direct";
+    dict["flops"] = layer.flops;
+    dict["bytes"] = layer.bytes;
+    dict["workspace"] = layer.workspace;
+    plans.append(dict);
+  }
+  return plans;
+}
+
+void force_algorithm(const std::string& name) {
+  if (name == "direct")
+    cpu::force_algorithm(plan::Algorithm::direct);
+  else if (name == "gram")
+    cpu::force_algorithm(plan::Algorithm::gram);
+  else
+    cpu::force_algorithm(std::nullopt);
+}
+
 #ifdef L2T_FAST_WITH_CUDA
 py::dict kernel_image_dict(int device) {
   const cuda::KernelImage image = cuda::kernel_image(device);
@@ -68,6 +99,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &l2t_fast::build_info_dict, "What the library was built from and with, as a dict.");
   m.def("parallel_threads", &l2t_fast::parallel_threads,
         "The number of threads that a native parallel loop uses under torch's current settings.");
+  m.def("plan", &l2t_fast::plan_dicts, py::arg("sources"), py::arg("targets"), py::arg("pairs"),
+        py::arg("element_size"), py::arg("hessian_vector"),
+        "The CPU planner's choices, a dict a target layer; l2t_fast.plan checks the arguments.");
+  m.def("force_algorithm", &l2t_fast::force_algorithm, py::arg("name"),
+        "For tests: every CPU layer takes \"direct\" or \"gram\"; \"auto\" hands the choice back to the planner.");
 #ifdef L2T_FAST_WITH_CUDA
   m.def("kernel_image", &l2t_fast::kernel_image_dict, py::arg("device"),
         "Which of the compiled CUDA kernels a device would run, as a dict; \"error\" says why none can.");

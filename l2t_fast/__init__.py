@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from l2t_fast.functional import feature_matching_loss
 from l2t_fast.modules import FeatureMatching, LossWeightNetwork, MetaNetworks, WeightNetwork
 from l2t_fast.ops import backend_for_device as explain_backend
+from l2t_fast.planning import plan
 
 try:
     __version__ = version("l2t_fast")
@@ -19,4 +20,5 @@ __all__ = [
     "__version__",
     "explain_backend",
     "feature_matching_loss",
+    "plan",
 ]

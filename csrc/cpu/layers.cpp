@@ -97,23 +97,23 @@ StackedLayer::StackedLayer(const MatchingProblem& problem, const Direction* dire
       pair_indices_(std::move(pairs)) {
   const at::Tensor& features = problem.targets[target];
   const bool float64 = problem.alpha.scalar_type() == at::kDouble;
-  const plan::LayerShape shape{.batch = features.size(0),
-                               .channels = features.size(1),
-                               .height = features.size(2),
-                               .width = features.size(3),
-                               .sources = source_sizes(problem, pair_indices_),
-                               .needs_target = needs.targets[target],
-                               .needs_weights = needs_any_weight()};
-  const plan::Work work = direction ? plan::Work::hessian_vector : plan::Work::gradient;
-  algorithm_ = forced_algorithm ? *forced_algorithm : plan::choose(shape, work, float64, at::get_num_threads());
+  shape_ = {.batch = features.size(0),
+            .channels = features.size(1),
+            .height = features.size(2),
+            .width = features.size(3),
+            .sources = source_sizes(problem, pair_indices_),
+            .needs_target = needs.targets[target],
+            .needs_weights = needs_any_weight()};
+  work_ = direction ? plan::Work::hessian_vector : plan::Work::gradient;
+  algorithm_ = forced_algorithm ? *forced_algorithm : plan::choose(shape_, work_, float64, at::get_num_threads());
   type_ = float64 || algorithm_ == plan::Algorithm::gram ? at::kDouble : at::kFloat;
   unit_ = type_ == at::kDouble ? kernels_.unit_double : kernels_.unit_float;
   panel_ = type_ == at::kDouble ? kernels_.panel_double : kernels_.panel_float;
 
-  layer_.batch = shape.batch;
-  layer_.channels = shape.channels;
-  layer_.pixels = shape.height * shape.width;
-  layer_.width = shape.width;
+  layer_.batch = shape_.batch;
+  layer_.channels = shape_.channels;
+  layer_.pixels = shape_.height * shape_.width;
+  layer_.width = shape_.width;
   layer_.target = feature_of(features);
   stack();
   const bool direct = algorithm_ == plan::Algorithm::direct;
@@ -220,33 +220,59 @@ const void* StackedLayer::stacked_alpha(const at::Tensor& alpha) {
   return stacked.const_data_ptr();
 }
 
-double StackedLayer::run(const Tangents& result) {
-  const bool gram = algorithm_ == plan::Algorithm::gram, float64 = type_ == at::kDouble, hvp = direction_ != nullptr;
-  const int64_t batch = layer_.batch, rows = layer_.rows;
-  if (needs_.targets[target_]) layer_.target_gradient = feature_of(result.targets[target_]);
-
-  size_t scratch_size;
-  Kernels::Run kernel;
+StackedLayer::Schedule StackedLayer::schedule() const {
+  const bool gram = algorithm_ == plan::Algorithm::gram, float64 = type_ == at::kDouble;
+  const bool hvp = work_ == plan::Work::hessian_vector;
+  Schedule schedule{};
+  Layer layer = layer_;
+  if (shape_.needs_target) layer.target_gradient = layer.target;  // only whether there is one counts here
+  size_t scratch;
   if (gram) {
-    scratch_size = kernels_.gram_scratch(layer_);
-    kernel = hvp ? kernels_.gram_hvp : kernels_.gram_forward;
+    scratch = kernels_.gram_scratch(layer);
+    schedule.kernel = hvp ? kernels_.gram_hvp : kernels_.gram_forward;
   } else if (float64) {
-    scratch_size = kernels_.direct_scratch_double(layer_, hvp);
-    kernel = hvp ? kernels_.direct_hvp_double : kernels_.direct_forward_double;
+    scratch = kernels_.direct_scratch_double(layer, hvp);
+    schedule.kernel = hvp ? kernels_.direct_hvp_double : kernels_.direct_forward_double;
   } else {
-    scratch_size = kernels_.direct_scratch_float(layer_, hvp);
-    kernel = hvp ? kernels_.direct_hvp_float : kernels_.direct_forward_float;
+    scratch = kernels_.direct_scratch_float(layer, hvp);
+    schedule.kernel = hvp ? kernels_.direct_hvp_float : kernels_.direct_forward_float;
   }
-  const double flops = 2.0 * double(batch * layer_.pixels) * double(rows * layer_.channels);
-  const int64_t pixels_per_sample = gram ? 1 : layer_.pixels, items = batch * pixels_per_sample;
-  const int64_t chunks =
+  schedule.scratch_bytes = int64_t(scratch);
+  const double flops = 2.0 * double(layer_.batch * layer_.pixels) * double(layer_.rows * layer_.channels);
+  const int64_t items = gram ? layer_.batch : layer_.batch * layer_.pixels;
+  schedule.chunks =
       std::max<int64_t>(1, std::min({int64_t(at::get_num_threads()), items, int64_t(flops / flops_per_chunk)}));
+  schedule.weight_size = shape_.needs_weights ? layer_.rows * round_up(layer_.channels, panel_) : 0;
+  return schedule;
+}
 
-  const int64_t weight_size = needs_any_weight() ? rows * round_up(layer_.channels, panel_) : 0;
+plan::LayerPlan StackedLayer::plan() const {
+  const Schedule cut = schedule();
+  const plan::Cost cost = plan::cost(shape_, algorithm_, work_, problem_.targets[target_].element_size());
+  int64_t workspace = 0;
+  for (const at::Tensor& tensor : storage_) workspace += int64_t(tensor.nbytes());
+  const int64_t element = type_ == at::kDouble ? 8 : 4, sums = layer_.rows * 8;
+  workspace += cut.chunks * (cut.scratch_bytes + cut.weight_size * element + sums);
+  workspace += 2 * (layer_.batch + cut.chunks) * sums;
+  return {.target = target_,
+          .pairs = pair_indices_,
+          .algorithm = algorithm_,
+          .flops = cost.flops,
+          .bytes = cost.bytes,
+          .workspace = workspace};
+}
+
+double StackedLayer::run(const Tangents& result) {
+  const int64_t batch = layer_.batch, rows = layer_.rows;
+  const bool hvp = work_ == plan::Work::hessian_vector;
+  if (needs_.targets[target_]) layer_.target_gradient = feature_of(result.targets[target_]);
+  const auto [kernel, chunks, scratch_size, weight_size] = schedule();
+  const int64_t pixels_per_sample = algorithm_ == plan::Algorithm::gram ? 1 : layer_.pixels;
+  const int64_t items = batch * pixels_per_sample;
   const auto doubles = at::TensorOptions().dtype(at::kDouble);
   at::Tensor weight_sums = at::empty({chunks, weight_size}, at::TensorOptions().dtype(type_));
   at::Tensor bias_sums = at::zeros({chunks, rows}, doubles);
-  at::Tensor scratch = at::empty({chunks, int64_t(scratch_size)}, at::TensorOptions().dtype(at::kByte));
+  at::Tensor scratch = at::empty({chunks, scratch_size}, at::TensorOptions().dtype(at::kByte));
   // A chunk's part of Q has a row for each sample it touches; two chunks may share a sample.
   std::vector<at::Tensor> alpha_sums(chunks);
   std::vector<int64_t> bounds(chunks + 1);

@@ -41,10 +41,17 @@ class StackedLayer {
   StackedLayer(const StackedLayer&) = delete;
   StackedLayer& operator=(const StackedLayer&) = delete;
 
+  plan::LayerPlan plan() const;
   // Writes the gradient, or with a direction the Hessian-vector product; returns the layer's part of the loss, or 0.
   double run(const Tangents& result);
 
  private:
+  // How the work is cut: `chunks` pieces, each with its own scratch memory and sums.
+  struct Schedule {
+    Kernels::Run kernel;
+    int64_t chunks, scratch_bytes, weight_size;
+  };
+  Schedule schedule() const;
   void stack();
   bool any_defined(const std::vector<at::Tensor>& tensors) const;
   bool needs_any_weight() const;
@@ -62,6 +69,8 @@ class StackedLayer {
   const Needs& needs_;
   int64_t target_;
   std::vector<int64_t> pair_indices_;
+  plan::LayerShape shape_;
+  plan::Work work_;
   plan::Algorithm algorithm_;
   at::ScalarType type_;  // of the kernels' numbers: double for Gram
   int64_t unit_, panel_;

@@ -1,0 +1,132 @@
+"""The CPU's two algorithms, each forced on every layer: the same numbers, and the same care where D is small against S."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from l2t_fast import _native
+from l2t_fast.ops import reference
+from l2t_fast.ops.native import hessian_vector_product, loss_and_gradients
+
+pytestmark = pytest.mark.skipif(_native.extension is None, reason="needs the native extension")
+
+# per case: batch, source maps (C, H, W), target maps; sizes around the panels and tiles, sources larger and smaller, mixed
+CASES = [
+    (2, [(3, 5, 7), (4, 9, 2)], [(5, 5, 7), (3, 4, 6), (2, 1, 1)]),
+    (3, [(7, 13, 11)], [(33, 8, 9), (17, 20, 23)]),
+    (5, [(16, 8, 8)], [(24, 2, 2), (40, 1, 1)]),
+    (2, [(5, 3, 50)], [(9, 40, 4)]),
+    (1, [(65, 30, 30), (8, 5, 5)], [(48, 30, 30)]),
+]
+
+
+@pytest.fixture(params=["direct", "gram"])
+def algorithm(request):
+    _native.extension.force_algorithm(request.param)
+    yield request.param
+    _native.extension.force_algorithm("auto")
+
+
+def make_problem(batch, sources, targets, seed=0):
+    """Slots and the rest of a problem in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    pairs = [(m, n) for m in range(len(sources)) for n in range(len(targets))]
+    weights = [randn(sources[m][0], targets[n][0]) / targets[n][0] ** 0.5 for m, n in pairs]
+    biases = [randn(sources[m][0]) if p % 3 else None for p, (m, n) in enumerate(pairs)]
+    alpha = randn(batch, sum(sources[m][0] for m, _ in pairs)).abs() / 100
+    return [randn(batch, *s) for s in sources], [randn(batch, *t) for t in targets], weights, biases, alpha, pairs
+
+
+def cast(problem, dtype):
+    *tensors, pairs = problem
+    return [
+        [None if t is None else t.to(dtype) for t in part] if isinstance(part, list) else part.to(dtype)
+        for part in tensors
+    ] + [pairs]
+
+
+def truth(problem, directions=None):
+    """Loss and gradient by autograd of the reference, or with directions the Hessian times them; None for no bias."""
+    sources, targets, weights, biases, alpha, pairs = problem
+    slots = [None if t is None else t.detach().requires_grad_() for t in [*targets, *weights, *biases, alpha]]
+    count, number = len(targets), len(weights)
+    loss = reference.matching_loss(
+        sources, slots[:count], slots[count : count + number], slots[count + number : -1], slots[-1], pairs
+    )
+    inputs = [slot for slot in slots if slot is not None]
+    results = torch.autograd.grad(loss, inputs, create_graph=directions is not None)
+    if directions is not None:
+        results = torch.autograd.grad(results, inputs, [v for v in directions if v is not None])
+    following = iter(results)
+    return loss.detach(), [None if slot is None else next(following).detach() for slot in slots]
+
+
+def needs_of(problem):
+    return [True] * len(problem[1] + problem[2]) + [bias is not None for bias in problem[3]] + [True]
+
+
+def relative_error(value, expected):
+    return ((value.double() - expected).norm() / expected.norm().clamp_min(1e-300)).item()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_both_algorithms_give_loss_and_gradient(algorithm, case, dtype):
+    problem = make_problem(*case)
+    loss, gradients = truth(problem)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    value, results = loss_and_gradients(*cast(problem, dtype), needs_of(problem))
+    assert relative_error(value, loss) < tolerance
+    for result, expected in zip(results, gradients, strict=True):
+        assert (result is None) == (expected is None)
+        assert result is None or relative_error(result, expected) < tolerance
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("moving", ["all", "targets", "weights", "biases", "alpha"])
+def test_both_algorithms_give_hessian_vector_products(algorithm, case, moving):
+    problem = make_problem(*case)
+    _, targets, weights, biases, alpha, _ = problem
+    kinds = ["targets"] * len(targets) + ["weights"] * len(weights) + ["biases"] * len(biases) + ["alpha"]
+    torch.manual_seed(1)
+    directions = [None if t is None else torch.randn_like(t) for t in [*targets, *weights, *biases, alpha]]
+    zeroed = [
+        v if v is None or moving in ("all", kind) else torch.zeros_like(v)
+        for v, kind in zip(directions, kinds, strict=True)
+    ]
+    _, products = truth(problem, zeroed)
+    passed = [v if moving in ("all", kind) else None for v, kind in zip(directions, kinds, strict=True)]
+    results = hessian_vector_product(*problem, passed, needs_of(problem))
+    for result, expected in zip(results, products, strict=True):
+        assert result is None or (result - expected).norm() <= 1e-12 * (1 + expected.norm())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.01, 0.001])
+@pytest.mark.parametrize("channels", [48, 160])
+def test_small_differences_keep_their_accuracy(algorithm, share, channels):
+    """Where D is a small share of S: gradients within twice the error of plain PyTorch, Q and the loss within 1e-3."""
+    sources, targets, weights, biases, alpha, pairs = make_problem(2, [(channels, 24, 24)], [(48, 24, 24)])
+    targets = [t.relu() for t in targets]
+    projected = F.conv2d(targets[0], weights[0][:, :, None, None])
+    sources = [projected + share * projected.std() * sources[0]]
+    # the float32 problem is the given one: both are judged by its own exact answer
+    single = cast((sources, targets, weights, biases, alpha, pairs), torch.float32)
+    loss, gradients = truth(cast(single, torch.float64))
+    _, plain = truth(single)
+    value, results = loss_and_gradients(*single, needs_of(single))
+    assert relative_error(value, loss) < 1e-3
+    assert relative_error(results[-1], gradients[-1]) < 1e-3
+    for result, expected, baseline in zip(results, gradients, plain, strict=True):
+        if result is not None:
+            assert relative_error(result, expected) < max(2 * relative_error(baseline, expected), 3e-7)
+
+
+def test_same_bits_from_run_to_run(algorithm):
+    problem = cast(make_problem(7, [(20, 40, 40), (6, 9, 9)], [(24, 30, 30)]), torch.float32)
+    first, second = (loss_and_gradients(*problem, needs_of(problem)) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from l2t_fast import _native, plan
+
+pytestmark = pytest.mark.skipif(_native.extension is None, reason="needs the native extension")
+
+MAPS = [(16, 64, 56, 56), (16, 128, 28, 28), (16, 256, 14, 14), (16, 512, 7, 7)]
+ALL = [(m, n) for m in range(4) for n in range(4)]
+
+
+def test_many_pixels_and_few_channels_take_gram_and_the_rest_direct():
+    layers = plan(MAPS, MAPS, ALL).layers
+    assert [layer.target for layer in layers] == [0, 1, 2, 3]
+    assert layers[0].algorithm == "gram"
+    assert layers[3].algorithm == "direct"
+    assert layers[1].pairs == (1, 5, 9, 13)
+
+
+def test_direct_counts_three_products_and_seven_with_a_direction():
+    shapes = [(4, 8, 6, 6)], [(4, 512, 6, 6)], [(0, 0)]
+    product = 2 * 4 * 36 * 8 * 512
+    assert plan(*shapes).flops == 3 * product
+    assert plan(*shapes, work="hessian_vector").flops == 7 * product
+
+
+def test_workspace_is_small_against_the_maps_and_tensors_serve_as_shapes():
+    features = [torch.empty(shape, device="meta") for shape in MAPS]
+    planned = plan(features, features, ALL)
+    assert planned == plan(MAPS, MAPS, ALL)
+    projected_maps = sum(16 * 960 * h * w * 4 for _, _, h, w in MAPS)
+    assert 0 < planned.workspace < projected_maps / 10
+    assert len(str(planned).splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([(2, 3, 4)], [(2, 3, 4, 4)], [(0, 0)]), {}, "source_features"),
+        (([(2, 3, 4, 4)], [(1, 3, 4, 4)], [(0, 0)]), {}, "one batch size"),
+        (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 1)]), {}, r"pairs\[0\] = \(0, 1\) is out of range"),
+        (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {"work": "backward"}, "work must be"),
+        (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {"dtype": torch.int32}, "dtype must be"),
+    ],
+)
+def test_errors_name_what_was_wrong(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        plan(*arguments, **options)
