@@ -2,9 +2,10 @@
 
     python -m benchmarks.matching_cpu --workloads cifar imagenet --threads 2 --repeats 9
 
-Providers take turns, so that a slow moment of the machine meets all of them; the ratio is that of medians. The first call
-of each (torch.compile compiles there) is not counted. Peak memory is the rise of the resident set above what the inputs
-hold, each in a fresh process; the results (gradients) are in it, and are counted on their own beside it. With ``--output``, a row per number is appended to a CSV file.
+Providers take turns, so that a slow moment of the machine meets all of them; the ratio is that of medians. The first
+call of each (torch.compile compiles there) is not counted. Peak memory is the rise of the resident set above what the
+inputs hold, each in a fresh process; the results (gradients) are in it, and are counted on their own beside it. With
+``--output``, a row per measurement is appended to a CSV file.
 """
 
 import argparse
@@ -99,11 +100,9 @@ def main() -> None:
             seconds = times(workload, measure, providers, arguments.repeats)
             fused = statistics.median(seconds["fused"]) if "fused" in seconds else None
             for name in providers:
-                memory = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.matching_cpu", "--threads", str(arguments.threads)]
-                    + ["--memory-of", workload, measure, name],
-                    check=True, capture_output=True, text=True,
-                ).stdout.split()  # fmt: skip
+                command = [sys.executable, "-m", "benchmarks.matching_cpu", "--threads", str(arguments.threads)]
+                command += ["--memory-of", workload, measure, name]
+                memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
                 ordered = sorted(1e3 * value for value in seconds[name])
                 row = {
                     "date": datetime.date.today().isoformat(),

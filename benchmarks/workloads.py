@@ -24,7 +24,10 @@ class Workload:
         return [(m, n) for m in range(len(self.sources)) for n in range(len(self.targets))]
 
     def tensors(self, seed: int = 0) -> "Tensors":
-        """Random features (after a ReLU, as the networks' are), projections and weights; all but the sources want a gradient."""
+        """Random features (after a ReLU, as the networks' are), projections and weights.
+
+        All but the source features want a gradient.
+        """
         generator = torch.Generator().manual_seed(seed)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
 

@@ -19,9 +19,9 @@ class LayerPlan:
     Attributes:
         target: index of the target feature map.
         pairs: indices of its pairs.
-        algorithm: "direct" computes D = W T + b - S~ in blocks of pixels that stay in the cache; "gram" computes the sums
-            over pixels from T T^T and S~ T^T in double precision, which takes fewer products where pixels are many and
-            channels few.
+        algorithm: "direct" computes D = W T + b - S~ in blocks of pixels that stay in the cache; "gram" computes the
+            sums over pixels from T T^T and S~ T^T in double precision, which takes fewer products where pixels are
+            many and channels few.
         flops: multiplications and additions, counted as two.
         bytes: that must move between memory and caches: every map in once, gradients out.
         workspace: bytes held while the layer is computed, results not counted.
@@ -97,7 +97,7 @@ def plan(
     for p, (m, n) in enumerate(pairs):
         if not (0 <= m < len(sources) and 0 <= n < len(targets)):
             raise ValueError(
-                f"pairs[{p}] = ({m}, {n}) is out of range for {len(sources)} source and {len(targets)} target feature maps"
+                f"pairs[{p}] = ({m}, {n}) is out of range for {len(sources)} source and {len(targets)} target maps"
             )
     layers = _native.extension.plan(sources, targets, list(pairs), dtype.itemsize, work == "hessian_vector")
     return Plan(tuple(LayerPlan(**{**layer, "pairs": tuple(layer["pairs"])}) for layer in layers))

@@ -1,4 +1,4 @@
-"""The CPU's two algorithms, each forced on every layer: the same numbers, and the same care where D is small against S."""
+"""The CPU's two algorithms, each forced on every layer: the same numbers, and the same care where D is small."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from l2t_fast.ops.native import hessian_vector_product, loss_and_gradients
 
 pytestmark = pytest.mark.skipif(_native.extension is None, reason="needs the native extension")
 
-# per case: batch, source maps (C, H, W), target maps; sizes around the panels and tiles, sources larger and smaller, mixed
+# per case: batch, source maps (C, H, W), target maps; sizes around panels and tiles, sources larger and smaller
 CASES = [
     (2, [(3, 5, 7), (4, 9, 2)], [(5, 5, 7), (3, 4, 6), (2, 1, 1)]),
     (3, [(7, 13, 11)], [(33, 8, 9), (17, 20, 23)]),
