@@ -3,9 +3,9 @@
     python -m benchmarks.matching_cpu --workloads cifar imagenet --threads 2 --repeats 9
 
 Providers take turns, so that a slow moment of the machine meets all of them; the ratio is that of medians. The first
-call of each (torch.compile compiles there) is not counted. Peak memory is the rise of the resident set above what the
-inputs hold, each in a fresh process; the results (gradients) are in it, and are counted on their own beside it. With
-``--output``, a row per measurement is appended to a CSV file.
+call of each (torch.compile compiles there) is not counted. Peak memory is what PyTorch's allocator hands out above the
+inputs, at its highest; the results (gradients) are in it, and are counted on their own beside it. With ``--output``, a
+row per measurement is appended to a CSV file.
 """
 
 import argparse
@@ -13,12 +13,11 @@ import csv
 import datetime
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.providers import MEASURES, PROVIDERS, provides
 from benchmarks.workloads import WORKLOADS
@@ -47,28 +46,18 @@ def times(workload: str, measure: str, providers: list[str], repeats: int) -> di
 
 
 def peak_extra_mib(workload: str, measure: str, provider: str) -> tuple[float, float]:
-    """The highest resident set during one run, less that before it, and the size of the results, both in MiB.
-
-    Linux only; run in a fresh process.
-    """
-    # One small run first: libraries load and thread pools start then, and are no part of the loss.
-    small = WORKLOADS["cifar_single"].tensors()
-    MEASURES[measure](PROVIDERS["eager" if provider == "compile" else provider](), small)
+    """The most memory held during one run beyond the inputs, and the size of the results, both in MiB."""
     tensors, loss = WORKLOADS[workload].tensors(), PROVIDERS[provider]()
-    if provider == "compile":
-        MEASURES[measure](loss, tensors)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status_kib("VmRSS")
-    results = MEASURES[measure](loss, tensors)
-    peak = _status_kib("VmHWM")
-    return (peak - before) / 1024, sum(result.nbytes for result in results) / 2**20
-
-
-def _status_kib(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    run = MEASURES[measure]
+    run(loss, tensors)  # torch.compile compiles here
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        results = run(loss, tensors)
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20, sum(result.nbytes for result in results) / 2**20
 
 
 def _processor() -> str:
@@ -86,12 +75,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="runs a provider, after one that is not counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, help="CSV file to append the rows to")
-    parser.add_argument("--memory-of", nargs=3, metavar=("WORKLOAD", "MEASURE", "PROVIDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        print(*peak_extra_mib(*arguments.memory_of))
-        return
 
     rows = []
     for workload in arguments.workloads:
@@ -100,9 +85,7 @@ def main() -> None:
             seconds = times(workload, measure, providers, arguments.repeats)
             fused = statistics.median(seconds["fused"]) if "fused" in seconds else None
             for name in providers:
-                command = [sys.executable, "-m", "benchmarks.matching_cpu", "--threads", str(arguments.threads)]
-                command += ["--memory-of", workload, measure, name]
-                memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+                memory = peak_extra_mib(workload, measure, name)
                 ordered = sorted(1e3 * value for value in seconds[name])
                 row = {
                     "date": datetime.date.today().isoformat(),
@@ -120,8 +103,8 @@ def main() -> None:
                     "p20_ms": f"{ordered[round(0.2 * (len(ordered) - 1))]:.1f}",
                     "p80_ms": f"{ordered[round(0.8 * (len(ordered) - 1))]:.1f}",
                     "ratio_to_fused": f"{statistics.median(seconds[name]) / fused:.2f}" if fused else "",
-                    "peak_extra_mib": f"{float(memory[0]):.1f}",
-                    "results_mib": f"{float(memory[1]):.1f}",
+                    "peak_extra_mib": f"{memory[0]:.1f}",
+                    "results_mib": f"{memory[1]:.1f}",
                 }
                 rows.append(row)
                 print(
