@@ -102,6 +102,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &l2t_fast::plan_dicts, py::arg("sources"), py::arg("targets"), py::arg("pairs"),
         py::arg("element_size"), py::arg("hessian_vector"),
         "The CPU planner's choices, a dict a target layer; l2t_fast.plan checks the arguments.");
+  m.def("force_chunks", &l2t_fast::cpu::force_chunks, py::arg("always"),
+        "For tests: every CPU layer is cut into a chunk a thread, however small it is.");
   m.def("force_algorithm", &l2t_fast::force_algorithm, py::arg("name"),
         "For tests: every CPU layer takes \"direct\" or \"gram\"; \"auto\" hands the choice back to the planner.");
 #ifdef L2T_FAST_WITH_CUDA

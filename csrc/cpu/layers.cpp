@@ -16,6 +16,7 @@ constexpr int64_t group_rows = 1024;
 constexpr double flops_per_chunk = 4e6;
 
 std::optional<plan::Algorithm> forced_algorithm;
+bool forced_chunks = false;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -66,6 +67,7 @@ const Kernels& kernels() {
 }
 
 void force_algorithm(std::optional<plan::Algorithm> algorithm) { forced_algorithm = algorithm; }
+void force_chunks(bool always) { forced_chunks = always; }
 
 ResizeAxis::ResizeAxis(int64_t input, int64_t output)
     : low(output), high(output), weight(output), sum(input), square(input), product(input) {
@@ -240,8 +242,8 @@ StackedLayer::Schedule StackedLayer::schedule() const {
   schedule.scratch_bytes = int64_t(scratch);
   const double flops = 2.0 * double(layer_.batch * layer_.pixels) * double(layer_.rows * layer_.channels);
   const int64_t items = gram ? layer_.batch : layer_.batch * layer_.pixels;
-  schedule.chunks =
-      std::max<int64_t>(1, std::min({int64_t(at::get_num_threads()), items, int64_t(flops / flops_per_chunk)}));
+  const int64_t worthwhile = forced_chunks ? items : int64_t(flops / flops_per_chunk);
+  schedule.chunks = std::max<int64_t>(1, std::min({int64_t(at::get_num_threads()), items, worthwhile}));
   schedule.weight_size = shape_.needs_weights ? layer_.rows * round_up(layer_.channels, panel_) : 0;
   return schedule;
 }

@@ -20,6 +20,8 @@ const Kernels& kernels();
 
 // For tests: every layer takes `algorithm` instead of the planner's choice, until called with nothing.
 void force_algorithm(std::optional<plan::Algorithm> algorithm);
+// For tests: cut every layer into a chunk a thread, however small it is.
+void force_chunks(bool always);
 
 // One axis of a resize, and the memory its view points to.
 struct ResizeAxis {

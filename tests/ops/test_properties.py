@@ -3,12 +3,14 @@
 `pytest --hypothesis-profile=thorough tests/ops/test_properties.py` looks much longer, and somewhere else each time.
 """
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from l2t_fast import _native
 from tests.ops.problems import LAYOUTS, Answer, Problem, assert_accurate, draw, draw_directions, laid_out, solve
 
 # Around the widths of vectors and blocks, and small.
@@ -48,8 +50,27 @@ def problems(draw_from, dtypes: tuple[torch.dtype, ...]) -> Problem:
     )
 
 
+@contextmanager
+def cpu_ways(draw_from, threads):
+    """The ways the CPU may go: either algorithm, and cut for several threads, which small problems would not be."""
+    native = _native.extension
+    native.force_algorithm(draw_from(st.sampled_from(["auto", "direct", "gram"])))
+    native.force_chunks(draw_from(st.booleans()))
+    threads(draw_from(st.sampled_from([1, 2, 3, 5])))
+    try:
+        yield
+    finally:
+        native.force_algorithm("auto")
+        native.force_chunks(False)
+
+
 @given(data=st.data())
-def test_any_problem(backend, data):
+def test_any_problem(backend, threads, data):
+    with cpu_ways(data.draw, threads) if backend.name == "cpu" else nullcontext():
+        check_any_problem(backend, data)
+
+
+def check_any_problem(backend, data):
     problem = data.draw(problems(backend.dtypes)).map(lambda t: t.to(backend.device))
     directions = draw_directions(problem)
     answer = solve(backend.matching_loss, problem, directions)

@@ -206,15 +206,19 @@ def relative_errors(answer, exact):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "bfloat16 features"])
 @pytest.mark.parametrize("sizes", REALISTIC)
 def test_error_is_at_most_twice_that_of_plain_pytorch(backend, sizes, dtype):
-    problem = on(backend, in_dtype(draw(*REALISTIC[sizes], batch=4), *dtypes_of(backend, dtype)))
-    directions = draw_directions(problem)
-    exact = truth(problem, directions)
-    found = relative_errors(solve(backend.matching_loss, problem, directions), exact)
-    plain = relative_errors(solve(reference.matching_loss, problem, directions), exact)
-    for name, error in found.items():
-        # the loss is a single number, whose error may happen to be 0 on either side: it gets two roundings
-        floor = 2 * torch.finfo(torch.float32).eps if name == "loss" else 0
-        assert error <= max(2 * plain[name], floor), f"{name}: {error:.2g}, plain PyTorch {plain[name]:.2g}"
+    """In the root mean square over several draws: some outputs are a few numbers, whose error is a matter of luck."""
+    found, plain = [], []
+    for seed in range(4):
+        problem = on(backend, in_dtype(draw(*REALISTIC[sizes], batch=2, seed=seed), *dtypes_of(backend, dtype)))
+        directions = draw_directions(problem, seed=seed + 10)
+        exact = truth(problem, directions)
+        found.append(relative_errors(solve(backend.matching_loss, problem, directions), exact))
+        plain.append(relative_errors(solve(reference.matching_loss, problem, directions), exact))
+    for name in found[0]:
+        error, allowed = (sum(errors[name] ** 2 for errors in answers) ** 0.5 / 2 for answers in (found, plain))
+        # the loss is a single number, whose error may happen to be 0: it gets a rounding
+        floor = torch.finfo(torch.float32).eps if name == "loss" else 0
+        assert error <= max(2 * allowed, floor), f"{name}: {error:.2g}, plain PyTorch {allowed:.2g}"
 
 
 def nearly_matched(source, target, share, batch=3, seed=0):
