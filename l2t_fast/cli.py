@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted{resume_hint}", file=sys.stderr)
         return INTERRUPTED
-    except (L2TFastError, ValueError, TypeError, OSError, torch.OutOfMemoryError) as error:
+    except (L2TFastError, ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
+            raise
         if debug:
             traceback.print_exc()
         print(f"error: {_sentence(error)}", file=sys.stderr)
@@ -115,9 +117,18 @@ def _resume_hint(command: str, options: Namespace) -> str:
     return ""
 
 
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU, PyTorch has no exception class for it.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU has too little memory for this batch, lower data.batch_size"
+    if isinstance(error, MemoryError) or _out_of_memory(error):
+        return (
+            "there is too little memory for this, lower data.batch_size or data.image_size, or set data.cache to false"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())

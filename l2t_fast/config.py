@@ -18,6 +18,9 @@ from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.ops import BACKENDS
 
+#: Seeds are below it, so that their sums fit every random generator.
+SEED_LIMIT = 2**31
+
 
 @dataclass
 class SourceConfig:
@@ -128,6 +131,9 @@ class TransferOptions:
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number above 0")
         if self.threads is not None and self.threads < 1:
             raise L2TFastError(f"threads is {self.threads}, it must be at least 1, or null for PyTorch's choice")
+        check_seed("data.seed", self.data.seed)
+        check_seed("pretrain.seed", self.pretrain.seed)
+        check_seed("pretrain.data.seed", self.pretrain.data.seed)
         if not 0 <= self.momentum < 1:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
@@ -153,6 +159,11 @@ class TrainConfig(TransferOptions):
     label: str | None = None
     seed: int = 0
     out: str | None = None
+
+    def check(self) -> None:
+        """As `TransferOptions.check`, for the seed too."""
+        super().check()
+        check_seed("seed", self.seed)
 
     def folder(self) -> Path:
         """Where the run's files go."""
@@ -182,6 +193,14 @@ class CompareConfig(TransferOptions):
                 raise L2TFastError(f"{name} is empty, it must name at least one")
             if len(set(values)) < len(values):
                 raise L2TFastError(f"{name} is {values}, each must stand there once")
+        for seed in self.seeds:
+            check_seed("seeds", seed)
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise L2TFastError for a seed that a random generator does not take."""
+    if not 0 <= seed < SEED_LIMIT:
+        raise L2TFastError(f"{name} is {seed}, it must be at least 0 and below 2^31")
 
 
 def embedded_config() -> Path:

@@ -4,6 +4,7 @@
 of the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their loop runs.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +27,7 @@ class FeatureMatching(nn.ModuleList):
 
     Raises:
         ValueError: a pair whose index has no channel count.
+        TypeError: a pair that is not two integers.
     """
 
     def __init__(
@@ -205,9 +207,14 @@ def _check_pairs(pairs: Pairs, **channels: Sequence[int]) -> None:
     if len(pairs) == 0:
         raise ValueError("pairs is empty, give at least one (source index, target index)")
     for p, pair in enumerate(pairs):
-        for (name, counts), index in zip(channels.items(), pair, strict=False):
+        try:
+            m, n = pair
+            indices = operator.index(m), operator.index(n)
+        except (TypeError, ValueError):
+            raise TypeError(f"pairs[{p}] must be two integers (source index, target index), not {pair!r}") from None
+        for (name, counts), index in zip(channels.items(), indices, strict=False):
             if not 0 <= index < len(counts):
                 raise ValueError(
-                    f"pairs[{p}] = {tuple(pair)}: {name} index {index} is out of range, "
+                    f"pairs[{p}] = {indices}: {name} index {index} is out of range, "
                     f"{name}_channels holds {len(counts)} entries"
                 )

@@ -103,6 +103,9 @@ def test_env(capsys):
         (["--epochs", "many"], "epochs: Expected a <class 'int'>. Got value: many"),
         (["--method", "l2tww"], "there is no method 'l2tww': did you mean l2t-ww?"),
         (["--lr", "-1"], "lr is -1.0, it must be a number above 0"),
+        (["--pairs", "[]"], "pairs is empty"),
+        (["--seed", "99999999999999999999"], "seed is 99999999999999999999, it must be at least 0 and below 2^31"),
+        (["--target.model", "torchvision:vgg11"], "torchvision:vgg11 cannot take images of 8x8 pixels"),
         (["--pairs", "7:0"], "asks for source map 7, the source has maps 0 to 2"),
         (["--pairs", "layer1.0:features.99"], "the target has no feature map 'features.99'"),
         (["--target.layers", "[features.99]"], "features.99"),
@@ -146,6 +149,25 @@ def test_files_and_folders_that_are_not_there(tmp_path, capsys):
     assert_one_sentence(capsys, "holds neither a run")
     assert main(["trian"]) == 2
     assert_one_sentence(capsys, "trian")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_sentence(train, monkeypatch, capsys, error):
+    def raise_it(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Trainer, "train_batch", raise_it)
+    assert train() == 2
+    assert_one_sentence(capsys, "too little memory")
+
+
+def test_an_unexpected_error_is_not_hidden(train, monkeypatch):
+    def raise_it(*args, **kwargs):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Trainer, "train_batch", raise_it)
+    with pytest.raises(RuntimeError, match="a defect"):
+        train()
 
 
 def test_debug_shows_the_traceback(train, capsys):

@@ -137,3 +137,9 @@ def test_errors():
         WeightNetwork(SOURCE, PAIRS)([torch.zeros(1, 2, 3, 3)])
     with pytest.raises(ValueError, match="pairs is empty"):
         WeightNetwork(SOURCE, [])
+
+
+@pytest.mark.parametrize("pair", [("0", "1"), (0.5, 0), (0, 0, 1), 3])
+def test_a_pair_is_two_integers(pair):
+    with pytest.raises(TypeError, match=r"pairs\[1\] must be two integers"):
+        FeatureMatching([3, 5], [2, 4], [(0, 0), pair])

@@ -54,11 +54,16 @@ def hypergradient(
     Raises:
         ValueError: an unknown method, negative steps, or an optimizer without a parameter of target.
         TypeError: an optimizer other than torch.optim.SGD.
+        RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known, choose one of {', '.join(METHODS)}")
     if steps < 0:
         raise ValueError(f"steps={steps} look-ahead steps are not possible, use 0 or more")
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "hypergradient differentiates, which torch.inference_mode() forbids; torch.no_grad() is fine"
+        )
     problem = BilevelProblem(target, matching, optimizer, source_features, x, y, beta)
     with torch.enable_grad():
         return METHODS[method](problem, meta, source_features, steps)

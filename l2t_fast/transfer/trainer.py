@@ -63,8 +63,9 @@ class Trainer:
         if method_class.needs_source:
             self.source = load_source(config.source, self.data.in_channels).to(self.device)
             names = self.source.feature_names, list(self.target.feature_names)
-            self.pairs = resolve_pairs(config.pairs or method_class.default_pairs, *names)
+            self.pairs = resolve_pairs(method_class.default_pairs if config.pairs is None else config.pairs, *names)
             self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
+        self._check_image_size()
         self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes))
         self.method.to(self.device)
         self.optimizer = torch.optim.SGD(
@@ -159,6 +160,28 @@ class Trainer:
         self.target.train()
         loss, accuracy = (total / count).tolist()
         return loss, accuracy
+
+    @torch.no_grad()
+    def _check_image_size(self) -> None:
+        """Raise L2TFastError if the images are too small for a network: its pooling leaves no pixel."""
+        size = self.data.image_size
+        x = torch.zeros(1, self.data.in_channels, size, size, device=self.device)
+        # In eval mode, a pass changes neither BatchNorm's statistics nor the random generators.
+        self.target.eval()
+        for name, network in ((self.config.target.model, self.target), (self.config.source.model, self.source)):
+            if network is None:
+                continue
+            try:
+                network(x)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, AssertionError) as error:
+                reason = str(error).splitlines()[0]
+                raise L2TFastError(
+                    f"{name} cannot take images of {size}x{size} pixels ({reason}), choose a larger data.image_size "
+                    "or another network"
+                ) from error
+        self.target.train()
 
     def _run_epoch(self, writer: SummaryWriter) -> None:
         began = time.perf_counter()

@@ -203,3 +203,10 @@ def test_errors_name_what_is_wrong():
         hypergradient(target, matching, meta, torch.optim.SGD(matching.parameters()), *rest)
     with pytest.raises(ValueError, match="maximize=True"):
         hypergradient(target, matching, meta, torch.optim.SGD(target.parameters(), maximize=True), *rest)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inference_mode_is_an_error_and_no_silent_zero(method):
+    problem = make_problem()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        hypergradient(*problem, steps=1, method=method)

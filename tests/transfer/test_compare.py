@@ -127,6 +127,7 @@ def test_method_entries():
         ({"methods": []}, "methods is empty"),
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": [1, 1]}, "each must stand there once"),
+        ({"seeds": [0, -2]}, "seeds is -2, it must be at least 0"),
         ({"methods": ["sratch"]}, "did you mean scratch"),
     ],
 )
