@@ -17,7 +17,7 @@ train: $(READY)  ## set up what is missing, then compare the methods on the embe
 	$(BIN)/l2t-fast compare $(ARGS)
 
 test: $(READY)  ## set up what is missing, then run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 $(ARGS)
 
 # The sanitizers' run times have to be in the process before Python is; a copy of the tree holds the sanitized extension.
 SANITIZED := build/sanitize

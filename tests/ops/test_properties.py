@@ -56,7 +56,7 @@ def cpu_ways(draw_from, threads):
     native = _native.extension
     native.force_algorithm(draw_from(st.sampled_from(["auto", "direct", "gram"])))
     native.force_chunks(draw_from(st.booleans()))
-    threads(draw_from(st.sampled_from([1, 2, 3, 5])))
+    threads(draw_from(st.sampled_from([1, 2, 3])))
     try:
         yield
     finally:
