@@ -1,9 +1,12 @@
 """The command ``l2t-fast``: train | compare | inspect | env."""
 
+import contextlib
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,21 +34,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     resume_hint = ""
+    with _noted_interrupts() as interrupts:
+        try:
+            command, options = _parse(given)
+            resume_hint = _resume_hint(command, options)
+            _COMMANDS[command](options)
+            return 0
+        except (KeyboardInterrupt, Exception) as error:
+            # Where Ctrl-C hits inside PyTorch's own compiler, it comes out as a RuntimeError.
+            if interrupts or isinstance(error, KeyboardInterrupt):
+                print(f"\ninterrupted{resume_hint}", file=sys.stderr)
+                return INTERRUPTED
+            known = isinstance(error, (L2TFastError, ValueError, TypeError, OSError, MemoryError))
+            if not known and not _out_of_memory(error):
+                raise
+            if debug:
+                traceback.print_exc()
+            print(f"error: {_sentence(error)}", file=sys.stderr)
+            return FAILED
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Raise KeyboardInterrupt on Ctrl-C as Python does, and note that it came."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+        yield seen
+        return
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
     try:
-        command, options = _parse(given)
-        resume_hint = _resume_hint(command, options)
-        _COMMANDS[command](options)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{resume_hint}", file=sys.stderr)
-        return INTERRUPTED
-    except (L2TFastError, ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _out_of_memory(error):
-            raise
-        if debug:
-            traceback.print_exc()
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return FAILED
-    return 0
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _train(options: Namespace) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from l2t_fast import cli
 from l2t_fast.cli import main
 from l2t_fast.models import build_model
 from l2t_fast.transfer.checkpoint import load_checkpoint
@@ -234,3 +235,18 @@ def test_ctrl_c_in_mid_epoch(config, tmp_path):
     epoch = load_checkpoint(last)["epoch"]
     assert 1 <= epoch < 500
     assert "interrupted" in (out / "log.txt").read_text()
+
+
+def test_interrupt_that_pytorch_turned_into_another_error(monkeypatch, capsys):
+    def swallow_interrupt(options):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RuntimeError("raised inside a compiler") from None
+
+    monkeypatch.setitem(cli._COMMANDS, "env", swallow_interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["env"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
