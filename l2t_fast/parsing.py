@@ -1,9 +1,10 @@
 """From command-line flags and YAML files to configuration objects, with mistakes told in one sentence."""
 
+import dataclasses
 import difflib
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -29,7 +30,19 @@ def add_config_options(parser: ArgumentParser, kind: type[TransferOptions]) -> N
 def to_config(options: Namespace, kind: type[Config]) -> Config:
     """The configuration object from what `parse` returned."""
     names = kind.__dataclass_fields__
-    return kind(**{name: value for name, value in vars(options).items() if name in names})
+    config = kind(**{name: value for name, value in vars(options).items() if name in names})
+    _refuse_null(config)
+    return config
+
+
+def _refuse_null(config: object, prefix: str = "") -> None:
+    """jsonargparse takes ``key: null`` for every key; say which ones cannot be."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            _refuse_null(value, f"{prefix}{name}.")
+        elif value is None and type(None) not in get_args(kind):
+            raise L2TFastError(f"{prefix}{name} is null, it needs a value; leave the key out for its default")
 
 
 def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
@@ -43,6 +56,11 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         return parser.instantiate_classes(parser.parse_args(arguments))
     except ArgumentError as error:
         raise L2TFastError(_sentence(str(error), _option_names(parser, arguments))) from error
+    except UnicodeDecodeError as error:
+        raise L2TFastError("the file given by --config is not text in UTF-8") from error
+    except TypeError as error:  # `source: 3`
+        groups = ", ".join(sorted({name.split(".")[0] for name in _option_names(parser, arguments) if "." in name}))
+        raise L2TFastError(f"one of the groups {groups} has a value where keys must stand below it") from error
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:
@@ -82,4 +100,6 @@ def _sentence(message: str, known: list[str]) -> str:
         if value := re.search(r"Given value: (.*)", reason):
             return f"{key}: {value[1]} is not what it takes, see --help (in YAML a pair needs quotes: '1:2')"
         return f"{key}: {' '.join(reason.split())}"
+    if message.strip().startswith("Unexpected config"):
+        return "the file given by --config holds no keys with values"
     return " ".join(message.split())

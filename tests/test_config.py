@@ -75,3 +75,20 @@ def test_values_out_of_range_are_named(changes, said):
 def test_folders():
     assert TrainConfig(method="fm", seed=3).folder() == Path("runs/fm-seed3")
     assert TrainConfig(out="here").folder() == Path("here")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs: null\n", "epochs is null, it needs a value"),
+        (b"data:\n  batch_size: null\n", "data.batch_size is null"),
+        (b"", "holds no keys with values"),
+        (b"source: 3\n", "has a value where keys must stand below it"),
+        (b"out: \xff\xfe\n", "not text in UTF-8"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, content, message):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(L2TFastError, match=message):
+        read_config(path, TrainConfig)
