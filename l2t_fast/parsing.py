@@ -100,6 +100,6 @@ def _sentence(message: str, known: list[str]) -> str:
         if value := re.search(r"Given value: (.*)", reason):
             return f"{key}: {value[1]} is not what it takes, see --help (in YAML a pair needs quotes: '1:2')"
         return f"{key}: {' '.join(reason.split())}"
-    if message.strip().startswith("Unexpected config"):
-        return "the file given by --config holds no keys with values"
+    if message.strip() == "Unexpected config:":
+        return "the file given by --config is empty"
     return " ".join(message.split())

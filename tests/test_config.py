@@ -82,7 +82,7 @@ def test_folders():
     [
         (b"epochs: null\n", "epochs is null, it needs a value"),
         (b"data:\n  batch_size: null\n", "data.batch_size is null"),
-        (b"", "holds no keys with values"),
+        (b"", "the file given by --config is empty"),
         (b"source: 3\n", "has a value where keys must stand below it"),
         (b"out: \xff\xfe\n", "not text in UTF-8"),
     ],
