@@ -57,7 +57,9 @@ def feature_matching_loss(
         TypeError: an argument of the wrong type, or float64 mixed with other dtypes.
         RuntimeError: ``backend`` names one that this installation does not have.
     """
-    pairs = _checked_pairs(pairs, len(source_features), len(target_features))
+    pairs = checked_pairs(
+        pairs, _features_side("source", len(source_features)), _features_side("target", len(target_features))
+    )
     _check_features("source_features", source_features)
     _check_features("target_features", target_features)
     weights, biases = _checked_projections(projections, pairs, source_features, target_features)
@@ -117,7 +119,17 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def _checked_pairs(pairs: Sequence[tuple[int, int]], sources: int, targets: int) -> list[tuple[int, int]]:
+def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]) -> list[tuple[int, int]]:
+    """The pairs as plain integers, each index in range.
+
+    Args:
+        pairs: per pair (source index, target index).
+        sides: for the source, and the target if it is known: its name, how many maps it has, and the words that say so.
+
+    Raises:
+        ValueError: no pair, or an index out of range.
+        TypeError: an entry that is not two integers.
+    """
     checked = []
     for p, pair in enumerate(pairs):
         try:
@@ -125,16 +137,17 @@ def _checked_pairs(pairs: Sequence[tuple[int, int]], sources: int, targets: int)
             m, n = operator.index(m), operator.index(n)
         except (TypeError, ValueError):
             raise TypeError(f"pairs[{p}] must be two integers (source index, target index), not {pair!r}") from None
-        for kind, index, count in (("source", m, sources), ("target", n, targets)):
+        for (side, count, holds), index in zip(sides, (m, n), strict=False):
             if not 0 <= index < count:
-                raise ValueError(
-                    f"pairs[{p}] = ({m}, {n}): {kind} index {index} is out of range, "
-                    f"{kind}_features holds {count} feature map{'' if count == 1 else 's'}"
-                )
+                raise ValueError(f"pairs[{p}] = ({m}, {n}): {side} index {index} is out of range, {holds}")
         checked.append((m, n))
     if not checked:
         raise ValueError("pairs is empty, give at least one (source index, target index)")
     return checked
+
+
+def _features_side(side: str, count: int) -> tuple[str, int, str]:
+    return side, count, f"{side}_features holds {count} feature map{'' if count == 1 else 's'}"
 
 
 def _check_features(name: str, features: Sequence[Tensor]) -> None:

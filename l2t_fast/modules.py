@@ -4,14 +4,13 @@
 of the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their loop runs.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2t_fast.functional import feature_matching_loss
+from l2t_fast.functional import checked_pairs, feature_matching_loss
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -33,9 +32,9 @@ class FeatureMatching(nn.ModuleList):
     def __init__(
         self, source_channels: Sequence[int], target_channels: Sequence[int], pairs: Pairs, *, backend: str = "auto"
     ) -> None:
-        _check_pairs(pairs, source=source_channels, target=target_channels)
+        pairs = _checked_pairs(pairs, source=source_channels, target=target_channels)
         super().__init__(nn.Conv2d(target_channels[n], source_channels[m], 1) for m, n in pairs)
-        self.pairs = [(int(m), int(n)) for m, n in pairs]
+        self.pairs = pairs
         self.backend = backend
 
     def forward(
@@ -75,12 +74,12 @@ class WeightNetwork(nn.ModuleList):
     """
 
     def __init__(self, source_channels: Sequence[int], pairs: Pairs) -> None:
-        _check_pairs(pairs, source=source_channels)
+        pairs = _checked_pairs(pairs, source=source_channels)
         super().__init__(nn.Linear(source_channels[m], source_channels[m]) for m, _ in pairs)
         for layer in self:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.pairs = [(int(m), int(n)) for m, n in pairs]
+        self.pairs = pairs
 
     def forward(self, source_features: Sequence[Tensor]) -> list[Tensor]:
         """Per pair the channel weights (B, C_m), each row sums to 1; from ``source_features[m]`` (B, C_m, H_m, W_m)."""
@@ -116,12 +115,12 @@ class LossWeightNetwork(nn.ModuleList):
     def __init__(
         self, source_channels: Sequence[int], pairs: Pairs, weight_type: str = "relu6", init: float | None = 1.0
     ) -> None:
-        _check_pairs(pairs, source=source_channels)
+        pairs = _checked_pairs(pairs, source=source_channels)
         if weight_type != "const" and weight_type not in _PAIR_ACTIVATIONS:
             known = ", ".join(["const", *_PAIR_ACTIVATIONS])
             raise ValueError(f"weight_type={weight_type!r} is not known, choose one of {known}")
         super().__init__()
-        self.pairs = [(int(m), int(n)) for m, n in pairs]
+        self.pairs = pairs
         self.weight_type = weight_type
         if weight_type == "const":
             self.weights = nn.Parameter(torch.zeros(len(self.pairs)))
@@ -202,19 +201,7 @@ def _per_pair(
         return outputs
 
 
-def _check_pairs(pairs: Pairs, **channels: Sequence[int]) -> None:
-    """Each pair's source index, and target index when target channels are given, must have a channel count."""
-    if len(pairs) == 0:
-        raise ValueError("pairs is empty, give at least one (source index, target index)")
-    for p, pair in enumerate(pairs):
-        try:
-            m, n = pair
-            indices = operator.index(m), operator.index(n)
-        except (TypeError, ValueError):
-            raise TypeError(f"pairs[{p}] must be two integers (source index, target index), not {pair!r}") from None
-        for (name, counts), index in zip(channels.items(), indices, strict=False):
-            if not 0 <= index < len(counts):
-                raise ValueError(
-                    f"pairs[{p}] = {indices}: {name} index {index} is out of range, "
-                    f"{name}_channels holds {len(counts)} entries"
-                )
+def _checked_pairs(pairs: Pairs, **channels: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs, whose source index, and target index when target channels are given, must have a channel count."""
+    sides = [(side, len(c), f"{side}_channels holds {len(c)} entries") for side, c in channels.items()]
+    return checked_pairs(pairs, *sides)
