@@ -1,12 +1,9 @@
 """The command ``l2t-fast``: train | compare | inspect | env."""
 
-import contextlib
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +13,7 @@ from rich.console import Console
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
 from l2t_fast.environment import describe_environment, format_environment
 from l2t_fast.errors import L2TFastError
+from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report import results_table
 from l2t_fast.transfer import run
@@ -34,43 +32,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     resume_hint = ""
-    with _noted_interrupts() as interrupts:
-        try:
+    try:
+        with kept_interrupts():
             command, options = _parse(given)
             resume_hint = _resume_hint(command, options)
             _COMMANDS[command](options)
-            return 0
-        except (KeyboardInterrupt, Exception) as error:
-            # Where Ctrl-C hits inside PyTorch's own compiler, it comes out as a RuntimeError.
-            if interrupts or isinstance(error, KeyboardInterrupt):
-                print(f"\ninterrupted{resume_hint}", file=sys.stderr)
-                return INTERRUPTED
-            known = isinstance(error, (L2TFastError, ValueError, TypeError, OSError, MemoryError))
-            if not known and not _out_of_memory(error):
-                raise
-            if debug:
-                traceback.print_exc()
-            print(f"error: {_sentence(error)}", file=sys.stderr)
-            return FAILED
-
-
-@contextlib.contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on Ctrl-C as Python does, and note that it came."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
-        yield seen
-        return
-
-    def note(number: int, frame: object) -> None:
-        seen.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return 0
+    except KeyboardInterrupt:
+        print(f"\ninterrupted{resume_hint}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        known = isinstance(error, (L2TFastError, ValueError, TypeError, OSError, MemoryError))
+        if not known and not _out_of_memory(error):
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return FAILED
 
 
 def _train(options: Namespace) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from l2t_fast.config import TrainConfig
 from l2t_fast.data import load_data
 from l2t_fast.errors import L2TFastError
+from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
 from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, why_unavailable
 from l2t_fast.transfer.checkpoint import load_checkpoint, save_checkpoint
@@ -97,9 +98,10 @@ class Trainer:
         writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1 if self.epoch else None)
         self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.epoch)
         try:
-            while self.epoch < self.config.epochs:
-                self._run_epoch(writer)
-            result = self._conclude()
+            with kept_interrupts() as check_interrupt:
+                while self.epoch < self.config.epochs:
+                    self._run_epoch(writer, check_interrupt)
+                result = self._conclude()
         except (Exception, KeyboardInterrupt) as error:
             self._log_stop(error)
             raise
@@ -183,7 +185,7 @@ class Trainer:
                 ) from error
         self.target.train()
 
-    def _run_epoch(self, writer: SummaryWriter) -> None:
+    def _run_epoch(self, writer: SummaryWriter, check_interrupt: Callable[[], None]) -> None:
         began = time.perf_counter()
         lr = cosine_lr(self.config.lr, self.epoch, self.config.epochs)
         for group in self.optimizer.param_groups:
@@ -199,6 +201,7 @@ class Trainer:
             total += torch.stack([cross_entropy * len(y), matching * len(y), correct])
             count += len(y)
             self.progress.batch(i + 1, len(self.data.train))
+            check_interrupt()
         cross_entropy, matching, accuracy = (total / count).tolist()
         validation_loss, validation_accuracy = self.evaluate(self.data.validation)
         # The last step of an epoch may have spoiled the weights: look before a checkpoint keeps them.

@@ -65,10 +65,10 @@ def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, m
     config = make_compare(methods=["scratch", "fm"], epochs=2)
     epoch = Trainer._run_epoch
 
-    def interrupted(trainer, writer):
+    def interrupted(trainer, *rest):
         if "fm-seed1" in str(trainer.folder.path) and trainer.epoch == 1:
             raise KeyboardInterrupt
-        epoch(trainer, writer)
+        epoch(trainer, *rest)
 
     monkeypatch.setattr(Trainer, "_run_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -78,7 +78,7 @@ def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, m
 
     trained = []
     monkeypatch.setattr(
-        Trainer, "_run_epoch", lambda t, w: (trained.append((t.folder.path.name, t.epoch)), epoch(t, w))
+        Trainer, "_run_epoch", lambda t, *rest: (trained.append((t.folder.path.name, t.epoch)), epoch(t, *rest))
     )
     shown = progress()
     compare(config, shown)
