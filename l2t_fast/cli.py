@@ -1,4 +1,4 @@
-"""The command ``l2t-fast``: train | compare | inspect | env."""
+"""The command ``l2t-fast``: train | compare | inspect | bench | env."""
 
 import sys
 import traceback
@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from l2t_fast.bench.cli import add_bench_commands, bench
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
 from l2t_fast.environment import describe_environment, format_environment
 from l2t_fast.errors import L2TFastError
@@ -36,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with kept_interrupts():
             command, options = _parse(given)
             resume_hint = _resume_hint(command, options)
-            _COMMANDS[command](options)
-        return 0
+            return _COMMANDS[command](options) or 0
     except KeyboardInterrupt:
         print(f"\ninterrupted{resume_hint}", file=sys.stderr)
         return INTERRUPTED
@@ -74,10 +74,12 @@ def _env(options: Namespace) -> None:
     print(format_environment(describe_environment()))
 
 
-_COMMANDS: dict[str, Callable[[Namespace], None]] = {
+# What a command returns is the exit code, None for 0.
+_COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "train": _train,
     "compare": _compare,
     "inspect": _inspect,
+    "bench": bench,
     "env": _env,
 }
 
@@ -99,6 +101,9 @@ def _parser() -> ArgumentParser:
     inspect = new_parser()
     inspect.add_argument("run", type=str, help="folder of a run or of a comparison")
     commands.add_subcommand("inspect", inspect, help="show a run as tables: accuracies, lambda, channels")
+    benchmarks = new_parser()
+    commands.add_subcommand("bench", benchmarks, help="measure speed and memory, make tables, compare rows")
+    add_bench_commands(benchmarks)
     commands.add_subcommand("env", new_parser(), help="print versions, device, build and backend")
     return top
 

@@ -75,12 +75,12 @@ def read_config(path: Path, kind: type[Config]) -> Config:
 
 
 def _option_names(parser: ArgumentParser, arguments: list[str]) -> list[str]:
-    """All options, without dashes, of the parser or of the command that `arguments` begins with."""
-    commands = getattr(parser, "_subcommands_action", None)
-    if commands is not None:
+    """All options, without dashes, of the parser or of the command (and its command) that `arguments` begins with."""
+    arguments = list(arguments)
+    while (commands := getattr(parser, "_subcommands_action", None)) is not None:
         if not arguments or arguments[0] not in commands.choices:
             return []
-        parser = commands.choices[arguments[0]]
+        parser = commands.choices[arguments.pop(0)]
     flags = [flag for action in parser._actions for flag in action.option_strings]
     return [flag.removeprefix("--") for flag in flags if flag.startswith("--") and not flag.endswith("+")]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.naive_step import NaiveStep
+from l2t_fast.bench.naive_step import NaiveStep
 from l2t_fast.bilevel import hypergradient
 from tests.bilevel.test_hypergradient import make_problem
 

@@ -1,0 +1,161 @@
+"""A measurement is a row of a CSV file; rows are only ever appended."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from l2t_fast.errors import L2TFastError
+
+OK, WRONG, OUT_OF_MEMORY = "ok", "wrong", "out of memory"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one workload; fields are columns, None is an empty cell.
+
+    Attributes:
+        run: when the providers of this row's alternating run began, UTC; rows with the same run, workload, layout,
+            dtype and mode took turns, and only their times make ratios
+        commit: of the sources, with "-dirty" if code that runs differs from it; None for an installed package
+        native: commit that the native code was built from
+        flags: what else decides a figure, such as "cold cache"
+        pairs: number of (source map, target map) pairs
+        sweep, size: what a scaling run varies ("pairs", "batch", "resolution", "threads") and its value
+        part: of the step, in rows that divide one up
+        status: ok | wrong | out of memory | unsupported; times are there with ok alone
+        error: the largest relative error of a result (2-norm) against float64; tolerance: what it may be
+        median_ms, p20_ms, p80_ms: of ``repeats`` calls
+        first_call_ms: set-up and first call, compilation included; never part of the others
+        peak_mib: growth of the process's resident memory in one call (on a GPU: of PyTorch's allocator)
+        allocator_mib: what PyTorch's allocator handed out at its highest in one call
+        results_mib: size of the results, which is part of both
+        flop, bytes: what the provider's algorithm computes and must move
+        floor_ms: the least time they take at this device's measured peaks
+    """
+
+    run: str
+    version: str
+    commit: str | None
+    native: str | None
+    device: str
+    capability: str
+    python: str
+    torch: str
+    threads: int
+    flags: str
+    workload: str
+    batch: int
+    pairs: int
+    dtype: str
+    layout: str
+    mode: str
+    provider: str
+    sweep: str | None = None
+    size: int | None = None
+    part: str | None = None
+    status: str = OK
+    error: float | None = None
+    tolerance: float | None = None
+    repeats: int | None = None
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    first_call_ms: float | None = None
+    peak_mib: float | None = None
+    allocator_mib: float | None = None
+    results_mib: float | None = None
+    flop: float | None = None
+    bytes: float | None = None
+    floor_ms: float | None = None
+    note: str | None = None
+
+    @property
+    def roofline_share(self) -> float | None:
+        """The floor as a fraction of the measured median."""
+        return None if self.floor_ms is None or not self.median_ms else self.floor_ms / self.median_ms
+
+    def key(self) -> tuple[object, ...]:
+        """What is measured, and where: equal for rows that two runs have in common."""
+        return tuple(getattr(self, name) for name in _KEY)
+
+
+_KEY = (
+    "device", "threads", "flags", "workload", "batch", "dtype", "layout", "mode", "provider", "sweep", "size", "part",
+)  # fmt: skip
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+_TYPES = {field.name: str(field.type).split(" | ")[0] for field in dataclasses.fields(Row)}
+_PARSERS = {"str": str, "int": int, "float": float}
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a CSV file, which is made if it is missing.
+
+    Raises:
+        L2TFastError: the file has other columns, or cannot be written. Nothing is changed then.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    try:
+        if path.exists() and path.stat().st_size:
+            _check_header(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow(_cell(getattr(row, name)) for name in COLUMNS)
+        with path.open("a", newline="", encoding="utf-8") as file:
+            file.write(text.getvalue())
+    except OSError as error:
+        raise L2TFastError(f"rows cannot be written to {path}: {error.strerror or error}") from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file that :func:`append_rows` wrote, oldest first.
+
+    Raises:
+        L2TFastError: there is no such file, or it has other columns, or a cell is no number where one is due.
+    """
+    try:
+        _check_header(path)
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_row(path, line, cells) for line, cells in enumerate(csv.DictReader(file), start=2)]
+    except OSError as error:
+        raise L2TFastError(f"rows cannot be read from {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise L2TFastError(f"{path} is not text in UTF-8, so it holds no rows of `l2t-fast bench run`") from error
+
+
+def _check_header(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        found = tuple(next(csv.reader(file), ()))
+    if found == COLUMNS:
+        return
+    missing, unknown = [c for c in COLUMNS if c not in found], [c for c in found if c not in COLUMNS]
+    differences = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(unknown)}"] * bool(unknown)
+    raise L2TFastError(
+        f"{path} holds other columns than this version writes "
+        f"(it {' and '.join(differences) or 'orders them otherwise'}), name another file with --output"
+    )
+
+
+def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
+    values = {}
+    for name in COLUMNS:
+        cell = cells.get(name)
+        try:
+            values[name] = None if cell in (None, "") else _PARSERS[_TYPES[name]](cell)
+        except ValueError as error:
+            raise L2TFastError(f"{path}, line {line}: {name} is {cell!r}, a number is due there") from error
+    return Row(**values)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

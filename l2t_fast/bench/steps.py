@@ -1,0 +1,87 @@
+"""Providers of a whole training step: the published loop in plain PyTorch, and ours with every hypergradient method.
+
+A step is what the trainer does with a batch that is on the device: the source's pass, the target's real SGD step, the
+look-ahead, the hypergradient, Adam's step. Every call starts from the same state.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2t_fast.bench.naive_step import NaiveStep
+from l2t_fast.bench.setups import StepSetup, Training
+from l2t_fast.bench.timing import Run
+from l2t_fast.bilevel import METHODS
+from l2t_fast.transfer.methods import Batch
+
+#: Makes the function that trains one step.
+StepProvider = Callable[[Training], Callable[[], object]]
+
+
+def naive(training: Training) -> Callable[[], object]:
+    """The loop of the published code."""
+    step = NaiveStep(
+        training.source,
+        training.target,
+        training.method.matching,
+        training.method.meta,
+        training.optimizer,
+        training.meta_optimizer,
+        steps=training.setup.steps,
+        beta=training.method.beta,
+    )
+    return lambda: step(training.x, training.y)
+
+
+def ours(training: Training) -> Callable[[], object]:
+    """The calls of ``l2t_fast.transfer.Trainer.train_batch``."""
+
+    def step() -> None:
+        batch = Batch(training.x, training.y, training.source(training.x))
+        logits, features = training.target(batch.x)
+        cross_entropy = F.cross_entropy(logits, batch.y)
+        loss = sum(training.method.loss_terms(batch, logits, features).values(), start=cross_entropy)
+        loss.item()  # the trainer looks whether it is finite
+        training.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        training.optimizer.step()
+        training.method.after_step(training.target, training.optimizer, batch)
+
+    return step
+
+
+def step_providers() -> dict[str, tuple[StepProvider, dict[str, str]]]:
+    """Provider by name, with the options of :meth:`StepSetup.build` that it wants.
+
+    ``eager`` is the strongest baseline in plain PyTorch: nested autograd over the reference matching loss, with the
+    source run once and nothing deep-copied. The others are our hypergradient methods over the fastest matching loss.
+    """
+    return {
+        "naive": (naive, {}),
+        "eager": (ours, {"hypergradient": "double_backward", "backend": "reference"}),
+        **{method: (ours, {"hypergradient": method}) for method in METHODS},
+    }
+
+
+def make_step(setup: StepSetup, provider: str, device: torch.device, **options: object) -> tuple[Training, Run]:
+    """Fresh networks of one provider, and its step. Nothing has run yet."""
+    make, own = step_providers()[provider]
+    training = setup.build(device, **options, **own)
+    return training, Run(make(training))
+
+
+def outcome(training: Training) -> dict[str, Tensor]:
+    """What a step left behind, in float64 on the CPU: the hypergradient, and SGD's momentum of theta.
+
+    Momentum stands for theta itself: in float32, the difference of two values of theta has lost most of its digits.
+    """
+    state = training.optimizer.state
+    momenta = [state[p]["momentum_buffer"] for p in training.theta()]
+    hypergradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in training.phi()]
+    return {"hypergradient": _flat(hypergradient), "momentum": _flat(momenta)}
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.detach().double().cpu().flatten() for t in tensors])

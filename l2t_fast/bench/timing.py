@@ -1,0 +1,98 @@
+"""Wall-clock times of several providers that take turns, none of them served by a warm cache or timed on a first call.
+
+What a figure holds: one call, from its start until its work is done (on a GPU: between two CUDA events), the release
+of what it allocated included. What it never holds: making the provider, torch.compile's compilation, autotuning and
+the first calls (``first_call`` is reported beside it), putting the state back before a call, and emptying the cache.
+
+Providers take turns and the order rotates from round to round, so that a slow moment of the machine meets all of them,
+and none always follows the same neighbour. Garbage collection waits until the round is over.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+#: Bytes written between two timed calls; more than the last cache level of processors and GPUs in use.
+FLUSH_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is timed. ``prepare`` is called before every ``call`` and is not timed."""
+
+    call: Callable[[], object]
+    prepare: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every timed call of one provider."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def quantile(self, fraction: float) -> float:
+        """Linear between the two nearest values."""
+        ordered = sorted(self.seconds)
+        position = fraction * (len(ordered) - 1)
+        below = int(position)
+        above = min(below + 1, len(ordered) - 1)
+        return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+class Stopwatch:
+    """Seconds of one call on a device, with the caches emptied before it unless ``cold`` is False."""
+
+    def __init__(self, device: torch.device, *, cold: bool = True) -> None:
+        self._device = device
+        self._flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device) if cold else None
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        if self._flush is not None:
+            self._flush.zero_()
+        if self._device.type == "cuda":
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize(self._device)
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize(self._device)
+            return start.elapsed_time(end) / 1e3
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+
+def first_call(run: Run, device: torch.device) -> float:
+    """Seconds of the first call, with whatever is compiled, tuned or allocated there."""
+    run.prepare()
+    return Stopwatch(device, cold=False).seconds(run.call)
+
+
+def alternate(runs: Mapping[str, Run], repeats: int, device: torch.device, *, cold: bool = True) -> dict[str, Times]:
+    """Times of ``repeats`` calls a provider, after one more that is not counted; all of them must have run before."""
+    watch = Stopwatch(device, cold=cold)
+    names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    was_collecting = gc.isenabled()
+    try:
+        for turn in range(-1, repeats):
+            gc.collect()
+            gc.disable()
+            for i in range(len(names)):
+                name = names[(i + turn) % len(names)]
+                runs[name].prepare()
+                taken = watch.seconds(runs[name].call)
+                if turn >= 0:
+                    seconds[name].append(taken)
+    finally:
+        if was_collecting:
+            gc.enable()
+    return {name: Times(tuple(taken)) for name, taken in seconds.items()}

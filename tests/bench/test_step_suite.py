@@ -1,0 +1,102 @@
+"""The step benchmark: right results get times, wrong ones none; every provider does one and the same step."""
+
+import math
+
+import pytest
+import torch
+
+from l2t_fast.bench import steps
+from l2t_fast.bench.rows import OK, OUT_OF_MEMORY, WRONG
+from l2t_fast.bench.setups import STEP_SETUPS
+from l2t_fast.bench.step_parts import step_parts
+from l2t_fast.bench.step_suite import measure_step
+from l2t_fast.bench.steps import make_step, outcome, step_providers
+
+CPU = torch.device("cpu")
+TINY = STEP_SETUPS["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_provider_takes_the_step_of_the_naive_loop():
+    rows = measure_step(TINY, list(step_providers()), CPU, repeats=0)
+    assert [row.provider for row in rows] == list(step_providers())
+    for row in rows:
+        assert row.status == OK, row
+        assert row.error <= row.tolerance <= 1e-3
+        assert row.first_call_ms > 0
+        assert row.median_ms is None and row.peak_mib is None
+
+
+def test_rows_hold_times_memory_and_parts():
+    rows = measure_step(TINY, ["exact"], CPU, repeats=3, parts=True)
+    whole = rows[0]
+    assert whole.p20_ms <= whole.median_ms <= whole.p80_ms
+    assert whole.allocator_mib > 0 and whole.peak_mib > 0
+    assert (whole.repeats, whole.batch, whole.pairs, whole.flags) == (3, 8, 9, "cold cache")
+    parts = {row.part: row.median_ms for row in rows[1:]}
+    assert {"source network", "real step: backward", "SGD and Adam", "rest"} <= set(parts)
+    assert all(milliseconds >= 0 for milliseconds in parts.values())
+
+
+def add_provider(monkeypatch, provider):
+    """Register one more step provider, called "added"."""
+    known = {**step_providers(), "added": (provider, {})}
+    for module in ("steps", "step_suite"):
+        monkeypatch.setattr(f"l2t_fast.bench.{module}.step_providers", lambda: known)
+
+
+def test_a_wrong_provider_gets_no_time(monkeypatch):
+    def wrong(training):
+        step = steps.ours(training)
+
+        def scaled():
+            step()
+            for parameter in training.phi():
+                parameter.grad *= 1.01
+
+        return scaled
+
+    add_provider(monkeypatch, wrong)
+    exact, wrong_row = measure_step(TINY, ["exact", "added"], CPU, repeats=1)
+    assert exact.status == OK and exact.median_ms > 0
+    assert wrong_row.status == WRONG and math.isclose(wrong_row.error, 0.01, rel_tol=0.05)
+    assert wrong_row.median_ms is None and wrong_row.peak_mib is None
+
+
+def test_too_little_memory_is_recorded(monkeypatch):
+    add_provider(monkeypatch, lambda training: lambda: torch.zeros(2**28))
+    exact, greedy = measure_step(TINY, ["exact", "added"], CPU, repeats=0, memory_limit=2**29)
+    assert exact.status == OK
+    assert greedy.status == OUT_OF_MEMORY and greedy.median_ms is None
+
+
+def test_every_call_starts_from_the_same_state():
+    training, run = make_step(TINY, "exact", CPU)
+    run.call()
+    restore = training.remember()
+    results = []
+    for _ in range(2):
+        restore()
+        run.call()
+        results.append(outcome(training))
+    for name in results[0]:
+        assert torch.equal(results[0][name], results[1][name])
+
+
+def test_parts_add_up_and_leave_nothing_behind():
+    training, run = make_step(TINY, "exact", CPU)
+    run.call()
+    names = set(vars(training.method)), set(vars(training.optimizer))
+    grad = torch.autograd.grad
+    parts = step_parts(training, run, 1)
+    assert parts["second order: matching loss"] > 0
+    assert torch.autograd.grad is grad
+    assert (set(vars(training.method)), set(vars(training.optimizer))) == names
+    assert not training.target._forward_hooks
