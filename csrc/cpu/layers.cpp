@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "memory.h"
+
 namespace l2t_fast::cpu {
 namespace {
 
@@ -35,13 +37,26 @@ Element element_of(const at::Tensor& tensor) {
   }
 }
 
-Feature feature_of(const at::Tensor& tensor) {
-  return {tensor.data_ptr(), element_of(tensor), tensor.size(1),   tensor.size(2),  tensor.size(3),
-          tensor.stride(0),  tensor.stride(1),   tensor.stride(2), tensor.stride(3)};
+// Inputs are asked for their memory as const: that of a lazy clone would be copied otherwise.
+Feature feature_of(const at::Tensor& tensor, bool written = false) {
+  return {written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr()),
+          element_of(tensor),
+          tensor.size(1),
+          tensor.size(2),
+          tensor.size(3),
+          tensor.stride(0),
+          tensor.stride(1),
+          tensor.stride(2),
+          tensor.stride(3)};
 }
 
-Matrix matrix_of(const at::Tensor& tensor) {
-  return {tensor.data_ptr(), element_of(tensor), tensor.size(0), tensor.size(1), tensor.stride(0), tensor.stride(1)};
+Matrix matrix_of(const at::Tensor& tensor, bool written = false) {
+  return {written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr()),
+          element_of(tensor),
+          tensor.size(0),
+          tensor.size(1),
+          tensor.stride(0),
+          tensor.stride(1)};
 }
 
 std::vector<plan::Source> source_sizes(const MatchingProblem& problem, const std::vector<int64_t>& pairs) {
@@ -187,7 +202,7 @@ const Axis* StackedLayer::axis(int64_t input, int64_t output) {
 
 const void* StackedLayer::packed(const std::vector<at::Tensor>& weights, bool transposed) {
   const int64_t rows = transposed ? layer_.channels : layer_.rows, columns = transposed ? layer_.rows : layer_.channels;
-  at::Tensor panels = at::zeros({round_up(columns, panel_) * rows}, at::TensorOptions().dtype(type_));
+  at::Tensor panels = pooled_zeros({round_up(columns, panel_) * rows}, type_);
   const auto pack = type_ == at::kDouble ? kernels_.pack_double : kernels_.pack_float;
   at::parallel_for(0, layer_.pair_count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -267,14 +282,14 @@ plan::LayerPlan StackedLayer::plan() const {
 double StackedLayer::run(const Tangents& result) {
   const int64_t batch = layer_.batch, rows = layer_.rows;
   const bool hvp = work_ == plan::Work::hessian_vector;
-  if (needs_.targets[target_]) layer_.target_gradient = feature_of(result.targets[target_]);
+  if (needs_.targets[target_]) layer_.target_gradient = feature_of(result.targets[target_], /*written=*/true);
   const auto [kernel, chunks, scratch_size, weight_size] = schedule();
   const int64_t pixels_per_sample = algorithm_ == plan::Algorithm::gram ? 1 : layer_.pixels;
   const int64_t items = batch * pixels_per_sample;
   const auto doubles = at::TensorOptions().dtype(at::kDouble);
-  at::Tensor weight_sums = at::empty({chunks, weight_size}, at::TensorOptions().dtype(type_));
+  at::Tensor weight_sums = pooled_empty({chunks, weight_size}, type_);
   at::Tensor bias_sums = at::zeros({chunks, rows}, doubles);
-  at::Tensor scratch = at::empty({chunks, scratch_size}, at::TensorOptions().dtype(at::kByte));
+  at::Tensor scratch = pooled_empty({chunks, scratch_size}, at::kByte);
   // A chunk's part of Q has a row for each sample it touches; two chunks may share a sample.
   std::vector<at::Tensor> alpha_sums(chunks);
   std::vector<int64_t> bounds(chunks + 1);
@@ -318,7 +333,8 @@ void StackedLayer::write_weights(const at::Tensor& chunks, const std::vector<at:
   at::parallel_for(0, layer_.pair_count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = pair_indices_[i];
-      if (needs_.weights[p]) unpack(matrix_of(result[p]), sum.const_data_ptr(), layer_.rows, pairs_[i].row);
+      if (needs_.weights[p])
+        unpack(matrix_of(result[p], /*written=*/true), sum.const_data_ptr(), layer_.rows, pairs_[i].row);
     }
   });
 }

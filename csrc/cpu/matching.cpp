@@ -1,41 +1,23 @@
 // The CPU implementation of the operators' two functions.
 #include "../matching.h"
 
-#if __has_include(<sys/mman.h>)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 #include <cstdint>
 #include <map>
 #include <utility>
 
 #include "layers.h"
+#include "memory.h"
 
 namespace l2t_fast {
 namespace {
 
-// A gradient as large as a feature map is memory fresh from the system, and its page faults cost a sixth of the whole
-// pass with pages of 4 KiB. Huge ones are asked for where the system lets a program ask (transparent_hugepage =
-// madvise).
-void advise_huge_pages([[maybe_unused]] const at::Tensor& fresh) {
-#ifdef MADV_HUGEPAGE
-  constexpr size_t smallest = 4 << 20;
-  if (fresh.nbytes() < smallest) return;
-  const size_t page = size_t(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(fresh.data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + fresh.nbytes()) / page * page;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: a failure changes nothing
-#endif
-}
-
 Tangents empty_gradients(const MatchingProblem& problem, const Needs& needs) {
-  const auto empty = [](const at::Tensor& input, bool wanted) { return wanted ? empty_gradient(input) : at::Tensor(); };
+  const auto empty = [](const at::Tensor& input, bool wanted) {
+    return wanted ? cpu::pooled_gradient(input) : at::Tensor();
+  };
   Tangents gradient;
   for (size_t n = 0; n < problem.targets.size(); ++n)
     gradient.targets.push_back(empty(problem.targets[n], needs.targets[n]));
-  for (const at::Tensor& target : gradient.targets)
-    if (target.defined()) advise_huge_pages(target);
   for (size_t p = 0; p < problem.pairs.size(); ++p) {
     gradient.weights.push_back(empty(problem.weights[p], needs.weights[p]));
     gradient.biases.push_back(empty(problem.biases[p], needs.biases[p]));

@@ -49,6 +49,21 @@ std::vector<at::Tensor> backward_scale(const at::Tensor& grad_loss, at::TensorLi
   return scaled;
 }
 
+// Times one is the usual case, and all that a double backward needs of this operator is the graph: such a copy is made
+// only if somebody writes to it or to the original (copy on write).
+std::vector<at::Tensor> backward_cpu(const at::Tensor& grad_loss, at::TensorList gradients, at::TensorList sources,
+                                     at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
+                                     const at::Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
+  if (grad_loss.numel() != 1 || grad_loss.item<double>() != 1)
+    return backward_scale(grad_loss, gradients, sources, targets, weights, biases, alpha, pairs, needs);
+  std::vector<at::Tensor> copies;
+  copies.reserve(gradients.size());
+  for (const auto& gradient : gradients)
+    copies.push_back(gradient.is_non_overlapping_and_dense() ? at::_lazy_clone(gradient)
+                                                             : at::mul(gradient, grad_loss));
+  return copies;
+}
+
 // Shapes alone, symbolic ones included; wrong shapes are found where the data is.
 std::vector<at::Tensor> empty_results(const Arguments& arguments) {
   const auto inputs = arguments.inputs();
@@ -96,7 +111,7 @@ TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
 
 TORCH_LIBRARY_IMPL(l2t_fast, CPU, library) {
   library.impl("matching_forward", forward_cpu);
-  library.impl("matching_backward", backward_scale);
+  library.impl("matching_backward", backward_cpu);
   library.impl("matching_hvp", hvp_cpu);
 }
 

@@ -202,6 +202,24 @@ def test_backward_twice_and_accumulation(exact_backend):
     assert not any(t.grad.requires_grad for t in problem.inputs)
 
 
+def test_a_gradient_that_the_caller_writes_to_is_the_caller_s_own(exact_backend):
+    """A factor of one copies nothing before somebody writes."""
+    problem = draw_sizes(RICH).requiring_grad()
+    directions = draw_directions(problem)
+    wanted = truth(problem, directions)
+    loss = problem.loss(exact_backend.matching_loss)
+    first = torch.autograd.grad(loss, problem.inputs, create_graph=True)
+    again = torch.autograd.grad(loss, problem.inputs, create_graph=True)
+    with torch.no_grad():
+        for gradient in first:
+            gradient.fill_(7)
+    close(again, wanted.gradients)
+    close(torch.autograd.grad(first, problem.inputs, directions, retain_graph=True), wanted.products)
+    close(torch.autograd.grad(loss, problem.inputs), wanted.gradients)
+    close(again, wanted.gradients)
+    assert all((gradient == 7).all() for gradient in first)
+
+
 def test_a_second_derivative_needs_the_first_graph_no_more(exact_backend):
     problem = draw_sizes(RICH).requiring_grad()
     directions = draw_directions(problem)

@@ -30,9 +30,10 @@ def test_opcheck_without_grad(backend, layout, dtype):
     arguments = problem.operator_arguments()
     torch.library.opcheck(OPS.matching_forward.default, arguments)
     _, gradients = OPS.matching_forward(*arguments)
-    torch.library.opcheck(
-        OPS.matching_backward.default, (torch.tensor(2.0, device=backend.device), gradients, *arguments)
-    )
+    for factor in (2.0, 1.0):
+        torch.library.opcheck(
+            OPS.matching_backward.default, (torch.tensor(factor, device=backend.device), gradients, *arguments)
+        )
     directions = iter(draw_directions(problem))
     slots = [None if slot is None else next(directions) for slot in problem.slots]
     slots[2] = None
@@ -268,6 +269,35 @@ def test_a_backward_holds_one_set_of_gradients(backend):
     loss = 2 * problem.loss(backend.matching_loss)
     assert peak_bytes(loss.backward) < target.numel() * 4 / 8
     assert target.grad is not None
+
+
+def test_a_double_backward_holds_one_set_of_gradients_and_one_of_products(backend):
+    if backend.device != "cpu":
+        pytest.skip("measures the CPU's allocator")
+    problem = draw([(4, 8, 8)], [(16, 40, 40)], [(0, 0)], batch=16, dtype=torch.float32).requiring_grad()
+    directions = [t.detach() for t in problem.inputs]
+
+    def run():
+        gradients = torch.autograd.grad(problem.loss(backend.matching_loss), problem.inputs, create_graph=True)
+        return gradients, torch.autograd.grad(gradients, problem.inputs, directions)
+
+    assert peak_bytes(run) < 2.5 * problem.targets[0].numel() * 4
+
+
+def test_large_results_in_use_are_left_alone(backend):
+    """Large blocks are used again: never those of a result that somebody holds."""
+    held = []
+    for seed, height in enumerate([64, 48, 64, 80, 48]):
+        problem = draw([(3, 8, 8)], [(17, height, 64)], [(0, 0)], batch=8, seed=seed, dtype=torch.float32)
+        problem = problem.map(lambda t: t.to(backend.device)).requiring_grad()
+        directions = [t.detach() for t in problem.inputs]
+        gradients = torch.autograd.grad(problem.loss(backend.matching_loss), problem.inputs, create_graph=True)
+        products = torch.autograd.grad(gradients, problem.inputs, directions)
+        held += [(t, t.detach().clone()) for t in (gradients[0], products[0])]
+        if seed == 2:
+            del held[:2]
+    for tensor, snapshot in held:
+        assert torch.equal(tensor, snapshot)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
