@@ -11,6 +11,7 @@ Every backend offers ``matching_loss(sources, targets, weights, biases, alpha, p
 The loss is a scalar of alpha's dtype, twice differentiable in targets, weights, biases and alpha.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -39,6 +40,10 @@ def implementation(backend: str) -> MatchingLoss:
     """The ``matching_loss`` function of a backend that :func:`choose_backend` returned."""
     if backend == "reference":
         return reference.matching_loss
+    if backend == "triton":
+        from l2t_fast.ops import triton
+
+        return triton.matching_loss
     from l2t_fast.ops import native
 
     return native.matching_loss
@@ -53,13 +58,27 @@ def why_unavailable(backend: str) -> str | None:
         if problem is None and not hasattr(torch.ops.l2t_fast, "matching_forward"):
             problem = "the native extension has no matching op, build it again"
         return problem
+    if backend == "triton":
+        return _why_no_triton()
     return f"this version of l2t_fast has no {backend} kernels yet"
+
+
+def _why_no_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA GPU"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
+    return None
 
 
 def backend_for_device(device: torch.device | str) -> Choice:
     """What ``backend="auto"`` takes for ordinary tensors on one device, with the reason."""
     kind = torch.device(device).type
-    fused = {"cpu": "cpu", "cuda": "cuda"}.get(kind)
+    fused = {"cpu": "cpu", "cuda": "triton"}.get(kind)
     if fused is None:
         return Choice("reference", f"there is no fused backend for {kind} tensors")
     problem = why_unavailable(fused)
@@ -107,7 +126,10 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
         return Choice("reference", "a source feature requires grad, and the fused backends give it none")
     if any(_is_transformed(t) for t in tensors):
         return Choice("reference", "the fused backends do not run inside torch.func transforms or forward-mode AD")
-    return backend_for_device(devices.pop())
+    choice = backend_for_device(devices.pop())
+    if choice.backend == "triton" and any(t.dtype == torch.float64 for t in tensors):
+        return Choice("reference", "the triton backend has no float64")
+    return choice
 
 
 def _is_transformed(tensor: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """What every test of an operator runs under: the backends in turn, and memory that is NaN until it is written."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,9 +27,18 @@ class Backend:
     matching_loss: Callable[..., Tensor]
     dtypes: tuple[torch.dtype, ...]
 
+    @property
+    def ops(self):
+        """Its operators, as torch.ops has them."""
+        return torch.ops.l2t_fast_triton if self.name == "triton" else torch.ops.l2t_fast
+
 
 _LOW = (torch.float32, torch.bfloat16, torch.float16)
 _BACKENDS = {"cpu": ("cpu", (torch.float64, *_LOW))}
+if why_unavailable("triton") is None:
+    # Triton's interpreter takes CPU tensors; its products of bfloat16 are wrong.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    _BACKENDS["triton"] = ("cpu", (torch.float32, torch.float16)) if interpreted else ("cuda", _LOW)
 
 
 @pytest.fixture(scope="session", params=list(_BACKENDS))
@@ -57,6 +67,13 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32() -> Iterator[None]:
+    """No tf32, on a GPU: errors are judged by float32's roundings. What tf32 does has tests of its own."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 @pytest.fixture

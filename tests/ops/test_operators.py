@@ -9,7 +9,6 @@ from torch import nn
 from l2t_fast import FeatureMatching, _native, feature_matching_loss
 from tests.ops.problems import Problem, draw, draw_directions, draw_sizes, in_dtype, laid_out, solve
 
-OPS = torch.ops.l2t_fast
 FIELDS = ("targets", "weights", "biases", "alpha", "pairs")
 SEVERAL = ([(16, 9, 9), (8, 5, 6)], [(12, 9, 9), (20, 4, 3)], [(0, 0), (1, 0), (0, 1), (1, 1)])
 
@@ -28,25 +27,25 @@ def test_opcheck_without_grad(backend, layout, dtype):
     problem = rich(backend, dtype)
     problem.targets[:] = [laid_out(t, layout) for t in problem.targets]
     arguments = problem.operator_arguments()
-    torch.library.opcheck(OPS.matching_forward.default, arguments)
-    _, gradients = OPS.matching_forward(*arguments)
+    torch.library.opcheck(backend.ops.matching_forward.default, arguments)
+    _, gradients = backend.ops.matching_forward(*arguments)
     for factor in (2.0, 1.0):
         torch.library.opcheck(
-            OPS.matching_backward.default, (torch.tensor(factor, device=backend.device), gradients, *arguments)
+            backend.ops.matching_backward.default, (torch.tensor(factor, device=backend.device), gradients, *arguments)
         )
     directions = iter(draw_directions(problem))
     slots = [None if slot is None else next(directions) for slot in problem.slots]
     slots[2] = None
-    torch.library.opcheck(OPS.matching_hvp.default, (*arguments[:-1], slots, arguments[-1]))
+    torch.library.opcheck(backend.ops.matching_hvp.default, (*arguments[:-1], slots, arguments[-1]))
 
 
 def test_opcheck_with_grad(backend):
     problem = rich(backend).requiring_grad()
     arguments = problem.operator_arguments()
-    torch.library.opcheck(OPS.matching_forward.default, arguments)
-    gradients = [g.detach() for g in OPS.matching_forward(*arguments)[1]]
+    torch.library.opcheck(backend.ops.matching_forward.default, arguments)
+    gradients = [g.detach() for g in backend.ops.matching_forward(*arguments)[1]]
     grad_loss = torch.tensor(2.0, device=backend.device, requires_grad=True)
-    torch.library.opcheck(OPS.matching_backward.default, (grad_loss, gradients, *arguments))
+    torch.library.opcheck(backend.ops.matching_backward.default, (grad_loss, gradients, *arguments))
 
 
 def test_opcheck_with_some_needs(backend):
@@ -54,12 +53,12 @@ def test_opcheck_with_some_needs(backend):
     needs = [slot is not None and i % 2 == 0 for i, slot in enumerate(problem.slots)]
     some = iter([need for need, slot in zip(needs, problem.slots, strict=True) if slot is not None])
     problem = problem.with_inputs([t.detach().requires_grad_(next(some)) for t in problem.inputs])
-    torch.library.opcheck(OPS.matching_forward.default, problem.operator_arguments(needs))
+    torch.library.opcheck(backend.ops.matching_forward.default, problem.operator_arguments(needs))
 
 
 def test_meta_tensors_have_the_shapes(backend):
     problem = rich(backend)
-    loss, gradients = OPS.matching_forward(*problem.map(lambda t: t.to("meta")).operator_arguments())
+    loss, gradients = backend.ops.matching_forward(*problem.map(lambda t: t.to("meta")).operator_arguments())
     assert loss.is_meta and loss.shape == () and loss.dtype == torch.float32
     assert [g.shape for g in gradients] == [t.shape for t in problem.inputs]
 
@@ -367,7 +366,7 @@ def test_wrong_arguments_raise(backend, wrong):
     change, error, message = BROKEN[wrong]
     change(arguments)
     with pytest.raises(error, match=message):
-        OPS.matching_forward(*arguments.values())
+        backend.ops.matching_forward(*arguments.values())
 
 
 def test_wrong_directions_raise(backend):
@@ -381,7 +380,7 @@ def test_wrong_directions_raise(backend):
     ):
         directions = wrong if slot is None else [wrong if i == slot else d for i, d in enumerate(good)]
         with pytest.raises(error, match=message):
-            OPS.matching_hvp(*arguments[:-1], directions, arguments[-1])
+            backend.ops.matching_hvp(*arguments[:-1], directions, arguments[-1])
 
 
 def test_the_public_function_takes_the_fused_backend_by_itself(backend):

@@ -1,0 +1,231 @@
+"""Runs the kernels: from checked arguments to loss, gradients and Hessian-vector products. No autograd here."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from l2t_fast.ops.triton import kernels
+from l2t_fast.ops.triton.arguments import Arguments, check, empty_gradient
+from l2t_fast.ops.triton.planning import Plan, Planner
+from l2t_fast.ops.triton.tiles import INTERPRETER, tile_table
+
+INTERPRETED = not isinstance(kernels.sum_kernel, triton.runtime.JITFunction)
+"""Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was imported): then on CPU tensors."""
+
+_PLANS: OrderedDict[tuple, Plan] = OrderedDict()
+_PLANS_KEPT = 128
+_LOCK = Lock()
+
+
+class Answer(NamedTuple):
+    loss: Tensor | None
+    results: list[Tensor | None]  # one a slot
+
+
+def loss_and_gradient(arguments: Arguments) -> Answer:
+    """The loss and, for the slots in need, its gradient."""
+    return _run(arguments, None)
+
+
+def hessian_vector(arguments: Arguments, directions: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The Hessian times ``directions``, for the slots in need."""
+    return _run(arguments, directions).results
+
+
+def float32_precision() -> str:
+    """How float32 products are computed: as PyTorch's convolutions are asked to, "tf32" or, for ieee, "tf32x3".
+
+    Three tf32 products of the operands' high and low halves come within an ulp or two of float32's, on tensor cores.
+    """
+    convolution = getattr(torch.backends.cudnn, "conv", None)
+    setting = getattr(convolution, "fp32_precision", None)
+    if setting in ("tf32", "ieee"):
+        return "tf32" if setting == "tf32" else "tf32x3"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+
+
+def _run(given: Arguments, directions: Sequence[Tensor | None] | None) -> Answer:
+    key = _key(given, directions)
+    plan = _PLANS.get(key)
+    if plan is None:
+        check(given, directions)
+    results = [empty_gradient(t) if need else None for need, t in zip(given.needs, given.slots, strict=True)]
+    arguments, directions, own = _in_one_dtype_each(given, directions, results)
+    with torch.cuda.device(given.alpha.device) if given.alpha.is_cuda else nullcontext():
+        if plan is None:
+            plan = _plan(arguments, directions, own)
+            with _LOCK:
+                _PLANS[key] = plan
+                while len(_PLANS) > _PLANS_KEPT:
+                    _PLANS.popitem(last=False)
+        loss = _launch(plan, arguments, directions, own)
+    for result, computed in zip(results, own, strict=True):
+        if computed is not result:
+            result.copy_(computed)
+    return Answer(loss if directions is None else None, results)
+
+
+def _key(arguments: Arguments, directions: Sequence[Tensor | None] | None) -> tuple:
+    """All that a plan depends on; addresses count by their alignment alone."""
+
+    def facts(tensor: Tensor | None) -> tuple | None:
+        if tensor is None:
+            return None
+        return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0, tensor.device, tensor.layout
+
+    tensors = [*arguments.sources, *arguments.slots, *(directions or ())]
+    counts = len(arguments.sources), len(arguments.targets), len(arguments.weights), directions is None
+    return (*counts, *map(facts, tensors), tuple(arguments.pairs), tuple(arguments.needs), float32_precision())
+
+
+def _in_one_dtype_each(
+    arguments: Arguments, directions: Sequence[Tensor | None] | None, results: list[Tensor | None]
+) -> tuple[Arguments, list[Tensor | None] | None, list[Tensor | None]]:
+    """Sources, targets, weights and biases of one dtype each, as a kernel takes them: mixtures become float32."""
+
+    def same(tensors: Sequence[Tensor | None]) -> bool:
+        return len({t.dtype for t in tensors if t is not None}) <= 1
+
+    def widened(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return [None if t is None else t.float() for t in tensors]
+
+    groups = [arguments.targets, arguments.weights, arguments.biases]
+    if all(map(same, [arguments.sources, *groups])):
+        return arguments, None if directions is None else list(directions), results
+    bounds, inputs, moved, own, begin = [], [], [], [], 0
+    for group in groups:
+        bounds.append((begin, begin + len(group)))
+        begin += len(group)
+    for (begin, end), group in zip(bounds, groups, strict=True):
+        change = list if same(group) else widened
+        inputs.append(change(group))
+        moved += change(directions[begin:end]) if directions is not None else []
+        own += results[begin:end] if same(group) else widened(results[begin:end])
+    sources = arguments.sources if same(arguments.sources) else widened(arguments.sources)
+    changed = Arguments(sources, *inputs, arguments.alpha, arguments.pairs, arguments.needs)
+    own = [result if result is None or o.dtype == result.dtype else o for o, result in zip(own, results, strict=False)]
+    return changed, None if directions is None else [*moved, directions[-1]], [*own, results[-1]]
+
+
+def _plan(arguments: Arguments, directions: Sequence[Tensor | None] | None, results: list[Tensor | None]) -> Plan:
+    device = arguments.alpha.device
+    if INTERPRETED:
+        tiles, processors = INTERPRETER, 2
+    else:
+        properties = torch.cuda.get_device_properties(device)
+        tiles, processors = tile_table((properties.major, properties.minor)), properties.multi_processor_count
+    return Planner(
+        arguments, directions, results, precision=float32_precision(), tiles=tiles, processors=processors
+    ).plan()
+
+
+def _addresses(
+    arguments: Arguments, directions: Sequence[Tensor | None] | None, results: Sequence[Tensor | None]
+) -> list[int]:
+    """What fills Plan.address_words, in that order."""
+    targets, pairs = len(arguments.targets), len(arguments.weights)
+    moved = [None] * arguments.slot_count if directions is None else directions
+    tensors = [arguments.alpha, moved[-1], results[-1]]
+    for n in range(targets):
+        tensors += [arguments.targets[n], moved[n], results[n]]
+    for p in range(pairs):
+        weight, bias = targets + p, targets + pairs + p
+        tensors += [arguments.sources[arguments.pairs[2 * p]], arguments.weights[p], moved[weight]]
+        tensors += [arguments.biases[p], moved[bias], results[weight], results[bias]]
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _launch(
+    plan: Plan, arguments: Arguments, directions: Sequence[Tensor | None] | None, results: list[Tensor | None]
+) -> Tensor:
+    alpha = arguments.alpha
+    loss = alpha.new_zeros(())
+    for slot in plan.zeroed:
+        if results[slot] is not None:
+            results[slot].zero_()
+    if not plan.launches:
+        return loss
+    values = plan.template.copy()
+    values[plan.address_words] = _addresses(arguments, directions, results)
+    table = to_device(values, alpha.device)
+    weight_sums = alpha.new_empty(plan.weight_sums)
+    bias_sums = alpha.new_empty(plan.bias_sums)
+    loss_sums = alpha.new_empty(plan.loss_sums)
+    for launch in plan.launches:
+        kernel, grid, count = launch.kernel, (launch.programs,), len(launch.items)
+        options = _options(launch.tile.warps, launch.tile.stages) | launch.constants
+        if launch.blocks is not None:
+            kernel[grid](table, launch.items, launch.blocks, count, **options)
+        else:
+            sums = weight_sums[launch.weight_sums_at :], bias_sums[launch.bias_sums_at :]
+            kernel[grid](table, launch.items, *sums, loss_sums, count, **options)
+    if plan.sum_items is not None:
+        kernels.sum_kernel[(plan.sum_programs,)](
+            table,
+            plan.sum_items,
+            weight_sums,
+            bias_sums,
+            loss_sums,
+            loss,
+            len(plan.sum_items),
+            0 if directions is not None else plan.loss_sums,
+            **_options(4, 1),
+            **plan.sum_constants,
+        )
+    return loss
+
+
+def _options(warps: int, stages: int) -> dict[str, int | bool]:
+    return {} if INTERPRETED else {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+
+
+# ---- host to device ------------------------------------------------------------------------------------------------
+
+
+class _Arena:
+    """Pinned memory for tables that a CUDA graph copies from at every replay: handed out once, never used again.
+
+    It is allocated before any capture, because memory cannot be pinned during one.
+    """
+
+    WORDS = 1 << 17
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(self.WORDS, dtype=torch.int64, pin_memory=True)
+        self.used = 0
+
+    def take(self, count: int) -> Tensor:
+        if self.used + count > self.WORDS:
+            raise RuntimeError(
+                "the matching loss was captured into so many CUDA graphs that the memory set aside for them, "
+                f"{self.WORDS * 8 // 2**20} MiB, is used up; reuse the graphs, or capture in another process"
+            )
+        self.used += count
+        return self.memory[self.used - count : self.used]
+
+
+_arena: _Arena | None = None
+
+
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of ``values`` (int64) on the device, in the order of the current stream and without waiting for it."""
+    global _arena
+    if device.type != "cuda":
+        return torch.from_numpy(values)
+    if _arena is None:
+        with _LOCK:
+            _arena = _arena or _Arena()
+    if torch.cuda.is_current_stream_capturing():
+        with _LOCK:
+            host = _arena.take(len(values))
+    else:
+        host = torch.empty(len(values), dtype=torch.int64, pin_memory=True)  # PyTorch keeps it until it is copied
+    host.numpy()[:] = values
+    return host.to(device, non_blocking=True)

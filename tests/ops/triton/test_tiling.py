@@ -1,0 +1,141 @@
+"""Problems that meet every way a tile can lie: across samples, pairs, borders and blocks of channels."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.ops.problems import Problem, assert_accurate, draw, draw_directions, laid_out, solve
+
+# (batch, source maps, target maps, pairs); tiles of the interpreter are 16 rows, 32 pixels and 16 channels
+PROBLEMS = {
+    "more channels than a tile": (2, [(5, 3, 3)], [(37, 3, 3)], [(0, 0)]),
+    "more rows than a tile": (2, [(37, 3, 3)], [(5, 3, 3)], [(0, 0)]),
+    "tiles across two samples": (3, [(3, 4, 5)], [(4, 5, 9)], [(0, 0)]),
+    "tiles of exactly one sample": (3, [(3, 4, 8)], [(4, 4, 8)], [(0, 0)]),
+    "tiles of many samples": (70, [(2, 1, 1)], [(3, 1, 1)], [(0, 0)]),
+    "vectors of four": (2, [(8, 2, 2)], [(8, 4, 8)], [(0, 0)]),
+    "layers of different class": (
+        2,
+        [(3, 2, 2), (17, 3, 3)],
+        [(3, 6, 6), (18, 2, 2)],
+        [(0, 0), (1, 1), (1, 0), (0, 1)],
+    ),
+}
+
+
+def on(backend, problem: Problem) -> Problem:
+    return problem.map(lambda t: t.to(backend.device))
+
+
+def check(backend, problem: Problem) -> None:
+    problem = on(backend, problem)
+    directions = draw_directions(problem)
+    assert_accurate(solve(backend.matching_loss, problem, directions), problem, directions)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_tiles(triton_backend, name):
+    batch, *sizes = PROBLEMS[name]
+    check(triton_backend, draw(*sizes, batch=batch, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "offset", "expanded"])
+def test_layouts(triton_backend, layout):
+    """Of maps, and of projections and coefficients that are views of something larger."""
+    problem = draw([(4, 3, 4)], [(8, 5, 4)], [(0, 0)], batch=2, dtype=torch.float32)
+    check(
+        triton_backend,
+        replace(
+            problem,
+            sources=[laid_out(s, layout) for s in problem.sources],
+            targets=[laid_out(t, layout) for t in problem.targets],
+            weights=[F.pad(w, (1, 2, 1, 0), value=torch.nan)[1:, 1:-2] for w in problem.weights],
+            biases=[torch.stack([b, b], dim=1)[:, 1] for b in problem.biases],
+            alpha=problem.alpha.t().contiguous().t(),
+        ),
+    )
+
+
+def test_maps_of_different_dtypes(triton_backend):
+    """Lists of one dtype each are read as they are, mixed lists through float32 copies."""
+    problem = draw([(3, 2, 2), (2, 3, 3)], [(3, 2, 2), (4, 3, 3)], [(0, 0), (1, 1)], batch=2, dtype=torch.float32)
+    half = torch.float16
+    check(
+        triton_backend,
+        replace(
+            problem,
+            sources=[problem.sources[0].to(half), problem.sources[1]],
+            targets=[t.to(half) for t in problem.targets],
+            weights=[problem.weights[0], problem.weights[1].to(half)],
+            biases=[problem.biases[0].to(half), problem.biases[1]],
+        ),
+    )
+
+
+def test_directions_that_are_none(triton_backend):
+    """None stands for zero, slot by slot; a bias that is None has no direction."""
+    problem = on(
+        triton_backend,
+        draw([(3, 2, 3), (2, 3, 3)], [(4, 3, 3)], [(0, 0), (1, 0)], biased=[True, False], dtype=torch.float32),
+    )
+    directions = draw_directions(problem)
+    following = iter(directions)
+    slots = [None if slot is None else next(following) for slot in problem.slots]
+    arguments = problem.operator_arguments()
+    hvp = triton_backend.ops.matching_hvp
+    for kept in range(len(slots)):
+        some = [d if i == kept else None for i, d in enumerate(slots)]
+        zeros = [None if d is None else d if i == kept else torch.zeros_like(d) for i, d in enumerate(slots)]
+        found, wanted = (hvp(*arguments[:-1], ds, arguments[-1]) for ds in (some, zeros))
+        assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+def test_needs_change_no_bits(triton_backend):
+    problem = on(triton_backend, draw([(3, 4, 4)], [(2, 3, 3)], [(0, 0)], dtype=torch.float32))
+    arguments = problem.operator_arguments()
+    forward = triton_backend.ops.matching_forward
+    loss, gradients = forward(*arguments)
+    for slot in range(len(gradients)):
+        needs = [i == slot for i in range(len(gradients))]
+        alone_loss, (alone,) = forward(*arguments[:-1], needs)
+        assert torch.equal(alone_loss, loss) and torch.equal(alone, gradients[slot])
+
+
+def test_the_same_bits_from_call_to_call(triton_backend):
+    problem = on(triton_backend, draw([(3, 4, 4), (5, 2, 2)], [(6, 5, 7)], [(0, 0), (1, 0)], dtype=torch.float32))
+    directions = draw_directions(problem)
+    once, again = (solve(triton_backend.matching_loss, problem, directions).parts() for _ in range(2))
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_derivatives_that_do_not_exist_raise(triton_backend):
+    problem = on(triton_backend, draw([(2, 2, 2)], [(2, 2, 2)], [(0, 0)], dtype=torch.float32)).requiring_grad()
+    loss = problem.loss(triton_backend.matching_loss)
+    gradients = torch.autograd.grad(loss, problem.inputs, create_graph=True)
+    products = torch.autograd.grad(gradients, problem.inputs, draw_directions(problem), create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiated twice, not three times"):
+        torch.autograd.grad(products[0].sum(), problem.inputs)
+    problem.sources[0].requires_grad_()
+    with pytest.raises(ValueError, match=r'source feature 0 requires grad.*backend="reference"'):
+        problem.loss(triton_backend.matching_loss)
+
+
+def test_saved_gradients_are_scaled_in_place_only_where_nobody_reads_them(triton_backend):
+    problem = on(triton_backend, draw([(2, 2, 2)], [(2, 2, 2)], [(0, 0)], dtype=torch.float32)).requiring_grad()
+    loss, held = triton_backend.ops.matching_forward(*problem.operator_arguments())
+    before = [g.detach().clone() for g in held]
+    first = torch.autograd.grad(3 * loss, problem.inputs, retain_graph=True)
+    second = torch.autograd.grad(3 * loss, problem.inputs)
+    for value, one, two, kept in zip(before, first, second, held, strict=True):
+        torch.testing.assert_close(one, 3 * value)
+        assert torch.equal(one, two) and torch.equal(kept, value)
+    alone = problem.loss(triton_backend.matching_loss)
+    torch.testing.assert_close(torch.autograd.grad(3 * alone, problem.inputs), first)
+
+
+def test_float64_is_refused(triton_backend):
+    problem = on(triton_backend, draw([(2, 2, 2)], [(2, 2, 2)], [(0, 0)]))
+    with pytest.raises(TypeError, match="float32"):
+        problem.loss(triton_backend.matching_loss)
