@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -11,23 +13,52 @@ import l2t_fast
 from l2t_fast.errors import L2TFastError
 from l2t_fast.parsing import new_parser
 
+# The suite is imported by the functions that need it: `l2t-fast --help` does not wait for networks and plots.
+if TYPE_CHECKING:
+    from l2t_fast.bench.engine import Protocol
+    from l2t_fast.bench.rows import Row
+    from l2t_fast.bench.workloads import Workload
+
+STEP_MODES = ("hypergradient", "step")
+
 
 def add_bench_commands(parser: ArgumentParser) -> None:
     """Give the parser of ``l2t-fast bench`` its commands, once it is part of the parser of ``l2t-fast``."""
     commands = parser.add_subcommands(dest="action")
-    run = new_parser()
-    run.add_argument("--modes", nargs="+", default=["step"], help="what to measure: step")
-    run.add_argument("--workloads", nargs="+", default=["cifar", "imagenet"], help="names, such as cifar or tiny")
-    run.add_argument("--providers", nargs="+", help="whose implementations; all that can when left out")
+    run = new_parser(
+        description="Every provider is checked against float64 first; wrong ones get no time. Those that are left take "
+        "turns. Each finished group of providers is appended to the rows at once. The defaults take about ten minutes "
+        "on two cores."
+    )
+    run.add_argument(
+        "--modes",
+        nargs="+",
+        default=["forward_backward", "second_order", "step"],
+        help="forward | forward_backward | second_order of the matching loss; hypergradient; step (a whole one)",
+    )
+    run.add_argument(
+        "--workloads",
+        nargs="+",
+        help="cifar | imagenet | multi_source_128 | multi_source_1024 | high_resolution | tiny | single; cifar and "
+        "imagenet when left out; for hypergradient and step: cifar | imagenet | tiny",
+    )
+    run.add_argument("--shapes", help="YAML or JSON file with feature maps of your own, see docs/performance.md")
+    run.add_argument("--providers", nargs="+", help="whose implementations; all of the mode when left out")
+    run.add_argument("--dtypes", nargs="+", default=["float32"], help="of the features: float32 | bfloat16")
+    run.add_argument("--layouts", nargs="+", default=["NCHW"], help="of the features: NCHW | channels_last")
     run.add_argument("--batch", type=int, help="batch size instead of the workload's own")
+    run.add_argument("--sweep", help="measure one workload along pairs | batch | resolution | threads")
+    run.add_argument("--sizes", nargs="+", type=int, default=[], help="the values along --sweep")
     run.add_argument("--threads", type=int, help="CPU threads of PyTorch; its own choice when left out")
     run.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:1 ...")
     run.add_argument("--repeats", type=int, default=9, help="timed calls a provider, after some that are not counted")
-    run.add_argument("--check", action="store_true", help="compare the results with float64 only, without timing")
-    run.add_argument("--parts", action="store_true", help="also say where the time of a step goes")
     run.add_argument("--warm_cache", action="store_true", help="do not empty the caches before each timed call")
-    run.add_argument("--memory_limit", type=float, help="GiB a provider may take; what is free, when left out")
-    run.add_argument("--output", type=str, help="CSV file that rows are appended to")
+    run.add_argument(
+        "--memory_limit", type=float, help="GiB a provider may take on a CPU; all that is free if left out"
+    )
+    run.add_argument("--parts", action="store_true", help="also say where the time of a step goes")
+    run.add_argument("--check", action="store_true", help="compare the results with float64 only, without timing")
+    run.add_argument("--output", help="CSV file that rows are appended to")
     commands.add_subcommand("run", run, help="measure, and append rows to a CSV file")
 
 
@@ -36,68 +67,147 @@ def bench(options: Namespace) -> int:
     return _COMMANDS[options.action](options[options.action])
 
 
-def default_output() -> Path:
+def default_rows() -> Path:
     """The sources' own file of recorded rows; outside a checkout, a file in the current folder."""
     results = Path(l2t_fast.__file__).parent.parent / "benchmarks" / "results"
     return results / "rows.csv" if results.is_dir() else Path("l2t_fast_bench.csv")
 
 
 def _run(options: Namespace) -> int:
-    # PyTorch and the networks are imported with the suite: `l2t-fast --help` does not wait for them.
+    from l2t_fast.bench.engine import Protocol
     from l2t_fast.bench.memory import available
-    from l2t_fast.bench.rows import OK, append_rows
-    from l2t_fast.bench.setups import STEP_SETUPS
-    from l2t_fast.bench.step_suite import measure_step
-    from l2t_fast.bench.steps import step_providers
+    from l2t_fast.bench.rows import append_rows
     from l2t_fast.transfer.trainer import choose_device
 
-    for name, known, given in (
-        ("--modes", ["step"], options.modes),
-        ("--workloads", list(STEP_SETUPS), options.workloads),
-        ("--providers", list(step_providers()), options.providers or []),
-    ):
-        for value in given:
-            if value not in known:
-                raise L2TFastError(f"{name}: there is no {value!r}, choose from {', '.join(known)}")
-    if options.repeats < 1:
-        raise L2TFastError(f"--repeats is {options.repeats}, it must be 1 or more")
+    for name, least in (("repeats", 1), ("batch", 1), ("threads", 1), ("memory_limit", 0)):
+        value = options[name]
+        if value is not None and value < least:
+            raise L2TFastError(f"--{name} is {value}, it must be {least} or more")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    limit = None if options.memory_limit is None else int(options.memory_limit * 2**30)
-    if limit is None and device.type == "cpu":
-        limit = available()
-    output = default_output() if options.output is None else Path(options.output)
-    for workload in options.workloads:
-        rows = measure_step(
-            STEP_SETUPS[workload],
-            options.providers or list(step_providers()),
-            device,
-            repeats=0 if options.check else options.repeats,
-            batch=options.batch,
-            cold=not options.warm_cache,
-            memory_limit=limit,
-            parts=options.parts,
-            progress=lambda line: print(line, flush=True),
-        )
-        if options.check:
-            continue
-        append_rows(output, rows)
-        slowest = max((row.median_ms for row in rows if row.median_ms and not row.part), default=0)
-        for row in rows:
-            if row.part:
-                print(f"  {row.provider:<18} {row.part:<30} {row.median_ms:>9.1f} ms")
-            elif row.status == OK:
-                print(
-                    f"{row.workload:<12} {row.mode:<16} {row.provider:<18} {row.median_ms:>9.1f} ms "
-                    f"({row.p20_ms:.1f} to {row.p80_ms:.1f})  {slowest / row.median_ms:.2f} x  "
-                    f"peak {row.peak_mib:.0f} MiB  error {row.error:.1e} of {row.tolerance:.1e}"
-                )
-            else:
-                print(f"{row.workload:<12} {row.mode:<16} {row.provider:<18} {row.status}")
+    protocol = Protocol(
+        device,
+        repeats=0 if options.check else options.repeats,
+        cold=not options.warm_cache,
+        memory_limit=available() if options.memory_limit is None else int(options.memory_limit * 2**30),
+        progress=lambda line: print(line, flush=True),
+    )
+    output = default_rows() if options.output is None else Path(options.output)
+    wrong = 0
+    for rows in _measured(options, protocol):
+        wrong += sum(row.status == "wrong" for row in rows)
+        if not options.check:
+            append_rows(output, rows)
+            print("\n".join(_line(row, rows) for row in rows), flush=True)
     if not options.check:
         print(f"rows appended to {output}")
-    return 0
+    if wrong:
+        print(f"{wrong} results were wrong")
+    return 1 if wrong else 0
+
+
+def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
+    """All groups of rows that the options ask for, one after the other."""
+    from l2t_fast.bench.hypergradients import hypergradient_providers
+    from l2t_fast.bench.loss_suite import AXES, measure_loss, sweep_loss
+    from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS, why_not
+    from l2t_fast.bench.roofline import measure_peaks
+    from l2t_fast.bench.setups import STEP_SETUPS
+    from l2t_fast.bench.step_suite import measure_hypergradient, measure_step
+    from l2t_fast.bench.steps import step_providers
+    from l2t_fast.bench.workloads import DTYPES, LAYOUTS
+
+    loss_modes = [mode for mode in options.modes if mode in LOSS_MODES]
+    step_modes = [mode for mode in options.modes if mode in STEP_MODES]
+    known = {
+        "loss": list(LOSS_PROVIDERS),
+        "hypergradient": list(hypergradient_providers()),
+        "step": list(step_providers()),
+    }
+    _check("--modes", options.modes, [*LOSS_MODES, *STEP_MODES])
+    _check("--dtypes", options.dtypes, list(DTYPES))
+    _check("--layouts", options.layouts, list(LAYOUTS))
+    asked = set(step_modes) | ({"loss"} if loss_modes else set())
+    _check("--providers", options.providers or [], {name: 0 for kind in asked for name in known[kind]})
+    workloads = _workloads(options)
+    if step_modes and options.workloads:
+        _check("--workloads", [n for n in options.workloads if not loss_modes or n not in workloads], list(STEP_SETUPS))
+
+    def providers(kind: str) -> list[str]:
+        return [name for name in known[kind] if options.providers is None or name in options.providers]
+
+    def loss_providers(dtype: str) -> list[str]:
+        # Those that cannot run here for any mode are left out, unless they were asked for by name.
+        everywhere = options.providers or [
+            name for name in known["loss"] if why_not(name, "forward", dtype, protocol.device) is None
+        ]
+        return [name for name in known["loss"] if name in everywhere]
+
+    if options.sweep is not None:
+        _check("--sweep", [options.sweep], list(AXES))
+        if not options.sizes or not loss_modes or len(workloads) != 1:
+            raise L2TFastError("--sweep needs --sizes, one of --workloads, and a mode of the matching loss")
+        for dtype in options.dtypes:
+            for layout in options.layouts:
+                yield from sweep_loss(
+                    *(next(iter(workloads.values())), options.sweep, options.sizes, loss_modes),
+                    *(loss_providers(dtype), protocol),
+                    dtype=dtype,
+                    layout=layout,
+                )
+        return
+    for dtype in options.dtypes if loss_modes and providers("loss") else ():
+        peaks = None
+        if protocol.repeats:
+            peaks, rows = measure_peaks(protocol, dtype)
+            yield rows
+        for workload in workloads.values():
+            for layout in options.layouts:
+                case = workload.case(protocol.device, batch=options.batch, dtype=dtype, layout=layout)
+                yield from measure_loss(case, loss_modes, loss_providers(dtype), protocol, peaks)
+    setups = [STEP_SETUPS[name] for name in options.workloads or ("cifar", "imagenet") if name in STEP_SETUPS]
+    for setup in setups if step_modes else ():
+        if "hypergradient" in step_modes and providers("hypergradient"):
+            protocol.progress(f"{setup.name}, hypergradient:")
+            yield measure_hypergradient(setup, providers("hypergradient"), protocol, batch=options.batch)
+        if "step" in step_modes and providers("step"):
+            protocol.progress(f"{setup.name}, training step:")
+            yield measure_step(setup, providers("step"), protocol, batch=options.batch, parts=options.parts)
+
+
+def _workloads(options: Namespace) -> dict[str, Workload]:
+    """Those of the matching loss that are asked for, by name."""
+    from l2t_fast.bench.workloads import WORKLOADS, read_shapes
+
+    own = read_shapes(Path(options.shapes)) if options.shapes else []
+    names = options.workloads
+    if names is None:
+        names = [] if own else ["cifar", "imagenet"]
+    if not set(options.modes) & set(STEP_MODES):
+        _check("--workloads", names, list(WORKLOADS))
+    return {name: WORKLOADS[name] for name in names if name in WORKLOADS} | {w.name: w for w in own}
+
+
+def _check(option: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for value in given:
+        if value not in known:
+            raise L2TFastError(f"{option}: there is no {value!r} here, choose from {', '.join(known)}")
+
+
+def _line(row: Row, rows: list[Row]) -> str:
+    """One row for the terminal; ratios are to the slowest of its group."""
+    if row.part:
+        return f"  {row.provider:<20} {row.part:<32} {row.median_ms:>9.1f} ms"
+    if row.median_ms is None:
+        return f"  {row.provider:<20} {row.status}" + (f": {row.note}" if row.note else "")
+    text = f"  {row.provider:<20} {row.median_ms:>9.2f} ms ({row.p20_ms:.2f} to {row.p80_ms:.2f})"
+    if row.mode == "peak":
+        rate = f"{row.flop / row.p20_ms / 1e6:.1f} GFLOP/s" if row.flop else f"{row.bytes / row.p20_ms / 1e6:.1f} GB/s"
+        return f"{text}  {row.workload}, {row.dtype}: {rate}"
+    slowest = max(other.median_ms for other in rows if other.median_ms and not other.part)
+    share = "" if row.roofline_share is None else f"  {row.roofline_share:.0%} of the roofline"
+    return f"{text}  {slowest / row.median_ms:>6.2f} x  peak {row.peak_mib:.1f} MiB{share}"
 
 
 _COMMANDS = {"run": _run}

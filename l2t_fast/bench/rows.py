@@ -11,7 +11,7 @@ from pathlib import Path
 
 from l2t_fast.errors import L2TFastError
 
-OK, WRONG, OUT_OF_MEMORY = "ok", "wrong", "out of memory"
+OK, WRONG, OUT_OF_MEMORY, UNSUPPORTED = "ok", "wrong", "out of memory", "unsupported"
 
 
 @dataclass(frozen=True)

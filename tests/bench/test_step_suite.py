@@ -2,30 +2,23 @@
 
 import math
 
-import pytest
 import torch
 
 from l2t_fast.bench import steps
-from l2t_fast.bench.rows import OK, OUT_OF_MEMORY, WRONG
+from l2t_fast.bench.engine import Protocol
+from l2t_fast.bench.hypergradients import hypergradient_providers
+from l2t_fast.bench.rows import OK, OUT_OF_MEMORY, UNSUPPORTED, WRONG
 from l2t_fast.bench.setups import STEP_SETUPS
 from l2t_fast.bench.step_parts import step_parts
-from l2t_fast.bench.step_suite import measure_step
+from l2t_fast.bench.step_suite import measure_hypergradient, measure_step
 from l2t_fast.bench.steps import make_step, outcome, step_providers
 
 CPU = torch.device("cpu")
 TINY = STEP_SETUPS["tiny"]
 
 
-@pytest.fixture(autouse=True)
-def _few_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_every_provider_takes_the_step_of_the_naive_loop():
-    rows = measure_step(TINY, list(step_providers()), CPU, repeats=0)
+    rows = measure_step(TINY, list(step_providers()), Protocol(CPU, repeats=0))
     assert [row.provider for row in rows] == list(step_providers())
     for row in rows:
         assert row.status == OK, row
@@ -34,8 +27,19 @@ def test_every_provider_takes_the_step_of_the_naive_loop():
         assert row.median_ms is None and row.peak_mib is None
 
 
+def test_hypergradients_of_methods_and_libraries_are_that_of_the_naive_loop():
+    providers = hypergradient_providers()
+    rows = measure_hypergradient(TINY, list(providers), Protocol(CPU, repeats=0))
+    for row, (_, _, missing) in zip(rows, providers.values(), strict=True):
+        assert row.mode == "hypergradient"
+        if missing:
+            assert row.status == UNSUPPORTED and row.note == missing
+        else:
+            assert row.status == OK and row.error <= row.tolerance <= 1e-3, row
+
+
 def test_rows_hold_times_memory_and_parts():
-    rows = measure_step(TINY, ["exact"], CPU, repeats=3, parts=True)
+    rows = measure_step(TINY, ["exact"], Protocol(CPU, repeats=3), parts=True)
     whole = rows[0]
     assert whole.p20_ms <= whole.median_ms <= whole.p80_ms
     assert whole.allocator_mib > 0 and whole.peak_mib > 0
@@ -64,7 +68,7 @@ def test_a_wrong_provider_gets_no_time(monkeypatch):
         return scaled
 
     add_provider(monkeypatch, wrong)
-    exact, wrong_row = measure_step(TINY, ["exact", "added"], CPU, repeats=1)
+    exact, wrong_row = measure_step(TINY, ["exact", "added"], Protocol(CPU, repeats=1))
     assert exact.status == OK and exact.median_ms > 0
     assert wrong_row.status == WRONG and math.isclose(wrong_row.error, 0.01, rel_tol=0.05)
     assert wrong_row.median_ms is None and wrong_row.peak_mib is None
@@ -72,7 +76,7 @@ def test_a_wrong_provider_gets_no_time(monkeypatch):
 
 def test_too_little_memory_is_recorded(monkeypatch):
     add_provider(monkeypatch, lambda training: lambda: torch.zeros(2**28))
-    exact, greedy = measure_step(TINY, ["exact", "added"], CPU, repeats=0, memory_limit=2**29)
+    exact, greedy = measure_step(TINY, ["exact", "added"], Protocol(CPU, repeats=0, memory_limit=2**29))
     assert exact.status == OK
     assert greedy.status == OUT_OF_MEMORY and greedy.median_ms is None
 
