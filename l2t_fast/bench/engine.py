@@ -91,8 +91,8 @@ def measure(contenders: Mapping[str, Contender], tolerance: float, protocol: Pro
         memory = peak(run, protocol.device)
         size = contenders[name].results_bytes
         found[name] |= {
-            "peak_mib": (memory.allocator if memory.process is None else memory.process) / 2**20,
-            "allocator_mib": memory.allocator / 2**20,
+            "peak_mib": memory.allocator / 2**20,
+            "process_mib": None if memory.process is None else memory.process / 2**20,
             "results_mib": None if size is None else size / 2**20,
         }
     return found

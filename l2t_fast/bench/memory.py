@@ -1,13 +1,12 @@
 """Peak memory of one call beyond what was held before it, two ways, and a limit that turns exhaustion into an error.
 
+* ``allocator``: what PyTorch's allocator handed out, at its highest, blocks that our kernels keep for the next call
+  included. On a CPU from the profiler's memory events, the same to the byte from run to run, but blind to scratch
+  buffers that libraries allocate themselves (oneDNN's and MKL's; ours are counted). On a GPU
+  ``torch.cuda.max_memory_allocated``. It is the figure that tables show.
 * ``process``: the highest resident set size during the call minus that before it, as Linux counts it (VmHWM, reset
-  through ``/proc/self/clear_refs``). It counts everything: tensors, the libraries' scratch buffers, the autograd graph,
-  thread stacks. Free memory that the C library holds back is given to the system first (``malloc_trim``), else a call
-  could reuse what an earlier one left behind and look smaller. Not counted: pages that are asked for and never
-  touched.
-* ``allocator``: what PyTorch's allocator handed out, at its highest. On a CPU from the profiler's memory events, the
-  same to the byte from run to run, but blind to buffers that libraries allocate themselves; on a GPU
-  ``torch.cuda.max_memory_allocated``, which is blind to cuBLAS and cuDNN workspaces outside the allocator.
+  through ``/proc/self/clear_refs``). It counts everything that is touched, scratch buffers too, but not what was kept
+  from an earlier call. Free memory that the C library holds back is given to the system first (``malloc_trim``).
 """
 
 import contextlib

@@ -31,9 +31,9 @@ class Row:
         error: the largest relative error of a result (2-norm) against float64; tolerance: what it may be
         median_ms, p20_ms, p80_ms: of ``repeats`` calls
         first_call_ms: set-up and first call, compilation included; never part of the others
-        peak_mib: growth of the process's resident memory in one call (on a GPU: of PyTorch's allocator)
-        allocator_mib: what PyTorch's allocator handed out at its highest in one call
-        results_mib: size of the results, which is part of both
+        peak_mib: what PyTorch's allocator handed out at its highest in one call
+        process_mib: growth of the process's resident memory in one call; what is read is in l2t_fast.bench.memory
+        results_mib: size of the results, which is part of peak_mib
         flop, bytes: what the provider's algorithm computes and must move
         floor_ms: the least time they take at this device's measured peaks
     """
@@ -67,7 +67,7 @@ class Row:
     p80_ms: float | None = None
     first_call_ms: float | None = None
     peak_mib: float | None = None
-    allocator_mib: float | None = None
+    process_mib: float | None = None
     results_mib: float | None = None
     flop: float | None = None
     bytes: float | None = None

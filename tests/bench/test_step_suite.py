@@ -42,7 +42,7 @@ def test_rows_hold_times_memory_and_parts():
     rows = measure_step(TINY, ["exact"], Protocol(CPU, repeats=3), parts=True)
     whole = rows[0]
     assert whole.p20_ms <= whole.median_ms <= whole.p80_ms
-    assert whole.allocator_mib > 0 and whole.peak_mib > 0
+    assert whole.peak_mib > 0
     assert (whole.repeats, whole.batch, whole.pairs, whole.flags) == (3, 8, 9, "cold cache")
     parts = {row.part: row.median_ms for row in rows[1:]}
     assert {"source network", "real step: backward", "SGD and Adam", "rest"} <= set(parts)
