@@ -38,14 +38,35 @@ struct LayerPlan {
 
 inline int64_t pixels(const Source& source) { return source.height * source.width; }
 
-inline Cost cost(const LayerShape& layer, Algorithm algorithm, Work work, int64_t element_size) {
-  const bool hvp = work == Work::hessian_vector;
+// The Gram form's flops: `sums` for all but the target's result, which has a pass of its own.
+struct GramFlops {
+  double sums = 0, target_matrices = 0, target_pixels = 0;
+};
+
+inline GramFlops gram_flops(const LayerShape& layer, Work work) {
   const double B = layer.batch, C = layer.channels, P = layer.height * layer.width;
-  double rows = 0, cross = 0, source_elements = 0;
+  double rows = 0, cross = 0;
   for (const Source& source : layer.sources) {
     rows += source.channels;
     // X = S~ T^T costs the source's pixels where those are fewer, because the resize's adjoint is applied to T once.
     cross += 2 * B * std::min<double>(pixels(source), P) * source.channels * C;
+  }
+  const double square = 2 * B * P * C * C, small = 2 * B * rows * C * C;
+  const bool hvp = work == Work::hessian_vector;
+  GramFlops flops{.sums = hvp ? square * 1.5 + 2 * cross + 3 * small : square * 0.5 + cross + small};
+  if (layer.needs_target) {
+    flops.target_matrices = (hvp ? 1.5 : 0.5) * small;
+    flops.target_pixels = (hvp ? 2 : 1) * square + cross;
+  }
+  return flops;
+}
+
+inline Cost cost(const LayerShape& layer, Algorithm algorithm, Work work, int64_t element_size) {
+  const bool hvp = work == Work::hessian_vector;
+  const double B = layer.batch, C = layer.channels, P = layer.height * layer.width;
+  double rows = 0, source_elements = 0;
+  for (const Source& source : layer.sources) {
+    rows += source.channels;
     source_elements += B * pixels(source) * source.channels;
   }
   Cost result;
@@ -54,31 +75,29 @@ inline Cost cost(const LayerShape& layer, Algorithm algorithm, Work work, int64_
     result.flops = hvp ? product * (3 + 2 * layer.needs_target + 2 * layer.needs_weights)
                        : product * (1 + layer.needs_target + layer.needs_weights);
   } else {
-    const double square = 2 * B * P * C * C, small = 2 * B * rows * C * C;
-    result.flops = hvp ? square * 1.5 + 2 * cross + 3 * small : square * 0.5 + cross + small;
-    if (layer.needs_target) result.flops += hvp ? 2 * square + cross + 1.5 * small : square + cross + 0.5 * small;
+    const GramFlops flops = gram_flops(layer, work);
+    result.flops = flops.sums + flops.target_matrices + flops.target_pixels;
   }
   const double target_elements = B * P * C;
   result.bytes = element_size * (source_elements + target_elements * (1 + hvp + layer.needs_target));
   return result;
 }
 
-// Gram's sums cancel, so it computes in double, at half float's rate; and its samples are whole, so it can use no more
-// threads than samples.
+// In flops of the direct form's type. Gram's sums cancel, so it computes in double, at half float's rate, all but the
+// pixels of hT; and its samples are whole, so it can use no more threads than samples. Measured: its many small steps
+// cost a third more a flop than the plain products of the direct form.
 inline double relative_time(const LayerShape& layer, Algorithm algorithm, Work work, bool float64, int64_t threads) {
-  double time = cost(layer, algorithm, work, 4).flops;
-  if (algorithm == Algorithm::gram) {
-    const int64_t turns = (layer.batch + threads - 1) / std::max<int64_t>(threads, 1);
-    time *= (float64 ? 1 : 2) * double(turns) * threads / std::max<int64_t>(layer.batch, 1);
-  }
-  return time;
+  if (algorithm == Algorithm::direct) return cost(layer, algorithm, work, 4).flops;
+  const GramFlops flops = gram_flops(layer, work);
+  const double in_double = float64 ? 1 : 2, last = work == Work::hessian_vector ? 1 : in_double;
+  const int64_t turns = (layer.batch + threads - 1) / std::max<int64_t>(threads, 1);
+  const double idle = double(turns) * threads / std::max<int64_t>(layer.batch, 1);
+  return 1.3 * idle * (in_double * (flops.sums + flops.target_matrices) + last * flops.target_pixels);
 }
 
 inline Algorithm choose(const LayerShape& layer, Work work, bool float64, int64_t threads) {
-  // Measured: Gram's many small steps cost a third more a flop than the plain products of the direct form.
   const double direct = relative_time(layer, Algorithm::direct, work, float64, threads);
-  return 1.3 * relative_time(layer, Algorithm::gram, work, float64, threads) < direct ? Algorithm::gram
-                                                                                      : Algorithm::direct;
+  return relative_time(layer, Algorithm::gram, work, float64, threads) < direct ? Algorithm::gram : Algorithm::direct;
 }
 
 }  // namespace l2t_fast::plan

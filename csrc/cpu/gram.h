@@ -1,20 +1,15 @@
 // The Gram form: the reductions over pixels from T T^T and S~ T^T, fewer products where pixels are many and channels
 // few.
 //
-// Sums over pixels of D D or D T are differences of large numbers when D is small against S~, so everything here is
-// double; the planner counts that.
+// Sums over pixels of D D or D T are differences of large numbers when D is small against S~, and so is dT, so
+// everything here is double; the planner counts that. hT alone may be float (Layer::single_product says when).
 #pragma once
 
-#include "direct.h"
+#include "gram_gradient.h"
 
 namespace l2t_fast::cpu::L2T_ISA {
 
 using Real = double;
-
-// Whole rows a block, of the target or of a smaller source.
-inline int64_t gram_block_rows(const Feature& feature) {
-  return maximum(1, minimum(feature.height, 224 / feature.width));
-}
 
 // What one sample's pixels leave of a map F of the target's shape: T, or its direction vT.
 struct Moments {
@@ -28,11 +23,14 @@ struct Moments {
 struct GramScratch {
   Moments target, direction;
   Real *source, *cache;
-  Real* line;      // one row of a smaller source: one panel in the adjoint, all of them in the sums of squares
-  Real* gradient;  // of a block
-  Real* scaled;    // the projection times its coefficients: (rows, channels)
+  Real* line;                                    // one row of a smaller source, for the sums of squares
+  Real* gradient;                                // of a block
+  Real* scaled;                                  // the projection times its coefficients: (rows, channels)
   Real *source_sum, *source_square, *cross_dot;  // (rows,): sum S~, sum S~^2, W (S~ F^T)
   Real* constant;                                // (channels,)
+  struct {
+    float *product, *direction_product, *scaled, *constant;
+  } single;  // for hT in float
   int64_t block, source_block, channels, channel_rows;
 
   GramScratch(const Layer& layer, Arena& arena) {
@@ -68,22 +66,42 @@ struct GramScratch {
     source_square = arena.take<Real>(layer.rows);
     cross_dot = arena.take<Real>(layer.rows);
     constant = arena.take<Real>(channels);
+    const int64_t factor = layer.single_product && layer.target_gradient.data ? round_up(channels, panel<float>) : 0;
+    single.product = arena.take<float>(channel_rows * factor);
+    single.direction_product = arena.take<float>(layer.target_direction.data ? channel_rows * factor : 0);
+    single.scaled = arena.take<float>(layer.rows * factor);
+    single.constant = arena.take<float>(factor);
   }
 
-  // Pixels of the distinct smaller source sizes before the k-th.
-  static int64_t small_before(const Layer& layer, int64_t k) {
-    int64_t size = 0;
-    for (int64_t i = 0; i < k; ++i) {
-      const Feature& source = pair_of_size(layer, i).source;
-      size += source.height * source.width;
-    }
-    return size;
+  // The second pass in double, on the memory of the first.
+  GramGradient<Real> gradient_pass(const Layer& layer) const {
+    return {layer,          target.block,      direction.block, source,   cache, gradient,     target.small,
+            target.product, direction.product, scaled,          constant, block, source_block, channel_rows};
   }
-  static int64_t small_size(const Layer& layer) { return small_before(layer, layer.up_sizes); }
-  static const PairView& pair_of_size(const Layer& layer, int64_t k) {
-    int64_t p = 0;
-    while (layer.pairs[p].resize != Resize::up || layer.pairs[p].size_index != k) ++p;
-    return layer.pairs[p];
+  // The same in float: what it reads of the first is converted, and its blocks lie where those of the first did.
+  GramGradient<float> single_pass(const Layer& layer) const {
+    const auto shared = [](Real* piece) { return reinterpret_cast<float*>(piece); };
+    convert_panels<float>(target.product, channel_rows, channel_rows, channels, single.product, channel_rows);
+    if (layer.target_direction.data)
+      convert_panels<float>(direction.product, channel_rows, channel_rows, channels, single.direction_product,
+                            channel_rows);
+    convert_panels<float>(scaled, layer.rows, layer.rows, channels, single.scaled, layer.rows);
+    for (int64_t c = 0; c < round_up(channels, panel<float>); ++c)
+      single.constant[c] = c < channels ? float(constant[c]) : 0;
+    return {layer,
+            shared(target.block),
+            shared(direction.block),
+            shared(source),
+            shared(cache),
+            shared(gradient),
+            shared(target.small),
+            single.product,
+            single.direction_product,
+            single.scaled,
+            single.constant,
+            block,
+            source_block,
+            channel_rows};
   }
 };
 
@@ -165,7 +183,7 @@ class GramSample {
       fill_zero(all[k]->product, scratch.channel_rows * scratch.channels);
       fill_zero(all[k]->cross, R * scratch.channels);
       fill_zero(all[k]->sum, scratch.channels);
-      fill_zero(all[k]->small, GramScratch::small_size(layer) * scratch.channels);
+      fill_zero(all[k]->small, small_size(layer) * scratch.channels);
     }
     for (int64_t y = 0; y < layer.target.height; y += step) {
       const int64_t rows = minimum(step, layer.target.height - y), count = rows * width;
@@ -176,10 +194,10 @@ class GramSample {
         outer_product<Real>(count, 0, scratch.channel_rows, 0, C, moments.block, target_panel(), scratch.target.block,
                             target_panel(), moments.product, square_stride, /*lower=*/k == 0);
         for (int64_t s = 0; s < layer.up_sizes; ++s) {
-          const PairView& pair = GramScratch::pair_of_size(layer, s);
+          const PairView& pair = pair_of_size(layer, s);
           for (int64_t i = 0; i < rows; ++i)
             add_adjoint_row<Real>(*pair.vertical, *pair.horizontal, y + i, C, moments.block + i * width * NR,
-                                  target_panel(), small_of(moments, s), small_panel(pair), scratch.line);
+                                  target_panel(), small_of(moments, s), small_panel(pair));
         }
       }
       for (int64_t p = 0; p < layer.pair_count; ++p) {
@@ -203,20 +221,24 @@ class GramSample {
   void reduce_forward(Real* q, Real* weight_gradient, double* bias_gradient) {
     const Real* sum = scratch.target.sum;
     Real* cross = scratch.target.cross;
-    for (int64_t r = 0; r < R; ++r) scratch.cross_dot[r] = row_dot(weight, cross, r);
+    weighted_sums(cross, scratch.cross_dot);
     rows_times_square<Store::subtract_from>(weight, scratch.target.product, cross);
-    for (int64_t r = 0; r < R; ++r) {
-      const Real difference_sum = sum_of_difference(r);
-      vec<Real> dot{};
-      for (int64_t c = 0; c < scratch.channels; c += lanes<Real>) {
-        const int64_t at = place(r, c);
-        const vec<Real> value = load(cross + at) + bias[r] * load(sum + c);  // sum over pixels of D T^T
-        dot += value * load(weight + at);
-        if (weight_gradient) store(weight_gradient + at, load(weight_gradient + at) + alpha[r] * value);
+    for (int64_t first = 0; first < R; first += row_block) {
+      RowSums mean, dot;
+      for_each_place(first, [&](int i, int64_t c, int64_t at) {
+        const vec<Real> w = load(weight + at), s = load(sum + c);
+        const vec<Real> value = load(cross + at) + bias[first + i] * s;  // sum over pixels of D T^T
+        mean[i] += w * s;
+        dot[i] += w * value;
+        if (weight_gradient) store(weight_gradient + at, load(weight_gradient + at) + alpha[first + i] * value);
+      });
+      for (int i = 0; i < row_block; ++i) {
+        const int64_t r = first + i;
+        const Real difference_sum = sum_of_difference(r, sum_of<Real>(mean[i]));
+        q[r] += sum_of<Real>(dot[i]) + bias[r] * difference_sum - scratch.cross_dot[r] -
+                bias[r] * scratch.source_sum[r] + scratch.source_square[r];
+        bias_gradient[r] += alpha[r] * difference_sum;
       }
-      q[r] += sum_of<Real>(dot) + bias[r] * difference_sum - scratch.cross_dot[r] - bias[r] * scratch.source_sum[r] +
-              scratch.source_square[r];
-      bias_gradient[r] += alpha[r] * difference_sum;
     }
   }
 
@@ -228,43 +250,61 @@ class GramSample {
     Real *cross = scratch.target.cross, *change = scratch.direction.cross;
     rows_times_square<Store::subtract_from>(weight, scratch.target.product, cross);
     if (change) {
-      for (int64_t r = 0; r < R; ++r) scratch.cross_dot[r] = row_dot(weight, change, r);
+      weighted_sums(change, scratch.cross_dot);
       rows_times_square<Store::subtract_from>(weight, scratch.direction.product, change);
     }
-    for (int64_t r = 0; r < R; ++r) {
-      const Real difference_sum = sum_of_difference(r);
-      const Real bias_change = bias_direction ? bias_direction[r] : 0;
-      const Real alpha_change = alpha_direction ? alpha_direction[r] : 0;
-      Real change_sum = bias_change * Real(layer.pixels);  // sum of V
-      Real dot = bias_change * difference_sum;
-      if (change) {
-        const Real shift = vector_dot(weight, direction_sum, r);
-        change_sum += shift;
-        dot += (row_dot(weight, change, r) - scratch.cross_dot[r]) / 2 + bias[r] * shift;
+    for (int64_t first = 0; first < R; first += row_block) {
+      RowSums mean, shift, change_dot, direction_mean, direction_dot;
+      Real along_sum[row_block], along_cross[row_block];
+      for (int i = 0; i < row_block; ++i) {
+        const int64_t r = first + i;
+        along_cross[i] = alpha_direction ? alpha_direction[r] : 0;
+        along_sum[i] = alpha[r] * (bias_direction ? bias_direction[r] : 0) + along_cross[i] * bias[r];
       }
-      if (weight_direction) {
-        change_sum += vector_dot(weight_direction, sum, r);
-        dot += row_dot(weight_direction, cross, r) + bias[r] * vector_dot(weight_direction, sum, r);
-      }
-      dot_products[r] += dot;
-      bias_product[r] += alpha[r] * change_sum + alpha_change * difference_sum;
-      if (!weight_product) continue;
-      for (int64_t c = 0; c < scratch.channels; c += lanes<Real>) {
-        const int64_t at = place(r, c);
-        vec<Real> value =
-            (alpha[r] * bias_change + alpha_change * bias[r]) * load(sum + c) + alpha_change * load(cross + at);
-        if (change) value += alpha[r] * (load(change + at) + bias[r] * load(direction_sum + c));
-        store(weight_product + at, load(weight_product + at) + value);
+      for_each_place(first, [&](int i, int64_t c, int64_t at) {
+        const vec<Real> w = load(weight + at), s = load(sum + c), x = load(cross + at);
+        vec<Real> value = along_sum[i] * s + along_cross[i] * x;
+        mean[i] += w * s;
+        if (change) {
+          const vec<Real> y = load(change + at), h = load(direction_sum + c);
+          shift[i] += w * h;
+          change_dot[i] += w * y;
+          value += alpha[first + i] * (y + bias[first + i] * h);
+        }
+        if (weight_direction) {
+          const vec<Real> v = load(weight_direction + at);
+          direction_mean[i] += v * s;
+          direction_dot[i] += v * x;
+        }
+        if (weight_product) store(weight_product + at, load(weight_product + at) + value);
+      });
+      for (int i = 0; i < row_block; ++i) {
+        const int64_t r = first + i;
+        const Real difference_sum = sum_of_difference(r, sum_of<Real>(mean[i]));
+        const Real bias_change = bias_direction ? bias_direction[r] : 0;
+        Real change_sum = bias_change * Real(layer.pixels);  // sum of V
+        Real dot = bias_change * difference_sum;
+        if (change) {
+          const Real moved = sum_of<Real>(shift[i]);
+          change_sum += moved;
+          dot += (sum_of<Real>(change_dot[i]) - scratch.cross_dot[r]) / 2 + bias[r] * moved;
+        }
+        if (weight_direction) {
+          const Real moved = sum_of<Real>(direction_mean[i]);
+          change_sum += moved;
+          dot += sum_of<Real>(direction_dot[i]) + bias[r] * moved;
+        }
+        dot_products[r] += dot;
+        bias_product[r] += alpha[r] * change_sum + along_cross[i] * difference_sum;
       }
     }
     if (!weight_product || !weight_direction) return;
-    // The rest of hW, 2 alpha vW G, in cross's place.
-    rows_times_square<Store::overwrite>(weight_direction, scratch.target.product, cross);
-    for (int64_t r = 0; r < R; ++r)
-      for (int64_t c = 0; c < scratch.channels; c += lanes<Real>) {
-        const int64_t at = place(r, c);
-        store(weight_product + at, load(weight_product + at) + alpha[r] * load(cross + at));
-      }
+    // The rest of hW: (2 alpha vW) G, with the left factor in cross's place.
+    for (int64_t first = 0; first < R; first += row_block)
+      for_each_place(first, [&](int i, int64_t, int64_t at) {
+        store(cross + at, alpha[first + i] * load(weight_direction + at));
+      });
+    rows_times_square<Store::accumulate>(cross, scratch.target.product, weight_product);
   }
 
   // dT = (W^T 2 alpha W) T - (2 alpha W)^T S~ + W^T 2 alpha b, over the pixels once more.
@@ -273,7 +313,7 @@ class GramSample {
     weight_square(scratch.target.product);
     mirror(scratch.target.product, C, square_stride);
     fill_constant([&](int64_t r, int64_t at) { return bias[r] * load(scratch.scaled + at); });
-    write_gradient(false);
+    scratch.gradient_pass(layer).write(b, false);
   }
 
   // hT = (W^T 2 alpha W) vT + (J + J^T) T - (2 alpha vW + 2 valpha W)^T S~ + constant, J = W^T (2 alpha vW + valpha W).
@@ -302,7 +342,10 @@ class GramSample {
       if (bias_direction) value += alpha[r] * bias_direction[r] * load(weight + at);
       return value;
     });
-    write_gradient(direction);
+    if (layer.single_product)
+      scratch.single_pass(layer).write(b, direction);
+    else
+      scratch.gradient_pass(layer).write(b, direction);
   }
 
  private:
@@ -318,15 +361,15 @@ class GramSample {
   int64_t source_panel() const { return scratch.source_block * NR; }
   int64_t small_panel(const PairView& pair) const { return pair.source.height * pair.source.width * NR; }
   Real* small_of(const Moments& moments, int64_t size_index) const {
-    return moments.small + GramScratch::small_before(layer, size_index) * scratch.channels;
+    return moments.small + small_before(layer, size_index) * scratch.channels;
   }
-  Real* gradient_panel(int64_t c) const { return scratch.gradient + c * scratch.block; }
   int64_t place(int64_t row, int64_t column) const { return column / NR * stride + row * NR + column % NR; }
   // The last panel of the channels fills one vector only.
   bool is_half(int64_t c) const { return C - c <= lanes<Real>; }
 
-  Real sum_of_difference(int64_t r) const {
-    return vector_dot(weight, scratch.target.sum, r) + Real(layer.pixels) * bias[r] - scratch.source_sum[r];
+  // `mean` is row r of W h.
+  Real sum_of_difference(int64_t r, Real mean) const {
+    return mean + Real(layer.pixels) * bias[r] - scratch.source_sum[r];
   }
 
   void load_target(int64_t first, int64_t count, bool direction) {
@@ -382,58 +425,6 @@ class GramSample {
       store(scratch.scaled + i, -load(scratch.scaled + i));
   }
 
-  // Writes target.product T + scaled^T S~ + constant, and with `direction` + direction.product vT.
-  void write_gradient(bool direction) {
-    const int64_t width = layer.width, step = gram_block_rows(layer.target);
-    fill_zero(scratch.target.small, GramScratch::small_size(layer) * scratch.channels);
-    for (int64_t p = 0; p < layer.pair_count; ++p)
-      if (layer.pairs[p].resize == Resize::up) small_source_gradient(layer.pairs[p]);
-
-    for (int64_t y = 0; y < layer.target.height; y += step) {
-      const int64_t rows = minimum(step, layer.target.height - y), count = rows * width;
-      load_target(y * width, count, direction);
-      for (int64_t c = 0; c < C; c += NR) {
-        Real* out = gradient_panel(c);
-        for (int64_t i = 0; i < count; ++i)
-          for (int64_t j = 0; j < NR; j += lanes<Real>) store(out + i * NR + j, load(scratch.constant + c + j));
-        rows_product<Real, Store::accumulate>(count, C, is_half(c), scratch.target.block, target_panel(),
-                                              scratch.target.product + c * scratch.channel_rows, out);
-        if (direction)
-          rows_product<Real, Store::accumulate>(count, C, is_half(c), scratch.direction.block, target_panel(),
-                                                scratch.direction.product + c * scratch.channel_rows, out);
-      }
-      for (int64_t p = 0; p < layer.pair_count; ++p) {
-        const PairView& pair = layer.pairs[p];
-        if (pair.resize == Resize::up || pair.resize == Resize::empty) continue;
-        load_source(pair, y * width, count);
-        for (int64_t c = 0; c < C; c += NR)
-          rows_product<Real, Store::accumulate>(count, pair.source.channels, is_half(c), scratch.source, source_panel(),
-                                                scratch.scaled + c * R + pair.row * NR, gradient_panel(c));
-      }
-      for (int64_t c = 0; c < C; c += NR) {
-        for (int64_t s = 0; s < layer.up_sizes; ++s) {
-          const PairView& pair = GramScratch::pair_of_size(layer, s);
-          const Real* small = small_of(scratch.target, s) + c / NR * small_panel(pair);
-          for (int64_t i = 0; i < rows; ++i)
-            add_resized_row<Real>(*pair.vertical, *pair.horizontal, y + i, small, gradient_panel(c) + i * width * NR);
-        }
-        store_pixels<Real>(layer.target_gradient, b, y * width, count, c, gradient_panel(c));
-      }
-    }
-  }
-
-  // Blocks of whole rows of a smaller source, loaded to scratch.source: visit(first row, rows).
-  template <class Visit>
-  void for_each_small_block(const PairView& pair, const Visit& visit) {
-    const int64_t step = gram_block_rows(pair.source), width = pair.source.width;
-    for (int64_t y = 0; y < pair.source.height; y += step) {
-      const int64_t rows = minimum(step, pair.source.height - y);
-      load_pixels<Real>(pair.source, b, y * width, rows * width, scratch.source, source_panel(), 0,
-                        round_up(pair.source.channels, unit<Real>));
-      visit(y, rows);
-    }
-  }
-
   // S~ F^T = S (U^T F)^T, and the sums of S~ and S~^2 from the source alone.
   void small_source_statistics(const PairView& pair, bool direction, bool squares) {
     const int64_t width = pair.source.width, padded = round_up(pair.source.channels, unit<Real>);
@@ -441,7 +432,7 @@ class GramSample {
     Real* sums = scratch.source_sum + pair.row;
     Real* square_sums = scratch.source_square + pair.row;
     Real* filtered = scratch.line;  // U_x^T U_x applied to a row; at first, that of the row above
-    for_each_small_block(pair, [&](int64_t first, int64_t rows) {
+    for_each_small_block<Real>(pair, b, scratch.source, source_panel(), [&](int64_t first, int64_t rows) {
       const auto add_small_cross = [&](const Moments& moments) {
         add_cross(pair, rows * width, small_of(moments, pair.size_index) + first * width * NR, small_panel(pair),
                   moments.cross);
@@ -475,28 +466,28 @@ class GramSample {
     });
   }
 
-  // Adds S scaled at the source's size.
-  void small_source_gradient(const PairView& pair) {
-    const int64_t width = pair.source.width;
-    Real* small = small_of(scratch.target, pair.size_index);
-    for_each_small_block(pair, [&](int64_t first, int64_t rows) {
-      for (int64_t c = 0; c < C; c += NR)
-        rows_product<Real, Store::accumulate>(rows * width, pair.source.channels, is_half(c), scratch.source,
-                                              source_panel(), scratch.scaled + c * R + pair.row * NR,
-                                              small + c / NR * small_panel(pair) + first * width * NR);
-    });
+  // Rows are taken so many at a time, that memory is read in order; R is a multiple.
+  static constexpr int row_block = unit<Real>;
+  struct RowSums {
+    vec<Real> sums[row_block] = {};
+    vec<Real>& operator[](int i) { return sums[i]; }
+  };
+
+  // Calls visit(i, column, place) for row first + i.
+  template <class Visit>
+  void for_each_place(int64_t first, const Visit& visit) const {
+    for (int64_t c = 0; c < scratch.channels; c += lanes<Real>)
+#pragma GCC unroll 8
+      for (int i = 0; i < row_block; ++i) visit(i, c, place(first + i, c));
   }
 
-  // Row r of the panel matrices (rows, channels) x and y, or of x and a vector.
-  Real row_dot(const Real* x, const Real* y, int64_t r) const {
-    vec<Real> sum{};
-    for (int64_t c = 0; c < scratch.channels; c += lanes<Real>) sum += load(x + place(r, c)) * load(y + place(r, c));
-    return sum_of<Real>(sum);
-  }
-  Real vector_dot(const Real* x, const Real* v, int64_t r) const {
-    vec<Real> sum{};
-    for (int64_t c = 0; c < scratch.channels; c += lanes<Real>) sum += load(x + place(r, c)) * load(v + c);
-    return sum_of<Real>(sum);
+  // sums[r] = row r of W times row r of x.
+  void weighted_sums(const Real* x, Real* sums) const {
+    for (int64_t first = 0; first < R; first += row_block) {
+      RowSums dot;
+      for_each_place(first, [&](int i, int64_t, int64_t at) { dot[i] += load(weight + at) * load(x + at); });
+      for (int i = 0; i < row_block; ++i) sums[first + i] = sum_of<Real>(dot[i]);
+    }
   }
 };
 

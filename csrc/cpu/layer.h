@@ -74,6 +74,9 @@ struct Layer {
   const void* weight_direction_columns;
   const void* bias_direction;
   const void* alpha_direction;  // (batch, rows): 2 valpha
+  // The Gram form may compute hT in float: V, which does not cancel, is part of it, and the caller's types are no
+  // finer.
+  bool single_product;
 };
 
 // What one chunk of the work leaves behind, summed by the host over chunks in a fixed order.

@@ -146,6 +146,8 @@ StackedLayer::StackedLayer(const MatchingProblem& problem, const Direction* dire
   }
   if (any_defined(direction->biases)) layer_.bias_direction = stacked_bias(direction->biases);
   if (direction->alpha.defined()) layer_.alpha_direction = stacked_alpha(direction->alpha);
+  layer_.single_product =
+      !float64 && (layer_.target_direction.data || layer_.weight_direction_rows || layer_.bias_direction);
 }
 
 bool StackedLayer::any_defined(const std::vector<at::Tensor>& tensors) const {

@@ -36,8 +36,8 @@ void advise_huge_pages([[maybe_unused]] void* block, [[maybe_unused]] size_t byt
 #endif
 }
 
-// A request takes the smallest free block that holds it and is less than twice as large: the calls of a training run
-// are alike, and so are the workspaces of its layers.
+// A request takes the smallest free block that holds it, if that is not an eighth too large: the calls of a training
+// run are alike. A quarter more than was ever in use at once is kept at most.
 class Pool final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
@@ -62,7 +62,7 @@ class Pool final : public c10::Allocator {
 
   Block take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto fits = [bytes](const Block& block) { return bytes <= block.bytes && block.bytes / 2 < bytes; };
+    const auto fits = [bytes](const Block& block) { return bytes <= block.bytes && block.bytes - bytes <= bytes / 8; };
     auto best = free_.end();
     for (auto block = free_.begin(); block != free_.end(); ++block)
       if (fits(*block) && (best == free_.end() || block->bytes <= best->bytes)) best = block;
@@ -72,7 +72,8 @@ class Pool final : public c10::Allocator {
       kept_ -= block.bytes;
       return use(block);
     }
-    while (!free_.empty() && used_ + bytes + kept_ > most_used_) {
+    const size_t limit = std::max(most_used_, used_ + bytes) / 4 * 5;
+    while (!free_.empty() && used_ + bytes + kept_ > limit) {
       kept_ -= free_.front().bytes;
       c10::free_cpu(free_.front().data);
       free_.pop_front();

@@ -56,30 +56,41 @@ void resized_pixels(const PairView& pair, RowCache<T>& cache, int64_t b, int64_t
   }
 }
 
-// Adds U^T t to `sums` (input.height * input.width rows): t holds the whole target row y. `line` holds one source row.
+// Adds U^T t to `sums` (input.height * input.width rows): t holds the whole target row y. Target pixels between the
+// same two source pixels follow each other, so their sums stay in registers.
 template <class T>
 void add_adjoint_row(const Axis& vertical, const Axis& horizontal, int64_t y, int64_t columns, const T* t,
-                     int64_t t_panel, T* sums, int64_t sums_panel, T* line) {
+                     int64_t t_panel, T* sums, int64_t sums_panel) {
   constexpr int NR = panel<T>, L = lanes<T>;
   const T down = T(vertical.weight[y]), up = T(1 - vertical.weight[y]);
   for (int64_t n = 0; n < columns; n += NR, t += t_panel, sums += sums_panel) {
-    fill_zero(line, horizontal.input * NR);
-    for (int64_t x = 0; x < horizontal.output; ++x) {
-      const T r = T(horizontal.weight[x]), l = T(1 - horizontal.weight[x]);
-      T* left = line + horizontal.low[x] * NR;
-      T* right = line + horizontal.high[x] * NR;
-      for (int64_t j = 0; j < NR; j += L) {
-        const vec<T> v = load(t + x * NR + j);
-        store(left + j, load(left + j) + l * v);
-        store(right + j, load(right + j) + r * v);
-      }
-    }
     T* above = sums + vertical.low[y] * horizontal.input * NR;
     T* below = sums + vertical.high[y] * horizontal.input * NR;
-    for (int64_t i = 0; i < horizontal.input * NR; i += L) {
-      store(above + i, load(above + i) + up * load(line + i));
-      store(below + i, load(below + i) + down * load(line + i));
+    int64_t at = horizontal.low[0];  // sums for this source pixel, and for the next one
+    vec<T> here[2] = {}, next[2] = {};
+    const auto put_away = [&] {
+      for (int j = 0; j < 2; ++j) {
+        T* a = above + at * NR + j * L;
+        T* b = below + at * NR + j * L;
+        store(a, load(a) + up * here[j]);
+        store(b, load(b) + down * here[j]);
+        here[j] = next[j];
+        next[j] = vec<T>{};
+      }
+      ++at;
+    };
+    for (int64_t x = 0; x < horizontal.output; ++x) {
+      while (at < horizontal.low[x]) put_away();
+      const bool last = horizontal.high[x] == at;
+      const T r = T(horizontal.weight[x]), l = T(last ? 1 : 1 - horizontal.weight[x]);
+      for (int j = 0; j < 2; ++j) {
+        const vec<T> v = load(t + x * NR + j * L);
+        here[j] += l * v;
+        if (!last) next[j] += r * v;
+      }
     }
+    put_away();
+    if (at < horizontal.input) put_away();
   }
 }
 

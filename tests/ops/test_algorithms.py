@@ -105,16 +105,21 @@ def test_both_algorithms_give_hessian_vector_products(algorithm, case, moving):
         assert result is None or (result - expected).norm() <= 1e-12 * (1 + expected.norm())
 
 
-@pytest.mark.parametrize("share", [0.1, 0.01, 0.001])
-@pytest.mark.parametrize("channels", [48, 160])
-def test_small_differences_keep_their_accuracy(algorithm, share, channels):
-    """Where D is a small share of S: gradients within twice the error of plain PyTorch, Q and the loss within 1e-3."""
+def nearly_matched(channels, share):
+    """A float32 problem whose D is `share` of S~."""
     sources, targets, weights, biases, alpha, pairs = make_problem(2, [(channels, 24, 24)], [(48, 24, 24)])
     targets = [t.relu() for t in targets]
     projected = F.conv2d(targets[0], weights[0][:, :, None, None])
     sources = [projected + share * projected.std() * sources[0]]
+    return cast((sources, targets, weights, biases, alpha, pairs), torch.float32)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.01, 0.001])
+@pytest.mark.parametrize("channels", [48, 160])
+def test_small_differences_keep_their_accuracy(algorithm, share, channels):
+    """Where D is a small share of S: gradients within twice the error of plain PyTorch, Q and the loss within 1e-3."""
+    single = nearly_matched(channels, share)
     # the float32 problem is the given one: both are judged by its own exact answer
-    single = cast((sources, targets, weights, biases, alpha, pairs), torch.float32)
     loss, gradients = truth(cast(single, torch.float64))
     _, plain = truth(single)
     value, results = loss_and_gradients(*single, needs_of(single))
@@ -122,6 +127,28 @@ def test_small_differences_keep_their_accuracy(algorithm, share, channels):
     assert relative_error(results[-1], gradients[-1]) < 1e-3
     for result, expected, baseline in zip(results, gradients, plain, strict=True):
         if result is not None:
+            assert relative_error(result, expected) < max(2 * relative_error(baseline, expected), 3e-7)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.001])
+@pytest.mark.parametrize("channels", [48, 160])
+@pytest.mark.parametrize("moving", ["all", "targets", "weights", "alpha"])
+def test_small_differences_keep_the_accuracy_of_products(algorithm, share, channels, moving):
+    single = nearly_matched(channels, share)
+    _, targets, weights, biases, alpha, _ = single
+    kinds = ["targets"] * len(targets) + ["weights"] * len(weights) + ["biases"] * len(biases) + ["alpha"]
+    torch.manual_seed(1)
+    # alpha's direction is a hundred times alpha, so that D counts beside V
+    directions = [
+        None if t is None else torch.randn_like(t) if moving in ("all", kind) else torch.zeros_like(t)
+        for t, kind in zip([*targets, *weights, *biases, alpha], kinds, strict=True)
+    ]
+    _, exact = truth(cast(single, torch.float64), [None if v is None else v.double() for v in directions])
+    _, plain = truth(single, directions)
+    passed = [v if moving in ("all", kind) else None for v, kind in zip(directions, kinds, strict=True)]
+    results = hessian_vector_product(*single, passed, needs_of(single))
+    for result, expected, baseline in zip(results, exact, plain, strict=True):
+        if result is not None and expected.any():
             assert relative_error(result, expected) < max(2 * relative_error(baseline, expected), 3e-7)
 
 
