@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,22 @@ def add_bench_commands(parser: ArgumentParser) -> None:
     run.add_argument("--check", action="store_true", help="compare the results with float64 only, without timing")
     run.add_argument("--output", help="CSV file that rows are appended to")
     commands.add_subcommand("run", run, help="measure, and append rows to a CSV file")
+    report = new_parser(
+        description="Tables go between the markers <!-- bench:NAME --> and <!-- /bench --> of the documents, figures "
+        "into the folder of images. In a checkout of the sources, rows, documents and images are its own by default."
+    )
+    report.add_argument("--rows", nargs="+", help="CSV files of `l2t-fast bench run`")
+    report.add_argument("--documents", nargs="*", help="Markdown files with markers")
+    report.add_argument("--images", help="folder for bench_*.png")
+    report.add_argument("--html", help="also write one self-contained page to this file")
+    commands.add_subcommand("report", report, help="make tables, figures and a page from rows")
+    comparison = new_parser(
+        description="Leaves with exit code 1 if a median or a peak of AFTER is more than --threshold times BEFORE's."
+    )
+    comparison.add_argument("before", help="CSV file, or FILE@COMMIT for the rows of one commit in it")
+    comparison.add_argument("after", help="likewise")
+    comparison.add_argument("--threshold", type=float, default=1.15, help="ratio from which on it is a regression")
+    commands.add_subcommand("compare", comparison, help="find what became slower or takes more memory")
 
 
 def bench(options: Namespace) -> int:
@@ -210,4 +227,67 @@ def _line(row: Row, rows: list[Row]) -> str:
     return f"{text}  {slowest / row.median_ms:>6.2f} x  peak {row.peak_mib:.1f} MiB{share}"
 
 
-_COMMANDS = {"run": _run}
+def _report(options: Namespace) -> int:
+    from l2t_fast.bench.documents import fill
+    from l2t_fast.bench.groups import newest
+    from l2t_fast.bench.page import render_page
+    from l2t_fast.bench.plots import draw
+    from l2t_fast.bench.rows import read_rows
+    from l2t_fast.bench.tables import tables
+
+    root = Path(l2t_fast.__file__).parent.parent
+    checkout = (root / "benchmarks" / "results").is_dir()
+    sources = [Path(name) for name in options.rows or [default_rows()]]
+    groups = newest(row for path in sources for row in read_rows(path))
+    if not groups:
+        raise L2TFastError(f"there are no rows in {', '.join(map(str, sources))}, make some with `l2t-fast bench run`")
+    own = [root / "README.md", root / "docs" / "performance.md"] if checkout and options.rows is None else []
+    documents = own if options.documents is None else [Path(name) for name in options.documents]
+    made = tables(groups)
+    for document in documents:
+        print(f"{document}: {'updated' if fill(document, made) else 'as it was'}")
+    with tempfile.TemporaryDirectory() as scratch:
+        images = Path(options.images) if options.images else root / "docs" / "images" if own else Path(scratch)
+        plots = draw(groups, images)
+        if images != Path(scratch):
+            print(f"{images}: {', '.join(f'{plot.name}.png' for plot in plots)}")
+    if options.html:
+        page = Path(options.html)
+        try:
+            page.write_text(render_page(groups, made, plots, sources), encoding="utf-8")
+        except OSError as error:
+            raise L2TFastError(f"the page cannot be written to {page}: {error.strerror or error}") from error
+        print(f"{page}: the page with all figures and tables")
+    elif not documents:
+        for table in (table for same in made.values() for table in same):
+            print(f"\n## {table.title}\n\n{table.markdown()}")
+    return 0
+
+
+def _compare(options: Namespace) -> int:
+    from l2t_fast.bench.compare import compare, rows_of
+    from l2t_fast.bench.groups import label
+
+    if options.threshold < 1:
+        raise L2TFastError(f"--threshold is {options.threshold}, it must be 1 or more")
+    changes = compare(rows_of(options.before), rows_of(options.after), options.threshold)
+    if not changes:
+        raise L2TFastError(
+            f"{options.before} and {options.after} have no figure in common: workload, batch, dtype, layout, mode, "
+            "provider, device, threads and flags must agree"
+        )
+    for change in changes:
+        row = change.row
+        size = f", {row.sweep} {row.size}" if row.sweep else ""
+        name = f"{row.workload}{size}, B={row.batch}, {row.dtype}, {row.layout}, {row.mode}, {label(row.provider)}"
+        unit = {"time": " ms", "memory": " MiB", "status": ""}[change.what]
+        values = [v if isinstance(v, str) else f"{v:.4g}" for v in (change.before, change.after)]
+        ratio = "" if change.what == "status" else f" ({change.ratio:.2f} x)"
+        mark = "REGRESSION" if change.regressed else "ok"
+        print(f"{mark:<11} {change.what:<7} {name}: {values[0]} -> {values[1]}{unit}{ratio}")
+    worse = sum(change.regressed for change in changes)
+    print(f"{worse} of {len(changes)} figures are more than {options.threshold:g} times worse")
+    return 1 if worse else 0
+
+
+_COMMANDS = {"run": _run, "report": _report, "compare": _compare}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from l2t_fast.bench.conditions import conditions, now
@@ -16,7 +18,7 @@ from l2t_fast.bench.hypergradients import hypergradient_providers
 from l2t_fast.bench.rows import OK, Row
 from l2t_fast.bench.setups import StepSetup, Training
 from l2t_fast.bench.step_parts import step_parts
-from l2t_fast.bench.steps import make_step, outcome, step_providers
+from l2t_fast.bench.steps import make_step, outcome
 from l2t_fast.bench.timing import Run
 
 #: A provider may be this many times as far from float64 as the naive loop is in the same precision.
@@ -78,44 +80,47 @@ class _Hypergradient(Contender):
         return Run(self._call)
 
 
+@dataclass(frozen=True)
+class Field:
+    """Contenders for one piece of work, and what the largest relative error of each may be."""
+
+    contenders: dict[str, Contender]
+    tolerance: float
+    columns: dict[str, object]
+
+
+def hypergradient_field(
+    setup: StepSetup, providers: Sequence[str], device: torch.device, batch: int | None = None
+) -> Field:
+    """The hypergradient by itself, against the one in the naive loop's step in float64."""
+    first, truth, tolerance = _second_step(setup, device, batch)
+    # The SGD step that comes before the look-ahead.
+    channel_weights, pair_weights = first.method.meta(first.source(first.x).features)
+    logits, maps = first.target(first.x)
+    beta = first.method.beta
+    matching = first.method.matching(first.source(first.x).features, maps, channel_weights, beta, pair_weights)
+    first.optimizer.zero_grad()
+    (F.cross_entropy(logits, first.y) + matching).backward()
+    first.optimizer.step()
+    contenders = {name: _Hypergradient(setup, name, first, truth["hypergradient"], device) for name in providers}
+    return Field(contenders, tolerance, _columns(first, "hypergradient"))
+
+
+def step_field(setup: StepSetup, providers: Sequence[str], device: torch.device, batch: int | None = None) -> Field:
+    """A whole training step, against the naive loop's in float64."""
+    first, truth, tolerance = _second_step(setup, device, batch)
+    contenders = {name: _Step(setup, name, first, truth, device, batch) for name in providers}
+    return Field(contenders, tolerance, _columns(first, "step"))
+
+
 def measure_hypergradient(
     setup: StepSetup, providers: Sequence[str], protocol: Protocol, *, batch: int | None = None
 ) -> list[Row]:
     """Rows of one alternating run, in the order of ``providers``."""
-    began, device = now(), protocol.device
-    first, naive = make_step(setup, "naive", device, batch=batch)
-    naive.call()
-    truth, naive_error = _truth(setup, first, naive, device, batch)
-    # The SGD step that comes before the look-ahead, without anything of ours.
-    features = first.source(first.x).features
-    first.optimizer.zero_grad()
-    logits, maps = first.target(first.x)
-    matching = first.method.matching(features, maps, *_with_beta(first, first.method.meta(features)))
-    (torch.nn.functional.cross_entropy(logits, first.y) + matching).backward()
-    first.optimizer.step()
-    tolerance = max(TOLERANCE_FLOOR, TOLERANCE_RATIO * naive_error)
-    contenders = {name: _Hypergradient(setup, name, first, truth["hypergradient"], device) for name in providers}
-    found = measure(contenders, tolerance, protocol)
-    return [
-        Row(
-            run=began,
-            **conditions(device),
-            flags=protocol.flags,
-            workload=setup.name,
-            batch=len(first.x),
-            pairs=len(first.method.matching.pairs),
-            dtype="float32",
-            layout="NCHW",
-            mode="hypergradient",
-            provider=name,
-            **found[name],
-        )
-        for name in providers
-    ]
-
-
-def _with_beta(training: Training, weights: tuple) -> tuple:
-    return weights[0], training.method.beta, weights[1]
+    began, field = now(), hypergradient_field(setup, providers, protocol.device, batch)
+    found = measure(field.contenders, field.tolerance, protocol)
+    shared = conditions(protocol.device) | {"run": began, "flags": protocol.flags} | field.columns
+    return [Row(**shared, provider=name, **found[name]) for name in providers]
 
 
 def measure_step(
@@ -127,38 +132,39 @@ def measure_step(
     parts: bool = False,
 ) -> list[Row]:
     """Rows of one alternating run, in the order of ``providers``; with ``parts`` also where each one's time goes."""
-    unknown = [name for name in providers if name not in step_providers()]
-    if unknown:
-        raise ValueError(f"there is no step provider {unknown[0]!r}, choose from {', '.join(step_providers())}")
-    began, device = now(), protocol.device
+    began, field = now(), step_field(setup, providers, protocol.device, batch)
+    found = measure(field.contenders, field.tolerance, protocol)
+    shared = conditions(protocol.device) | {"run": began, "flags": protocol.flags} | field.columns
+    rows = [Row(**shared, provider=name, **found[name]) for name in providers]
+    for name in providers if parts and protocol.repeats else ():
+        if found[name]["status"] == OK:
+            step = field.contenders[name]
+            rows += [
+                Row(**shared, provider=name, part=part, repeats=protocol.repeats, median_ms=1e3 * taken)
+                for part, taken in step_parts(step.training, step.run, protocol.repeats).items()
+            ]
+    return rows
+
+
+def _columns(training: Training, mode: str) -> dict[str, object]:
+    return {
+        "workload": training.setup.name,
+        "batch": len(training.x),
+        "pairs": len(training.method.matching.pairs),
+        "dtype": "float32",
+        "layout": "NCHW",
+        "mode": mode,
+    }
+
+
+def _second_step(
+    setup: StepSetup, device: torch.device, batch: int | None
+) -> tuple[Training, dict[str, Tensor], float]:
+    """Networks after the naive loop's first step, the outcome of its second in float64, and the tolerance for it."""
     first, naive = make_step(setup, "naive", device, batch=batch)
     naive.call()
     truth, naive_error = _truth(setup, first, naive, device, batch)
-    tolerance = max(TOLERANCE_FLOOR, TOLERANCE_RATIO * naive_error)
-    steps = {name: _Step(setup, name, first, truth, device, batch) for name in providers}
-    found = measure(steps, tolerance, protocol)
-    row = functools.partial(
-        Row,
-        run=began,
-        **conditions(device),
-        flags=protocol.flags,
-        workload=setup.name,
-        batch=len(first.x),
-        pairs=len(first.method.matching.pairs),
-        dtype="float32",
-        layout="NCHW",
-        mode="step",
-    )
-    rows = [row(provider=name, **found[name]) for name in providers]
-    if parts and protocol.repeats:
-        for name in providers:
-            if found[name]["status"] == OK:
-                seconds = step_parts(steps[name].training, steps[name].run, protocol.repeats)
-                rows += [
-                    row(provider=name, part=part, repeats=protocol.repeats, median_ms=1e3 * taken)
-                    for part, taken in seconds.items()
-                ]
-    return rows
+    return first, truth, max(TOLERANCE_FLOOR, TOLERANCE_RATIO * naive_error)
 
 
 def _truth(

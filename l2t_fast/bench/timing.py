@@ -11,10 +11,13 @@ and none always follows the same neighbour. Garbage collection waits until the r
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=Hashable)
 
 #: Bytes written between two timed calls; more than the last cache level of processors and GPUs in use.
 FLUSH_BYTES = 256 * 2**20
@@ -76,11 +79,11 @@ def first_call(run: Run, device: torch.device) -> float:
     return Stopwatch(device, cold=False).seconds(run.call)
 
 
-def alternate(runs: Mapping[str, Run], repeats: int, device: torch.device, *, cold: bool = True) -> dict[str, Times]:
+def alternate(runs: Mapping[Name, Run], repeats: int, device: torch.device, *, cold: bool = True) -> dict[Name, Times]:
     """Times of ``repeats`` calls a provider, after one more that is not counted; all of them must have run before."""
     watch = Stopwatch(device, cold=cold)
     names = list(runs)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
     was_collecting = gc.isenabled()
     try:
         for turn in range(-1, repeats):

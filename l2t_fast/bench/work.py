@@ -21,16 +21,15 @@ class Work:
     bytes: float
 
 
-def work_of(case: Case, mode: str, provider: str) -> Work:
-    """What a provider's algorithm has to do for a case, its elementwise operations not counted.
+def work_of(case: Case, mode: str, provider: str) -> Work | None:
+    """What a provider's algorithm has to do for a case, its elementwise operations not counted; None if unknown.
 
-    The CPU backend says itself which algorithm it takes for each target layer. All others are counted as the direct
-    form, and everybody's bytes are those of the features, however often a provider really moves them.
+    The CPU backend says itself which algorithm it takes for each target layer and what it costs, for gradients and
+    products, not for the loss alone. All others are counted as the direct form, and everybody's bytes are those of the
+    features, however often a provider really moves them.
     """
-    if LOSS_PROVIDERS[provider].backend == "cpu" and mode != "forward":
-        planned = _planned(case, mode)
-        if planned is not None:
-            return planned
+    if LOSS_PROVIDERS[provider].backend == "cpu":
+        return None if mode == "forward" else _planned(case, mode)
     products = 0.0
     for m, n in case.workload.pairs:
         rows, (columns, height, width) = case.workload.sources[m][0], case.workload.targets[n]

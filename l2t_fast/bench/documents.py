@@ -1,0 +1,42 @@
+"""Tables in Markdown documents, between markers; everything else in a document stays as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from l2t_fast.bench.tables import Table
+from l2t_fast.errors import L2TFastError
+
+_MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n)(?P<text>.*?)(<!-- /bench -->)", re.DOTALL)
+_OPENING = re.compile(r"<!-- bench:[\w-]+ -->")
+EMPTY = "*Not measured yet.*"
+
+
+def fill(path: Path, tables: Mapping[str, Sequence[Table]]) -> bool:
+    """Write the tables that a document asks for between ``<!-- bench:NAME -->`` and ``<!-- /bench -->``.
+
+    Returns whether the document changed.
+
+    Raises:
+        L2TFastError: a marker that is not closed, or names a table that there is none of.
+    """
+    try:
+        before = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise L2TFastError(f"{path}: {error.strerror or error}") from error
+    if len(_OPENING.findall(before)) != len(_MARKED.findall(before)):
+        raise L2TFastError(f"{path} has a marker <!-- bench:NAME --> without <!-- /bench --> after it")
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in tables:
+            raise L2TFastError(f"{path} asks for the table {name!r}, there are {', '.join(tables)}")
+        text = "\n\n".join(table.markdown() for table in tables[name]) or EMPTY
+        return f"{match[1]}{text}\n{match[4]}"
+
+    after = _MARKED.sub(replaced, before)
+    if after != before:
+        path.write_text(after, encoding="utf-8")
+    return after != before

@@ -1,0 +1,142 @@
+"""Rows as reports need them: the newest alternating run of each piece of work, providers by name, and fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from l2t_fast.bench.rows import OK, OUT_OF_MEMORY, Row
+
+#: Name in rows -> name in tables and figures, in their order.
+LABELS = {
+    "naive": "published loop",
+    "eager": "plain PyTorch",
+    "eager_low_precision": "plain PyTorch, bfloat16 throughout",
+    "compile": "torch.compile",
+    "torchopt": "TorchOpt",
+    "torchopt_fused": "TorchOpt over our loss",
+    "higher": "higher",
+    "double_backward": "l2t_fast, nested autograd",
+    "finite_difference": "l2t_fast, finite difference",
+    "exact": "l2t_fast, exact",
+    "cpu": "l2t_fast, CPU",
+    "triton": "l2t_fast, Triton",
+    "cuda": "l2t_fast, CUDA",
+}
+
+#: Of the matching loss, ours first to last choice.
+BACKENDS = ("cuda", "triton", "cpu")
+
+
+def label(provider: str) -> str:
+    return LABELS.get(provider, provider)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of providers that took turns, and the parts of a step that were measured with them."""
+
+    rows: tuple[Row, ...]
+    parts: tuple[Row, ...]
+
+    @property
+    def first(self) -> Row:
+        """A row for what all have in common."""
+        return self.rows[0]
+
+    def row(self, provider: str) -> Row | None:
+        return next((row for row in self.rows if row.provider == provider), None)
+
+    def ours(self) -> Row | None:
+        """The fastest backend of ours that has a time, for the matching loss."""
+        timed = [row for row in self.rows if row.provider in BACKENDS and row.median_ms]
+        return min(timed, key=lambda row: row.median_ms, default=None)
+
+    def ratio(self, slower: str, faster: Row | None) -> float | None:
+        """How many times the median of ``faster`` the median of ``slower`` is."""
+        row = self.row(slower)
+        return row.median_ms / faster.median_ms if row and faster and row.median_ms and faster.median_ms else None
+
+
+def newest(rows: Iterable[Row]) -> list[Group]:
+    """The last run of each piece of work, in the order in which the pieces first appear."""
+    runs: dict[tuple, dict[str, list[Row]]] = {}
+    for row in rows:
+        work = (row.device, row.threads, row.flags, row.workload, row.batch, row.dtype, row.layout, row.mode)
+        runs.setdefault((*work, row.sweep, row.size), {}).setdefault(row.run, []).append(row)
+    groups = []
+    for by_run in runs.values():
+        last = list(by_run.values())[-1]
+        order = list(LABELS)
+        whole = sorted(
+            (row for row in last if row.part is None),
+            key=lambda row: order.index(row.provider) if row.provider in order else len(order),
+        )
+        if whole:
+            groups.append(Group(tuple(whole), tuple(row for row in last if row.part is not None)))
+    return groups
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Medians of one provider along an axis, and the size at which its memory ran out, if it did."""
+
+    axis: str
+    workload: str
+    mode: str
+    provider: str
+    sizes: tuple[int, ...]
+    milliseconds: tuple[float, ...]
+    exhausted_at: int | None
+
+    def exponent(self) -> tuple[float, float] | None:
+        """(k, R squared) of time ~ size^k, fitted to the logarithms; None with fewer than three sizes."""
+        if len(self.sizes) < 3:
+            return None
+        x, y = [math.log(size) for size in self.sizes], [math.log(ms) for ms in self.milliseconds]
+        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+        spread = sum((a - mean_x) ** 2 for a in x)
+        slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+        residual = sum((b - mean_y - slope * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
+        total = sum((b - mean_y) ** 2 for b in y)
+        return slope, 1.0 if total == 0 else 1 - residual / total
+
+
+def curves(groups: Sequence[Group]) -> list[Curve]:
+    """All scaling curves among the groups."""
+    found: dict[tuple[str, str, str, str], list[Row]] = {}
+    for group in groups:
+        for row in group.rows:
+            if row.sweep is not None:
+                found.setdefault((row.sweep, row.workload, row.mode, row.provider), []).append(row)
+    made = []
+    for (axis, workload, mode, provider), rows in found.items():
+        rows = sorted(rows, key=lambda row: row.size)
+        timed = [row for row in rows if row.status == OK and row.median_ms]
+        exhausted = [row.size for row in rows if row.status == OUT_OF_MEMORY]
+        if timed or exhausted:
+            points = tuple(row.size for row in timed), tuple(row.median_ms for row in timed)
+            made.append(Curve(axis, workload, mode, provider, *points, min(exhausted, default=None)))
+    return made
+
+
+def machine_key(row: Row) -> tuple[str, int, str]:
+    """Rows with the same key may stand in one table."""
+    return row.device, row.threads, row.flags
+
+
+def conditions_line(rows: Sequence[Row]) -> str:
+    """Where, with what and when rows were measured, in one sentence."""
+
+    def several(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+    days = sorted({row.run[:10] for row in rows})
+    return (
+        f"{several(row.device for row in rows)}, {several(row.capability for row in rows)}, "
+        f"threads: {several(row.threads for row in rows)}; PyTorch {several(row.torch for row in rows)}, "
+        f"Python {several(row.python for row in rows)}; commit {several(row.commit or row.version for row in rows)}; "
+        f"{several(row.flags for row in rows)}; medians of {several(row.repeats for row in rows)} calls in turns; "
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}"
+    )

@@ -1,0 +1,278 @@
+"""Tables from rows: as cells for the page, as Markdown for README.md and docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from l2t_fast.bench.groups import Group, conditions_line, curves, label, machine_key
+from l2t_fast.bench.rows import OK, Row
+from l2t_fast.report.wording import DASH
+
+LOSS_MODE_NAMES = {
+    "forward": "loss",
+    "forward_backward": "loss and gradient",
+    "second_order": "loss, gradient, Hessian-vector product",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with the conditions its figures were measured under."""
+
+    title: str
+    header: list[str]
+    cells: list[list[str]]
+    conditions: str
+
+    def markdown(self) -> str:
+        """The table with its conditions below it; the title is the page's business."""
+        lines = [self.header, ["---"] * len(self.header), *self.cells]
+        text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"{text}\n\n*{self.conditions}.*"
+
+
+def tables(groups: Sequence[Group]) -> dict[str, list[Table]]:
+    """All tables by the name that a marker in a document asks for; one table a machine and number of threads."""
+    return {
+        name: [made for part in _by_machine(groups) if (made := make(part)) is not None]
+        for name, make in _MAKERS.items()
+    }
+
+
+def _by_machine(groups: Iterable[Group]) -> list[list[Group]]:
+    parts: dict[tuple, list[Group]] = {}
+    for group in groups:
+        # Threads are an axis of their own in a sweep over them; a peak is measured with a warm cache.
+        device, threads, flags = machine_key(group.first)
+        sweep = group.first.sweep == "threads"
+        parts.setdefault((device, None if sweep else threads, sweep or flags), []).append(group)
+    return list(parts.values())
+
+
+def _conditions(groups: Sequence[Group]) -> str:
+    return conditions_line([row for group in groups for row in group.rows if row.status == OK])
+
+
+def _main(groups: Sequence[Group], *modes: str) -> list[Group]:
+    return [g for g in groups if g.first.mode in modes and g.first.sweep is None]
+
+
+def _summary(groups: Sequence[Group]) -> Table | None:
+    """What the README shows: ratios to the baselines on the two set-ups of the paper."""
+    names = ("cifar", "imagenet")
+
+    def find(workload: str, mode: str) -> Group | None:
+        found = [g for g in _main(groups, mode) if g.first.workload == workload and g.first.dtype == "float32"]
+        found = [g for g in found if g.first.layout == "NCHW"]
+        return found[0] if found else None
+
+    lines: list[list[str]] = []
+    used: list[Group] = []
+
+    def line(title: str, mode: str, cell: Callable[[Group], str | None]) -> None:
+        cells = []
+        for name in names:
+            group = find(name, mode)
+            text = cell(group) if group else None
+            cells.append(text or DASH)
+            if text and group not in used:
+                used.append(group)
+        if any(text != DASH for text in cells):
+            lines.append([title, *cells])
+
+    def against(slower: str, faster: Callable[[Group], Row | None]) -> Callable[[Group], str | None]:
+        def cell(group: Group) -> str | None:
+            row, ratio = faster(group), group.ratio(slower, faster(group))
+            return ratio and f"{_ratio(ratio)} ({_ms(row)} instead of {_ms(group.row(slower))} ms)"
+
+        return cell
+
+    def memory(slower: str, faster: Callable[[Group], Row | None]) -> Callable[[Group], str | None]:
+        def cell(group: Group) -> str | None:
+            row, other = faster(group), group.row(slower)
+            if not row or not other or not row.peak_mib or not other.peak_mib:
+                return None
+            return f"{other.peak_mib / row.peak_mib:.2g} times less ({_mib(row)} instead of {_mib(other)} MiB)"
+
+        return cell
+
+    def exact(group: Group) -> Row | None:
+        return group.row("exact")
+
+    line("loss and gradient, against plain PyTorch", "forward_backward", against("eager", Group.ours))
+    line("the same, against `torch.compile`", "forward_backward", against("compile", Group.ours))
+    line("loss, gradient and Hessian-vector product", "second_order", against("eager", Group.ours))
+    line("peak memory of loss and gradient, gradients included", "forward_backward", memory("eager", Group.ours))
+    line("whole training step, against the published loop", "step", against("naive", exact))
+    line("the same, against nested autograd in plain PyTorch", "step", against("eager", exact))
+    line("peak memory of the step, against the published loop", "step", memory("naive", exact))
+    if not lines:
+        return None
+    titles = [
+        f"{names[0]}, {_sizes(groups, names[0])}".strip(", "),
+        f"{names[1]}, {_sizes(groups, names[1])}".strip(", "),
+    ]
+    return Table("Summary", ["float32", *titles], lines, _conditions(used))
+
+
+def _sizes(groups: Sequence[Group], workload: str) -> str:
+    found = [g.first for g in groups if g.first.workload == workload and g.first.sweep is None]
+    loss = [row.batch for row in found if row.mode in LOSS_MODE_NAMES]
+    step = [row.batch for row in found if row.mode == "step"]
+    texts = [f"B={batch}" for batch in loss[:1]] + [f"step B={batch}" for batch in step[:1]]
+    return ", ".join([f"{found[0].pairs} pairs", *texts]) if found else ""
+
+
+def _loss(groups: Sequence[Group]) -> Table | None:
+    cells, used = [], []
+    for group in _main(groups, *LOSS_MODE_NAMES):
+        used.append(group)
+        first, ours = group.first, group.ours()
+        for row in group.rows:
+            cells.append(
+                [
+                    f"{first.workload}, B={first.batch}, {first.pairs} pairs",
+                    f"{first.dtype}, {first.layout}",
+                    LOSS_MODE_NAMES[first.mode],
+                    label(row.provider),
+                    *_time(row),
+                    _ratio(row.median_ms / ours.median_ms) if row.median_ms and ours else DASH,
+                    _share(row),
+                    _mib(row),
+                    _mib(row, "results_mib"),
+                    _error(row),
+                ]
+            )
+    header = ["workload", "features", "work", "provider", "median ms", "p20 to p80", "times ours"]
+    header += ["of the roofline", "peak MiB", "results MiB", "error"]
+    return Table("Matching loss", header, cells, _conditions(used)) if cells else None
+
+
+def _steps(mode: str, title: str, baseline: str) -> Callable[[Sequence[Group]], Table | None]:
+    def make(groups: Sequence[Group]) -> Table | None:
+        cells, used = [], []
+        for group in _main(groups, mode):
+            used.append(group)
+            base = group.row(baseline)
+            for row in group.rows:
+                cells.append(
+                    [
+                        f"{row.workload}, B={row.batch}",
+                        label(row.provider),
+                        *_time(row),
+                        _ratio(base.median_ms / row.median_ms) if base and base.median_ms and row.median_ms else DASH,
+                        _mib(row),
+                        _mib(row, "process_mib"),
+                        _error(row),
+                    ]
+                )
+        header = ["set-up", "provider", "median ms", "p20 to p80", f"faster than {label(baseline)}"]
+        header += ["peak MiB", "process MiB", "error"]
+        return Table(title, header, cells, _conditions(used)) if cells else None
+
+    return make
+
+
+def _parts(groups: Sequence[Group]) -> Table | None:
+    cells, used = [], []
+    for group in _main(groups, "step"):
+        for provider in dict.fromkeys(row.provider for row in group.parts):
+            used.append(group)
+            parts = [row for row in group.parts if row.provider == provider]
+            total = sum(row.median_ms for row in parts)
+            where = [f"{group.first.workload}, B={group.first.batch}", label(provider)]
+            for row in parts:
+                cells.append([*where, row.part, f"{row.median_ms:.0f}", f"{row.median_ms / total:.0%}"])
+            whole = group.row(provider)
+            cells.append([*where, f"**sum** (the step without the clock: {_ms(whole)} ms)", f"{total:.0f}", "100%"])
+    header = ["set-up", "provider", "part", "ms", "share"]
+    return Table("Where a step's time goes", header, cells, _conditions(used)) if cells else None
+
+
+def _setup(groups: Sequence[Group]) -> Table | None:
+    """Set-up and first calls, which are in no other figure."""
+    used = [g for g in _main(groups, *LOSS_MODE_NAMES, "step", "hypergradient") if g.first.dtype == "float32"]
+    used = [g for g in used if g.first.layout == "NCHW" and g.first.workload in ("cifar", "imagenet")]
+    cells = [
+        [f"{row.workload}, B={row.batch}", row.mode, label(row.provider), f"{row.first_call_ms:.0f}"]
+        for group in used
+        for row in group.rows
+        if row.first_call_ms
+    ]
+    header = ["workload", "mode", "provider", "set-up and first call, ms"]
+    return Table("Set-up and first call", header, cells, _conditions(used)) if cells else None
+
+
+def _scaling(groups: Sequence[Group]) -> Table | None:
+    used = [group for group in groups if group.first.sweep is not None]
+    cells = []
+    for curve in curves(used):
+        fit = curve.exponent()
+        times = ", ".join(f"{size}: {ms:.3g}" for size, ms in zip(curve.sizes, curve.milliseconds, strict=True))
+        cells.append(
+            [
+                curve.axis,
+                curve.workload,
+                LOSS_MODE_NAMES[curve.mode],
+                label(curve.provider),
+                times or DASH,
+                f"{fit[0]:.2f} (R² {fit[1]:.3f})" if fit else DASH,
+                DASH if curve.exhausted_at is None else f"at {curve.exhausted_at}",
+            ]
+        )
+    header = ["axis", "workload", "work", "provider", "size: ms", "exponent", "out of memory"]
+    return Table("Scaling", header, cells, _conditions(used)) if cells else None
+
+
+def _peaks(groups: Sequence[Group]) -> Table | None:
+    used = _main(groups, "peak")
+    cells = []
+    for row in (row for group in used for row in group.rows):
+        rate = f"{row.flop / row.p20_ms / 1e6:.0f} GFLOP/s" if row.flop else f"{row.bytes / row.p20_ms / 1e6:.0f} GB/s"
+        cells.append([f"{row.workload}, {row.dtype}", rate])
+    return Table("Peaks of this device", ["", "measured"], cells, _conditions(used)) if cells else None
+
+
+_MAKERS: dict[str, Callable[[Sequence[Group]], Table | None]] = {
+    "summary": _summary,
+    "peaks": _peaks,
+    "loss": _loss,
+    "step": _steps("step", "Whole training step", "naive"),
+    "step-parts": _parts,
+    "hypergradient": _steps("hypergradient", "Hypergradient alone", "eager"),
+    "scaling": _scaling,
+    "set-up": _setup,
+}
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f} x" if value < 10 else f"{value:.1f} x"
+
+
+def _number(value: float) -> str:
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f}"
+
+
+def _ms(row: Row | None) -> str:
+    return DASH if row is None or row.median_ms is None else _number(row.median_ms)
+
+
+def _time(row: Row) -> list[str]:
+    if row.median_ms is None:
+        return [row.status + (f" ({row.note})" if row.note else ""), DASH]
+    return [_number(row.median_ms), f"{_number(row.p20_ms)} to {_number(row.p80_ms)}"]
+
+
+def _mib(row: Row, column: str = "peak_mib") -> str:
+    value = getattr(row, column)
+    return DASH if value is None else _number(value)
+
+
+def _share(row: Row) -> str:
+    return DASH if row.roofline_share is None else f"{row.roofline_share:.0%}"
+
+
+def _error(row: Row) -> str:
+    return DASH if row.error is None else f"{row.error:.0e}"

@@ -1,0 +1,181 @@
+"""What `l2t-fast bench report` makes of rows: tables between markers, figures, and a page a browser shows."""
+
+import dataclasses
+
+import pytest
+from PIL import Image
+
+from l2t_fast.bench.documents import EMPTY, fill
+from l2t_fast.bench.groups import curves, newest
+from l2t_fast.bench.page import render_page
+from l2t_fast.bench.plots import draw
+from l2t_fast.bench.rows import append_rows
+from l2t_fast.bench.tables import tables
+from l2t_fast.cli import main
+from l2t_fast.errors import L2TFastError
+from l2t_fast.report.style import DARK, LIGHT
+from tests.bench.fake_rows import fake_row, fake_rows
+from tests.report.test_page import CHROMIUM, Page, assert_self_contained, run_chromium
+
+
+def test_the_newest_run_counts_and_ratios_stay_within_it():
+    old = [fake_row("cpu", median_ms=20.0), fake_row("eager", median_ms=30.0)]
+    new = [dataclasses.replace(fake_row("cpu", median_ms=10.0), run="2020-01-02T00:00:00Z")]
+    (group,) = newest([*old, *new])
+    assert group.ours().median_ms == 10.0
+    assert group.ratio("eager", group.ours()) is None
+    (group,) = newest([*new, *old])
+    assert group.ratio("eager", group.ours()) == 1.5
+
+
+def test_other_threads_batches_and_features_are_other_groups():
+    row = fake_row()
+    changes = (
+        {},
+        {"threads": 1},
+        {"batch": 2},
+        {"dtype": "bfloat16"},
+        {"layout": "channels_last"},
+        {"mode": "forward"},
+    )
+    assert len(newest(dataclasses.replace(row, **change) for change in changes)) == len(changes)
+
+
+def test_exponents_and_where_memory_ran_out():
+    found = {curve.provider: curve for curve in curves(newest(fake_rows()))}
+    assert found["cpu"].exponent() == pytest.approx((1.0, 1.0))
+    assert found["cpu"].exhausted_at is None
+    assert found["eager"].sizes == (16, 32) and found["eager"].exhausted_at == 64
+    assert found["eager"].exponent() is None  # two points fit any line
+
+
+def test_the_summary():
+    (table,) = tables(newest(fake_rows()))["summary"]
+    assert table.header == ["float32", "cifar, 15 pairs, B=128, step B=4", "imagenet, 16 pairs, B=128, step B=4"]
+    cells = {line[0]: line[1] for line in table.cells}
+    assert cells["loss and gradient, against plain PyTorch"] == "5.00 x (20.0 instead of 100 ms)"
+    assert cells["the same, against `torch.compile`"] == "2.00 x (20.0 instead of 40.0 ms)"
+    assert cells["whole training step, against the published loop"] == "3.00 x (300 instead of 900 ms)"
+    assert cells["peak memory of loss and gradient, gradients included"].startswith("4 times less (50.0 instead of 200")
+    for fact in ("Some processor (2 cores)", "PyTorch 2.14.1", "commit 0123456", "cold cache", "2020-01-01"):
+        assert fact in table.conditions
+
+
+def test_tables_say_what_has_no_figure():
+    made = tables(newest(fake_rows()))
+    assert set(made) == {"summary", "peaks", "loss", "step", "step-parts", "hypergradient", "scaling", "set-up"}
+    assert all(len(same) == 1 for same in made.values())
+    assert "unsupported (cannot)" in made["loss"][0].markdown()
+    assert "| 50% |" in made["loss"][0].markdown()
+    parts = made["step-parts"][0].markdown()
+    assert "| source network | 100 | 33% |" in parts and "the step without the clock: 300 ms" in parts
+    assert "| 1.00 (R² 1.000) |" in made["scaling"][0].markdown() and "at 64" in made["scaling"][0].markdown()
+    assert "| product 2 x 2, float32 | 556 GFLOP/s |" in made["peaks"][0].markdown()
+
+
+def test_machines_do_not_share_a_table():
+    rows = fake_rows()
+    others = [dataclasses.replace(row, device="Another") for row in rows]
+    assert [len(same) for same in tables(newest([*rows, *others])).values()] == [2] * 8
+
+
+def test_markers(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(
+        "before\n<!-- bench:summary -->\nwas there\n<!-- /bench -->\nafter\n<!-- bench:loss -->\n<!-- /bench -->\n"
+    )
+    made = tables(newest(fake_rows()))
+    assert fill(path, made) and not fill(path, made)
+    text = path.read_text()
+    assert text.startswith("before\n<!-- bench:summary -->\n| float32 |") and "was there" not in text
+    assert "<!-- /bench -->\nafter\n<!-- bench:loss -->\n| workload |" in text
+    fill(path, tables([]))
+    assert path.read_text().count(EMPTY) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- bench:nothing -->\n<!-- /bench -->", "asks for the table 'nothing', there are summary, peaks"),
+        ("<!-- bench:loss -->\n", "without <!-- /bench --> after it"),
+        ("<!-- bench:loss -->\n<!-- bench:step -->\n<!-- /bench -->", "without <!-- /bench --> after it"),
+    ],
+)
+def test_wrong_markers(tmp_path, text, message):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(L2TFastError, match=message):
+        fill(path, tables([]))
+    assert path.read_text() == text
+
+
+def test_figures_and_page(tmp_path):
+    groups = newest(fake_rows())
+    plots = draw(groups, tmp_path)
+    names = {plot.name for plot in plots}
+    assert {"bench_loss_time", "bench_step_time", "bench_step_parts", "bench_scaling_pairs"} <= names
+    assert {path.stem for path in tmp_path.glob("*.png")} == names
+    scaling = next(plot.svg for plot in plots if plot.name == "bench_scaling_pairs")
+    assert "plain PyTorch: out of memory" in scaling and "l2t_fast, CPU, k = 1.00" in scaling
+    page = Page(render_page(groups, tables(groups), plots, [tmp_path / "rows.csv"]))
+    assert_self_contained(page)
+    assert page.tags.count("svg") == len(plots) and "5.00 x (20.0 instead of 100 ms)" in page.text
+
+
+def test_hostile_cells_are_only_ever_text(tmp_path):
+    hostile = "<script>alert(1)</script>|**`"
+    groups = newest([fake_row(workload=hostile, note=hostile, device=hostile), fake_row("eager", workload=hostile)])
+    page = Page(render_page(groups, tables(groups), draw(groups, tmp_path), [tmp_path / hostile]))
+    assert_self_contained(page)
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_the_command(tmp_path, capsys):
+    rows, page, document = tmp_path / "rows.csv", tmp_path / "page.html", tmp_path / "doc.md"
+    append_rows(rows, fake_rows())
+    document.write_text("<!-- bench:step -->\n<!-- /bench -->\n")
+    options = ["--rows", str(rows), "--documents", str(document), "--images", str(tmp_path / "images")]
+    assert main(["bench", "report", *options, "--html", str(page)]) == 0
+    assert "published loop" in document.read_text() and page.exists()
+    assert (tmp_path / "images" / "bench_loss_time.png").exists()
+    assert main(["bench", "report", "--rows", str(rows)]) == 0
+    assert "## Whole training step" in capsys.readouterr().out
+    assert main(["bench", "report", "--rows", str(tmp_path / "none.csv")]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_the_compare_command(tmp_path, capsys):
+    before, after = tmp_path / "before.csv", tmp_path / "after.csv"
+    append_rows(before, [fake_row(median_ms=10.0)])
+    append_rows(after, [fake_row(median_ms=13.0)])
+    assert main(["bench", "compare", str(before), str(before)]) == 0
+    assert main(["bench", "compare", str(before), str(after)]) == 1
+    assert "REGRESSION  time" in capsys.readouterr().out
+    assert main(["bench", "compare", str(before), str(after), "--threshold", "1.5"]) == 0
+    append_rows(other := tmp_path / "other.csv", [fake_row(threads=4)])
+    assert main(["bench", "compare", str(before), str(other)]) == 2
+    assert "no figure in common" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to render the page with")
+def test_in_a_browser(tmp_path):
+    groups = newest(fake_rows())
+    page = tmp_path / "page.html"
+    page.write_text(render_page(groups, tables(groups), draw(groups, tmp_path), [tmp_path / "rows.csv"]))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<body style='margin:0'><iframe id=f src='{page.as_uri()}' style='border:0;width:360px;height:700px' "
+        "onload='document.title=\"width \"+f.contentDocument.documentElement.scrollWidth'></iframe>"
+    )
+    dom = run_chromium(tmp_path, frame, "--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom")
+    assert "<title>width 360</title>" in dom
+    for theme, colors in enumerate([DARK, LIGHT]):
+        shot = tmp_path / f"{theme}.png"
+        flags = f"--blink-settings=preferredColorScheme={theme}", f"--screenshot={shot}", "--window-size=1200,1400"
+        run_chromium(tmp_path, page, *flags, "--hide-scrollbars")
+        with Image.open(shot) as image:
+            pixels = image.convert("RGB")
+        assert pixels.getpixel((2, 2)) == tuple(bytes.fromhex(colors["paper"][1:]))
+        drawn = {color for _, color in pixels.getcolors(1 << 24)}
+        for name in ("m0", "m1", "ink"):
+            assert tuple(bytes.fromhex(colors[name][1:])) in drawn, name

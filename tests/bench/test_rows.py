@@ -1,0 +1,82 @@
+"""Rows: appended, never changed; read back as they were; mistakes in a file told in one sentence."""
+
+import dataclasses
+
+import pytest
+
+from l2t_fast.bench.compare import compare, rows_of
+from l2t_fast.bench.rows import COLUMNS, OUT_OF_MEMORY, WRONG, append_rows, read_rows
+from l2t_fast.errors import L2TFastError
+from tests.bench.fake_rows import fake_row
+
+
+def test_rows_come_back(tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    rows = [
+        fake_row(median_ms=1.25, note='commas, "quotes"\nand lines', error=1e-7),
+        fake_row(status=OUT_OF_MEMORY, median_ms=None, sweep="pairs", size=16),
+    ]
+    append_rows(path, rows[:1])
+    before = path.read_text()
+    append_rows(path, rows[1:])
+    assert path.read_text().startswith(before)
+    assert read_rows(path) == rows
+
+
+def test_a_file_with_other_columns_is_left_alone(tmp_path):
+    path = tmp_path / "rows.csv"
+    text = ",".join((*COLUMNS[1:], "extra")) + "\n1,2,3\n"
+    path.write_text(text)
+    message = f"lacks {COLUMNS[0]} and has extra.*--output"
+    with pytest.raises(L2TFastError, match=message):
+        append_rows(path, [fake_row()])
+    with pytest.raises(L2TFastError, match=message):
+        read_rows(path)
+    assert path.read_text() == text
+
+
+def test_a_cell_that_is_no_number(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [fake_row(median_ms=12.5), fake_row(median_ms=13.5)])
+    path.write_text(path.read_text().replace("13.5", "fast"))
+    with pytest.raises(L2TFastError, match=r"line 3: median_ms is 'fast', a number is due"):
+        read_rows(path)
+    with pytest.raises(L2TFastError, match="No such file"):
+        read_rows(tmp_path / "none.csv")
+
+
+def test_regressions_by_ratio():
+    before = [fake_row("cpu", median_ms=10, p20_ms=9), fake_row("eager", median_ms=50, p20_ms=49)]
+    worse, same = compare(before, [fake_row("cpu", median_ms=12, p20_ms=11.8), fake_row("eager", median_ms=51)], 1.15)
+    assert (worse.row.provider, worse.what, worse.regressed) == ("cpu", "time", True)
+    assert worse.ratio == pytest.approx(1.2)
+    assert (same.row.provider, same.regressed) == ("eager", False)
+
+
+def test_a_slower_median_with_quick_calls_as_before_is_noise():
+    (change,) = compare([fake_row(median_ms=10, p20_ms=9)], [fake_row(median_ms=12, p20_ms=8.9)], 1.15)
+    assert not change.regressed
+
+
+def test_memory_and_status_regress_too():
+    before = [fake_row(median_ms=10, p20_ms=10, peak_mib=100.0)]
+    after = [fake_row(median_ms=10, p20_ms=10, peak_mib=130.0)]
+    memory, time = compare(before, after, 1.15)
+    assert (memory.what, memory.regressed, time.what, time.regressed) == ("memory", True, "time", False)
+    (change,) = compare(before, [fake_row(median_ms=None, status=WRONG)], 1.15)
+    assert change.what == "status" and change.regressed
+
+
+def test_only_equal_conditions_are_compared():
+    row = fake_row(median_ms=10)
+    for other in ({"threads": 4}, {"device": "another"}, {"batch": 2}, {"flags": "warm cache"}, {"provider": "cuda"}):
+        assert compare([row], [dataclasses.replace(row, **other)], 1.15) == []
+
+
+def test_rows_of_one_commit(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [fake_row(commit="abc1234", median_ms=1.0), fake_row(commit="def5678", median_ms=2.0)])
+    assert [row.median_ms for row in rows_of(f"{path}@def")] == [2.0]
+    assert len(rows_of(str(path))) == 2
+    with pytest.raises(L2TFastError, match="no row of commit 999, it has abc1234, def5678"):
+        rows_of(f"{path}@999")
