@@ -40,7 +40,7 @@ inline int64_t pixels(const Source& source) { return source.height * source.widt
 
 // The Gram form's flops: `sums` for all but the target's result, which has a pass of its own.
 struct GramFlops {
-  double sums = 0, target_matrices = 0, target_pixels = 0;
+  double sums = 0, target = 0;
 };
 
 inline GramFlops gram_flops(const LayerShape& layer, Work work) {
@@ -54,10 +54,7 @@ inline GramFlops gram_flops(const LayerShape& layer, Work work) {
   const double square = 2 * B * P * C * C, small = 2 * B * rows * C * C;
   const bool hvp = work == Work::hessian_vector;
   GramFlops flops{.sums = hvp ? square * 1.5 + 2 * cross + 3 * small : square * 0.5 + cross + small};
-  if (layer.needs_target) {
-    flops.target_matrices = (hvp ? 1.5 : 0.5) * small;
-    flops.target_pixels = (hvp ? 2 : 1) * square + cross;
-  }
+  if (layer.needs_target) flops.target = hvp ? 2 * square + cross + 1.5 * small : square + cross + 0.5 * small;
   return flops;
 }
 
@@ -76,23 +73,23 @@ inline Cost cost(const LayerShape& layer, Algorithm algorithm, Work work, int64_
                        : product * (1 + layer.needs_target + layer.needs_weights);
   } else {
     const GramFlops flops = gram_flops(layer, work);
-    result.flops = flops.sums + flops.target_matrices + flops.target_pixels;
+    result.flops = flops.sums + flops.target;
   }
   const double target_elements = B * P * C;
   result.bytes = element_size * (source_elements + target_elements * (1 + hvp + layer.needs_target));
   return result;
 }
 
-// In flops of the direct form's type. Gram's sums cancel, so it computes in double, at half float's rate, all but the
-// pixels of hT; and its samples are whole, so it can use no more threads than samples. Measured: its many small steps
-// cost a third more a flop than the plain products of the direct form.
+// In flops of the direct form's type. Gram's sums cancel, so it computes in double, at half float's rate, all but hT;
+// and its samples are whole, so it can use no more threads than samples. Measured: its many small steps cost a third
+// more a flop than the plain products of the direct form.
 inline double relative_time(const LayerShape& layer, Algorithm algorithm, Work work, bool float64, int64_t threads) {
   if (algorithm == Algorithm::direct) return cost(layer, algorithm, work, 4).flops;
   const GramFlops flops = gram_flops(layer, work);
   const double in_double = float64 ? 1 : 2, last = work == Work::hessian_vector ? 1 : in_double;
   const int64_t turns = (layer.batch + threads - 1) / std::max<int64_t>(threads, 1);
   const double idle = double(turns) * threads / std::max<int64_t>(layer.batch, 1);
-  return 1.3 * idle * (in_double * (flops.sums + flops.target_matrices) + last * flops.target_pixels);
+  return 1.3 * idle * (in_double * flops.sums + last * flops.target);
 }
 
 inline Algorithm choose(const LayerShape& layer, Work work, bool float64, int64_t threads) {

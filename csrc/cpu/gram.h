@@ -5,6 +5,8 @@
 // everything here is double; the planner counts that. hT alone may be float (Layer::single_product says when).
 #pragma once
 
+#include <type_traits>
+
 #include "gram_gradient.h"
 
 namespace l2t_fast::cpu::L2T_ISA {
@@ -29,7 +31,7 @@ struct GramScratch {
   Real *source_sum, *source_square, *cross_dot;  // (rows,): sum S~, sum S~^2, W (S~ F^T)
   Real* constant;                                // (channels,)
   struct {
-    float *product, *direction_product, *scaled, *constant;
+    float *weight, *product, *direction_product, *scaled, *constant;
   } single;  // for hT in float
   int64_t block, source_block, channels, channel_rows;
 
@@ -67,6 +69,7 @@ struct GramScratch {
     cross_dot = arena.take<Real>(layer.rows);
     constant = arena.take<Real>(channels);
     const int64_t factor = layer.single_product && layer.target_gradient.data ? round_up(channels, panel<float>) : 0;
+    single.weight = arena.take<float>(layer.rows * factor);
     single.product = arena.take<float>(channel_rows * factor);
     single.direction_product = arena.take<float>(layer.target_direction.data ? channel_rows * factor : 0);
     single.scaled = arena.take<float>(layer.rows * factor);
@@ -74,34 +77,41 @@ struct GramScratch {
   }
 
   // The second pass in double, on the memory of the first.
-  GramGradient<Real> gradient_pass(const Layer& layer) const {
-    return {layer,          target.block,      direction.block, source,   cache, gradient,     target.small,
-            target.product, direction.product, scaled,          constant, block, source_block, channel_rows};
+  GramGradient<Real> double_pass(const Layer& layer) const {
+    return {.layer = layer,
+            .weight = static_cast<const Real*>(layer.weight_rows),
+            .target = target.block,
+            .direction = direction.block,
+            .source = source,
+            .cache = cache,
+            .gradient = gradient,
+            .small = target.small,
+            .product = target.product,
+            .direction_product = direction.product,
+            .scaled = scaled,
+            .constant = constant,
+            .block = block,
+            .source_block = source_block,
+            .product_rows = channel_rows};
   }
-  // The same in float: what it reads of the first is converted, and its blocks lie where those of the first did.
+  // The same in float, with matrices of its own; its blocks lie where those of the first pass did.
   GramGradient<float> single_pass(const Layer& layer) const {
     const auto shared = [](Real* piece) { return reinterpret_cast<float*>(piece); };
-    convert_panels<float>(target.product, channel_rows, channel_rows, channels, single.product, channel_rows);
-    if (layer.target_direction.data)
-      convert_panels<float>(direction.product, channel_rows, channel_rows, channels, single.direction_product,
-                            channel_rows);
-    convert_panels<float>(scaled, layer.rows, layer.rows, channels, single.scaled, layer.rows);
-    for (int64_t c = 0; c < round_up(channels, panel<float>); ++c)
-      single.constant[c] = c < channels ? float(constant[c]) : 0;
-    return {layer,
-            shared(target.block),
-            shared(direction.block),
-            shared(source),
-            shared(cache),
-            shared(gradient),
-            shared(target.small),
-            single.product,
-            single.direction_product,
-            single.scaled,
-            single.constant,
-            block,
-            source_block,
-            channel_rows};
+    return {.layer = layer,
+            .weight = single.weight,
+            .target = shared(target.block),
+            .direction = shared(direction.block),
+            .source = shared(source),
+            .cache = shared(cache),
+            .gradient = shared(gradient),
+            .small = shared(target.small),
+            .product = single.product,
+            .direction_product = single.direction_product,
+            .scaled = single.scaled,
+            .constant = single.constant,
+            .block = block,
+            .source_block = source_block,
+            .product_rows = channel_rows};
   }
 };
 
@@ -112,20 +122,22 @@ inline size_t gram_scratch(const Layer& layer) {
 }
 
 // The upper triangle of a symmetric panel matrix from the lower.
-inline void mirror(Real* matrix, int64_t size, int64_t panel_stride) {
-  constexpr int NR = panel<Real>;
+template <class T>
+void mirror(T* matrix, int64_t size, int64_t panel_stride) {
+  constexpr int NR = panel<T>;
   for (int64_t i = 0; i < size; ++i)
     for (int64_t j = i + 1; j < size; ++j)
       matrix[j / NR * panel_stride + i * NR + j % NR] = matrix[i / NR * panel_stride + j * NR + i % NR];
 }
 
 // M + M^T in place.
-inline void add_transpose(Real* matrix, int64_t size, int64_t panel_stride) {
-  constexpr int NR = panel<Real>;
+template <class T>
+void add_transpose(T* matrix, int64_t size, int64_t panel_stride) {
+  constexpr int NR = panel<T>;
   for (int64_t i = 0; i < size; ++i)
     for (int64_t j = 0; j <= i; ++j) {
-      Real& lower = matrix[j / NR * panel_stride + i * NR + j % NR];
-      Real& upper = matrix[i / NR * panel_stride + j * NR + i % NR];
+      T& lower = matrix[j / NR * panel_stride + i * NR + j % NR];
+      T& upper = matrix[i / NR * panel_stride + j * NR + i % NR];
       lower = upper = lower + upper;
     }
 }
@@ -309,19 +321,20 @@ class GramSample {
 
   // dT = (W^T 2 alpha W) T - (2 alpha W)^T S~ + W^T 2 alpha b, over the pixels once more.
   void target_gradient() {
-    scale_rows([&](int64_t r, int64_t at) { return alpha[r] * load(weight + at); });
-    weight_square(scratch.target.product);
-    mirror(scratch.target.product, C, square_stride);
-    fill_constant([&](int64_t r, int64_t at) { return bias[r] * load(scratch.scaled + at); });
-    scratch.gradient_pass(layer).write(b, false);
+    const GramGradient<Real> pass = scratch.double_pass(layer);
+    const auto coefficient = [&](int64_t r, int64_t at) { return alpha[r] * load(weight + at); };
+    scale_rows(pass, coefficient);
+    weight_square(pass, pass.product);
+    fill_source_factor(pass, coefficient, [&](int64_t r, int64_t, vec<Real> value) { return bias[r] * value; });
+    pass.write(b, false);
   }
 
   // hT = (W^T 2 alpha W) vT + (J + J^T) T - (2 alpha vW + 2 valpha W)^T S~ + constant, J = W^T (2 alpha vW + valpha W).
-  void target_product(bool direction) {
+  template <class T>
+  void target_product(const GramGradient<T>& pass, bool direction) {
     if (direction) {
-      scale_rows([&](int64_t r, int64_t at) { return alpha[r] * load(weight + at); });
-      weight_square(scratch.direction.product);
-      mirror(scratch.direction.product, C, square_stride);
+      scale_rows(pass, [&](int64_t r, int64_t at) { return alpha[r] * load(weight + at); });
+      weight_square(pass, pass.direction_product);
     }
     const auto coefficients = [&](Real share) {
       return [&, share](int64_t r, int64_t at) {
@@ -331,21 +344,25 @@ class GramSample {
         return value;
       };
     };
-    scale_rows(coefficients(0.5));
-    fill_zero(scratch.target.product, scratch.channel_rows * scratch.channels);
-    outer_product<Real>(R, 0, scratch.channel_rows, 0, C, weight, stride, scratch.scaled, stride,
-                        scratch.target.product, square_stride);
-    add_transpose(scratch.target.product, C, square_stride);
-    scale_rows(coefficients(1));
-    fill_constant([&](int64_t r, int64_t at) {
-      vec<Real> value = bias[r] * load(scratch.scaled + at);
-      if (bias_direction) value += alpha[r] * bias_direction[r] * load(weight + at);
-      return value;
+    // Of J, what valpha scales cancels against S~: its rounding has to be no worse than that of the pixels' pass.
+    const GramGradient<Real> exact = scratch.double_pass(layer);
+    if (alpha_direction) {
+      scale_rows(exact, coefficients(0.5));
+      weight_times_scaled(exact, exact.product, /*lower=*/false);
+      add_transpose(exact.product, C, square_stride);
+      if constexpr (!std::is_same_v<T, Real>)
+        convert_panels<T>(exact.product, scratch.channel_rows, scratch.channels, pass.product);
+    } else {
+      scale_rows(pass, coefficients(0.5));
+      weight_times_scaled(pass, pass.product, /*lower=*/false);
+      add_transpose(pass.product, C, scratch.channel_rows * panel<T>);
+    }
+    fill_source_factor(pass, coefficients(1), [&](int64_t r, int64_t at, vec<Real> value) {
+      vec<Real> shift = bias[r] * value;
+      if (bias_direction) shift += alpha[r] * bias_direction[r] * load(weight + at);
+      return shift;
     });
-    if (layer.single_product)
-      scratch.single_pass(layer).write(b, direction);
-    else
-      scratch.gradient_pass(layer).write(b, direction);
+    pass.write(b, direction);
   }
 
  private:
@@ -399,30 +416,64 @@ class GramSample {
       rows_product<Real, mode>(R, C, is_half(c), a, stride, square + c * scratch.channel_rows, out + c * R);
   }
 
-  // scratch.scaled (rows, channels) = value(row, place).
-  template <class Value>
-  void scale_rows(const Value& value) {
-    for (int64_t c = 0; c < scratch.channels; c += lanes<Real>)
-      for (int64_t r = 0; r < R; ++r) store(scratch.scaled + place(r, c), value(r, place(r, c)));
-  }
-
-  // The lower triangle of W^T scaled, which is symmetric.
-  void weight_square(Real* square) {
-    fill_zero(square, scratch.channel_rows * scratch.channels);
-    outer_product<Real>(R, 0, scratch.channel_rows, 0, C, weight, stride, scratch.scaled, stride, square, square_stride,
-                        /*lower=*/true);
-  }
-
-  // scratch.constant = sum over rows of value(row, place); then scaled changes sign, for the product with S~.
-  template <class Value>
-  void fill_constant(const Value& value) {
-    for (int64_t c = 0; c < scratch.channels; c += lanes<Real>) {
-      vec<Real> sum{};
-      for (int64_t r = 0; r < R; ++r) sum += value(r, place(r, c));
-      store(scratch.constant + c, sum);
+  // Visits (row, place, the same place in T's panels) for every pair of vectors of a (rows, channels) panel matrix.
+  template <class T, class Visit>
+  void for_each_panel_row(T* matrix, const Visit& visit) const {
+    for (int64_t c = 0; c < scratch.channels; c += NR) {
+      T* out = matrix + c / panel<T> * panel<T> * R + c % panel<T>;
+      for (int64_t r = 0; r < R; ++r) visit(r, c, place(r, c), out + r * panel<T>);
     }
-    for (int64_t i = 0; i < R * scratch.channels; i += lanes<Real>)
-      store(scratch.scaled + i, -load(scratch.scaled + i));
+  }
+
+  // out = the two vectors at `values`, one of float.
+  template <class T>
+  static void store_row(T* out, const Real* values) {
+    for (int j = 0; j < NR; j += lanes<T>) store(out + j, load_as<T>(values + j));
+  }
+
+  // pass.scaled (rows, channels) = value(row, place).
+  template <class T, class Value>
+  void scale_rows(const GramGradient<T>& pass, const Value& value) const {
+    for_each_panel_row(pass.scaled, [&](int64_t r, int64_t, int64_t at, T* out) {
+      Real values[NR];
+      for (int j = 0; j < NR; j += lanes<Real>) store(values + j, value(r, at + j));
+      store_row(out, values);
+    });
+  }
+
+  // product = W^T scaled; its lower triangle alone where it is symmetric.
+  template <class T>
+  void weight_times_scaled(const GramGradient<T>& pass, T* product, bool lower) const {
+    fill_zero(product, scratch.channel_rows * round_up(scratch.channels, panel<T>));
+    outer_product<T>(R, 0, scratch.channel_rows, 0, C, pass.weight, R * panel<T>, pass.scaled, R * panel<T>, product,
+                     scratch.channel_rows * panel<T>, lower);
+  }
+  template <class T>
+  void weight_square(const GramGradient<T>& pass, T* square) const {
+    weight_times_scaled(pass, square, /*lower=*/true);
+    mirror(square, C, scratch.channel_rows * panel<T>);
+  }
+
+  // pass.scaled = -value(row, place), the factor of S~, and pass.constant = sum over rows of shift(row, place, value).
+  template <class T, class Value, class Shift>
+  void fill_source_factor(const GramGradient<T>& pass, const Value& value, const Shift& shift) const {
+    fill_zero(pass.constant, round_up(scratch.channels, panel<T>));
+    vec<Real> sums[2] = {};
+    for_each_panel_row(pass.scaled, [&](int64_t r, int64_t c, int64_t at, T* out) {
+      Real values[NR];
+      for (int j = 0; j < 2; ++j) {
+        const vec<Real> v = value(r, at + j * lanes<Real>);
+        sums[j] += shift(r, at + j * lanes<Real>, v);
+        store(values + j * lanes<Real>, -v);
+      }
+      store_row(out, values);
+      if (r + 1 < R) return;
+      for (int j = 0; j < 2; ++j) {
+        store(values + j * lanes<Real>, sums[j]);
+        sums[j] = vec<Real>{};
+      }
+      store_row(pass.constant + c, values);
+    });
   }
 
   // S~ F^T = S (U^T F)^T, and the sums of S~ and S~^2 from the source alone.
@@ -509,12 +560,19 @@ inline void gram_hvp(const Layer& layer, int64_t begin, int64_t end, const Chunk
   GramScratch scratch(layer, arena);
   const bool direction = layer.target_direction.data;
   if (!direction) scratch.direction.cross = nullptr;
+  if (layer.single_product && layer.target_gradient.data)
+    convert_panels<float>(static_cast<const Real*>(layer.weight_rows), layer.rows, scratch.channels,
+                          scratch.single.weight);
   for (int64_t b = begin; b < end; ++b) {
     GramSample sample(layer, scratch, b);
     sample.statistics(direction, /*squares=*/false);
     sample.reduce_direction(result.alpha + (b - begin) * layer.rows, static_cast<Real*>(result.weight),
                             static_cast<double*>(result.bias));
-    if (layer.target_gradient.data) sample.target_product(direction);
+    if (!layer.target_gradient.data) continue;
+    if (layer.single_product)
+      sample.target_product(scratch.single_pass(layer), direction);
+    else
+      sample.target_product(scratch.double_pass(layer), direction);
   }
 }
 

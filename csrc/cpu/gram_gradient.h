@@ -38,13 +38,13 @@ void for_each_small_block(const PairView& pair, int64_t sample, T* block, int64_
   }
 }
 
-// `to` = `from`, a panel matrix of double as one of T; columns a multiple of the panel of double.
+// `to` = `from`, a panel matrix (rows, columns) of double as one of T; columns a multiple of the panel of double.
 template <class T>
-void convert_panels(const double* from, int64_t rows, int64_t from_rows, int64_t columns, T* to, int64_t to_rows) {
+void convert_panels(const double* from, int64_t rows, int64_t columns, T* to) {
   static_assert(lanes<float> == panel<double>);
   for (int64_t c = 0; c < columns; c += panel<double>) {
-    const double* in = from + c * from_rows;
-    T* out = to + c / panel<T> * panel<T> * to_rows + c % panel<T>;
+    const double* in = from + c * rows;
+    T* out = to + c / panel<T> * panel<T> * rows + c % panel<T>;
     for (int64_t r = 0; r < rows; ++r) store(out + r * panel<T>, load_as<T>(in + r * panel<double>));
   }
 }
@@ -53,6 +53,7 @@ void convert_panels(const double* from, int64_t rows, int64_t from_rows, int64_t
 template <class T>
 struct GramGradient {
   const Layer& layer;
+  const T* weight;                 // W
   T *target, *direction, *source;  // blocks of T, vT, S~: (block, channels), (source_block, source channels)
   T *cache, *gradient;             // source rows of the resize; the result's block
   T* small;                        // (pixels of the smaller source sizes, channels): scaled^T S, not resized yet
