@@ -1,6 +1,6 @@
 # `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
 .DEFAULT_GOAL := help
-.PHONY: help train test sanitize lint format clean
+.PHONY: help train test sanitize gpu lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,10 @@ sanitize: $(READY)  ## run the operators' tests with the native code under Addre
 	cd $(SANITIZED)/tree && OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  $(abspath $(BIN)/python) -m pytest --capture=sys tests/ops -k 'not compile and not aot and not gradcheck and not instruction' $(ARGS)
+
+# Without setting anything up, so that it works on a machine with PyTorch and no network.
+gpu:  ## on a machine with a GPU: build, test, check memory accesses and measure, in 9 minutes; logs and rows in OUT or build/gpu
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) benchmarks/gpu.py $(ARGS)
 
 lint: $(READY)  ## check style: ruff, clang-format
 	$(BIN)/ruff check .

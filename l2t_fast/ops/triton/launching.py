@@ -21,6 +21,7 @@ INTERPRETED = not isinstance(kernels.sum_kernel, triton.runtime.JITFunction)
 
 _PLANS: OrderedDict[tuple, Plan] = OrderedDict()
 _PLANS_KEPT = 128
+_CAPTURED: list[Plan] = []  # whose device memory CUDA graphs read at every replay
 _LOCK = Lock()
 
 
@@ -54,8 +55,14 @@ def float32_precision() -> str:
 def _run(given: Arguments, directions: Sequence[Tensor | None] | None) -> Answer:
     key = _key(given, directions)
     plan = _PLANS.get(key)
+    capturing = given.alpha.is_cuda and torch.cuda.is_current_stream_capturing()
     if plan is None:
         check(given, directions)
+        if capturing:
+            raise RuntimeError(
+                "the matching loss is captured into a CUDA graph for sizes, strides and needs it has not been called "
+                "with before; call it once before the capture, with tensors like those"
+            )
     results = [empty_gradient(t) if need else None for need, t in zip(given.needs, given.slots, strict=True)]
     arguments, directions, own = _in_one_dtype_each(given, directions, results)
     with torch.cuda.device(given.alpha.device) if given.alpha.is_cuda else nullcontext():
@@ -65,6 +72,8 @@ def _run(given: Arguments, directions: Sequence[Tensor | None] | None) -> Answer
                 _PLANS[key] = plan
                 while len(_PLANS) > _PLANS_KEPT:
                     _PLANS.popitem(last=False)
+        if capturing:
+            _CAPTURED.append(plan)
         loss = _launch(plan, arguments, directions, own)
     for result, computed in zip(results, own, strict=True):
         if computed is not result:

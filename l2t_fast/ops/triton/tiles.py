@@ -1,7 +1,8 @@
-"""Tile shapes: a fixed table by kernel, number of target channels, element size and GPU.
+"""Tile shapes: a fixed table by kernel, derivative, number of target channels and GPU.
 
-Every entry compiles without spills, without local memory and within the chip's shared memory for sm_80 and sm_90, which
-tests/ops/triton checks. None was timed on a GPU yet ("not run"): they are chosen by counting, see README.md.
+Every entry compiles without spills, without local memory and within the chip's shared memory, however maps may lie
+(``python -m benchmarks.triton_resources``); that, and counting, is how they were chosen. No tile was timed: the kernels
+were not run on a GPU.
 """
 
 from dataclasses import dataclass
@@ -31,50 +32,74 @@ class TileTable:
 
     def choose(self, kernel: str, second: bool, channels: int) -> Tile:
         tiles = self.tiles[kernel, second]
-        return next(tile for tile in tiles if channels <= tile.channels or not tile.hold)
+        return next((tile for tile in tiles if channels <= tile.channels), tiles[-1])
 
 
 _FEW = (Tile(16, 32, 16, 4, 1), Tile(16, 32, 32, 4, 1, step=16))  # small, so that small problems have several
 INTERPRETER = TileTable({(kernel, second): _FEW for kernel in ("target", "projection") for second in (False, True)})
 
-_SM90 = TileTable(
-    {
-        ("target", False): (
-            Tile(32, 128, 64, 8, 2),
-            Tile(64, 32, 128, 8, 2),
-            Tile(64, 32, 256, 8, 2),
-            Tile(32, 16, 512, 8, 1),
-        ),
-        ("target", True): (Tile(32, 32, 64, 4, 2), Tile(32, 32, 128, 8, 2), Tile(16, 32, 256, 8, 2)),
-        ("projection", False): (
-            Tile(32, 128, 64, 8, 2),
-            Tile(32, 64, 128, 8, 2),
-            Tile(32, 64, 256, 8, 2),
-            Tile(16, 32, 512, 8, 1),
-        ),
-        ("projection", True): (Tile(32, 64, 64, 8, 2), Tile(16, 16, 128, 4, 2)),
-    }
-)
-_SM80 = TileTable(
-    {
-        ("target", False): (
-            Tile(32, 128, 64, 8, 2),
-            Tile(32, 64, 128, 8, 2),
-            Tile(64, 32, 256, 8, 1),
-            Tile(32, 16, 512, 8, 1),
-        ),
-        ("target", True): (Tile(32, 32, 64, 4, 2), Tile(32, 64, 128, 8, 2), Tile(32, 32, 256, 8, 1)),
-        ("projection", False): (
-            Tile(32, 64, 64, 8, 2),
-            Tile(64, 32, 128, 8, 2),
-            Tile(32, 32, 256, 8, 2),
-            Tile(16, 32, 512, 8, 1),
-        ),
-        ("projection", True): (Tile(16, 32, 64, 4, 2), Tile(16, 16, 128, 4, 2)),
-    }
-)
+TABLES = {
+    90: TileTable(
+        {
+            ("target", False): (
+                Tile(32, 128, 64, 8, 2),
+                Tile(64, 32, 128, 8, 2),
+                Tile(32, 32, 256, 8, 2),
+                Tile(32, 16, 512, 8, 1),
+                Tile(32, 32, 128, 8, 3, step=32),
+            ),
+            ("target", True): (
+                Tile(32, 32, 64, 4, 2),
+                Tile(32, 32, 128, 8, 2),
+                Tile(16, 16, 256, 8, 2),
+                Tile(16, 32, 128, 8, 2, step=16),
+            ),
+            ("projection", False): (
+                Tile(64, 64, 64, 8, 2),
+                Tile(32, 64, 128, 8, 2),
+                Tile(32, 64, 256, 8, 2),
+                Tile(16, 32, 512, 8, 1),
+                Tile(32, 32, 256, 8, 3, step=32),
+            ),
+            ("projection", True): (
+                Tile(32, 32, 64, 8, 2, step=16),
+                Tile(32, 32, 128, 8, 2, step=16),
+                Tile(16, 32, 256, 8, 2, step=32),
+            ),
+        }
+    ),
+    80: TileTable(
+        {
+            ("target", False): (
+                Tile(32, 128, 64, 8, 2),
+                Tile(32, 64, 128, 8, 2),
+                Tile(64, 32, 256, 8, 1),
+                Tile(32, 16, 512, 8, 1),
+                Tile(32, 32, 128, 8, 3, step=32),
+            ),
+            ("target", True): (
+                Tile(32, 32, 64, 4, 2),
+                Tile(32, 64, 128, 8, 2),
+                Tile(32, 32, 256, 8, 1),
+                Tile(16, 32, 128, 8, 2, step=16),
+            ),
+            ("projection", False): (
+                Tile(32, 64, 64, 8, 2),
+                Tile(64, 32, 128, 8, 2),
+                Tile(32, 32, 256, 8, 2),
+                Tile(16, 32, 512, 8, 1),
+                Tile(32, 32, 256, 8, 3, step=32),
+            ),
+            ("projection", True): (
+                Tile(32, 32, 64, 8, 3, step=32),
+                Tile(32, 32, 128, 8, 3, step=32),
+                Tile(32, 32, 256, 8, 3, step=32),
+            ),
+        }
+    ),
+}
 
 
 def tile_table(capability: tuple[int, int]) -> TileTable:
     """The table for a GPU of this compute capability: Hopper's for 9.x, else the one of sm_80."""
-    return _SM90 if capability[0] == 9 else _SM80
+    return TABLES[90 if capability[0] == 9 else 80]

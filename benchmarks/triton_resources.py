@@ -1,0 +1,181 @@
+"""What the Triton kernels take of a chip, read from the machine code: no GPU is needed.
+
+    python -m benchmarks.triton_resources --output benchmarks/results/triton_resources.csv
+
+Every tile of the tables in l2t_fast/ops/triton/tiles.py is compiled from scratch for the GPUs it is for, for every type
+of products and way a map may lie. Exit code 1 if any spills registers, takes local memory, more shared memory than the
+chip has, or computes its products without tensor cores.
+"""
+
+import argparse
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from l2t_fast.ops.triton import kernels
+from l2t_fast.ops.triton.tiles import TABLES, Tile
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""What one block can have on each architecture."""
+
+# name -> type of maps and projections, how float32 products are computed
+PRODUCTS = {
+    "tf32": (tl.float32, "tf32"),
+    "tf32x3": (tl.float32, "tf32x3"),
+    "bfloat16": (tl.bfloat16, "tf32"),
+    "float16": (tl.float16, "tf32"),
+}
+
+# name -> constants; "even": sizes are multiples of 16 bytes, "odd": they are not, "small": maps smaller than a tile
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "NCHW even": {},
+    "NCHW odd small": {"T_VECTOR": 1, "W_VECTOR": 1, "SMALL": True},
+    "channels_last even": {"CHANNELS_LAST": True},
+    "channels_last small": {"CHANNELS_LAST": True, "SMALL": True},
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel."""
+
+    architecture: int
+    kernel: str
+    derivative: int
+    rows: int
+    pixels: int
+    channels: int
+    warps: int
+    stages: int
+    step: int
+    products: str
+    layout: str
+    registers: int
+    stack: int  # bytes a thread, spilled registers among them
+    local: int  # bytes a thread
+    shared: int  # bytes a block
+    instruction: str  # of the tensor cores: wgmma, mma or none
+
+    @property
+    def problem(self) -> str | None:
+        if self.stack or self.local:
+            return f"spills {self.stack} bytes, takes {self.local} of local memory"
+        if self.shared > SHARED_BYTES[self.architecture]:
+            return f"takes {self.shared} bytes of shared memory of {SHARED_BYTES[self.architecture]}"
+        return "uses no tensor cores" if self.instruction == "none" else None
+
+
+def tiles() -> Iterator[tuple[int, str, bool, Tile]]:
+    """Every entry of the tables: architecture, kernel, whether for the second derivative, tile."""
+    for architecture, table in TABLES.items():
+        for (kernel, second), entries in table.tiles.items():
+            for tile in entries:
+                yield architecture, kernel, second, tile
+
+
+def resources(
+    architecture: int, kernel: str, second: bool, tile: Tile, products: str = "tf32", layout: str = "NCHW even"
+) -> Resources:
+    """Compile one kernel from scratch and read what it takes."""
+    element, precision = PRODUCTS[products]
+    given = LAYOUTS[layout]
+    channels_last = given.get("CHANNELS_LAST", False)
+    vector = 128 // element.primitive_bitwidth
+    constants = {
+        "SECOND": second,
+        **dict.fromkeys(("S_TYPE", "T_TYPE", "W_TYPE", "B_TYPE", "DOT_TYPE"), element),
+        "E_TYPE": tl.bfloat16 if element == tl.bfloat16 else tl.float32,
+        "PRECISION": precision,
+        **dict.fromkeys(("S_CHANNELS_LAST", "T_CHANNELS_LAST", "V_CHANNELS_LAST"), channels_last),
+        "T_VECTOR": given.get("T_VECTOR", vector),
+        "W_VECTOR": given.get("W_VECTOR", vector),
+        "INDEX": tl.int32,
+        "SMALL": given.get("SMALL", False),
+        "HOLD": tile.hold,
+        "ROWS": tile.rows,
+        "PIXELS": tile.pixels,
+        "TILE_CHANNELS": tile.channels,
+        "STEP": tile.step,
+    }
+    pointers = {"table": "*i64", "items": "*i64", "blocks": "*i64"}
+    pointers |= dict.fromkeys(("weight_sums", "bias_sums", "loss_sums"), "*fp32")
+    if kernel == "target":
+        function = kernels.target_kernel
+        constants["D_CHANNELS_LAST"] = channels_last
+    else:
+        function = kernels.projection_kernel
+        constants["SUMS"] = True
+    signature = {name: pointers.get(name, "constexpr") for name in function.arg_names} | {"item_count": "i32"}
+    position = {name: (i,) for i, name in enumerate(function.arg_names)}
+    source = ASTSource(
+        function,
+        signature,
+        {position[name]: value for name, value in constants.items()},
+        {position[name]: [["tt.divisibility", 16]] for name, kind in signature.items() if kind.startswith("*")},
+    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    instruction = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "none"
+    registers, stack, local = _usage(compiled.asm["cubin"])
+    return Resources(
+        *(architecture, kernel, 2 if second else 1, *tile, products, layout),
+        *(registers, stack, local, compiled.metadata.shared, instruction),
+    )
+
+
+def _usage(machine_code: bytes) -> tuple[int, int, int]:
+    """Registers, and bytes of stack and local memory, a thread."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
+    if found is None:
+        raise RuntimeError(f"cuobjdump told no resources: {told}")
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--architectures", nargs="+", type=int, choices=SHARED_BYTES, default=list(SHARED_BYTES))
+    parser.add_argument("--output", type=Path, help="CSV file to write")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache  # from scratch
+        for architecture, kernel, second, tile in tiles():
+            if architecture not in arguments.architectures:
+                continue
+            for products in arguments.products:
+                for layout in arguments.layouts:
+                    found = resources(architecture, kernel, second, tile, products, layout)
+                    rows.append(found)
+                    facts = " ".join(f"{value!s:>5}" for value in list(asdict(found).values())[:9])
+                    taken = f"{found.registers:>3} registers {found.shared / 1024:>6.1f} KiB {found.instruction:<5}"
+                    print(f"{facts} {products:<8} {layout:<20} {taken} {found.problem or ''}", flush=True)
+    if arguments.output:
+        with arguments.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(asdict, rows))
+    return 1 if any(row.problem for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

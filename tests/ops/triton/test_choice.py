@@ -1,0 +1,53 @@
+"""When the Triton backend is taken, and what is said where it cannot be."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import l2t_fast
+from l2t_fast.ops import choose_backend, why_unavailable
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """As PyTorch describes an H100."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+def test_auto_takes_it_for_cuda_tensors(a_gpu):
+    choice = l2t_fast.explain_backend("cuda")
+    assert choice == ("triton", "the fused triton backend serves cuda tensors")
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [(torch.bfloat16, "triton"), (torch.float64, "reference")])
+def test_auto_leaves_float64_to_the_reference(a_gpu, dtype, wanted):
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 4, 4, device="cuda", dtype=dtype)
+    assert choose_backend("auto", [x], [x]).backend == wanted
+
+
+def test_without_triton_or_a_gpu_it_is_told(monkeypatch, a_gpu):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert why_unavailable("triton") == "Tesla T4 is older than compute capability 8.0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    x = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="backend='triton' is not available: PyTorch sees no CUDA GPU"):
+        choose_backend("triton", [x], [x])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert l2t_fast.explain_backend("cuda").reason.endswith("Triton is not installed")
+
+
+def test_cpu_tensors_are_refused_where_triton_runs_on_a_gpu(monkeypatch, a_gpu):
+    pytest.importorskip("triton")
+    from l2t_fast.ops.triton import launching
+
+    if launching.INTERPRETED:
+        pytest.skip("Triton's interpreter takes CPU tensors")
+    feature, weight = torch.zeros(1, 2, 3, 3), torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="called with CPU tensors"):
+        l2t_fast.feature_matching_loss([feature], [feature], [(weight, None)], [(0, 0)], backend="triton")
