@@ -9,6 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import l2t_fast
 from l2t_fast.ops import choose_backend, why_unavailable
 
+pytest.importorskip("triton")
+
+from l2t_fast.ops.triton import launching  # before a test changes what Triton reads when the kernels are made
+
 
 @pytest.fixture
 def a_gpu(monkeypatch):
@@ -43,9 +47,6 @@ def test_without_triton_or_a_gpu_it_is_told(monkeypatch, a_gpu):
 
 
 def test_cpu_tensors_are_refused_where_triton_runs_on_a_gpu(monkeypatch, a_gpu):
-    pytest.importorskip("triton")
-    from l2t_fast.ops.triton import launching
-
     if launching.INTERPRETED:
         pytest.skip("Triton's interpreter takes CPU tensors")
     feature, weight = torch.zeros(1, 2, 3, 3), torch.zeros(2, 2)
