@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from l2t_fast.ops.triton import kernels
-from l2t_fast.ops.triton.tiles import TABLES, Tile
+from l2t_fast.ops.triton.tiles import Tile, tile_table
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """What one block can have on each architecture."""
@@ -43,7 +43,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "NCHW even": {},
     "NCHW odd small": {"T_VECTOR": 1, "W_VECTOR": 1, "SMALL": True},
     "channels_last even": {"CHANNELS_LAST": True},
-    "channels_last small": {"CHANNELS_LAST": True, "SMALL": True},
 }
 
 
@@ -51,6 +50,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 class Resources:
     """Of one compiled kernel."""
 
+    triton: str  # version; others allocate registers otherwise
     architecture: int
     kernel: str
     derivative: int
@@ -69,6 +69,10 @@ class Resources:
     instruction: str  # of the tensor cores: wgmma, mma or none
 
     @property
+    def tile(self) -> Tile:
+        return Tile(self.rows, self.pixels, self.channels, self.warps, self.stages, self.step)
+
+    @property
     def problem(self) -> str | None:
         if self.stack or self.local:
             return f"spills {self.stack} bytes, takes {self.local} of local memory"
@@ -77,9 +81,10 @@ class Resources:
         return "uses no tensor cores" if self.instruction == "none" else None
 
 
-def tiles() -> Iterator[tuple[int, str, bool, Tile]]:
+def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
     """Every entry of the tables: architecture, kernel, whether for the second derivative, tile."""
-    for architecture, table in TABLES.items():
+    for architecture in SHARED_BYTES:
+        table = tile_table(divmod(architecture, 10), PRODUCTS[products][1])
         for (kernel, second), entries in table.tiles.items():
             for tile in entries:
                 yield architecture, kernel, second, tile
@@ -131,7 +136,7 @@ def resources(
     instruction = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "none"
     registers, stack, local = _usage(compiled.asm["cubin"])
     return Resources(
-        *(architecture, kernel, 2 if second else 1, *tile, products, layout),
+        *(triton.__version__, architecture, kernel, 2 if second else 1, *tile, products, layout),
         *(registers, stack, local, compiled.metadata.shared, instruction),
     )
 
@@ -149,30 +154,37 @@ def _usage(machine_code: bytes) -> tuple[int, int, int]:
     return int(found[1]), int(found[2]), int(found[3])
 
 
+def read_resources(path: Path) -> list[Resources]:
+    """The rows of a report, oldest first."""
+    kinds = {field.name: field.type for field in fields(Resources)}
+    with path.open(newline="") as file:
+        return [Resources(**{k: kinds[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--architectures", nargs="+", type=int, choices=SHARED_BYTES, default=list(SHARED_BYTES))
-    parser.add_argument("--output", type=Path, help="CSV file to write")
+    parser.add_argument("--output", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # from scratch
-        for architecture, kernel, second, tile in tiles():
-            if architecture not in arguments.architectures:
-                continue
-            for products in arguments.products:
-                for layout in arguments.layouts:
+        for products in arguments.products:
+            for architecture, kernel, second, tile in tiles(products):
+                for layout in arguments.layouts if architecture in arguments.architectures else ():
                     found = resources(architecture, kernel, second, tile, products, layout)
                     rows.append(found)
-                    facts = " ".join(f"{value!s:>5}" for value in list(asdict(found).values())[:9])
+                    facts = " ".join(f"{value!s:>5}" for value in list(asdict(found).values())[:10])
                     taken = f"{found.registers:>3} registers {found.shared / 1024:>6.1f} KiB {found.instruction:<5}"
                     print(f"{facts} {products:<8} {layout:<20} {taken} {found.problem or ''}", flush=True)
-    if arguments.output:
-        with arguments.output.open("w", newline="") as file:
+    if arguments.output and rows:
+        new = not arguments.output.exists()
+        with arguments.output.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-            writer.writeheader()
+            if new:
+                writer.writeheader()
             writer.writerows(map(asdict, rows))
     return 1 if any(row.problem for row in rows) else 0
 

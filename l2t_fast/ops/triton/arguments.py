@@ -36,7 +36,9 @@ class Arguments:
 
 def empty_gradient(tensor: Tensor) -> Tensor:
     """Memory for a gradient: dense, channels_last where the input is laid out so and contiguous otherwise."""
-    return torch.empty_like(tensor, memory_format=torch._prims_common.suggest_memory_format(tensor))
+    is_map = tensor.dim() == 4  # asking is slow, and a projection cannot be channels_last
+    layout = torch._prims_common.suggest_memory_format(tensor) if is_map else torch.contiguous_format
+    return torch.empty_like(tensor, memory_format=layout)
 
 
 def empty_results(arguments: Arguments) -> list[Tensor]:

@@ -124,15 +124,14 @@ def _in_one_dtype_each(
 
 
 def _plan(arguments: Arguments, directions: Sequence[Tensor | None] | None, results: list[Tensor | None]) -> Plan:
-    device = arguments.alpha.device
+    device, precision = arguments.alpha.device, float32_precision()
     if INTERPRETED:
         tiles, processors = INTERPRETER, 2
     else:
         properties = torch.cuda.get_device_properties(device)
-        tiles, processors = tile_table((properties.major, properties.minor)), properties.multi_processor_count
-    return Planner(
-        arguments, directions, results, precision=float32_precision(), tiles=tiles, processors=processors
-    ).plan()
+        tiles = tile_table((properties.major, properties.minor), precision)
+        processors = properties.multi_processor_count
+    return Planner(arguments, directions, results, precision=precision, tiles=tiles, processors=processors).plan()
 
 
 def _addresses(

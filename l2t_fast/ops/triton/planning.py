@@ -212,6 +212,8 @@ class Planner:
                         for begin in begins:
                             at = number[runs[0][0], pair, row, begin]
                             sums += self._sum_items(plan, tile, pair, row, begin, at, step, len(runs))
+            if not items:  # sources without channels
+                continue
             constants = self._constants(tile, group) | {"SUMS": wants_sums}
             plan.launches.append(
                 Launch(

@@ -42,7 +42,7 @@ TABLES = {
     90: TileTable(
         {
             ("target", False): (
-                Tile(32, 128, 64, 8, 2),
+                Tile(64, 64, 64, 8, 2),
                 Tile(64, 32, 128, 8, 2),
                 Tile(32, 32, 256, 8, 2),
                 Tile(32, 16, 512, 8, 1),
@@ -100,6 +100,19 @@ TABLES = {
 }
 
 
-def tile_table(capability: tuple[int, int]) -> TileTable:
+# Where float32 is computed as three products of tf32, operands take twice the registers: nothing is held.
+IEEE = TileTable(
+    {
+        ("target", False): (Tile(32, 32, 128, 8, 3, step=32),),
+        ("target", True): (Tile(16, 32, 128, 8, 2, step=16),),
+        ("projection", False): (Tile(32, 32, 128, 8, 3, step=32),),
+        ("projection", True): (Tile(16, 32, 64, 8, 2, step=16),),
+    }
+)
+
+
+def tile_table(capability: tuple[int, int], precision: str) -> TileTable:
     """The table for a GPU of this compute capability: Hopper's for 9.x, else the one of sm_80."""
+    if precision == "tf32x3":
+        return IEEE
     return TABLES[90 if capability[0] == 9 else 80]

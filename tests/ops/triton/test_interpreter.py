@@ -16,13 +16,12 @@ ROOT = Path(__file__).parents[3]
 SELECTIONS = {
     "values": (
         "tests/ops/test_values.py",
-        "test_every_dtype_and_size and not (many or several or float64 or bfloat16) or empty or no_pair or scalar"
+        "test_every_dtype_and_size and not (many or several or float64 or bfloat16 or features) or empty or no_pair or scalar"
         " or several_roles",
     ),
     "operators": (
         "tests/ops/test_operators.py",
-        "opcheck_with_some_needs or opcheck_with_grad or meta or compile_without_grad or some_inputs_frozen or autocast"
-        " or wrong_arguments or wrong_directions",
+        "opcheck_with_some_needs or meta or some_inputs_frozen or wrong_arguments or wrong_directions",
     ),
     "derivatives": ("tests/ops/test_derivatives.py", "backward_only_scales or nothing_but_the_loss"),
     "triton": ("tests/ops/triton", "not interpreter and not resources"),

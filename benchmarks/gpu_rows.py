@@ -1,0 +1,78 @@
+"""The rows of `make gpu`: what `l2t-fast bench run` measures, without the packages that only its options need.
+
+    python -m benchmarks.gpu_rows loss rows.csv
+
+Every finished run is appended at once, so that the rows of a process that is stopped are not lost.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from l2t_fast.bench.engine import Protocol
+from l2t_fast.bench.loss_suite import measure_loss
+from l2t_fast.bench.losses import LOSS_PROVIDERS, why_not
+from l2t_fast.bench.roofline import measure_peaks
+from l2t_fast.bench.rows import Row, append_rows
+from l2t_fast.bench.workloads import WORKLOADS
+
+# the cheapest first; torch.compile takes its time over 128 pairs
+LOSS_WORKLOADS = ("cifar", "imagenet", "multi_source_128")
+STEP_WORKLOADS = ("cifar", "imagenet")
+MODES = ("forward_backward", "second_order")
+DTYPE = "float32"
+
+
+def loss_rows(workloads: list[str], protocol: Protocol) -> Iterator[list[Row]]:
+    peaks, rows = measure_peaks(protocol, DTYPE)
+    yield rows
+    providers = [name for name in LOSS_PROVIDERS if why_not(name, "forward", DTYPE, protocol.device) is None]
+    for name in workloads:
+        case = WORKLOADS[name].case(protocol.device, dtype=DTYPE, layout="NCHW")
+        yield from measure_loss(case, MODES, providers, protocol, peaks)
+
+
+def step_rows(workloads: list[str], protocol: Protocol) -> Iterator[list[Row]]:
+    from l2t_fast.bench.setups import STEP_SETUPS
+    from l2t_fast.bench.step_suite import measure_step
+    from l2t_fast.bench.steps import step_providers
+
+    for name in workloads:
+        yield measure_step(STEP_SETUPS[name], list(step_providers()), protocol)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["loss", "step"])
+    parser.add_argument("rows", type=Path, help="CSV file that rows are appended to")
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        help="names of workloads; the three, or two for steps, of the project's goals when left out",
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--repeats", type=int, default=20)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("error: PyTorch sees no CUDA GPU", file=sys.stderr)
+        return 2
+    protocol = Protocol(device, repeats=arguments.repeats, progress=lambda line: print(line, flush=True))
+    measured = loss_rows if arguments.what == "loss" else step_rows
+    wrong = 0
+    for rows in measured(
+        arguments.workloads or list(LOSS_WORKLOADS if arguments.what == "loss" else STEP_WORKLOADS), protocol
+    ):
+        append_rows(arguments.rows, rows)
+        wrong += sum(row.status == "wrong" for row in rows)
+        for row in rows:
+            time = "" if row.median_ms is None else f"{row.median_ms:.3f} ms"
+            print(f"{row.workload} {row.mode} {row.provider}: {row.status} {time}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
