@@ -104,6 +104,7 @@ def resources(
         "E_TYPE": tl.bfloat16 if element == tl.bfloat16 else tl.float32,
         "PRECISION": precision,
         **dict.fromkeys(("S_CHANNELS_LAST", "T_CHANNELS_LAST", "V_CHANNELS_LAST"), channels_last),
+        "S_VECTOR": vector if channels_last else 1,
         "T_VECTOR": given.get("T_VECTOR", vector),
         "W_VECTOR": given.get("W_VECTOR", vector),
         "INDEX": tl.int32,

@@ -110,7 +110,7 @@ def _map(view, TYPE, spot, pixel_lives, channel, channel_lives, CHANNELS_LAST, V
 
 
 @triton.jit
-def _resized(pair, TYPE, spot, pixel_lives, height, width, row, row_lives, CHANNELS_LAST, INDEX: tl.constexpr):
+def _resized(pair, TYPE, spot, pixel_lives, height, width, row, row_lives, CHANNELS_LAST, VECTOR, INDEX: tl.constexpr):
     """A tile of S~, (pixels, rows), float32: the pair's source map, resized to (height, width) as it is read."""
     first, run, y, x = spot
     from_height, from_width = tl.load(pair + SOURCE_HEIGHT).to(tl.int32), tl.load(pair + SOURCE_WIDTH).to(tl.int32)
@@ -119,7 +119,7 @@ def _resized(pair, TYPE, spot, pixel_lives, height, width, row, row_lives, CHANN
     at_row = row * tl.load(view + 2).to(INDEX)
     if (from_height == height) & (from_width == width):
         at_first, at = _at(view, spot, INDEX)
-        resized = _tile(base + at_first, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, 1).to(tl.float32)
+        resized = _tile(base + at_first, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
     else:
         top, bottom, down = _tap(y, from_height, height)
         left, right, along = _tap(x, from_width, width)
@@ -127,12 +127,12 @@ def _resized(pair, TYPE, spot, pixel_lives, height, width, row, row_lives, CHANN
         base += at_first
         below = (bottom - top) * tl.load(view + 3).to(INDEX)
         beside = (right - left) * tl.load(view + 4).to(INDEX)
-        upper = _tile(base, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, 1).to(tl.float32)
-        other = _tile(base, at + beside, at_row, pixel_lives, row_lives, CHANNELS_LAST, 1).to(tl.float32)
+        upper = _tile(base, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
+        other = _tile(base, at + beside, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
         upper = (1 - along)[:, None] * upper + along[:, None] * other
         at += below
-        lower = _tile(base, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, 1).to(tl.float32)
-        other = _tile(base, at + beside, at_row, pixel_lives, row_lives, CHANNELS_LAST, 1).to(tl.float32)
+        lower = _tile(base, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
+        other = _tile(base, at + beside, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
         lower = (1 - along)[:, None] * lower + along[:, None] * other
         resized = (1 - down)[:, None] * upper + down[:, None] * lower
     return resized
@@ -213,7 +213,8 @@ def target_kernel(
     T_CHANNELS_LAST: tl.constexpr,
     V_CHANNELS_LAST: tl.constexpr,
     D_CHANNELS_LAST: tl.constexpr,
-    T_VECTOR: tl.constexpr,  # see _tile
+    S_VECTOR: tl.constexpr,  # see _tile
+    T_VECTOR: tl.constexpr,
     W_VECTOR: tl.constexpr,
     INDEX: tl.constexpr,  # integer that holds every offset from a tile's first sample
     SMALL: tl.constexpr,  # some map of this launch has fewer pixels than a tile
@@ -282,7 +283,7 @@ def target_kernel(
                         v = _dot(t, tl.trans(part), v, DOT_TYPE, PRECISION)
 
             d += _bias(pair + BIAS, B_TYPE, row, row_lives)[None, :]
-            d -= _resized(pair, S_TYPE, spot, lives, height, width, row, row_lives, S_CHANNELS_LAST, INDEX)
+            d -= _resized(pair, S_TYPE, spot, lives, height, width, row, row_lives, S_CHANNELS_LAST, S_VECTOR, INDEX)
             column = tl.load(pair + COLUMN) + row
             alpha = _coefficients(table + ALPHA, first, run, batch, column, lives, row_lives, SMALL)
             e = 2 * alpha * d
@@ -330,6 +331,7 @@ def projection_kernel(
     S_CHANNELS_LAST: tl.constexpr,
     T_CHANNELS_LAST: tl.constexpr,
     V_CHANNELS_LAST: tl.constexpr,
+    S_VECTOR: tl.constexpr,
     T_VECTOR: tl.constexpr,
     W_VECTOR: tl.constexpr,
     INDEX: tl.constexpr,
@@ -407,7 +409,7 @@ def projection_kernel(
                         part = _map(moved, T_TYPE, spot, lives, k, k_lives, V_CHANNELS_LAST, T_VECTOR, INDEX)
                         v = _dot(w, tl.trans(part), v, DOT_TYPE, PRECISION)
 
-            s = _resized(pair, S_TYPE, spot, lives, height, width, row, row_lives, S_CHANNELS_LAST, INDEX)
+            s = _resized(pair, S_TYPE, spot, lives, height, width, row, row_lives, S_CHANNELS_LAST, S_VECTOR, INDEX)
             d += bias[:, None] - tl.trans(s)
             alpha = tl.trans(_coefficients(table + ALPHA, first, run, batch, column, lives, row_lives, SMALL))
             e = 2 * alpha * d

@@ -308,7 +308,7 @@ class Planner:
         dot_type = t_type if t_type == w_type else torch.float32
         e_type = dot_type if dot_type == torch.bfloat16 and self.precision == "tf32" else torch.float32
         gradients = [r for layer in group if (r := self.results[layer.target]) is not None]
-        t_last, v_last = all(map(_channels_last, maps)), all(map(_channels_last, moved))
+        s_last, t_last, v_last = (all(map(_channels_last, tensors)) for tensors in (sources, maps, moved))
         reach = [_reach(t, 2 + tile.pixels // (t.shape[2] * t.shape[3])) for t in (*maps, *moved, *gradients)]
         for layer in group:
             samples = 2 + tile.pixels // layer.pixels
@@ -323,9 +323,11 @@ class Planner:
             "DOT_TYPE": TYPES[dot_type],
             "E_TYPE": TYPES[e_type],
             "PRECISION": self.precision,
-            "S_CHANNELS_LAST": all(map(_channels_last, sources)),
+            "S_CHANNELS_LAST": s_last,
             "T_CHANNELS_LAST": t_last,
             "V_CHANNELS_LAST": v_last,
+            # along pixels, neighbours in S~ are no neighbours in S
+            "S_VECTOR": min(_vector(source, True) for source in sources) if s_last else 1,
             "T_VECTOR": min([_vector(t, t_last) for t in maps] + [_vector(v, v_last) for v in moved]),
             "W_VECTOR": min(_weight_vector(w) for w in weights),
             "INDEX": tl.int32 if max(reach) < 2**31 else tl.int64,

@@ -1,0 +1,70 @@
+"""`make gpu` without a GPU: stages that fail or hang cost the others nothing, and the summary says what happened."""
+
+import sys
+
+import pytest
+
+from benchmarks import gpu
+from l2t_fast.bench.rows import Row, append_rows
+
+
+def stage(name: str, code: str, seconds: int = 60) -> gpu.Stage:
+    return gpu.Stage(name, seconds, [sys.executable, "-c", code], {"STAGE": name})
+
+
+def test_a_stage_s_output_is_in_its_log(tmp_path):
+    outcome = gpu.run(stage("hello", "import os; print(os.environ['STAGE']); print('last'); print()"), tmp_path, 60)
+    assert outcome.status == "ok" and outcome.last_line == "last"
+    assert (tmp_path / "hello.log").read_text() == "hello\nlast\n\n"
+
+
+def test_a_stage_that_hangs_is_stopped_with_all_it_started(tmp_path):
+    child = "import subprocess, sys; print('began', flush=True); subprocess.run(['sleep', '600'])"
+    outcome = gpu.run(stage("hangs", child, seconds=6), tmp_path, 600)
+    assert outcome.status == "stopped after 6 s" and outcome.last_line == "began"
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [({"code": "raise SystemExit(3)"}, "exit code 3"), ({"left": 2}, "no time left")],
+)
+def test_what_went_wrong_is_told(tmp_path, change, status):
+    options = {"code": "pass", "left": 60} | change
+    assert gpu.run(stage("x", options["code"]), tmp_path, options["left"]).status == status
+
+
+def test_a_command_that_is_not_there(tmp_path):
+    missing = gpu.Stage("sanitizer", 60, ["/nowhere/compute-sanitizer"], {})
+    assert gpu.run(missing, tmp_path, 60).status.startswith("did not start")
+
+
+def test_every_stage_fits_into_the_nine_minutes_or_comes_last(tmp_path):
+    stages = gpu.stages(tmp_path)
+    assert sum(s.seconds for s in stages[:-1]) < gpu.SECONDS < 9 * 60
+
+
+def row(provider, median_ms, **others):
+    same = {
+        **dict.fromkeys(("version", "commit", "native", "device", "capability", "python", "torch", "flags"), "x"),
+        **{"run": "now", "threads": 1, "workload": "cifar", "batch": 128, "pairs": 15},
+        **{"dtype": "float32", "layout": "NCHW", "mode": "forward_backward"},
+    }
+    return Row(**same | {"provider": provider, "median_ms": median_ms} | others)
+
+
+def test_the_summary_has_ratios_within_a_run(tmp_path):
+    append_rows(
+        tmp_path / "rows.csv",
+        [
+            row("triton", 0.5, peak_mib=10.0, floor_ms=0.25),
+            row("eager", 4.0, peak_mib=50.0),
+            row("eager", 9.0, run="later"),
+            row("compile", None, status="wrong"),
+        ],
+    )
+    text = gpu.summary([gpu.Outcome(stage("tests", ""), "ok", 12.3, "1 passed | 2")], tmp_path / "rows.csv")
+    assert "| tests | ok | 12 | 1 passed / 2 |" in text
+    assert "| cifar | 128 | forward_backward | triton | 0.500 | 1.00 | 10 | 1.00 | 50% |" in text
+    assert "| cifar | 128 | forward_backward | eager | 4.000 | 8.00 | 50 | 5.00 |  |" in text
+    assert "| cifar | 128 | forward_backward | eager | 9.000 |  |" in text
+    assert "compile" not in text
