@@ -1,6 +1,7 @@
 """The kernels compile from scratch for sm_80 and sm_90, and take no more of a chip than it has. No GPU is needed."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,11 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
 
-from benchmarks.triton_resources import resources, tiles
+from benchmarks.triton_resources import LAYOUTS, read_resources, resources, tiles
+
+REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "triton_resources.csv"
+# of which the report holds all tiles
+REPORTED = {"tf32": (80, 90), "tf32x3": (80, 90), "bfloat16": (90,)}
 
 
 @pytest.fixture
@@ -30,3 +35,14 @@ def first_tiles(products):
 def test_tiles_fit_the_chip(from_scratch, products, architecture, kernel, second, tile):
     """Maps of any size, which take the most registers. All tiles, in all ways: the recorded report, below."""
     assert resources(architecture, kernel, second, tile, products, "NCHW odd small").problem is None
+
+
+@pytest.mark.parametrize("products", REPORTED)
+def test_the_recorded_report_has_every_tile_and_no_problem(products):
+    """Made by `python -m benchmarks.triton_resources --output benchmarks/results/triton_resources.csv`."""
+    newest = {(r.architecture, r.kernel, r.derivative, r.tile, r.products, r.layout): r for r in read_resources(REPORT)}
+    for architecture, kernel, second, tile in tiles(products):
+        for layout in LAYOUTS if architecture in REPORTED[products] else ():
+            row = newest.get((architecture, kernel, 2 if second else 1, tile, products, layout))
+            assert row is not None, f"no row of {kernel} {tile} for {products}, {layout}, sm_{architecture}"
+            assert row.problem is None, row
