@@ -52,3 +52,17 @@ def test_cpu_tensors_are_refused_where_triton_runs_on_a_gpu(monkeypatch, a_gpu):
     feature, weight = torch.zeros(1, 2, 3, 3), torch.zeros(2, 2)
     with pytest.raises(ValueError, match="called with CPU tensors"):
         l2t_fast.feature_matching_loss([feature], [feature], [(weight, None)], [(0, 0)], backend="triton")
+
+
+def test_float32_is_computed_as_pytorch_s_convolutions_are():
+    assert torch.backends.cudnn.allow_tf32 is False  # as tests/ops/conftest.py sets it
+    assert launching.float32_precision() == "tf32x3"
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        assert launching.float32_precision() == "tf32"
+    before = torch.backends.cudnn.conv.fp32_precision
+    try:
+        for setting, wanted in (("tf32", "tf32"), ("ieee", "tf32x3")):
+            torch.backends.cudnn.conv.fp32_precision = setting
+            assert launching.float32_precision() == wanted
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
