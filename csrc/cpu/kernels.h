@@ -31,6 +31,17 @@ struct Kernels {
   size_t (*gram_scratch)(const Layer& layer);
   Run direct_forward_float, direct_forward_double, gram_forward;
   Run direct_hvp_float, direct_hvp_double, gram_hvp;
+
+  // Double backward of batch normalisation: five sums a channel (see batch_norm.h) are added to `sums`, then both
+  // results are combinations of the maps with seven coefficients a channel. `rows`: channels innermost, [begin, end)
+  // counts batch x pixels; `planes`: pixels innermost, [begin, end) counts channels.
+  using Sums = void (*)(const BatchNormMaps& maps, int64_t begin, int64_t end, double* sums);
+  using Apply = void (*)(const BatchNormMaps& maps, const void* coefficients, int64_t begin, int64_t end,
+                         void* gradient_bar, void* input_bar);
+  Sums batch_norm_sums_rows_float, batch_norm_sums_rows_double, batch_norm_sums_planes_float,
+      batch_norm_sums_planes_double;
+  Apply batch_norm_apply_rows_float, batch_norm_apply_rows_double, batch_norm_apply_planes_float,
+      batch_norm_apply_planes_double;
 };
 
 extern const Kernels portable_kernels;

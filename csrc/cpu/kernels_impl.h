@@ -1,6 +1,7 @@
 // The kernel table of one instruction set. Included once by each kernels_<isa>.cpp.
 #pragma once
 
+#include "batch_norm.h"
 #include "gram.h"
 #include "kernels.h"
 
@@ -44,6 +45,14 @@ constexpr Kernels table(const char* name) {
       .direct_hvp_float = direct_hvp<float>,
       .direct_hvp_double = direct_hvp<double>,
       .gram_hvp = gram_hvp,
+      .batch_norm_sums_rows_float = batch_norm_sums_rows<float>,
+      .batch_norm_sums_rows_double = batch_norm_sums_rows<double>,
+      .batch_norm_sums_planes_float = batch_norm_sums_planes<float>,
+      .batch_norm_sums_planes_double = batch_norm_sums_planes<double>,
+      .batch_norm_apply_rows_float = batch_norm_apply_rows<float>,
+      .batch_norm_apply_rows_double = batch_norm_apply_rows<double>,
+      .batch_norm_apply_planes_float = batch_norm_apply_planes<float>,
+      .batch_norm_apply_planes_double = batch_norm_apply_planes<double>,
   };
 }
 

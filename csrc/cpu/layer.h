@@ -86,4 +86,14 @@ struct ChunkResult {
   double* alpha;  // (samples of the chunk, rows): Q, or half of halpha. Accumulates
 };
 
+// What the double backward of batch normalisation reads: maps of one layout, and one value a channel.
+struct BatchNormMaps {
+  const void* adjoint;   // of the input's gradient
+  const void* gradient;  // of the output
+  const void* input;
+  const void* mean;   // of a channel
+  const void* scale;  // 1 / its standard deviation
+  int64_t samples, channels, pixels;
+};
+
 }  // namespace l2t_fast::cpu

@@ -1,0 +1,262 @@
+"""Convolution and batch normalisation with cheap second derivatives, put in place of PyTorch's while a graph is built
+that will be differentiated twice.
+
+The values and first derivatives are those of PyTorch's own kernels. PyTorch's second derivative of a convolution turns
+the batch into channels and whole images into kernels, and that of batch normalisation is some thirty passes over the
+feature map. Here the first is four convolutions of the ordinary kind, the second two passes (csrc/batch_norm.h has the
+formulas).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from l2t_fast import _native
+
+
+class CheapSecondDerivatives(TorchFunctionMode):
+    """While active, 2D convolutions and batch normalisation in training mode are recorded by the Functions below."""
+
+    def __torch_function__(
+        self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        replaced = _REPLACED.get(function)
+        result = replaced(*args, **(kwargs or {})) if replaced else None
+        return function(*args, **(kwargs or {})) if result is None else result
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """`torch.conv2d`, or None for the calls left to PyTorch."""
+    if isinstance(padding, str) or input.dim() != 4:
+        return None
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    geometry = Geometry(_two(stride), _two(padding), _two(dilation), groups)
+    return _Convolution.apply(input, weight, bias, geometry)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """`torch.nn.functional.batch_norm`, or None for the calls left to PyTorch."""
+    # Without batch statistics it is an affine map, whose second derivative is cheap; a single value a channel is an
+    # error that PyTorch words.
+    if not training or input.dim() < 2 or input.numel() <= input.shape[1]:
+        return None
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
+
+
+#: What CheapSecondDerivatives replaces, by the function that modules call.
+_REPLACED: dict[Callable, Callable[..., Tensor | None]] = {torch.conv2d: _conv2d, F.batch_norm: _batch_norm}
+
+
+class Geometry(NamedTuple):
+    """The numbers of a 2D convolution."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+def _two(value: int | Sequence[int]) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values
+
+
+def _convolve(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    return torch.convolution(x, w, b, geometry[0], geometry[1], geometry[2], False, [0, 0], geometry.groups)
+
+
+def _convolution_gradients(
+    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weight and bias, None where `needs` is False."""
+    bias_sizes = [w.shape[0]] if needs[2] else None
+    return torch.ops.aten.convolution_backward(
+        g, x, w, bias_sizes, geometry[0], geometry[1], geometry[2], False, [0, 0], geometry.groups, list(needs)
+    )
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.geometry = geometry
+        with torch.autocast(x.device.type, enabled=False):
+            return _convolve(x, w, b, geometry)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        return *_ConvolutionBackward.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3]), None
+
+
+class _ConvolutionBackward(torch.autograd.Function):
+    """Linear in the output's gradient g, the input x and the weight w, each taken alone."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(g, x, w)
+        ctx.geometry = geometry
+        ctx.set_materialize_grads(False)
+        return _convolution_gradients(g, x, w, geometry, needs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, ax: Tensor | None, aw: Tensor | None, ab: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """ax, aw, ab: adjoints of the gradients of input, weight and bias."""
+        g, x, w = ctx.saved_tensors
+        g_bar = x_bar = w_bar = None
+        if ctx.needs_input_grad[0]:
+            if ax is not None:
+                g_bar = _convolve(ax, w, None, ctx.geometry)
+            if aw is not None:
+                through_weight = _convolve(x, aw, None, ctx.geometry)
+                g_bar = through_weight if g_bar is None else g_bar.add_(through_weight)
+            if ab is not None:
+                wide = ab.reshape(1, -1, 1, 1)
+                g_bar = wide.expand_as(g) if g_bar is None else g_bar.add_(wide)
+        if aw is not None and ctx.needs_input_grad[1]:
+            x_bar = _convolution_gradients(g, x, aw, ctx.geometry, (True, False, False))[0]
+        if ax is not None and ctx.needs_input_grad[2]:
+            w_bar = _convolution_gradients(g, ax, w, ctx.geometry, (False, True, False))[1]
+        return g_bar, x_bar, w_bar, None, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        w: Tensor | None,
+        b: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        y, mean, scale = torch.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
+        ctx.save_for_backward(x, w, mean, scale)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, mean, scale = ctx.saved_tensors
+        found = _BatchNormBackward.apply(g, x, w, mean, scale, ctx.eps, ctx.needs_input_grad[:3])
+        return *found, None, None, None, None
+
+
+class _BatchNormBackward(torch.autograd.Function):
+    """mean and scale (1 / standard deviation) are functions of x, and are differentiated as such."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor | None,
+        mean: Tensor,
+        scale: Tensor,
+        eps: float,
+        needs: Sequence[bool],
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(g, x, w, mean, scale)
+        ctx.set_materialize_grads(False)
+        return torch.ops.aten.native_batch_norm_backward(g, x, w, None, None, mean, scale, True, eps, list(needs))
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: FunctionCtx, ax: Tensor | None, aw: Tensor | None, ab: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        g, x, w, mean, scale = ctx.saved_tensors
+        adjoint = torch.zeros_like(x) if ax is None else ax
+        g_bar, x_bar, w_bar = batch_norm_double_backward(adjoint, g, x, w, mean, scale, aw, ab)
+        return g_bar, x_bar, None if w is None else w_bar, None, None, None, None
+
+
+def batch_norm_double_backward(
+    adjoint: Tensor,
+    gradient: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    scale: Tensor,
+    weight_adjoint: Tensor | None,
+    bias_adjoint: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Transpose of the backward of batch normalisation in training mode.
+
+    Args:
+        adjoint: of the input's gradient, (B, C, ...).
+        gradient: of the output, (B, C, ...).
+        input: (B, C, ...).
+        weight: (C,), or None for 1.
+        mean: (C,).
+        scale: 1 / standard deviation, (C,).
+        weight_adjoint: of the weight's gradient, (C,), or None for 0.
+        bias_adjoint: of the bias's gradient, (C,), or None for 0.
+
+    Returns:
+        The adjoints of gradient, input and weight.
+    """
+    maps = (adjoint, gradient, input)
+    channel_values = (weight, mean, scale, weight_adjoint, bias_adjoint)
+    single_dtype = all(t is None or t.dtype == input.dtype for t in (*maps, *channel_values))
+    if _native.extension is not None and input.device.type == "cpu" and single_dtype and input.dtype in (torch.float32, torch.float64):
+        return torch.ops.l2t_fast.batch_norm_double_backward(*maps, *channel_values)
+
+    dtype = mean.dtype  # of the statistics, which are float32 for half-precision maps
+    dims = [0, *range(2, input.dim())]
+    count = input.numel() // input.shape[1]
+
+    def wide(values: Tensor) -> Tensor:
+        return values.reshape(1, -1, *[1] * (input.dim() - 2))
+
+    def channel(values: Tensor | None, default: float) -> Tensor:
+        return torch.full_like(mean, default) if values is None else values.to(dtype)
+
+    a, g = adjoint.to(dtype), gradient.to(dtype)
+    xh = (input.to(dtype) - wide(mean)) * wide(scale)
+    w, p, q = channel(weight, 1), channel(weight_adjoint, 0), channel(bias_adjoint, 0)
+    u = w * scale
+    mean_a, mean_g = a.mean(dims), g.mean(dims)
+    mean_ax, mean_gx = (a * xh).mean(dims), (g * xh).mean(dims)
+    r = (a * g).mean(dims) - mean_a * mean_g - mean_ax * mean_gx
+    g_bar = a * wide(u) + xh * wide(p - u * mean_ax) + wide(q - u * mean_a)
+    mean_k = p * mean_g - u * (mean_a * mean_gx + mean_g * mean_ax)
+    mean_kx = p * mean_gx - 2 * u * mean_ax * mean_gx
+    x_bar = (
+        a * wide(-scale * u * mean_gx)
+        + g * wide(scale * (p - u * mean_ax))
+        - xh * wide(scale * (mean_kx + u * r))
+        - wide(scale * mean_k)
+    )
+    return g_bar.to(gradient.dtype), x_bar.to(input.dtype), (scale * count * r).to(dtype)
