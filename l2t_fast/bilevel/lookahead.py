@@ -51,14 +51,29 @@ class SGDSettings:
         update = decayed.add(buffer, alpha=self.momentum) if self.nesterov else buffer
         return theta.sub(update, alpha=self.lr), buffer
 
-    def transpose(
+    @torch.no_grad()
+    def step_(self, theta: Tensor, gradient: Tensor, buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`step` without a graph and with one new tensor only, theta': ``gradient``'s memory becomes the buffer's."""
+        decayed = gradient.add_(theta, alpha=self.weight_decay) if self.weight_decay else gradient
+        if not self.momentum:
+            return theta.sub(decayed, alpha=self.lr), None
+        if buffer is None:
+            return theta.sub(decayed, alpha=self.lr * (1 + self.momentum) if self.nesterov else self.lr), decayed
+        if self.nesterov:
+            buffer = (buffer * self.momentum).add_(decayed, alpha=1 - self.dampening)
+            return theta.sub(decayed.add_(buffer, alpha=self.momentum), alpha=self.lr), buffer
+        buffer = decayed.mul_(1 - self.dampening).add_(buffer, alpha=self.momentum)
+        return theta.sub(buffer, alpha=self.lr), buffer
+
+    @torch.no_grad()
+    def transpose_(
         self, theta_bar: Tensor, buffer_bar: Tensor | None, *, first: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The transposed step: from the adjoints of (theta', m') to those of (gradient, theta, m).
 
         Args:
-            theta_bar: adjoint of theta'.
-            buffer_bar: adjoint of m', or None for zero.
+            theta_bar: adjoint of theta'. Its memory is reused.
+            buffer_bar: adjoint of m', or None for zero. Its memory is reused.
             first: whether the step started without a momentum buffer.
 
         Returns:
@@ -69,12 +84,12 @@ class SGDSettings:
             gradient_bar, earlier_bar = theta_bar * -self.lr, None
         else:
             share = self.lr * self.momentum if self.nesterov else self.lr
-            total = theta_bar * -share if buffer_bar is None else buffer_bar.sub(theta_bar, alpha=share)
-            gradient_bar = total if first else total * (1 - self.dampening)
+            total = theta_bar * -share if buffer_bar is None else buffer_bar.sub_(theta_bar, alpha=share)
+            gradient_bar = total if first or not self.dampening else total * (1 - self.dampening)
             if self.nesterov:
                 gradient_bar = gradient_bar.sub(theta_bar, alpha=self.lr)
             earlier_bar = None if first else total * self.momentum
-        direct = theta_bar.add(gradient_bar, alpha=self.weight_decay) if self.weight_decay else theta_bar
+        direct = theta_bar.add_(gradient_bar, alpha=self.weight_decay) if self.weight_decay else theta_bar
         return gradient_bar, direct, earlier_bar
 
 

@@ -14,7 +14,8 @@ def double_backward(
     problem: BilevelProblem, meta: nn.Module, source_features: Sequence[Tensor], steps: int
 ) -> list[Tensor]:
     """The hypergradient, one tensor a parameter of meta."""
-    channel_weights, pair_weights = meta(source_features)
+    with problem.autocast():
+        channel_weights, pair_weights = meta(source_features)
     theta = [p.detach().requires_grad_() for p in problem.theta]
     buffers = problem.buffers
     for t in range(steps + 1):

@@ -34,6 +34,10 @@ class BilevelProblem:
         self._target, self._matching = target, matching
         self._source_features = [s.detach() for s in source_features]
         self._x, self._y, self._beta = x, y, beta
+        # Autocast as it is where hypergradient is called; backward passes run without it.
+        self._device = x.device.type
+        self._autocast_dtype = torch.get_autocast_dtype(self._device)
+        self._autocast = torch.is_autocast_enabled(self._device)
 
         target_names = {id(p): name for name, p in target.named_parameters()}
         matching_names = {id(p): name for name, p in matching.named_parameters()}
@@ -59,6 +63,20 @@ class BilevelProblem:
         if not self._target_slots:
             raise ValueError("the optimizer holds no trainable parameter of the target network")
 
+    def autocast(self) -> torch.autocast:
+        """The caller's autocast, for forward passes. Its cache of cast weights would mix up several thetas."""
+        return torch.autocast(self._device, self._autocast_dtype, self._autocast, cache_enabled=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is."""
+        return self._x.device
+
+    @property
+    def rounding_unit(self) -> float:
+        """Relative spacing of the numbers that the network computes with."""
+        return torch.finfo(self._autocast_dtype if self._autocast else self.theta[0].dtype).eps
+
     @property
     def target_slots(self) -> list[int]:
         """Which entries of theta belong to the target network; the others are projections."""
@@ -73,12 +91,14 @@ class BilevelProblem:
         """(logits, features) of the target network with the parameters theta, in its own training or eval mode."""
         state = {name: buffer.clone() for name, buffer in self._target.named_buffers()}
         state.update({name: theta[slot] for slot, name in self._target_slots})
-        logits, features = functional_call(self._target, state, (self._x,))
+        with self.autocast():
+            logits, features = functional_call(self._target, state, (self._x,))
         return logits, list(features)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean cross-entropy of logits (B, classes) against the batch's labels."""
-        return F.cross_entropy(logits, self._y)
+        # In float32 at least, as autocast does it.
+        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self._y)
 
     def matching_loss(
         self,
@@ -115,8 +135,15 @@ class BilevelProblem:
     def step(
         self, theta: Theta, gradients: Sequence[Tensor], buffers: list[Tensor | None]
     ) -> tuple[Theta, list[Tensor | None]]:
-        """One SGD step on every entry of theta."""
+        """One SGD step on every entry of theta, differentiable."""
         stepped = [s.step(p, g, b) for s, p, g, b in zip(self.settings, theta, gradients, buffers, strict=True)]
+        return [theta for theta, _ in stepped], [buffer for _, buffer in stepped]
+
+    def step_(
+        self, theta: Theta, gradients: Sequence[Tensor], buffers: list[Tensor | None]
+    ) -> tuple[Theta, list[Tensor | None]]:
+        """One SGD step on every entry of theta, without a graph; the gradients' memory is used up."""
+        stepped = [s.step_(p, g, b) for s, p, g, b in zip(self.settings, theta, gradients, buffers, strict=True)]
         return [theta for theta, _ in stepped], [buffer for _, buffer in stepped]
 
 
