@@ -18,6 +18,9 @@ from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.ops import BACKENDS
 
+#: What forward passes may compute in; "none" is float32.
+AMP = ("none", "bfloat16")
+
 #: Seeds are below it, so that their sums fit every random generator.
 SEED_LIMIT = 2**31
 
@@ -84,7 +87,9 @@ class TransferOptions:
             null takes the method's own choice (one-to-one for fm, all-to-all for the learned ones)
         beta: weight of the matching loss beside the cross-entropy
         lookahead_steps: T, steps on the matching loss that the hypergradient looks ahead
-        hypergradient: exact | double_backward (slow, for checking)
+        hypergradient: exact | finite_difference (first-order passes only, an approximation) | double_backward (slow,
+            for checking)
+        keep_graphs: of the exact hypergradient: a fifth less arithmetic for the activations of all look-ahead steps
         epochs: passes over the training images
         lr: learning rate of the target at the start; it falls to 0 along a half cosine, once an epoch
         momentum: momentum of the target's SGD
@@ -94,6 +99,8 @@ class TransferOptions:
         meta_weight_decay: weight decay of Adam for the weight networks
         device: auto (a GPU if there is one) | cpu | cuda | cuda:1 ...
         threads: CPU threads of PyTorch; null leaves its own choice, 1 suits images of a few pixels
+        amp: none | bfloat16: what the networks' forward passes compute in; weights and their gradients stay float32
+        channels_last: keep feature maps with channels innermost, which convolutions may prefer
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
     """
 
@@ -105,6 +112,7 @@ class TransferOptions:
     beta: float = 0.5
     lookahead_steps: int = 2
     hypergradient: str = "exact"
+    keep_graphs: bool = False
     epochs: int = 200
     lr: float = 0.1
     momentum: float = 0.9
@@ -114,6 +122,8 @@ class TransferOptions:
     meta_weight_decay: float = 1e-4
     device: str = "auto"
     threads: int | None = None
+    amp: str = "none"
+    channels_last: bool = False
     backend: str = "auto"
 
     def check(self) -> None:
@@ -138,7 +148,7 @@ class TransferOptions:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
             raise L2TFastError("nesterov needs a momentum above 0")
-        for name, known in (("hypergradient", HYPERGRADIENTS), ("backend", BACKENDS)):
+        for name, known in (("hypergradient", HYPERGRADIENTS), ("amp", AMP), ("backend", BACKENDS)):
             if getattr(self, name) not in known:
                 raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
 

@@ -18,10 +18,12 @@ class Contender(ABC):
 
     Attributes:
         why_not: why it has no figure here, or None
+        approximation: how far its results may be from float64 if it approximates by design, or None
         results_bytes: size of what one call returns, once ``error`` was called; None where that is nothing of its own
     """
 
     why_not: str | None = None
+    approximation: float | None = None
     results_bytes: int | None = None
 
     @abstractmethod
@@ -108,6 +110,7 @@ def _check(contender: Contender, tolerance: float, protocol: Protocol) -> dict[s
             contender.run.prepare()
             contender.run.call()
             error = contender.error()
+        tolerance = tolerance if contender.approximation is None else contender.approximation
     except Exception as problem:
         if not is_exhaustion(problem):
             raise

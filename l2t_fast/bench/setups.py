@@ -47,6 +47,7 @@ class StepSetup:
         batch: int | None = None,
         dtype: torch.dtype = torch.float32,
         hypergradient: str = "exact",
+        keep_graphs: bool = False,
         backend: str = "auto",
         channels_last: bool = False,
         seed: int = 0,
@@ -67,7 +68,11 @@ class StepSetup:
             frozen = FrozenSource(source)
             pairs = resolve_pairs("all-to-all", frozen.feature_names, list(target.feature_names))
             options = TransferOptions(
-                hypergradient=hypergradient, backend=backend, lookahead_steps=self.steps, lr=self.lr
+                hypergradient=hypergradient,
+                keep_graphs=keep_graphs,
+                backend=backend,
+                lookahead_steps=self.steps,
+                lr=self.lr,
             )
             method = find_method("l2t-ww")(Setup(options, frozen, target, pairs, self.classes))
             # Away from the start, where f is 0 and half of the second derivatives are, too.

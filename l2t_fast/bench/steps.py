@@ -5,6 +5,7 @@ look-ahead, the hypergradient, Adam's step. Every call starts from the same stat
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,16 +53,20 @@ def ours(training: Training) -> Callable[[], object]:
     return step
 
 
-def step_providers() -> dict[str, tuple[StepProvider, dict[str, str]]]:
+def step_providers() -> dict[str, tuple[StepProvider, dict[str, Any]]]:
     """Provider by name, with the options of :meth:`StepSetup.build` that it wants.
 
     ``eager`` is the strongest baseline in plain PyTorch: nested autograd over the reference matching loss, with the
-    source run once and nothing deep-copied. The others are our hypergradient methods over the fastest matching loss.
+    source run once and nothing deep-copied. The others are our hypergradient methods over the fastest matching loss;
+    the ``_fast`` ones with what the trainer offers for speed: feature maps in channels_last, and the exact method keeps
+    its graphs.
     """
     return {
         "naive": (naive, {}),
         "eager": (ours, {"hypergradient": "double_backward", "backend": "reference"}),
         **{method: (ours, {"hypergradient": method}) for method in METHODS},
+        "exact_fast": (ours, {"hypergradient": "exact", "keep_graphs": True, "channels_last": True}),
+        "finite_difference_fast": (ours, {"hypergradient": "finite_difference", "channels_last": True}),
     }
 
 

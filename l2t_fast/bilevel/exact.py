@@ -2,8 +2,8 @@
 
 The gradient of step t is made with its graph, and that graph is differentiated in direction v_t: no graph spans two
 steps, so memory does not grow with their number beyond the look-ahead parameters, and the second derivatives of
-convolution and batch normalisation are cheap ones (:mod:`l2t_fast.bilevel.second_order`). docs/design.md counts why this
-is chosen over forward over reverse, which has to run the network once more where the graph is at hand.
+convolution and batch normalisation are cheap ones (:mod:`l2t_fast.bilevel.second_order`). docs/design.md counts why
+this is chosen over forward over reverse, which has to run the network once more where the graph is at hand.
 
 The first look-ahead step hands H v to nobody: only the mixed derivative with the channel and pair weights is needed
 there, which is the tangent of the features in direction v_0, one forward pass on dual numbers.

@@ -2,8 +2,11 @@
 
 H v is (gradient at theta + epsilon v - gradient at theta) / epsilon. The look-ahead has made the second one, so a step
 costs one more first-order pass; on the first step only the derivative for the channel and pair weights is needed, which
-is a forward pass. Everything that works for first-order training works here: torch.compile, mixed precision, networks
-whose second derivative PyTorch lacks.
+is a forward pass. Networks whose second derivative PyTorch lacks work too.
+
+Rectifiers and max-pooling are held to the side they were on at theta (:mod:`l2t_fast.bilevel.kinks`); without that, a
+one-sided difference is off by several percent at any epsilon. It takes the full precision of float32: the passes run
+without autocast and without TF32.
 """
 
 import math
@@ -12,23 +15,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from l2t_fast.bilevel.kinks import NoteKinks, ReplayKinks
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.transposition import HeadWeights, Step, flat
 
+#: Length of epsilon v over length of theta, in square roots of the rounding unit: where the error by rounding, which
+#: falls with epsilon, and that by curvature meet. Measured: docs/performance.md.
+RELATIVE_STEP = 0.01
+
 
 class FiniteDifference:
-    """Second derivatives by one-sided differences.
-
-    Args:
-        relative_step: length of epsilon v over length of theta (over the entries v moves). None: the square root of the
-            rounding unit, the usual balance of rounding (its error falls with epsilon) and curvature (grows with it).
-    """
-
-    def __init__(self, *, relative_step: float | None = None) -> None:
-        self.relative_step = relative_step
+    """Second derivatives by one-sided differences, with an automatic step size."""
 
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
-        found = _gradients(problem, head_weights, step, step.theta)
+        with NoteKinks() as noted:
+            found = _gradients(problem, head_weights, step, step.theta)
+        step.kinks = noted.notes
         step.kept = found[len(step.theta) :] if step.first else found
         own = found[: len(step.theta)]
         return own if step.first else [g.clone() for g in own]
@@ -36,30 +38,30 @@ class FiniteDifference:
     def products(
         self, problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        epsilon = self._epsilon(problem, step.theta, direction)
+        epsilon = self._epsilon(step.theta, direction)
         with torch.no_grad():
             moved = [v.mul(epsilon).add_(p).requires_grad_() for p, v in zip(step.theta, direction, strict=True)]
         step.random_state.restore()
-        if step.first:
-            there = _weight_gradients(problem, head_weights, moved)
-        else:
-            there = _gradients(problem, head_weights, step, moved)
+        with ReplayKinks(step.kinks):
+            if step.first:
+                there = _weight_gradients(problem, head_weights, moved)
+            else:
+                there = _gradients(problem, head_weights, step, moved)
         differences = [t.sub_(here).div_(epsilon) for t, here in zip(there, step.kept, strict=True)]
         products = [None] * len(moved) if step.first else differences[: len(moved)]
         mixed = differences[-len(flat(head_weights)) :] if not step.last else [None] * len(flat(head_weights))
         return products, mixed
 
-    def _epsilon(self, problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
+    @staticmethod
+    def _epsilon(theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
         """A 0-dimensional tensor: its value is not read, which a GPU would have to wait for."""
-        relative = math.sqrt(problem.rounding_unit) if self.relative_step is None else self.relative_step
+        relative = RELATIVE_STEP * math.sqrt(torch.finfo(theta[0].dtype).eps)
         length = torch.nn.utils.get_total_norm(direction)
         epsilon = relative * torch.nn.utils.get_total_norm([p.detach() for p in theta]) / length
         return torch.where(length > 0, epsilon, 1.0)  # no direction: the differences are 0
 
 
-def _gradients(
-    problem: BilevelProblem, head_weights: HeadWeights, step: Step, theta: Sequence[Tensor]
-) -> list[Tensor]:
+def _gradients(problem: BilevelProblem, head_weights: HeadWeights, step: Step, theta: Sequence[Tensor]) -> list[Tensor]:
     """d f / d theta, and of a step on the matching loss d f / d weights after it."""
     loss = problem.lookahead_loss(list(theta), *head_weights, last=step.last)
     return gradients(loss, list(theta) if step.last else [*theta, *flat(head_weights)])

@@ -77,20 +77,24 @@ class SGDSettings:
             first: whether the step started without a momentum buffer.
 
         Returns:
-            The adjoint of the gradient, the part of theta's adjoint that does not go through the loss, and the adjoint
-            of m (None for zero).
+            The adjoint of the gradient; the part of theta's adjoint that does not go through the loss; and what
+            `earlier_` makes the adjoint of m from, once the first is not needed any more (they may be one tensor).
         """
         if not self.momentum:
-            gradient_bar, earlier_bar = theta_bar * -self.lr, None
+            gradient_bar, total = theta_bar * -self.lr, None
         else:
             share = self.lr * self.momentum if self.nesterov else self.lr
             total = theta_bar * -share if buffer_bar is None else buffer_bar.sub_(theta_bar, alpha=share)
             gradient_bar = total if first or not self.dampening else total * (1 - self.dampening)
             if self.nesterov:
                 gradient_bar = gradient_bar.sub(theta_bar, alpha=self.lr)
-            earlier_bar = None if first else total * self.momentum
         direct = theta_bar.add_(gradient_bar, alpha=self.weight_decay) if self.weight_decay else theta_bar
-        return gradient_bar, direct, earlier_bar
+        return gradient_bar, direct, None if first else total
+
+    @torch.no_grad()
+    def earlier_(self, total: Tensor | None) -> Tensor | None:
+        """The adjoint of m, in the memory of `transpose_`'s last result (None for zero)."""
+        return None if total is None else total.mul_(self.momentum)
 
 
 class RandomState:

@@ -28,6 +28,8 @@ class BilevelProblem:
         x: Tensor,
         y: Tensor,
         beta: float,
+        *,
+        autocast: bool = True,
     ) -> None:
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(f"optimizer must be torch.optim.SGD, not {type(optimizer).__name__}")
@@ -37,7 +39,7 @@ class BilevelProblem:
         # Autocast as it is where hypergradient is called; backward passes run without it.
         self._device = x.device.type
         self._autocast_dtype = torch.get_autocast_dtype(self._device)
-        self._autocast = torch.is_autocast_enabled(self._device)
+        self._autocast = autocast and torch.is_autocast_enabled(self._device)
 
         target_names = {id(p): name for name, p in target.named_parameters()}
         matching_names = {id(p): name for name, p in matching.named_parameters()}
@@ -71,11 +73,6 @@ class BilevelProblem:
     def device(self) -> torch.device:
         """Where the batch is."""
         return self._x.device
-
-    @property
-    def rounding_unit(self) -> float:
-        """Relative spacing of the numbers that the network computes with."""
-        return torch.finfo(self._autocast_dtype if self._autocast else self.theta[0].dtype).eps
 
     @property
     def target_slots(self) -> list[int]:

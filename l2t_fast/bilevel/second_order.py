@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 from l2t_fast import _native
@@ -99,6 +99,14 @@ def _convolution_gradients(
     )
 
 
+def _refuse_third_derivative() -> None:
+    # Grad mode is on in a backward with create_graph. once_differentiable misses what depends on saved tensors only.
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "no third derivative goes through a network recorded under CheapSecondDerivatives, record it without"
+        )
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
@@ -126,11 +134,11 @@ class _ConvolutionBackward(torch.autograd.Function):
         return _convolution_gradients(g, x, w, geometry, needs)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: FunctionCtx, ax: Tensor | None, aw: Tensor | None, ab: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """ax, aw, ab: adjoints of the gradients of input, weight and bias."""
+        _refuse_third_derivative()
         g, x, w = ctx.saved_tensors
         g_bar = x_bar = w_bar = None
         if ctx.needs_input_grad[0]:
@@ -192,10 +200,11 @@ class _BatchNormBackward(torch.autograd.Function):
         return torch.ops.aten.native_batch_norm_backward(g, x, w, None, None, mean, scale, True, eps, list(needs))
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: FunctionCtx, ax: Tensor | None, aw: Tensor | None, ab: Tensor | None
     ) -> tuple[Tensor | None, ...]:
+        """ax, aw, ab: adjoints of the gradients of input, weight and bias."""
+        _refuse_third_derivative()
         g, x, w, mean, scale = ctx.saved_tensors
         adjoint = torch.zeros_like(x) if ax is None else ax
         g_bar, x_bar, w_bar = batch_norm_double_backward(adjoint, g, x, w, mean, scale, aw, ab)
@@ -229,8 +238,8 @@ def batch_norm_double_backward(
     """
     maps = (adjoint, gradient, input)
     channel_values = (weight, mean, scale, weight_adjoint, bias_adjoint)
-    single_dtype = all(t is None or t.dtype == input.dtype for t in (*maps, *channel_values))
-    if _native.extension is not None and input.device.type == "cpu" and single_dtype and input.dtype in (torch.float32, torch.float64):
+    one_dtype = all(t is None or t.dtype == mean.dtype for t in (*maps, *channel_values))
+    if _native.extension is not None and input.device.type == "cpu" and one_dtype:
         return torch.ops.l2t_fast.batch_norm_double_backward(*maps, *channel_values)
 
     dtype = mean.dtype  # of the statistics, which are float32 for half-precision maps

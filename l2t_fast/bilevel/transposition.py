@@ -2,8 +2,8 @@
 
 Write f_t for the loss of step t and v_t for the adjoint of its gradient. The transposed step needs H v_t, with H = d2
 f_t / d theta2, and the hypergradient collects (d2 f_t / d phi d theta) v_t. phi enters a step only through the channel
-and pair weights, which are the same in every step: so the mixed derivatives are summed as adjoints of those weights, and
-go through the meta networks once. Step 0 has no theta to hand H v to.
+and pair weights, which are the same in every step: so the mixed derivatives are summed as adjoints of those weights,
+and go through the meta networks once. Step 0 has no theta to hand H v to.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from l2t_fast.bilevel.kinks import Notes
 from l2t_fast.bilevel.lookahead import RandomState
 from l2t_fast.bilevel.problem import BilevelProblem, Theta, gradients
 
@@ -30,6 +31,7 @@ class Step:
         last: it steps on cross-entropy, not on the matching loss.
         first: the look-ahead starts with it.
         kept: tensors that the second-order method keeps from the first-order pass.
+        kinks: which way that pass went at rectifiers and poolings, if the method needs to know.
     """
 
     theta: Theta
@@ -37,6 +39,7 @@ class Step:
     last: bool
     first: bool
     kept: list[Tensor] = field(default_factory=list)
+    kinks: Notes = field(default_factory=list)
 
 
 class SecondOrder(Protocol):
@@ -87,14 +90,17 @@ def transposed(
         ]
         direction = [gradient_bar for gradient_bar, _, _ in stepped]
         theta_bar = [direct for _, direct, _ in stepped]
-        buffer_bars = [earlier for _, _, earlier in stepped]
+        totals = [total for _, _, total in stepped]
+        del stepped
         if step.first and step.last:
             break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
         products, bars = second_order.products(problem, head_weights, step, direction)
         with torch.no_grad():
-            for total, product in zip([*theta_bar, *weight_bars], [*products, *bars], strict=True):
+            for bar, product in zip([*theta_bar, *weight_bars], [*products, *bars], strict=True):
                 if product is not None:
-                    total.add_(product)
+                    bar.add_(product)
+        del products, bars, direction  # the next step needs their memory
+        buffer_bars = [s.earlier_(total) for s, total in zip(problem.settings, totals, strict=True)]
     end.restore()
 
     return pull_back(flat(weights), weight_bars, list(meta.parameters()))

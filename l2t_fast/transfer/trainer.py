@@ -69,6 +69,9 @@ class Trainer:
         self._check_image_size()
         self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes))
         self.method.to(self.device)
+        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        for network in filter(None, (self.source, self.target)):
+            network.to(memory_format=self._layout)
         self.optimizer = torch.optim.SGD(
             [*self.target.parameters(), *self.method.trained_parameters()],
             lr=config.lr,
@@ -130,11 +133,12 @@ class Trainer:
         Raises:
             L2TFastError: the loss is not finite; nothing was changed.
         """
-        batch = Batch(x, y, self.source(x) if self.source else None)
-        logits, features = self.target(x)
-        cross_entropy = F.cross_entropy(logits, y)
-        terms = self.method.loss_terms(batch, logits, features)
-        loss = sum(terms.values(), start=cross_entropy)
+        with self.autocast():
+            batch = Batch(x, y, self.source(x) if self.source else None)
+            logits, features = self.target(x)
+            cross_entropy = F.cross_entropy(logits, y)
+            terms = self.method.loss_terms(batch, logits, features)
+            loss = sum(terms.values(), start=cross_entropy)
         # One read of a number a step, which a GPU waits for: it keeps NaN out of the weights.
         if not math.isfinite(loss.item()):
             part = name_non_finite(batch, self.source, self.target, logits, features, cross_entropy, terms, self.method)
@@ -142,10 +146,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.method.after_step(self.target, self.optimizer, batch)
+        with self.autocast():
+            self.method.after_step(self.target, self.optimizer, batch)
         self.step += 1
         correct = (logits.detach().argmax(1) == y).sum()
         return cross_entropy.detach(), loss.detach() - cross_entropy.detach(), correct
+
+    def autocast(self) -> torch.autocast:
+        """What forward passes run under: `amp`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bfloat16")
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """Images on the device, in the layout the run computes in."""
+        return x.to(self.device, non_blocking=True, memory_format=self._layout)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
@@ -154,8 +167,10 @@ class Trainer:
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
         count = 0
         for x, y in batches:
-            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-            logits, _ = self.target(x)
+            x, y = self._placed(x), y.to(self.device, non_blocking=True)
+            with self.autocast():
+                logits, _ = self.target(x)
+            logits = logits.float()
             total[0] += F.cross_entropy(logits, y, reduction="sum")
             total[1] += (logits.argmax(1) == y).sum()
             count += len(y)
@@ -196,7 +211,7 @@ class Trainer:
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         count = 0
         for i, (x, y) in enumerate(self.data.train):
-            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            x, y = self._placed(x), y.to(self.device, non_blocking=True)
             cross_entropy, matching, correct = self.train_batch(x, y)
             total += torch.stack([cross_entropy * len(y), matching * len(y), correct])
             count += len(y)
@@ -283,7 +298,8 @@ class Trainer:
         sums: list[Tensor] | None = None
         count = 0
         for x, _ in self.data.validation:
-            weights = self.method.channel_weights(self.source(x.to(self.device)))
+            with self.autocast():
+                weights = self.method.channel_weights(self.source(self._placed(x)))
             if weights is None:
                 return
             batch = [w.double().sum(0) for w in weights]

@@ -32,6 +32,7 @@ class LearnedMatching(FeatureMatchingMethod):
         options = setup.options
         self.steps = options.lookahead_steps
         self.hypergradient = options.hypergradient
+        self.keep_graphs = options.keep_graphs
         self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights)
         self.meta_optimizer = torch.optim.Adam(
             self.meta.parameters(), lr=options.meta_lr, weight_decay=options.meta_weight_decay
@@ -66,6 +67,7 @@ class LearnedMatching(FeatureMatchingMethod):
             steps=self.steps,
             beta=self.beta,
             method=self.hypergradient,
+            keep_graphs=self.keep_graphs,
         )
         for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):
             parameter.grad = gradient

@@ -1,0 +1,88 @@
+"""Finite differences stay close to exact in float32, over training, and kinks are what makes that hard."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from l2t_fast import FeatureMatching, MetaNetworks
+from l2t_fast.bilevel import hypergradient
+from l2t_fast.bilevel.kinks import NoteKinks, ReplayKinks
+from l2t_fast.models import build_model
+
+
+def cosine(found, wanted):
+    return F.cosine_similarity(
+        torch.cat([f.double().flatten() for f in found]), torch.cat([w.double().flatten() for w in wanted]), dim=0
+    ).item()
+
+
+def test_float32_over_training():
+    torch.manual_seed(0)
+    source = build_model("resnet8", 10, in_channels=1).eval().requires_grad_(False)
+    target = build_model("vgg5bn", 10, in_channels=1)
+    pairs = [(m, n) for m in range(len(source.feature_channels)) for n in range(len(target.feature_channels))]
+    matching = FeatureMatching(source.feature_channels, target.feature_channels, pairs)
+    meta = MetaNetworks(source.feature_channels, pairs)
+    optimizer = torch.optim.SGD([*target.parameters(), *matching.parameters()], lr=0.05, momentum=0.9)
+    prototypes = torch.randn(10, 1, 8, 8)
+    for step in range(13):
+        y = torch.randint(0, 10, (16,))
+        x = prototypes[y] + 0.3 * torch.randn(16, 1, 8, 8)
+        with torch.no_grad():
+            maps = source(x)[1]
+            weights, lambdas = meta(maps)
+        logits, features = target(x)
+        loss = F.cross_entropy(logits, y) + matching(maps, features, weights, 0.5, lambdas)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 4 == 0:
+            problem = (target, matching, meta, optimizer, maps, x, y)
+            exact = hypergradient(*problem)
+            found = hypergradient(*problem, method="finite_difference")
+            assert cosine(found, exact) >= 0.999, f"after {step + 1} steps"
+
+
+def test_autocast_does_not_spoil_it():
+    torch.manual_seed(0)
+    target = build_model("vgg5bn", 3)
+    matching = FeatureMatching([4], target.feature_channels, [(0, 0), (0, 1)])
+    meta = MetaNetworks([4], [(0, 0), (0, 1)])
+    optimizer = torch.optim.SGD([*target.parameters(), *matching.parameters()], lr=0.05)
+    problem = (target, matching, meta, optimizer, [torch.randn(8, 4, 6, 6)], torch.randn(8, 3, 8, 8))
+    y = torch.randint(0, 3, (8,))
+    exact = hypergradient(*problem, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hypergradient(*problem, y, method="finite_difference")
+    assert cosine(found, exact) >= 0.999
+
+
+class Kinked(nn.Module):
+    """Every way to write a rectifier, and both kinds of pooling call."""
+
+    def forward(self, x):
+        a = F.relu(x) + torch.relu(x - 0.5) + (x + 0.2).relu() + nn.ReLU(inplace=True)(x * 1.5)
+        return F.max_pool2d(a, 3, stride=2, padding=1, ceil_mode=True) + nn.MaxPool2d(3, 2, 1, ceil_mode=True)(-a)
+
+
+def test_replay_is_the_same_function_where_it_was_noted():
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    net = Kinked()
+    plain = net(x)
+    with NoteKinks() as noted:
+        watched = net(x)
+    with ReplayKinks(noted.notes):
+        replayed = net(x)
+    assert len(noted.notes) == 6
+    assert torch.equal(plain, watched)
+    torch.testing.assert_close(replayed, plain)
+    torch.testing.assert_close(torch.autograd.grad(replayed.sum(), x), torch.autograd.grad(plain.sum(), x))
+
+
+def test_replay_is_linear_across_kinks():
+    x = torch.tensor([[[[-0.1, 0.2], [0.3, -0.4]]]], dtype=torch.float64)
+    with NoteKinks() as noted:
+        F.max_pool2d(F.relu(x), 2)
+    with ReplayKinks(noted.notes):
+        moved = F.max_pool2d(F.relu(x - 1.0), 2)
+    assert moved.item() == 0.3 - 1.0

@@ -1,0 +1,147 @@
+"""The convolution and batch normalisation with cheap second derivatives against PyTorch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from l2t_fast import _native
+from l2t_fast.bilevel import second_order
+from l2t_fast.bilevel.second_order import CheapSecondDerivatives, batch_norm_double_backward
+
+
+def derivatives(function, inputs, cheap):
+    """Value, gradients and Hessian-vector products of the mean cube of a function."""
+    torch.manual_seed(1)
+    if cheap:
+        with CheapSecondDerivatives():
+            value = function(*inputs)
+    else:
+        value = function(*inputs)
+    wanted = [i for i in inputs if i is not None and i.requires_grad]
+    first = torch.autograd.grad((value - 0.3).pow(3).mean(), wanted, create_graph=True)
+    directions = [torch.randn_like(w) for w in wanted]
+    second = torch.autograd.grad(first, wanted, directions, allow_unused=True)
+    return [value, *first, *second]
+
+
+def assert_same(function, inputs, tolerance=1e-12):
+    plain, cheap = (derivatives(function, inputs, c) for c in (False, True))
+    for p, c in zip(plain, cheap, strict=True):
+        torch.testing.assert_close(c, p, rtol=tolerance, atol=tolerance)
+
+
+def leaf(*shape, channels_last=False):
+    tensor = torch.randn(*shape, dtype=torch.float64)
+    if channels_last:
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.requires_grad_()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"stride": 2, "padding": 1}, {"dilation": (2, 1), "padding": (2, 0)}, {"groups": 2}, {"padding": "same"}],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution(arguments, channels_last, bias):
+    x, w = leaf(3, 4, 7, 6, channels_last=channels_last), leaf(6, 4 // arguments.get("groups", 1), 3, 3)
+    b = leaf(6) if bias else None
+    assert_same(lambda x, w, b: F.conv2d(x, w, b, **arguments), [x, w, b])
+
+
+def test_convolution_of_an_input_without_gradient():
+    x = torch.randn(3, 4, 7, 6, dtype=torch.float64)
+    assert_same(lambda x, w: F.relu(F.conv2d(x, w)).square(), [x, leaf(5, 4, 3, 3)])
+
+
+BATCH_NORM_SHAPES = [
+    ((5, 4), False),
+    ((4, 3, 9), False),
+    ((4, 3, 5, 7), False),
+    ((4, 19, 5, 7), True),
+    ((70, 33, 3, 3), True),
+]
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape, channels_last", BATCH_NORM_SHAPES, ids=str)
+def test_batch_norm(shape, channels_last, affine, native, monkeypatch):
+    if native and _native.extension is None:
+        pytest.skip("no native extension")
+    if not native:
+        monkeypatch.setattr(second_order._native, "extension", None)
+    x = leaf(*shape, channels_last=channels_last)
+    w, b = (leaf(shape[1]), leaf(shape[1])) if affine else (None, None)
+    assert_same(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), [x, w, b], tolerance=1e-10)
+
+
+def test_batch_norm_updates_its_statistics_once():
+    plain, cheap = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    x = torch.randn(4, 3, 5, 5)
+    plain(x)
+    with CheapSecondDerivatives():
+        cheap(x)
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(buffer, cheap.get_buffer(name))
+
+
+def test_a_third_derivative_is_an_error():
+    x, w = leaf(1, 1, 4, 4), leaf(1, 1, 3, 3)
+    with CheapSecondDerivatives():
+        y = F.conv2d(x, w).pow(4).sum()
+    (first,) = torch.autograd.grad(y, w, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        torch.autograd.grad(first.sum(), w, create_graph=True)
+
+
+@pytest.mark.skipif(_native.extension is None, reason="no native extension")
+class TestNativeBatchNorm:
+    def arguments(self, shape, dtype=torch.float32):
+        maps = [torch.randn(shape, dtype=dtype) for _ in range(3)]
+        return [*maps, *(torch.randn(shape[1], dtype=dtype) for _ in range(5))]
+
+    @pytest.mark.parametrize(
+        "shape", [(1, 1, 1, 1), (3, 1, 4, 4), (2, 5, 31, 3), (9, 64, 2, 2), (2, 3, 130, 17), (0, 3, 2, 2)]
+    )
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_float32_is_as_good_as_pytorch(self, shape, channels_last):
+        arguments = self.arguments(shape)
+        if channels_last:
+            arguments[:3] = [t.contiguous(memory_format=torch.channels_last) for t in arguments[:3]]
+        found = torch.ops.l2t_fast.batch_norm_double_backward(*arguments)
+        wanted = batch_norm_double_backward(*(t.double() for t in arguments))
+        for f, w in zip(found, wanted, strict=True):
+            assert f.shape == w.shape and f.dtype == torch.float32
+            if w.numel():
+                scale = w.abs().max().clamp(min=1.0)
+                assert (f - w).abs().max() <= 1e-5 * scale
+
+    def test_same_bits_at_any_number_of_threads(self):
+        arguments = self.arguments((64, 32, 9, 9))
+        arguments[:3] = [t.contiguous(memory_format=torch.channels_last) for t in arguments[:3]]
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            one = torch.ops.l2t_fast.batch_norm_double_backward(*arguments)
+            torch.set_num_threads(2)
+            two = torch.ops.l2t_fast.batch_norm_double_backward(*arguments)
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+    def test_operator(self):
+        torch.library.opcheck(
+            torch.ops.l2t_fast.batch_norm_double_backward.default, tuple(self.arguments((2, 3, 4, 4)))
+        )
+
+    def test_errors(self):
+        arguments = self.arguments((2, 3, 4, 4))
+        with pytest.raises(ValueError, match="adjoint has shape"):
+            torch.ops.l2t_fast.batch_norm_double_backward(arguments[0][:1], *arguments[1:])
+        with pytest.raises(ValueError, match="mean has shape"):
+            torch.ops.l2t_fast.batch_norm_double_backward(*arguments[:4], arguments[4][:2], *arguments[5:])
+        with pytest.raises(TypeError, match="use float32 or float64"):
+            torch.ops.l2t_fast.batch_norm_double_backward(*(t.half() for t in arguments))
