@@ -18,9 +18,6 @@ from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.ops import BACKENDS
 
-#: What forward passes may compute in; "none" is float32.
-AMP = ("none", "bfloat16")
-
 #: Seeds are below it, so that their sums fit every random generator.
 SEED_LIMIT = 2**31
 
@@ -99,7 +96,6 @@ class TransferOptions:
         meta_weight_decay: weight decay of Adam for the weight networks
         device: auto (a GPU if there is one) | cpu | cuda | cuda:1 ...
         threads: CPU threads of PyTorch; null leaves its own choice, 1 suits images of a few pixels
-        amp: none | bfloat16: what the networks' forward passes compute in; weights and their gradients stay float32
         channels_last: keep feature maps with channels innermost, which convolutions may prefer
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
     """
@@ -122,7 +118,6 @@ class TransferOptions:
     meta_weight_decay: float = 1e-4
     device: str = "auto"
     threads: int | None = None
-    amp: str = "none"
     channels_last: bool = False
     backend: str = "auto"
 
@@ -148,7 +143,7 @@ class TransferOptions:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
             raise L2TFastError("nesterov needs a momentum above 0")
-        for name, known in (("hypergradient", HYPERGRADIENTS), ("amp", AMP), ("backend", BACKENDS)):
+        for name, known in (("hypergradient", HYPERGRADIENTS), ("backend", BACKENDS)):
             if getattr(self, name) not in known:
                 raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
 

@@ -133,12 +133,11 @@ class Trainer:
         Raises:
             L2TFastError: the loss is not finite; nothing was changed.
         """
-        with self.autocast():
-            batch = Batch(x, y, self.source(x) if self.source else None)
-            logits, features = self.target(x)
-            cross_entropy = F.cross_entropy(logits, y)
-            terms = self.method.loss_terms(batch, logits, features)
-            loss = sum(terms.values(), start=cross_entropy)
+        batch = Batch(x, y, self.source(x) if self.source else None)
+        logits, features = self.target(x)
+        cross_entropy = F.cross_entropy(logits, y)
+        terms = self.method.loss_terms(batch, logits, features)
+        loss = sum(terms.values(), start=cross_entropy)
         # One read of a number a step, which a GPU waits for: it keeps NaN out of the weights.
         if not math.isfinite(loss.item()):
             part = name_non_finite(batch, self.source, self.target, logits, features, cross_entropy, terms, self.method)
@@ -146,15 +145,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        with self.autocast():
-            self.method.after_step(self.target, self.optimizer, batch)
+        self.method.after_step(self.target, self.optimizer, batch)
         self.step += 1
         correct = (logits.detach().argmax(1) == y).sum()
         return cross_entropy.detach(), loss.detach() - cross_entropy.detach(), correct
-
-    def autocast(self) -> torch.autocast:
-        """What forward passes run under: `amp`."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bfloat16")
 
     def _placed(self, x: Tensor) -> Tensor:
         """Images on the device, in the layout the run computes in."""
@@ -168,9 +162,7 @@ class Trainer:
         count = 0
         for x, y in batches:
             x, y = self._placed(x), y.to(self.device, non_blocking=True)
-            with self.autocast():
-                logits, _ = self.target(x)
-            logits = logits.float()
+            logits, _ = self.target(x)
             total[0] += F.cross_entropy(logits, y, reduction="sum")
             total[1] += (logits.argmax(1) == y).sum()
             count += len(y)
@@ -298,8 +290,7 @@ class Trainer:
         sums: list[Tensor] | None = None
         count = 0
         for x, _ in self.data.validation:
-            with self.autocast():
-                weights = self.method.channel_weights(self.source(self._placed(x)))
+            weights = self.method.channel_weights(self.source(self._placed(x)))
             if weights is None:
                 return
             batch = [w.double().sum(0) for w in weights]
