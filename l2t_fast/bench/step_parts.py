@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2t_fast.bench.setups import Training
 from l2t_fast.bench.timing import Run
+from l2t_fast.bilevel.exact import Exact
+from l2t_fast.bilevel.finite_difference import FiniteDifference
 
 REST = "rest"
 
@@ -70,8 +71,15 @@ class _Parts:
         self.phase = "real step"
 
     def name(self, what: str) -> str:
-        """Work under forward-mode tangents is second order."""
-        return f"{'second order' if forward_ad._current_level >= 0 else self.phase}: {what}"
+        return f"{self.phase}: {what}"
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
 
 
 class _NativeOps(TorchDispatchMode):
@@ -115,15 +123,15 @@ def _install(stack: contextlib.ExitStack, training: Training, parts: _Parts) -> 
     after_step = method.after_step
 
     def in_hypergradient(*arguments: object) -> None:
-        parts.phase = "look-ahead"
-        try:
+        with parts.during("look-ahead"):
             after_step(*arguments)
-        finally:
-            parts.phase = "real step"
 
     stack.callback(delattr, method, "after_step")
     method.after_step = in_hypergradient
     stack.enter_context(_NativeOps(parts))
+    # With its graphs made again in it, where they are not kept.
+    for second_order in (Exact, FiniteDifference):
+        _in_phase(stack, second_order, "products", parts, "second order")
 
 
 def _hook(stack: contextlib.ExitStack, parts: _Parts, module: torch.nn.Module, name: Callable[[], str]) -> None:
@@ -131,6 +139,18 @@ def _hook(stack: contextlib.ExitStack, parts: _Parts, module: torch.nn.Module, n
     after = module.register_forward_hook(lambda *_: parts.clock.leave())
     stack.callback(before.remove)
     stack.callback(after.remove)
+
+
+def _in_phase(stack: contextlib.ExitStack, owner: type, attribute: str, parts: _Parts, phase: str) -> None:
+    original = getattr(owner, attribute)
+
+    @functools.wraps(original)
+    def phased(*arguments: object, **options: object) -> object:
+        with parts.during(phase):
+            return original(*arguments, **options)
+
+    setattr(owner, attribute, phased)
+    stack.callback(setattr, owner, attribute, original)
 
 
 def _wrap(stack: contextlib.ExitStack, owner: object, attribute: str, parts: _Parts, name: Callable[[], str]) -> None:

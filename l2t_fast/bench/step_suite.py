@@ -18,7 +18,7 @@ from l2t_fast.bench.hypergradients import hypergradient_providers
 from l2t_fast.bench.rows import OK, Row
 from l2t_fast.bench.setups import StepSetup, Training
 from l2t_fast.bench.step_parts import step_parts
-from l2t_fast.bench.steps import make_step, outcome, step_providers
+from l2t_fast.bench.steps import make_step, outcome
 from l2t_fast.bench.timing import Run
 
 #: A provider may be this many times as far from float64 as the naive loop is in the same precision.
@@ -43,10 +43,10 @@ class _Step(Contender):
     ) -> None:
         self._make = functools.partial(make_step, setup, provider, device, batch=batch)
         self._first, self._truth = first, truth
-        self.approximation = APPROXIMATIONS.get(step_providers()[provider][1].get("hypergradient"))
 
     def start(self) -> None:
         self.training, run = self._make()
+        self.approximation = APPROXIMATIONS.get(self.training.method.hypergradient)
         run.call()
         _copy_state(self._first, self.training)
         self._run = Run(run.call, self.training.remember())

@@ -17,12 +17,17 @@ CPU = torch.device("cpu")
 TINY = STEP_SETUPS["tiny"]
 
 
+def tolerance_of(row):
+    """The most that a row's tolerance may be: finite differences are an approximation."""
+    return 0.045 if row.provider.startswith("finite_difference") else 1e-3
+
+
 def test_every_provider_takes_the_step_of_the_naive_loop():
     rows = measure_step(TINY, list(step_providers()), Protocol(CPU, repeats=0))
     assert [row.provider for row in rows] == list(step_providers())
     for row in rows:
         assert row.status == OK, row
-        assert row.error <= row.tolerance <= 1e-3
+        assert row.error <= row.tolerance <= tolerance_of(row)
         assert row.first_call_ms > 0
         assert row.median_ms is None and row.peak_mib is None
 
@@ -35,7 +40,7 @@ def test_hypergradients_of_methods_and_libraries_are_that_of_the_naive_loop():
         if missing:
             assert row.status == UNSUPPORTED and row.note == missing
         else:
-            assert row.status == OK and row.error <= row.tolerance <= 1e-3, row
+            assert row.status == OK and row.error <= row.tolerance <= tolerance_of(row), row
 
 
 def test_rows_hold_times_memory_and_parts():
