@@ -264,8 +264,6 @@ def target_kernel(
                 w = _weight(pair + WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
                 d = _dot(t, tl.trans(w), d, DOT_TYPE, PRECISION)
                 if SECOND:
-                    if not HOLD:
-                        v_t = _map(moved, T_TYPE, spot, lives, channel, channel_lives, V_CHANNELS_LAST, T_VECTOR, INDEX)
                     v = _dot(v_t, tl.trans(w), v, DOT_TYPE, PRECISION)
                     v_w = _weight(pair + V_WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
                     v = _dot(t, tl.trans(v_w), v, DOT_TYPE, PRECISION)
