@@ -13,7 +13,7 @@ from benchmarks.triton_resources import LAYOUTS, read_resources, resources, tile
 
 REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "triton_resources.csv"
 # of which the report holds all tiles
-REPORTED = {"tf32": (80, 90), "tf32x3": (80, 90), "bfloat16": (90,)}
+REPORTED = {"tf32": (80, 90), "tf32x3": (80, 90), "bfloat16": (80, 90), "float16": (90,)}
 
 
 @pytest.fixture
