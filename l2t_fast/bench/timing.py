@@ -2,7 +2,8 @@
 
 What a figure holds: one call, from its start until its work is done (on a GPU: between two CUDA events), the release
 of what it allocated included. What it never holds: making the provider, torch.compile's compilation, autotuning and
-the first calls (``first_call`` is reported beside it), putting the state back before a call, and emptying the cache.
+the first calls (set-up and first call are reported by themselves), putting the state back before a call, and emptying
+the cache.
 
 Providers take turns and the order rotates from round to round, so that a slow moment of the machine meets all of them,
 and none always follows the same neighbour. Garbage collection waits until the round is over.
@@ -73,28 +74,20 @@ class Stopwatch:
         return time.perf_counter() - start
 
 
-def first_call(run: Run, device: torch.device) -> float:
-    """Seconds of the first call, with whatever is compiled, tuned or allocated there."""
-    run.prepare()
-    return Stopwatch(device, cold=False).seconds(run.call)
-
-
 def alternate(runs: Mapping[Name, Run], repeats: int, device: torch.device, *, cold: bool = True) -> dict[Name, Times]:
-    """Times of ``repeats`` calls a provider, after one more that is not counted; all of them must have run before."""
+    """Times of ``repeats`` calls a provider; all of them must have been called at least twice before."""
     watch = Stopwatch(device, cold=cold)
     names = list(runs)
     seconds: dict[Name, list[float]] = {name: [] for name in names}
     was_collecting = gc.isenabled()
     try:
-        for turn in range(-1, repeats):
+        for turn in range(repeats):
             gc.collect()
             gc.disable()
             for i in range(len(names)):
                 name = names[(i + turn) % len(names)]
                 runs[name].prepare()
-                taken = watch.seconds(runs[name].call)
-                if turn >= 0:
-                    seconds[name].append(taken)
+                seconds[name].append(watch.seconds(runs[name].call))
     finally:
         if was_collecting:
             gc.enable()

@@ -1,0 +1,65 @@
+"""Who is timed when: turns that rotate, state that is put back first, caches that are emptied."""
+
+import gc
+
+import pytest
+import torch
+
+from l2t_fast.bench.memory import available, peak, process_peak
+from l2t_fast.bench.timing import FLUSH_BYTES, Run, Stopwatch, Times, alternate
+
+CPU = torch.device("cpu")
+
+
+def test_providers_take_turns_in_an_order_that_rotates():
+    calls = []
+    runs = {
+        name: Run(lambda name=name: calls.append(name), lambda name=name: calls.append(f"prepare {name}"))
+        for name in ("a", "b", "c")
+    }
+    times = alternate(runs, 3, CPU, cold=False)
+    assert calls[::2] == [f"prepare {name}" for name in "abcbcacab"] and calls[1::2] == list("abcbcacab")
+    assert [len(times[name].seconds) for name in runs] == [3, 3, 3]
+    assert gc.isenabled()
+
+
+def test_quantiles():
+    times = Times((5.0, 1.0, 3.0, 2.0, 4.0))
+    assert (times.median, times.quantile(0.2), times.quantile(0.8)) == (3.0, pytest.approx(1.8), pytest.approx(4.2))
+    assert Times((2.0,)).quantile(0.8) == 2.0
+
+
+def test_the_cache_is_emptied_by_writing_more_than_it_holds(monkeypatch):
+    written = []
+    monkeypatch.setattr(torch.Tensor, "zero_", lambda tensor: written.append(tensor.nbytes))
+    Stopwatch(CPU).seconds(lambda: None)
+    assert written == [FLUSH_BYTES]
+    Stopwatch(CPU, cold=False).seconds(lambda: None)
+    assert written == [FLUSH_BYTES]
+
+
+def test_peaks_of_a_known_allocation():
+    def call():
+        first = torch.zeros(2**22)  # 16 MiB
+        second = torch.zeros(2**22)
+        del first
+        return torch.zeros(2**20), second
+
+    found = peak(Run(call), CPU)
+    assert found.allocator == 32 * 2**20
+    if found.process is not None:
+        assert 32 * 2**20 <= found.process < 48 * 2**20
+
+
+def test_memory_that_an_earlier_call_freed_counts_again():
+    def call():
+        return [torch.zeros(2**18) for _ in range(64)]  # 64 blocks of 1 MiB, which the C library keeps when freed
+
+    call()
+    found = process_peak(Run(call))
+    if found is not None:
+        assert found >= 60 * 2**20
+
+
+def test_available_memory_is_a_number():
+    assert available() is None or available() > 2**20
