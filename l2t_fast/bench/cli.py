@@ -170,6 +170,7 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
                 yield from sweep_loss(
                     *(next(iter(workloads.values())), options.sweep, options.sizes, loss_modes),
                     *(loss_providers(dtype), protocol),
+                    batch=options.batch,
                     dtype=dtype,
                     layout=layout,
                 )

@@ -100,7 +100,10 @@ def sweep_loss(
     modes: Sequence[str],
     providers: Sequence[str],
     protocol: Protocol,
-    **case_options: str,
+    *,
+    batch: int | None = None,
+    dtype: str = "float32",
+    layout: str = "NCHW",
 ) -> Iterator[list[Row]]:
     """As :func:`measure_loss`, along one of ``AXES``; rows name the axis and the size.
 
@@ -110,11 +113,10 @@ def sweep_loss(
     threads = torch.get_num_threads()
     try:
         for size in sizes if axis == "threads" else sorted(sizes):
-            batch = size if axis == "batch" else None
             if axis == "threads":
                 torch.set_num_threads(size)
             grown = resized(workload, axis, size) if axis in ("pairs", "resolution") else workload
-            case = grown.case(protocol.device, batch=batch, **case_options)
+            case = grown.case(protocol.device, batch=size if axis == "batch" else batch, dtype=dtype, layout=layout)
             for mode in modes:
                 left = [name for name in providers if (mode, name) not in exhausted]
                 for rows in measure_loss(case, [mode], left, protocol, None):

@@ -132,6 +132,7 @@ def test_a_sweep_names_axis_and_size_and_stops_where_memory_ran_out(monkeypatch)
 
 
 def test_a_sweep_over_threads_leaves_them_as_they_were():
-    (one,), (two,) = sweep_loss(TINY, "threads", [1, 2], ["forward"], ["eager"], CHECK)
+    (one,), (two,) = sweep_loss(TINY, "threads", [1, 2], ["forward"], ["eager"], CHECK, batch=3)
+    assert one.batch == two.batch == 3
     assert (one.threads, two.threads) == (1, 2)
     assert torch.get_num_threads() == 1
