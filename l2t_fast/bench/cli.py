@@ -43,7 +43,7 @@ def add_bench_commands(parser: ArgumentParser) -> None:
         help="cifar | imagenet | multi_source_128 | multi_source_1024 | high_resolution | tiny | single; cifar and "
         "imagenet when left out; for hypergradient and step: cifar | imagenet | tiny",
     )
-    run.add_argument("--shapes", help="YAML or JSON file with feature maps of your own, see docs/performance.md")
+    run.add_argument("--shapes", help="YAML or JSON file with feature maps of your own, see docs/benchmarks.md")
     run.add_argument("--providers", nargs="+", help="whose implementations; all of the mode when left out")
     run.add_argument("--dtypes", nargs="+", default=["float32"], help="of the features: float32 | bfloat16")
     run.add_argument("--layouts", nargs="+", default=["NCHW"], help="of the features: NCHW | channels_last")

@@ -14,7 +14,9 @@ from l2t_fast.bench.tables import LOSS_MODE_NAMES
 from l2t_fast.report.figure import Plot, drawing, save_plot
 from l2t_fast.report.style import DASHES, LIGHT, MARKERS, LineStyle
 
-WIDE = 7.6
+WIDE = 5.9
+"""Inches; what a column of the page shows without scrolling."""
+
 AXIS_NAMES = {"pairs": "pairs", "batch": "batch size", "resolution": "largest target map, pixels", "threads": "threads"}
 
 # Baselines grey and warm, ours cold and strong; markers differ too.
@@ -193,7 +195,7 @@ def _scaling(groups: Sequence[Group], images: Path) -> list[Plot]:
             panels.setdefault((curve.workload, curve.mode), []).append(curve)
         if not panels:
             continue
-        with drawing(max(4.6, 3.8 * len(panels)), 3.9) as figure:
+        with drawing(max(WIDE, 3.8 * len(panels)), 3.9) as figure:
             for i, ((workload, mode), drawn) in enumerate(panels.items(), start=1):
                 axes = figure.add_subplot(1, len(panels), i)
                 _curves(axes, drawn)
@@ -209,16 +211,11 @@ def _curves(axes: Axes, drawn: Sequence[Curve]) -> None:
     for curve in drawn:
         mark, fit = style(curve.provider), curve.exponent()
         text = label(curve.provider) + (f", k = {fit[0]:.2f}" if fit else "")
-        line = {"color": mark.color, "marker": mark.marker, "linestyle": mark.dashes, "label": text}
-        axes.plot(curve.sizes, curve.milliseconds, **line)
         if curve.exhausted_at is not None:
             axes.axvline(curve.exhausted_at, color=mark.color, linestyle=mark.dashes, linewidth=1)
-            axes.text(
-                *(curve.exhausted_at, 0.02, f"{label(curve.provider)}: out of memory "),
-                **{"transform": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom"},
-                color=mark.color,
-                fontsize=8.5,
-            )
+            text += f", out of memory at {curve.exhausted_at}"
+        line = {"color": mark.color, "marker": mark.marker, "linestyle": mark.dashes, "label": text}
+        axes.plot(curve.sizes, curve.milliseconds, **line)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     _plain_numbers(axes, "x")

@@ -116,7 +116,7 @@ def test_figures_and_page(tmp_path):
     assert {"bench_loss_time", "bench_step_time", "bench_step_parts", "bench_scaling_pairs"} <= names
     assert {path.stem for path in tmp_path.glob("*.png")} == names
     scaling = next(plot.svg for plot in plots if plot.name == "bench_scaling_pairs")
-    assert "plain PyTorch: out of memory" in scaling and "l2t_fast, CPU, k = 1.00" in scaling
+    assert "plain PyTorch, out of memory at 64" in scaling and "l2t_fast, CPU, k = 1.00" in scaling
     page = Page(render_page(groups, tables(groups), plots, [tmp_path / "rows.csv"]))
     assert_self_contained(page)
     assert page.tags.count("svg") == len(plots) and "5.00 x (20.0 instead of 100 ms)" in page.text
