@@ -1,0 +1,61 @@
+"""`l2t-fast bench run` as a user types it."""
+
+import pytest
+
+from l2t_fast.bench.rows import read_rows
+from l2t_fast.cli import main
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mode", "step"], "unknown option --mode, did you mean --modes?"),
+        (["--modes", "backward"], "--modes: there is no 'backward' here, choose from forward, forward_backward,"),
+        (["--workloads", "mnist"], "--workloads: there is no 'mnist' here, choose from cifar, imagenet"),
+        (["--modes", "step", "--workloads", "single"], "--workloads: there is no 'single' here, choose from cifar,"),
+        (["--modes", "forward", "--providers", "naive"], "--providers: there is no 'naive' here, choose from eager,"),
+        (
+            ["--modes", "forward", "--dtypes", "int8"],
+            "--dtypes: there is no 'int8' here, choose from float32, bfloat16",
+        ),
+        (["--repeats", "0"], "--repeats is 0, it must be 1 or more"),
+        (["--modes", "forward", "--sweep", "pairs"], "--sweep needs --sizes, one of --workloads, and a mode of the"),
+        (
+            ["--modes", "forward", "--workloads", "tiny", "--sweep", "depth", "--sizes", "1"],
+            "--sweep: there is no 'depth' here, choose from pairs, batch, resolution, threads",
+        ),
+        (
+            ["--modes", "forward", "--workloads", "tiny", "--sweep", "pairs", "--sizes", "3"],
+            "tiny has 4 pairs a source network, so 3 pairs are not possible",
+        ),
+        (["--shapes", "none.yaml"], "--shapes none.yaml: No such file or directory"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "run", *options, "--output", "rows.csv"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_shapes_of_a_users_own(tmp_path, capsys):
+    shapes, rows = tmp_path / "mine.yaml", tmp_path / "rows.csv"
+    shapes.write_text("batch: 3\nsources: [[8, 4, 4]]\ntargets: [[4, 6, 5]]\n")
+    run = ["bench", "run", "--shapes", str(shapes), "--modes", "forward", "forward_backward", "--threads", "1"]
+    run += ["--providers", "eager", "cpu", "--output", str(rows)]
+    assert main([*run, "--check"]) == 0
+    assert not rows.exists()
+    assert main([*run, "--repeats", "2"]) == 0
+    found = {(row.mode, row.provider): row for row in read_rows(rows)}
+    assert len(read_rows(rows)) == 3 + 4  # peaks, and two providers in two modes
+    eager = found["forward_backward", "eager"]
+    assert (eager.workload, eager.batch, eager.threads, eager.repeats) == ("mine", 3, 1, 2)
+    assert eager.roofline_share > 0 and eager.first_call_ms > 0
+    assert "rows appended to" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_an_exit_code(tmp_path, monkeypatch):
+    monkeypatch.setattr("l2t_fast.bench.loss_suite.TOLERANCES", {"float32": 0.0})
+    run = ["bench", "run", "--workloads", "tiny", "--modes", "forward_backward", "--providers", "eager", "--check"]
+    assert main(run) == 1
