@@ -30,7 +30,9 @@ _STYLES = {
     "higher": LineStyle(LIGHT["m4"], "<", DASHES[0]),
     "double_backward": LineStyle(LIGHT["m7"], "P", DASHES[4]),
     "finite_difference": LineStyle(LIGHT["m2"], "^", DASHES[5]),
+    "finite_difference_fast": LineStyle(LIGHT["m2"], "v", DASHES[1]),
     "exact": LineStyle(LIGHT["m1"], "D", DASHES[3]),
+    "exact_fast": LineStyle(LIGHT["m6"], "X", DASHES[4]),
     "cpu": LineStyle(LIGHT["m1"], "D", DASHES[3]),
     "triton": LineStyle(LIGHT["m2"], "^", DASHES[3]),
     "cuda": LineStyle(LIGHT["m6"], "P", DASHES[3]),
@@ -137,7 +139,8 @@ def _dots(
                     **{"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "color": LIGHT["muted"]},
                 )
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
         _plain_numbers(axes, "x")
         axes.set_yticks(range(len(names)), names)
@@ -145,7 +148,7 @@ def _dots(
         axes.set_xlabel(axis)
         order = [provider for provider in LABELS if provider in shown]
         figure.legend(
-            [shown[provider] for provider in order], [label(p) for p in order], loc="outside upper left", ncols=3
+            [shown[provider] for provider in order], [label(p) for p in order], loc="outside upper left", ncols=2
         )
         return save_plot(figure, images, name, title, _caption(groups))
 
@@ -180,7 +183,7 @@ def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])
         axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.set_xlabel("milliseconds")
-        figure.legend(loc="outside upper left", ncols=3)
+        figure.legend(loc="outside upper left", ncols=2)
         caption = "Parts exclude each other and add up to the step. " + _caption(groups)
         return [save_plot(figure, images, "bench_step_parts", "Where a step's time goes", caption)]
 

@@ -66,9 +66,9 @@ class _Clock:
 class _Parts:
     """Names the part that work belongs to, from the phase of the step it happens in."""
 
-    def __init__(self, clock: _Clock) -> None:
+    def __init__(self, clock: _Clock, phase: str) -> None:
         self.clock = clock
-        self.phase = "real step"
+        self.phase = phase
 
     def name(self, what: str) -> str:
         return f"{self.phase}: {what}"
@@ -96,14 +96,17 @@ class _NativeOps(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
 
 
-def step_parts(training: Training, run: Run, repeats: int) -> dict[str, float]:
-    """Seconds of each part of ``run``, a step of ``training``: of the call with the median total of ``repeats``."""
+def step_parts(training: Training, run: Run, repeats: int, *, phase: str = "real step") -> dict[str, float]:
+    """Seconds of each part of ``run``, a step of ``training``: of the call with the median total of ``repeats``.
+
+    ``phase`` names what runs outside the method's own step: the real step, in a loop that has one.
+    """
     measured = []
     for _ in range(repeats):
         run.prepare()
         with contextlib.ExitStack() as stack:
             clock = _Clock(training.x.device)
-            _install(stack, training, _Parts(clock))
+            _install(stack, training, _Parts(clock, phase))
             run.call()
             measured.append(clock.finish())
     return sorted(measured, key=lambda parts: sum(parts.values()))[len(measured) // 2]
