@@ -86,7 +86,8 @@ class TransferOptions:
         lookahead_steps: T, steps on the matching loss that the hypergradient looks ahead
         hypergradient: exact | finite_difference (first-order passes only, an approximation) | double_backward (slow,
             for checking)
-        keep_graphs: keep the graphs of all look-ahead steps of the exact hypergradient: a fifth less arithmetic, more memory
+        keep_graphs: the exact hypergradient keeps the graphs of all look-ahead steps: a fifth less arithmetic, more
+            memory
         epochs: passes over the training images
         lr: learning rate of the target at the start; it falls to 0 along a half cosine, once an epoch
         momentum: momentum of the target's SGD
