@@ -1,5 +1,5 @@
 // The double backward of batch normalisation in training mode, in two passes over the feature maps. Formulas:
-// csrc/README.md. Included once by each kernels_<isa>.cpp.
+// csrc/batch_norm.h. Included once by each kernels_<isa>.cpp.
 #pragma once
 
 #include "isa.h"
