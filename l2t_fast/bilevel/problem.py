@@ -145,8 +145,24 @@ class BilevelProblem:
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
-    """d loss / d inputs, with zeros where the loss does not depend on an input."""
+    """d loss / d inputs, with zeros where the loss does not depend on an input.
+
+    Without ``create_graph`` each has memory of its own, which the caller may overwrite.
+    """
     if not loss.requires_grad:
         return [torch.zeros_like(i) for i in inputs]
     found = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
-    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
+    present = [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
+    return present if create_graph else _apart(present)
+
+
+def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Autograd may hand out one tensor for several inputs (those of a sum), or an expanded one: copies of these."""
+    seen: set[int] = set()
+    apart = []
+    for tensor in tensors:
+        expanded = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        storage = tensor.untyped_storage().data_ptr()
+        apart.append(tensor.clone() if expanded or storage in seen else tensor)
+        seen.add(storage)
+    return apart

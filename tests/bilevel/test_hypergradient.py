@@ -61,7 +61,26 @@ class ResidualNet(nn.Module):
         return self.fc(b.mean((2, 3))), [a, b]
 
 
-NETS = {"plain": PlainNet, "residual": ResidualNet, "dropout": lambda: PlainNet(0.3)}
+class SharedGradientNet(PlainNet):
+    """A layer whose weight is a sum: autograd hands one tensor to both parameters as their gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Parameter(0.3 * torch.randn(4, 2, 3, 3))
+        self.right = nn.Parameter(0.3 * torch.randn(4, 2, 3, 3))
+
+    def forward(self, x):
+        a = F.relu(self.first[1](F.conv2d(x, self.left + self.right, padding=1)))
+        b = self.second(F.max_pool2d(a, 2))
+        return self.fc(b.mean((2, 3))), [a, b]
+
+
+NETS = {
+    "shared gradient": SharedGradientNet,
+    "plain": PlainNet,
+    "residual": ResidualNet,
+    "dropout": lambda: PlainNet(0.3),
+}
 SGD = {
     "plain": {"lr": 0.1},
     "decay": {"lr": 0.1, "weight_decay": 0.05},
