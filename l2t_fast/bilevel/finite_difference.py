@@ -48,9 +48,10 @@ class FiniteDifference:
             else:
                 there = _gradients(problem, head_weights, step, moved)
         differences = [t.sub_(here).div_(epsilon) for t, here in zip(there, step.kept, strict=True)]
-        products = [None] * len(moved) if step.first else differences[: len(moved)]
-        mixed = differences[-len(flat(head_weights)) :] if not step.last else [None] * len(flat(head_weights))
-        return products, mixed
+        if step.first:
+            return [None] * len(moved), differences
+        mixed = [None] * len(flat(head_weights)) if step.last else differences[len(moved) :]
+        return differences[: len(moved)], mixed
 
     @staticmethod
     def _epsilon(theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ class NoteKinks(TorchFunctionMode):
             result = function(*args, **kwargs)
             self.notes.append(result.detach() > 0)
             return result
-        if function in _POOLING and _plain(kwargs, args):
+        if function in _POOLING and _plain(args, kwargs):
             result, indices = F.max_pool2d_with_indices(*args, **kwargs)
             self.notes.append(indices)
             return result
@@ -55,16 +55,17 @@ class ReplayKinks(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if function in _RECTIFIERS:
-            x = kwargs["input"] if "input" in kwargs else args[0]
-            return x * next(self._notes)
-        if function in _POOLING and _plain(kwargs, args):
-            x = kwargs["input"] if "input" in kwargs else args[0]
+            return _input(args, kwargs) * next(self._notes)
+        if function in _POOLING and _plain(args, kwargs):
             indices = next(self._notes)
-            return x.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+            return _input(args, kwargs).flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
         return function(*args, **kwargs)
 
 
-def _plain(kwargs: dict[str, Any], args: Sequence[Any]) -> bool:
-    """A call that returns the maximum alone."""
-    x = kwargs["input"] if "input" in kwargs else args[0]
-    return x.dim() == 4 and not kwargs.get("return_indices", False) and len(args) < 7
+def _input(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    return kwargs["input"] if "input" in kwargs else args[0]
+
+
+def _plain(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """A call on a batch that returns the maxima alone: return_indices is the seventh argument."""
+    return _input(args, kwargs).dim() == 4 and not kwargs.get("return_indices", False) and len(args) < 7

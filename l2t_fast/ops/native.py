@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from l2t_fast import _native  # noqa: F401  (loads the operators)
+from l2t_fast.ops.slots import flat, needs_of
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -33,12 +34,9 @@ def matching_loss(
         TypeError: dtypes that do not fit.
         NotImplementedError: a forward-mode tangent reaches the loss, or a third derivative is taken.
     """
-    differentiating = torch.is_grad_enabled()
-    needs = [
-        differentiating and slot is not None and slot.requires_grad for slot in (*targets, *weights, *biases, alpha)
-    ]
+    needs = needs_of(targets, weights, biases, alpha)
     loss, _ = torch.ops.l2t_fast.matching_forward(
-        list(sources), list(targets), list(weights), list(biases), alpha, _flat(pairs), needs
+        list(sources), list(targets), list(weights), list(biases), alpha, flat(pairs), needs
     )
     return loss
 
@@ -54,7 +52,7 @@ def loss_and_gradients(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss and its gradients, one a slot; None where ``needs``, one a slot, is False."""
     loss, gradients = torch.ops.l2t_fast.matching_forward(
-        list(sources), list(targets), list(weights), list(biases), alpha, _flat(pairs), list(needs)
+        list(sources), list(targets), list(weights), list(biases), alpha, flat(pairs), list(needs)
     )
     return loss, _spread(gradients, needs)
 
@@ -74,13 +72,9 @@ def hessian_vector_product(
     It is the derivative of the gradients along the directions too. None where ``needs``, one a slot, is False.
     """
     products = torch.ops.l2t_fast.matching_hvp(
-        list(sources), list(targets), list(weights), list(biases), alpha, _flat(pairs), list(directions), list(needs)
+        list(sources), list(targets), list(weights), list(biases), alpha, flat(pairs), list(directions), list(needs)
     )
     return _spread(products, needs)
-
-
-def _flat(pairs: Pairs) -> list[int]:
-    return [index for pair in pairs for index in pair]
 
 
 def _spread(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

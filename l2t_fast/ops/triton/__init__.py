@@ -5,9 +5,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from l2t_fast.ops.slots import flat, needs_of
 from l2t_fast.ops.triton.operators import OPS
 
 Pairs = Sequence[tuple[int, int]]
@@ -31,10 +31,6 @@ def matching_loss(
         TypeError: dtypes that do not fit; float64.
         NotImplementedError: a forward-mode tangent reaches the loss, or a third derivative is taken.
     """
-    differentiating = torch.is_grad_enabled()
-    needs = [
-        differentiating and slot is not None and slot.requires_grad for slot in (*targets, *weights, *biases, alpha)
-    ]
-    flat = [index for pair in pairs for index in pair]
-    loss, _ = OPS.matching_forward(list(sources), list(targets), list(weights), list(biases), alpha, flat, needs)
+    needs = needs_of(targets, weights, biases, alpha)
+    loss, _ = OPS.matching_forward(list(sources), list(targets), list(weights), list(biases), alpha, flat(pairs), needs)
     return loss

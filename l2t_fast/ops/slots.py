@@ -1,0 +1,23 @@
+"""What both kinds of operators, C++ and Triton, are told beside the tensors.
+
+*Slots* are the differentiable inputs in the order all targets, one weight a pair, one bias a pair (None where the pair
+has none), alpha.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def needs_of(
+    targets: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None], alpha: Tensor
+) -> list[bool]:
+    """Which slots' gradients the backward pass will ask for: none under ``torch.no_grad()``."""
+    slots = (*targets, *weights, *biases, alpha)
+    return [torch.is_grad_enabled() and slot is not None and slot.requires_grad for slot in slots]
+
+
+def flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """m0, n0, m1, n1, ..."""
+    return [index for pair in pairs for index in pair]
