@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-from PIL import Image
 
 from l2t_fast.bench.documents import EMPTY, fill
 from l2t_fast.bench.groups import curves, newest
@@ -13,9 +12,8 @@ from l2t_fast.bench.rows import append_rows
 from l2t_fast.bench.tables import tables
 from l2t_fast.cli import main
 from l2t_fast.errors import L2TFastError
-from l2t_fast.report.style import DARK, LIGHT
 from tests.bench.fake_rows import fake_row, fake_rows
-from tests.report.test_page import CHROMIUM, Page, assert_self_contained, run_chromium
+from tests.report.test_page import CHROMIUM, Page, assert_fits_and_shows, assert_self_contained
 
 
 def test_the_newest_run_counts_and_ratios_stay_within_it():
@@ -162,20 +160,4 @@ def test_in_a_browser(tmp_path):
     groups = newest(fake_rows())
     page = tmp_path / "page.html"
     page.write_text(render_page(groups, tables(groups), draw(groups, tmp_path), [tmp_path / "rows.csv"]))
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f"<body style='margin:0'><iframe id=f src='{page.as_uri()}' style='border:0;width:360px;height:700px' "
-        "onload='document.title=\"width \"+f.contentDocument.documentElement.scrollWidth'></iframe>"
-    )
-    dom = run_chromium(tmp_path, frame, "--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom")
-    assert "<title>width 360</title>" in dom
-    for theme, colors in enumerate([DARK, LIGHT]):
-        shot = tmp_path / f"{theme}.png"
-        flags = f"--blink-settings=preferredColorScheme={theme}", f"--screenshot={shot}", "--window-size=1200,1400"
-        run_chromium(tmp_path, page, *flags, "--hide-scrollbars")
-        with Image.open(shot) as image:
-            pixels = image.convert("RGB")
-        assert pixels.getpixel((2, 2)) == tuple(bytes.fromhex(colors["paper"][1:]))
-        drawn = {color for _, color in pixels.getcolors(1 << 24)}
-        for name in ("m0", "m1", "ink"):
-            assert tuple(bytes.fromhex(colors[name][1:])) in drawn, name
+    assert_fits_and_shows(tmp_path, page, ("m0", "m1", "ink"))

@@ -186,6 +186,11 @@ def test_errors_are_one_sentence(tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to render the page with")
 def test_in_a_browser(tmp_path):
     page = build_report(fake_comparison(tmp_path / "compare", seeds=(0, 1), epochs=5))
+    assert_fits_and_shows(tmp_path, page, ("m1", "m3", "ink"))
+
+
+def assert_fits_and_shows(tmp_path, page, colors_drawn):
+    """No wider than a phone, the theme's paper as the background, and these of its colours somewhere."""
     # The sum that matters on a phone: is anything wider than the screen outside the parts that scroll by themselves?
     frame = tmp_path / "frame.html"
     frame.write_text(
@@ -196,19 +201,13 @@ def test_in_a_browser(tmp_path):
     assert "<title>width 360</title>" in dom
     for theme, colors in enumerate([DARK, LIGHT]):
         shot = tmp_path / f"{theme}.png"
-        run_chromium(
-            tmp_path,
-            page,
-            f"--blink-settings=preferredColorScheme={theme}",
-            f"--screenshot={shot}",
-            "--window-size=1200,1400",
-            "--hide-scrollbars",
-        )
+        flags = f"--blink-settings=preferredColorScheme={theme}", f"--screenshot={shot}", "--window-size=1200,1400"
+        run_chromium(tmp_path, page, *flags, "--hide-scrollbars")
         with Image.open(shot) as image:
             pixels = image.convert("RGB")
         assert pixels.getpixel((2, 2)) == tuple(bytes.fromhex(colors["paper"][1:]))
         drawn = {color for _, color in pixels.getcolors(1 << 24)}
-        for name in ("m1", "m3", "ink"):
+        for name in colors_drawn:
             assert tuple(bytes.fromhex(colors[name][1:])) in drawn, name
 
 
