@@ -16,6 +16,24 @@ inline V normalised(V x, T mean, T scale) {
 // into double.
 enum Sum { sum_adjoint, sum_gradient, sum_adjoint_input, sum_gradient_input, sum_adjoint_gradient, sums_count };
 
+// One element's part of a channel's sums.
+template <class V>
+inline void batch_norm_add(V a, V g, V x, V* sum) {
+  sum[sum_adjoint] += a;
+  sum[sum_gradient] += g;
+  sum[sum_adjoint_input] += a * x;
+  sum[sum_gradient_input] += g * x;
+  sum[sum_adjoint_gradient] += a * g;
+}
+
+// A single element goes into double at once.
+template <class T>
+inline void batch_norm_add_to(double* sums, int64_t channels, T a, T g, T x) {
+  T sum[sums_count] = {};
+  batch_norm_add(a, g, x, sum);
+  for (int k = 0; k < sums_count; ++k) sums[k * channels] += double(sum[k]);
+}
+
 // Rows of channels: elements [begin, end) of the batch x pixels, `channels` values each.
 template <class T>
 void batch_norm_sums_rows(const BatchNormMaps& maps, int64_t begin, int64_t end, double* sums) {
@@ -32,11 +50,7 @@ void batch_norm_sums_rows(const BatchNormMaps& maps, int64_t begin, int64_t end,
       for (int64_t r = row; r < rows_end; ++r) {
         const int64_t at = r * channels + c;
         const vec<T> a = load(adjoint + at), g = load(gradient + at), x = normalised(load(input + at), m, s);
-        sum[sum_adjoint] += a;
-        sum[sum_gradient] += g;
-        sum[sum_adjoint_input] += a * x;
-        sum[sum_gradient_input] += g * x;
-        sum[sum_adjoint_gradient] += a * g;
+        batch_norm_add(a, g, x, sum);
       }
       for (int k = 0; k < sums_count; ++k)
         for (int i = 0; i < lanes<T>; ++i) sums[k * channels + c + i] += double(sum[k][i]);
@@ -45,11 +59,7 @@ void batch_norm_sums_rows(const BatchNormMaps& maps, int64_t begin, int64_t end,
       for (int64_t r = row; r < rows_end; ++r) {
         const int64_t at = r * channels + c;
         const T a = adjoint[at], g = gradient[at], x = normalised(input[at], mean[c], scale[c]);
-        sums[sum_adjoint * channels + c] += double(a);
-        sums[sum_gradient * channels + c] += double(g);
-        sums[sum_adjoint_input * channels + c] += double(a * x);
-        sums[sum_gradient_input * channels + c] += double(g * x);
-        sums[sum_adjoint_gradient * channels + c] += double(a * g);
+        batch_norm_add_to(sums + c, channels, a, g, x);
       }
     }
   }
@@ -73,22 +83,14 @@ void batch_norm_sums_planes(const BatchNormMaps& maps, int64_t begin, int64_t en
         for (; i + lanes<T> <= stop; i += lanes<T>) {
           const vec<T> a = load(adjoint + i), g = load(gradient + i),
                        x = normalised(load(input + i), mean[c], scale[c]);
-          sum[sum_adjoint] += a;
-          sum[sum_gradient] += g;
-          sum[sum_adjoint_input] += a * x;
-          sum[sum_gradient_input] += g * x;
-          sum[sum_adjoint_gradient] += a * g;
+          batch_norm_add(a, g, x, sum);
         }
         for (int k = 0; k < sums_count; ++k)
           for (int l = 0; l < lanes<T>; ++l) sums[k * channels + c] += double(sum[k][l]);
       }
       for (; i < pixels; ++i) {
         const T a = adjoint[i], g = gradient[i], x = normalised(input[i], mean[c], scale[c]);
-        sums[sum_adjoint * channels + c] += double(a);
-        sums[sum_gradient * channels + c] += double(g);
-        sums[sum_adjoint_input * channels + c] += double(a * x);
-        sums[sum_gradient_input * channels + c] += double(g * x);
-        sums[sum_adjoint_gradient * channels + c] += double(a * g);
+        batch_norm_add_to(sums + c, channels, a, g, x);
       }
     }
   }
