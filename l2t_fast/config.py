@@ -81,8 +81,12 @@ class TransferOptions:
         target: the network to train
         data: the images
         pairs: single | one-to-one | all-to-all, or a list of SOURCE:TARGET with names or indices of feature maps;
-            null takes the method's own choice (one-to-one for fm, all-to-all for the learned ones)
-        beta: weight of the matching loss beside the cross-entropy
+            null takes the method's own choice (one-to-one for fm and at, all-to-all for the learned ones); fine-tune
+            and lwf match none
+        beta: weight of the matching loss of fm, l2t-w and l2t-ww beside the cross-entropy
+        lwf_weight: weight of the distillation of lwf and lwf-at (lambda_o of Li and Hoiem, who take 1)
+        at_weight: weight of the attention loss of at and lwf-at, a mean over pixels and images (beta of Zagoruyko and
+            Komodakis, who take 1000)
         lookahead_steps: T, steps on the matching loss that the hypergradient looks ahead
         hypergradient: exact | finite_difference (first-order passes only, an approximation) | double_backward (slow,
             for checking)
@@ -107,6 +111,8 @@ class TransferOptions:
     data: DataConfig = field(default_factory=DataConfig)
     pairs: str | list[str] | None = None
     beta: float = 0.5
+    lwf_weight: float = 1.0
+    at_weight: float = 1000.0
     lookahead_steps: int = 2
     hypergradient: str = "exact"
     keep_graphs: bool = False
@@ -129,7 +135,7 @@ class TransferOptions:
         for name, lowest in (("epochs", 1), ("lookahead_steps", 0)):
             if getattr(self, name) < lowest:
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be at least {lowest}")
-        for name in ("beta", "weight_decay", "meta_weight_decay"):
+        for name in ("beta", "lwf_weight", "at_weight", "weight_decay", "meta_weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number of at least 0")
         for name in ("lr", "meta_lr"):
@@ -154,7 +160,7 @@ class TrainConfig(TransferOptions):
     """One run of one method.
 
     Attributes:
-        method: scratch | fm | l2t-w | l2t-ww
+        method: scratch | fine-tune | lwf | at | lwf-at | fm | l2t-w | l2t-ww
         label: what results call it; null takes the method's name
         seed: of everything random: initial weights, dropout and, added to data.seed, which images are trained on
             and in which order

@@ -65,7 +65,7 @@ class StepSetup:
             x = torch.randn(size, 3, self.image_size, self.image_size)
             y = torch.randint(0, self.classes, (size,))
             _calibrate(source, x)
-            frozen = FrozenSource(source)
+            frozen = FrozenSource(source, self.classes)
             pairs = resolve_pairs("all-to-all", frozen.feature_names, list(target.feature_names))
             options = TransferOptions(
                 hypergradient=hypergradient,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from l2t_fast.config import CompareConfig, TrainConfig, TransferOptions, write_config
+from l2t_fast.errors import L2TFastError
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import METHODS, find_method
 from l2t_fast.transfer.pairs import SCHEMES
@@ -55,11 +56,13 @@ def parse_method(entry: str) -> tuple[str, str | None]:
     """(method, matching scheme or None) of METHOD or METHOD-SCHEME, for example fm-single.
 
     Raises:
-        L2TFastError: no such method.
+        L2TFastError: no such method, or one that matches no feature maps with a scheme.
     """
     for scheme in SCHEMES:
         name = entry.removesuffix(f"-{scheme}")
         if name != entry and name in METHODS:
+            if METHODS[name].default_pairs is None:
+                raise L2TFastError(f"{entry}: {name} matches no feature maps, so it takes no pairs; write {name}")
             return name, scheme
     return find_method(entry).name, None
 

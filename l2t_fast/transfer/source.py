@@ -13,9 +13,14 @@ from l2t_fast.models import build_model, load_weights
 
 
 class SourceOutput(NamedTuple):
-    """One forward pass of the source: logits (B, classes of the source) and its feature maps (B, C_m, H_m, W_m)."""
+    """One forward pass of the source.
 
-    logits: Tensor
+    Attributes:
+        logits: one a source network, (B, its classes)
+        features: its feature maps, (B, C_m, H_m, W_m) each
+    """
+
+    logits: Sequence[Tensor]
     features: Sequence[Tensor]
 
 
@@ -23,11 +28,16 @@ class FrozenSource(nn.Module):
     """A pretrained network in eval mode, without gradients, that stays so when its parent trains.
 
     It sees the target's normalised images. Once a batch is enough, since it never changes.
+
+    Args:
+        network: gives (logits, maps), see `l2t_fast.models.NamedMapsNetwork`.
+        num_classes: of its logits.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
+        self.num_classes = [num_classes]
         self.feature_names: list[str] = list(network.feature_names)
         self.feature_channels: list[int] = list(network.feature_channels)
 
@@ -38,7 +48,13 @@ class FrozenSource(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> SourceOutput:
         """Run images (B, channels, H, W), float32."""
-        return SourceOutput(*self.network(x))
+        logits, features = self.network(x)
+        return SourceOutput([logits], features)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The network, in a list."""
+        return [self.network]
 
 
 def load_source(config: SourceConfig, in_channels: int) -> FrozenSource:
@@ -54,4 +70,4 @@ def load_source(config: SourceConfig, in_channels: int) -> FrozenSource:
         )
     network = build_model(config.model, config.num_classes, in_channels=in_channels, layers=config.layers)
     load_weights(network, Path(config.checkpoint))
-    return FrozenSource(network)
+    return FrozenSource(network, config.num_classes)

@@ -63,9 +63,10 @@ class Trainer:
         self.pair_layers: list[tuple[str, str]] = []
         if method_class.needs_source:
             self.source = load_source(config.source, self.data.in_channels).to(self.device)
-            names = self.source.feature_names, list(self.target.feature_names)
-            self.pairs = resolve_pairs(method_class.default_pairs if config.pairs is None else config.pairs, *names)
-            self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
+            if method_class.default_pairs is not None:
+                names = self.source.feature_names, list(self.target.feature_names)
+                self.pairs = resolve_pairs(method_class.default_pairs if config.pairs is None else config.pairs, *names)
+                self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
         self._check_image_size()
         self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes))
         self.method.to(self.device)
@@ -115,9 +116,9 @@ class Trainer:
 
     def describe(self) -> str:
         """The run in one line."""
-        pairs = ", ".join(f"{source}->{target}" for source, target in self.pair_layers)
-        source = f", source {self.config.source.model}, pairs {pairs}" if self.source else ""
-        return f"{self.config.method}, seed {self.config.seed}, target {self.config.target.model}{source}"
+        source = f", source {self.config.source.model}" if self.source else ""
+        pairs = f", pairs {', '.join(pair_names(self.pair_layers))}" if self.pairs else ""
+        return f"{self.config.method}, seed {self.config.seed}, target {self.config.target.model}{source}{pairs}"
 
     def train_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The paper's procedure for one batch: a real step of the target, then the method's own step.
@@ -133,7 +134,7 @@ class Trainer:
         Raises:
             L2TFastError: the loss is not finite; nothing was changed.
         """
-        batch = Batch(x, y, self.source(x) if self.source else None)
+        batch = Batch(x, y, self.source(x) if self.source and self.method.runs_source else None)
         logits, features = self.target(x)
         cross_entropy = F.cross_entropy(logits, y)
         terms = self.method.loss_terms(batch, logits, features)
@@ -285,7 +286,7 @@ class Trainer:
     @torch.no_grad()
     def _write_channel_weights(self) -> None:
         """Mean channel weights over the validation images, one array a pair."""
-        if self.source is None:
+        if self.source is None or not self.method.runs_source:
             return
         sums: list[Tensor] | None = None
         count = 0

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from l2t_fast.bilevel import hypergradient
+from l2t_fast.config import TargetConfig
 from l2t_fast.data import load_data
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
@@ -45,9 +46,14 @@ def assert_same_state(a, b):
         assert a == b
 
 
+def of_method(method: str) -> dict[str, object]:
+    """The method, and a target that suits it: fine-tuning needs the source's architecture."""
+    return {"method": method} | ({"target": TargetConfig("resnet8")} if method == "fine-tune" else {})
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_its_folder(make_config, quiet, method):
-    config = make_config(method=method, seed=3)
+    config = make_config(**of_method(method), seed=3)
     result = run(config, progress=quiet)
     out = Path(config.out)
 
@@ -58,12 +64,12 @@ def test_a_run_leaves_its_folder(make_config, quiet, method):
     for row in metrics:
         parts = float(row["train_cross_entropy"]) + float(row["train_matching"])
         assert float(row["train_loss"]) == pytest.approx(parts, rel=1e-6)
-        assert (float(row["train_matching"]) > 0) == (method != "scratch")
+        assert (float(row["train_matching"]) > 0) == (method not in ("scratch", "fine-tune"))
         assert 0 <= float(row["validation_accuracy"]) <= 1
 
     assert json.loads((out / "result.json").read_text()) == result
     assert result["method"] == method and result["seed"] == 3 and result["epochs"] == 2
-    expected_pairs = {"scratch": 0, "fm": 3, "l2t-w": 9, "l2t-ww": 9}[method]
+    expected_pairs = {"at": 3, "lwf-at": 3, "fm": 3, "l2t-w": 9, "l2t-ww": 9}.get(method, 0)
     assert len(result["pairs"]) == expected_pairs
     best = max(metrics, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
     assert result["best_epoch"] == int(best["epoch"])
@@ -226,9 +232,9 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("method", ["scratch", "fm", "l2t-ww"])
+@pytest.mark.parametrize("method", ["scratch", "fine-tune", "lwf", "at", "lwf-at", "fm", "l2t-ww"])
 def test_resume_is_bit_for_bit(make_config, quiet, tmp_path, method):
-    changes = {"method": method, "epochs": 4, "data": {"augment": "crop"}}
+    changes = {**of_method(method), "epochs": 4, "data": {"augment": "crop"}}
     straight = run(make_config(**changes, out=str(tmp_path / "straight")), progress=quiet)
     with pytest.raises(KeyboardInterrupt):
         run(make_config(**changes, out=str(tmp_path / "broken")), progress=Interrupting(quiet, epoch=3))

@@ -1,17 +1,27 @@
-"""The methods by the name a user gives; a new one is a file here and a line in ``METHODS``."""
+"""The methods by the name a user gives. A new one is a file in this folder: it is found by itself."""
 
 import difflib
+import importlib
+import pkgutil
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
-from l2t_fast.transfer.methods.feature_matching import FeatureMatchingMethod
-from l2t_fast.transfer.methods.l2t_w import L2TW
-from l2t_fast.transfer.methods.l2t_ww import L2TWW
-from l2t_fast.transfer.methods.scratch import Scratch
-
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Scratch, FeatureMatchingMethod, L2TW, L2TWW)}
 
 __all__ = ["METHODS", "Batch", "Method", "Setup", "find_method"]
+
+
+def _defined_here() -> dict[str, type[Method]]:
+    """Every class of this folder's files that gives itself a name, by that name."""
+    found = {}
+    for file in pkgutil.iter_modules(__path__, f"{__name__}."):
+        module = importlib.import_module(file.name)
+        for item in vars(module).values():
+            if isinstance(item, type) and issubclass(item, Method) and item.__module__ == file.name:
+                found |= {item.name: item} if "name" in vars(item) else {}
+    return found
+
+
+METHODS: dict[str, type[Method]] = _defined_here()
 
 
 def find_method(name: str) -> type[Method]:

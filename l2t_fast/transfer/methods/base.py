@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         x: images (B, channels, H, W), float32, normalised
         y: labels (B,), int64
-        source: the frozen network's outputs for x, or None if the method has ``needs_source = False``
+        source: the frozen network's outputs for x, or None if the method does not have the source run
     """
 
     x: Tensor
@@ -53,13 +53,15 @@ class Method(nn.Module):
 
     Attributes:
         name: what the user calls it
-        needs_source: whether the source runs for each batch
-        default_pairs: matching scheme when the user names none
+        needs_source: whether there must be a pretrained source
+        runs_source: whether it runs for each batch
+        default_pairs: matching scheme when the user names none; None if the method matches no feature maps
     """
 
     name: ClassVar[str]
     needs_source: ClassVar[bool] = True
-    default_pairs: ClassVar[str] = "one-to-one"
+    runs_source: ClassVar[bool] = True
+    default_pairs: ClassVar[str | None] = "one-to-one"
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

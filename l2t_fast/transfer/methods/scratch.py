@@ -8,3 +8,5 @@ class Scratch(Method):
 
     name = "scratch"
     needs_source = False
+    runs_source = False
+    default_pairs = None

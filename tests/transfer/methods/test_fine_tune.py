@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from l2t_fast.config import TargetConfig
+from l2t_fast.errors import L2TFastError
+from l2t_fast.models import build_model
+from l2t_fast.transfer import Trainer, run
+
+
+def test_the_target_starts_from_the_source_but_for_the_head(make_config, quiet, source_checkpoint):
+    source = torch.load(source_checkpoint)["model"]
+    trainer = Trainer(make_config(method="fine-tune", target=TargetConfig("resnet8")), quiet)
+    scratch = Trainer(make_config(method="scratch", target=TargetConfig("resnet8")), quiet)
+    for name, value in trainer.target.state_dict().items():
+        start = scratch.target.state_dict() if name.startswith(("linear", "fc")) else source
+        assert torch.equal(value, start[name]), name
+    assert trainer.pairs == [] and not list(trainer.method.parameters())
+
+
+def test_with_as_many_classes_the_head_comes_along(make_config, quiet, source_checkpoint):
+    source = torch.load(source_checkpoint)["model"]
+    data = {"classes": [5, 6, 7, 8, 9]}
+    trainer = Trainer(make_config(method="fine-tune", target=TargetConfig("resnet8"), data=data), quiet)
+    assert all(torch.equal(value, source[name]) for name, value in trainer.target.state_dict().items())
+
+
+def test_the_source_does_not_run_while_training(make_config, quiet):
+    trainer = Trainer(make_config(method="fine-tune", target=TargetConfig("resnet8"), epochs=1), quiet)
+    passes = []
+    trainer.source.network.register_forward_hook(lambda *_: passes.append(1))
+    assert trainer.fit()["pairs"] == [] and not passes
+
+
+def test_of_several_sources_the_one_that_fits_is_taken(make_config, quiet, monkeypatch):
+    from l2t_fast.transfer.source import FrozenSource
+
+    other = build_model("vgg5bn", 3, in_channels=1)
+    monkeypatch.setattr(FrozenSource, "networks", property(lambda source: [source.network, other]))
+    for target, index in (("resnet8", 0), ("vgg5bn", 1)):
+        trainer = Trainer(make_config(method="fine-tune", target=TargetConfig(target)), quiet)
+        wanted = trainer.source.networks[index].state_dict()
+        name = next(iter(wanted))
+        assert torch.equal(trainer.target.state_dict()[name], wanted[name])
+
+
+def test_other_architectures_are_refused_in_one_sentence(make_config, quiet):
+    with pytest.raises(L2TFastError, match=r"only 0.0% of the weights of vgg5bn .* set target.model to the source's"):
+        run(make_config(method="fine-tune"), progress=quiet)
+    with pytest.raises(L2TFastError, match=r"only \d+\.\d% of the weights of resnet20 have a counterpart"):
+        run(make_config(method="fine-tune", target=TargetConfig("resnet20")), progress=quiet)
