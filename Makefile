@@ -1,6 +1,6 @@
 # `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
 .DEFAULT_GOAL := help
-.PHONY: help train test sanitize gpu lint format clean
+.PHONY: help train test fuzz sanitize gpu lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,9 @@ train: $(READY)  ## set up what is missing, then compare the methods on the embe
 test: $(READY)  ## set up what is missing, then run all tests
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 $(ARGS)
 
+fuzz: $(READY)  ## ten thousand drawn problems on every backend that runs here; ARGS='--cases 500 --seed 1' and others pass through
+	OMP_WAIT_POLICY=passive $(BIN)/python -u -m tests.fuzz $(ARGS)
+
 # The sanitizers' run times have to be in the process before Python is; a copy of the tree holds the sanitized extension.
 SANITIZED := build/sanitize
 sanitize: $(READY)  ## run the operators' tests with the native code under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -30,7 +33,7 @@ sanitize: $(READY)  ## run the operators' tests with the native code under Addre
 	cp $(SANITIZED)/native/_C.*.so $(SANITIZED)/tree/l2t_fast/
 	cd $(SANITIZED)/tree && OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(abspath $(BIN)/python) -m pytest --capture=sys tests/ops -k 'not compile and not aot and not gradcheck and not instruction' $(ARGS)
+	  $(abspath $(BIN)/python) -m pytest --capture=sys tests/ops tests/fuzz -k 'not compile and not aot and not gradcheck and not instruction and not snippet' $(ARGS)
 
 # Without setting anything up, so that it works on a machine with PyTorch and no network.
 gpu:  ## on a machine with a GPU: build, test, check memory accesses and measure, in 9 minutes; logs and rows in OUT or build/gpu

@@ -76,7 +76,36 @@ def feature_matching_loss(
     dtype = torch.float64 if used_sources[0].dtype == torch.float64 else torch.float32
     alpha = _coefficients(pairs, source_features, target_features, channel_weights, pair_weights, betas, batch, dtype)
     choice = choose_backend(backend, used_sources, others)
-    return implementation(choice.backend)(source_features, target_features, weights, biases, alpha, pairs)
+    sources, pairs = _without_misfits(source_features, pairs, 0, alpha)
+    targets, pairs = _without_misfits(target_features, pairs, 1, alpha)
+    return implementation(choice.backend)(sources, targets, weights, biases, alpha, pairs)
+
+
+def _without_misfits(
+    features: Sequence[Tensor], pairs: list[tuple[int, int]], side: int, alpha: Tensor
+) -> tuple[Sequence[Tensor], list[tuple[int, int]]]:
+    """The maps and pairs less the maps that no pair uses and that an operator would refuse beside the others.
+
+    A map of another batch size, device or dtype takes no part in the loss. Unused maps that fit stay: their gradient is
+    zero, where a map that is left out has none.
+    """
+    used = {pair[side] for pair in pairs}
+    kept = [
+        i
+        for i, feature in enumerate(features)
+        if i in used
+        or (
+            feature.shape[0] == alpha.shape[0]
+            and feature.device == alpha.device
+            and (feature.dtype == torch.float64) == (alpha.dtype == torch.float64)
+            and (feature.dtype == torch.float64 or feature.dtype in _SINGLE)
+        )
+    ]
+    if len(kept) == len(features):
+        return features, pairs
+    place = {old: new for new, old in enumerate(kept)}
+    renamed = [(place[m], n) if side == 0 else (m, place[n]) for m, n in pairs]
+    return [features[i] for i in kept], renamed
 
 
 def _coefficients(

@@ -28,8 +28,10 @@ def matching_loss(
     with torch.autocast(alpha.device.type, enabled=False):
         loss = alpha.new_zeros(())
         columns = alpha.split([weight.shape[0] for weight in weights], dim=1)
+        # Once a map and not once a pair: the pairs' gradients of a target in half precision are added up in `dtype`.
+        sources, targets = [s.to(dtype) for s in sources], [t.to(dtype) for t in targets]
         for (m, n), weight, bias, coefficient in zip(pairs, weights, biases, columns, strict=True):
-            source, target = sources[m].to(dtype), targets[n].to(dtype)
+            source, target = sources[m], targets[n]
             if source.shape[2:] != target.shape[2:]:
                 source = F.interpolate(source, size=target.shape[2:], mode="bilinear", align_corners=False)
             projected = F.conv2d(target, weight.to(dtype)[:, :, None, None], None if bias is None else bias.to(dtype))

@@ -6,16 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from l2t_fast.ops import implementation, why_unavailable
-
-# `pytest --hypothesis-profile=thorough tests/ops` looks longer, and somewhere else each time.
-_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-settings.register_profile("quick", max_examples=500, derandomize=True, **_COMMON)
-settings.register_profile("thorough", max_examples=20_000, **_COMMON)
-settings.load_profile("quick")
 
 
 @dataclass(frozen=True)

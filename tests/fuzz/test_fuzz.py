@@ -1,0 +1,92 @@
+"""Five hundred drawn problems on every backend that runs here; `make fuzz` draws ten thousand others."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from l2t_fast.ops import reference
+from tests.fuzz.cases import Case, Map, Pair, draw_case
+from tests.fuzz.check import Wrong, available_backends, check
+from tests.fuzz.shrink import shrink, snippet
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES, GROUPS = 500, 4
+# The interpreter takes minutes for what a GPU does in seconds; tests/ops/triton/test_drawn.py has problems for it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_drawn_problems(group):
+    """In groups, so that several processes share them."""
+    for seed in range(group, CASES, GROUPS):
+        case = draw_case(seed)
+        for backend in available_backends():
+            if backend == "triton" and (INTERPRETED or "float64" in case.dtypes):
+                continue
+            try:
+                check(case, backend)
+            except Exception as error:
+                raise AssertionError(f"{error}\n\n{snippet(case, backend)}") from error
+
+
+def test_what_is_drawn():
+    """Every kind of thing the loss takes comes up in the cases of the suite."""
+    cases = [draw_case(seed) for seed in range(CASES)]
+    assert {case.batch for case in cases} == {0, 1, 2, 3, 4, 5}
+    for side in ("sources", "targets"):
+        maps = [m for case in cases for m in getattr(case, side)]
+        assert {m.dtype for m in maps} == {"float32", "bfloat16", "float16", "float64"}
+        assert len({m.layout for m in maps}) == 7
+        assert any(m.height == m.width == 1 for m in maps) and any(m.height != m.width for m in maps)
+    assert any(len({(p.source, p.target) for p in case.pairs}) < len(case.pairs) for case in cases)
+    assert {(case.channel_weights is None, case.pair_weights) for case in cases} == {
+        (none, some) for none in (True, False) for some in (True, False)
+    }
+    assert any(isinstance(case.beta, tuple) for case in cases)
+    assert any(len(case.dtypes) == 3 for case in cases)
+
+
+@pytest.fixture
+def wrong_for_one_row(monkeypatch):
+    """A reference backend that is wrong by a thousandth where the target has one row."""
+    right = reference.matching_loss
+
+    def wrong(sources, targets, weights, biases, alpha, pairs):
+        factor = 1.001 if any(targets[n].shape[2] == 1 for _, n in pairs) else 1.0
+        return right(sources, targets, weights, biases, alpha * factor, pairs)
+
+    monkeypatch.setattr(reference, "matching_loss", wrong)
+
+
+def fails(case: Case) -> bool:
+    try:
+        check(case, "reference")
+    except Wrong:
+        return True
+    return False
+
+
+def test_a_wrong_backend_is_found_and_the_case_made_small(wrong_for_one_row):
+    found = next(case for case in map(draw_case, range(100)) if fails(case))
+    small = shrink(found, fails)
+    assert len(small.pairs) == len(small.sources) == len(small.targets) == 1
+    assert small.targets[0].height == 1 and small.targets[0].width == 1
+    assert small.dtypes == {"float32"} and small.threads == 1
+
+
+def test_a_snippet_runs():
+    case = Case(
+        seed=3,
+        batch=2,
+        sources=(Map(3, 2, 2), Map(1, 1, 1, dtype="bfloat16")),
+        targets=(Map(2, 4, 5, layout="sliced"),),
+        pairs=(Pair(1, 0), Pair(0, 0, bias=None)),
+        beta=(1.0, 0.25),
+    )
+    program = snippet(case, "reference")
+    assert "layout='sliced'" in program and "frozen" not in program
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
