@@ -18,6 +18,9 @@ from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.ops import BACKENDS
 
+#: What `precision` may name: dtypes of PyTorch.
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 #: Seeds are below it, so that their sums fit every random generator.
 SEED_LIMIT = 2**31
 
@@ -102,6 +105,10 @@ class TransferOptions:
         device: auto (a GPU if there is one) | cpu | cuda | cuda:1 ...
         threads: CPU threads of PyTorch; null leaves its own choice, 1 suits images of a few pixels
         channels_last: keep feature maps with channels innermost, which convolutions may prefer
+        precision: float32 | bfloat16 | float16 (with loss scaling): of the source, the real step and evaluation. The
+            look-ahead and the hypergradient stay in float32: rounded features point a second derivative elsewhere
+        compile: run the source, the real step and evaluation through torch.compile; not the look-ahead, since what is
+            compiled cannot be differentiated twice
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
     """
 
@@ -126,6 +133,8 @@ class TransferOptions:
     device: str = "auto"
     threads: int | None = None
     channels_last: bool = False
+    precision: str = "float32"
+    compile: bool = False
     backend: str = "auto"
 
     def check(self) -> None:
@@ -150,7 +159,8 @@ class TransferOptions:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
             raise L2TFastError("nesterov needs a momentum above 0")
-        for name, known in (("hypergradient", HYPERGRADIENTS), ("backend", BACKENDS)):
+        choices = (("hypergradient", HYPERGRADIENTS), ("precision", PRECISIONS), ("backend", BACKENDS))
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
 

@@ -26,7 +26,7 @@ from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import random_state, restore_random_state, seed_everything
 from l2t_fast.transfer.run_folder import RunFolder
-from l2t_fast.transfer.source import load_source
+from l2t_fast.transfer.source import SourceOutput, load_source
 
 
 class Trainer:
@@ -73,6 +73,12 @@ class Trainer:
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         for network in filter(None, (self.source, self.target)):
             network.to(memory_format=self._layout)
+        # The same modules, compiled: parameters, their names and the look-ahead's calls stay those of the target.
+        self._run_target: Callable[[Tensor], tuple[Tensor, list[Tensor]]] = self.target
+        self._run_source: Callable[[Tensor], SourceOutput] | None = self.source if self.method.runs_source else None
+        if config.compile:
+            self._run_target = torch.compile(self.target)
+            self._run_source = None if self._run_source is None else torch.compile(self._run_source)
         self.optimizer = torch.optim.SGD(
             [*self.target.parameters(), *self.method.trained_parameters()],
             lr=config.lr,
@@ -80,6 +86,7 @@ class Trainer:
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
         )
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.epoch = 0
         self.step = 0
         self.seconds = 0.0
@@ -134,22 +141,29 @@ class Trainer:
         Raises:
             L2TFastError: the loss is not finite; nothing was changed.
         """
-        batch = Batch(x, y, self.source(x) if self.source and self.method.runs_source else None)
-        logits, features = self.target(x)
-        cross_entropy = F.cross_entropy(logits, y)
-        terms = self.method.loss_terms(batch, logits, features)
-        loss = sum(terms.values(), start=cross_entropy)
+        with self._autocast():
+            batch = Batch(x, y, None if self._run_source is None else self._run_source(x))
+            logits, features = self._run_target(x)
+            cross_entropy = F.cross_entropy(logits, y)
+            terms = self.method.loss_terms(batch, logits, features)
+            loss = sum(terms.values(), start=cross_entropy)
         # One read of a number a step, which a GPU waits for: it keeps NaN out of the weights.
         if not math.isfinite(loss.item()):
             part = name_non_finite(batch, self.source, self.target, logits, features, cross_entropy, terms, self.method)
             raise L2TFastError(f"in epoch {self.epoch + 1}, step {self.step + 1}, {part}: {self._advice()}")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         self.method.after_step(self.target, self.optimizer, batch)
         self.step += 1
         correct = (logits.detach().argmax(1) == y).sum()
         return cross_entropy.detach(), loss.detach() - cross_entropy.detach(), correct
+
+    def _autocast(self) -> torch.autocast:
+        """The run's precision, for whatever is only differentiated once."""
+        dtype = getattr(torch, self.config.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def _placed(self, x: Tensor) -> Tensor:
         """Images on the device, in the layout the run computes in."""
@@ -163,8 +177,9 @@ class Trainer:
         count = 0
         for x, y in batches:
             x, y = self._placed(x), y.to(self.device, non_blocking=True)
-            logits, _ = self.target(x)
-            total[0] += F.cross_entropy(logits, y, reduction="sum")
+            with self._autocast():
+                logits, _ = self._run_target(x)
+                total[0] += F.cross_entropy(logits, y, reduction="sum")
             total[1] += (logits.argmax(1) == y).sum()
             count += len(y)
         self.target.train()
@@ -313,6 +328,7 @@ class Trainer:
             **self._networks(),
             "optimizer": self.optimizer.state_dict(),
             "method_optimizers": {name: item.state_dict() for name, item in self.method.optimizers().items()},
+            "scaler": self._scaler.state_dict(),
             "random": random_state(),
             "epoch": self.epoch,
             "step": self.step,
@@ -328,6 +344,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             for name, optimizer in self.method.optimizers().items():
                 optimizer.load_state_dict(state["method_optimizers"][name])
+            self._scaler.load_state_dict(state["scaler"])
             restore_random_state(state["random"])
             self.epoch, self.step = state["epoch"], state["step"]
             self.best, self.seconds = state["best"], state["seconds"]

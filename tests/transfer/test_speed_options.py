@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from l2t_fast.bilevel import hypergradient
 from l2t_fast.transfer import Trainer
 
 
@@ -18,7 +19,7 @@ def step(make_config, quiet, **changes):
     return torch.cat([p.grad.flatten() for p in trainer.method.meta.parameters()]), trainer
 
 
-@pytest.mark.parametrize("change", [{"keep_graphs": True}, {"channels_last": True}])
+@pytest.mark.parametrize("change", [{"keep_graphs": True}, {"channels_last": True}, {"compile": True}])
 def test_only_rounding_differs(make_config, quiet, change):
     wanted, _ = step(make_config, quiet)
     found, _ = step(make_config, quiet, **change)
@@ -31,3 +32,53 @@ def test_channels_last_is_the_layout_of_the_maps(make_config, quiet):
     for network in (trainer.source, trainer.target):
         for map in network(trainer._placed(x))[1]:
             assert map.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 2e-2), ("float16", 2e-3)])
+def test_low_precision_moves_the_losses_by_its_rounding_only(make_config, quiet, precision, bound):
+    losses = []
+    for change in ({}, {"precision": precision}):
+        trainer = Trainer(make_config(method="l2t-ww", **change), quiet)
+        x, y = next(iter(trainer.data.train))
+        losses.append(torch.stack(trainer.train_batch(x, y)[:2]))
+    assert ((losses[1] - losses[0]).abs() <= bound * losses[0].abs()).all()
+    assert not torch.equal(*losses)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_hypergradient_is_that_of_float32_where_the_target_stands(make_config, quiet, precision):
+    trainer = Trainer(make_config(method="l2t-ww", precision=precision), quiet)
+    method = trainer.method
+    x, y = next(iter(trainer.data.train))
+    trainer.train_batch(x, y)
+    before = [p.clone() for p in method.meta.parameters()]
+    trainer.train_batch(x, y)
+    found = [p.grad.clone() for p in method.meta.parameters()]
+    with torch.no_grad():
+        for parameter, value in zip(method.meta.parameters(), before, strict=True):
+            parameter.copy_(value)
+    with trainer._autocast():
+        features = trainer.source(x).features
+    assert {f.dtype for f in features} == {getattr(torch, precision)}
+    wanted = hypergradient(trainer.target, method.matching, method.meta, trainer.optimizer, features, x, y)
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+def test_a_step_whose_float16_gradients_overflow_is_left_out(make_config, quiet):
+    trainer = Trainer(make_config(method="scratch", precision="float16"), quiet)
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = [p.clone() for p in trainer.target.parameters()]
+    x, y = next(iter(trainer.data.train))
+    trainer.train_batch(x, y)
+    assert all(torch.equal(p, b) for p, b in zip(trainer.target.parameters(), before, strict=True))
+    assert trainer._scaler.get_scale() < 2.0**120
+
+
+def test_the_loss_scale_is_resumed(make_config, quiet):
+    config = make_config(method="fm", precision="float16")
+    trainer = Trainer(config, quiet)
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.fit()
+    again = Trainer(config, quiet, resume=True)
+    again._restore(trainer._state())
+    assert again._scaler.get_scale() == 8.0
