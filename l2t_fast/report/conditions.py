@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2t_fast.report.folder import Comparison, Run, lookup
-from l2t_fast.report.style import method_label
+from l2t_fast.report.style import method_label, split_method
 from l2t_fast.report.wording import percent
 
 VERSIONS = {"l2t_fast": "l2t-fast", "torch": "PyTorch", "torchvision": "torchvision", "python": "Python"}
@@ -41,6 +41,7 @@ def conditions_of(comparison: Comparison) -> Conditions:
     device = _distinct([_device(run.environment) for run in runs])
     seeds = sorted({run.seed for run in runs if run.seed is not None})
     seed_list = ", ".join(map(str, seeds))
+    shown = {split_method(method)[0] for method in comparison.methods}
     rows = [
         ("Data set", _join(config("data.dataset"), config("data.classes", "classes "))),
         ("Training images", config("data.per_class", after=" a class") or config("data.dataset", "all of ")),
@@ -61,6 +62,8 @@ def conditions_of(comparison: Comparison) -> Conditions:
                 config("lookahead_steps", "T = "),
                 config("hypergradient", "hypergradient "),
                 config("meta_lr", "meta lr "),
+                config("lwf_weight", "LwF weight ") if shown & {"lwf", "lwf-at"} else "",
+                config("at_weight", "AT weight ") if shown & {"at", "lwf-at"} else "",
             ),
         ),
         ("Seeds", seed_list),

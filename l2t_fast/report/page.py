@@ -15,7 +15,7 @@ from l2t_fast.report.figure import Plot
 from l2t_fast.report.folder import Comparison, Run, read_comparison
 from l2t_fast.report.style import DARK, LIGHT, method_label
 from l2t_fast.report.verdict import MethodResult, judge, rank_methods
-from l2t_fast.report.wording import duration, interval, percent
+from l2t_fast.report.wording import duration, interval, method_notes, percent
 
 
 def build_report(compare_dir: Path) -> Path:
@@ -70,6 +70,7 @@ def render_page(comparison: Comparison) -> str:
         warnings=_warnings(comparison, results),
         results=results,
         conditions=conditions.rows,
+        notes=method_notes(comparison.methods),
         plots=[(plot, Markup(plot.svg)) for plot in _plots(comparison, results, conditions.sentence)],
         comparison=comparison,
         configs=_configs(comparison),

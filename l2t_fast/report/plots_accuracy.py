@@ -14,13 +14,20 @@ from l2t_fast.report.style import LIGHT, method_label, method_styles
 from l2t_fast.report.verdict import MethodResult
 from l2t_fast.report.wording import percent
 
+LABEL_HEIGHT = 0.21
+"""Inches from one label beside a line to the next."""
+MOST_BANDS = 5
+"""Methods whose spread is drawn as a band: more bands than this hide one another, and the table has the numbers."""
+
 
 def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) -> Plot | None:
     """Validation accuracy over epochs: mean over seeds, band of one standard deviation. None where no run has one."""
     styles = method_styles(comparison.methods)
     ends: list[tuple[str, float]] = []
     any_band = any_partial = False
-    with drawing(NARROW, 3.3) as figure:
+    bands = len(comparison.methods) <= MOST_BANDS
+    height = max(3.3, 0.7 + LABEL_HEIGHT * len(comparison.methods))
+    with drawing(NARROW, height) as figure:
         axes = figure.subplots()
         last_epoch = 0
         for method in comparison.methods:
@@ -32,8 +39,9 @@ def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) ->
                 continue
             style = styles[method]
             single = {"marker": style.marker, "markersize": 5} if len(epochs) == 1 else {}
-            axes.plot(epochs, mean, color=style.color, linestyle=style.dashes, linewidth=1.8, **single)
-            if len(runs) > 1:
+            width = 1.8 if bands else 1.5
+            axes.plot(epochs, mean, color=style.color, linestyle=style.dashes, linewidth=width, **single)
+            if bands and len(runs) > 1:
                 any_band = True
                 axes.fill_between(epochs, mean - spread, mean + spread, color=style.color, alpha=0.13, linewidth=0)
             any_partial |= partial
@@ -46,17 +54,22 @@ def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) ->
         axes.xaxis.get_major_locator().set_params(integer=True)
         percent_axis(axes)
         low, high = axes.get_ylim()
-        places = spread_apart([value for _, value in ends], 0.08 * (high - low), low, high)
+        gap = LABEL_HEIGHT / (height - 0.7) * (high - low)
+        places = spread_apart([value for _, value in ends], gap, low, high)
         for (method, value), place in zip(ends, places, strict=True):
+            style = styles[method]
+            sample = {"color": style.color, "linestyle": style.dashes, "transform": axes.get_yaxis_transform()}
+            axes.plot([1.03, 1.12], [place, place], linewidth=1.5, clip_on=False, **sample)
             axes.annotate(
-                f"{short(method_label(method), 16)} {percent(value)}",
-                (1.02, place),
+                f"{short(method_label(method, narrow=True), 16)} {percent(value)}",
+                (1.15, place),
                 xycoords=("axes fraction", "data"),
-                color=styles[method].color,
+                color=style.color,
                 fontsize=9.5,
                 va="center",
                 annotation_clip=False,
             )
+        axes.set_ylim(low, high)
         caption = (
             "Validation accuracy after each epoch, mean over seeds; the figure beside each line is its last value."
         )
@@ -77,7 +90,7 @@ def accuracy_results(results: list[MethodResult], plots_dir: Path, conditions: s
     rows = [result for result in results if result.test.n]
     if not rows:
         return None
-    styles = method_styles(sorted(result.method for result in results))
+    styles = method_styles([result.method for result in results])
     with drawing(NARROW, 0.95 + 0.52 * len(rows)) as figure:
         axes = figure.subplots()
         for row, result in enumerate(rows):
@@ -102,7 +115,7 @@ def accuracy_results(results: list[MethodResult], plots_dir: Path, conditions: s
                 color=style.color,
                 annotation_clip=False,
             )
-        labels = [f"{short(result.label, 16)} (n={result.test.n})" for result in rows]
+        labels = [f"{short(method_label(result.method, narrow=True), 16)} (n={result.test.n})" for result in rows]
         axes.set_yticks(range(len(rows)), labels, color=LIGHT["ink"])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.5, -0.55)

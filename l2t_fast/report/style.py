@@ -7,7 +7,6 @@ background, and no two lines of a figure differ by colour alone.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 LIGHT = {
@@ -53,7 +52,16 @@ DARK = {
     "s5": "#7fb8ff",
 }
 
-DASHES = [(0, (1, 1.2)), (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), "-", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1))]
+DASHES = [
+    (0, (1, 1.2)),
+    (0, (5, 1.5)),
+    (0, (5, 1.5, 1, 1.5)),
+    "-",
+    (4, (7, 1.5)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (2, 1.2)),
+    (4, (7, 1.5, 2, 1.5)),
+]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<"]
 
 
@@ -71,32 +79,55 @@ KNOWN_METHODS = {
     "l2t-ww": ("L2T-ww", 3),
     "lwf": ("LwF", 4),
     "at": ("AT", 5),
-    "lwf+at": ("LwF+AT", 6),
+    "lwf-at": ("LwF+AT", 6),
     "fine-tune": ("Fine-tune", 7),
 }
 """Name in configs -> name on figures (the paper's), style; a method has the same colour in every report."""
 
-SCHEMES = ("single", "one-to-one", "all-to-all")
+SCHEMES = {"single": "single", "one-to-one": "1-to-1", "all-to-all": "all pairs"}
+"""Matching scheme, as a method's name in a config ends with -> what narrow figures say."""
 
 
-def method_label(method: str) -> str:
-    """``fm-single`` -> ``FM (single)``; a name that is not known stays as it is."""
-    for pairs in SCHEMES:
-        name = method.removesuffix(f"-{pairs}")
+def split_method(method: str) -> tuple[str, str | None]:
+    """``fm-single`` -> (``fm``, ``single``); (``method``, None) if it is no known method with a scheme."""
+    for scheme in SCHEMES:
+        name = method.removesuffix(f"-{scheme}")
         if name != method and name in KNOWN_METHODS:
-            return f"{KNOWN_METHODS[name][0]} ({pairs})"
-    return KNOWN_METHODS[method][0] if method in KNOWN_METHODS else method
+            return name, scheme
+    return method, None
+
+
+def method_label(method: str, *, narrow: bool = False) -> str:
+    """``fm-one-to-one`` -> ``FM (one-to-one)``, ``FM (1-to-1)`` if narrow; an unknown name stays as it is."""
+    name, scheme = split_method(method)
+    label = KNOWN_METHODS[name][0] if name in KNOWN_METHODS else name
+    return label if scheme is None else f"{label} ({SCHEMES[scheme] if narrow else scheme})"
 
 
 def method_styles(methods: list[str]) -> dict[str, LineStyle]:
-    """Known methods keep their own style; others take those that are left, in order."""
-    used = {KNOWN_METHODS[name][1] for name in methods if name in KNOWN_METHODS}
-    free = itertools.cycle([index for index in range(8) if index not in used] or range(8))
-    styles = {}
-    for name in methods:
-        index = KNOWN_METHODS[name][1] if name in KNOWN_METHODS else next(free)
-        styles[name] = LineStyle(LIGHT[f"m{index}"], MARKERS[index], DASHES[index % len(DASHES)])
-    return styles
+    """A style a method, whatever their order; no two are the same while there are fewer than 64.
+
+    Known methods have their own. A known method with a scheme has the method's colour, other dashes and another marker
+    if the plain method is shown too. Unknown ones take colours that are left, then colours again with other dashes.
+    """
+    count = len(MARKERS)
+    looks: dict[str, tuple[int, int]] = {
+        name: (KNOWN_METHODS[name][1],) * 2 for name in methods if name in KNOWN_METHODS
+    }
+    rest = sorted(set(methods) - looks.keys(), key=lambda name: (split_method(name)[1] is None, name))
+    for name in rest:
+        base, scheme = split_method(name)
+        used = [color for color, _ in looks.values()]
+        color = KNOWN_METHODS[base][1] if scheme is not None else min(range(count), key=used.count)
+        # Dashes that no other line has; else those that no line of this colour has.
+        taken = {look for _, look in looks.values()}, {look for other, look in looks.values() if other == color}
+        order = [(color + step) % count for step in range(count)]
+        look = next((look for lines in taken for look in order if look not in lines), color)
+        looks[name] = (color, look)
+    return {
+        name: LineStyle(LIGHT[f"m{looks[name][0]}"], MARKERS[looks[name][1]], DASHES[looks[name][1]])
+        for name in methods
+    }
 
 
 def layer_style(index: int) -> LineStyle:

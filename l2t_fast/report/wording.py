@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from l2t_fast.report.statistics import Summary
+from l2t_fast.report.style import split_method
 
 DASH = "\N{EN DASH}"
 SPACE = "\N{NO-BREAK SPACE}"
+
+
+METHOD_NOTES = {
+    "scratch": "Scratch takes nothing.",
+    "fine-tune": "Fine-tune starts from the source's weights, where the architectures agree.",
+    "lwf": "LwF also learns to answer as the source does, through a head of its own.",
+    "at": "AT has the target look where the source looks: it matches attention maps, the energy of a feature map at "
+    "each pixel.",
+    "lwf-at": "LwF+AT adds the terms of LwF and of AT.",
+    "fm": "FM matches features, all its pairs of layers and all channels alike.",
+    "l2t-w": "L2T-w learns what to transfer: a weight w for every channel.",
+    "l2t-ww": "L2T-ww learns what and where to transfer: a weight w for every channel, and a weight λ for every pair "
+    "of a source and a target layer.",
+}
+"""What a method takes from the source, in a sentence."""
+
+
+def method_notes(methods: Iterable[str]) -> str:
+    """The sentences about the methods that are compared, each once."""
+    names = {split_method(method)[0] for method in methods}
+    return " ".join(note for name, note in METHOD_NOTES.items() if name in names)
 
 
 def percent(fraction: float) -> str:

@@ -39,6 +39,27 @@ def test_methods_keep_their_style_and_no_two_share_one():
     assert method_label("fm-single") == "FM (single)" and method_label("<b>") == "<b>"
 
 
+def test_a_dozen_methods_differ_by_colour_or_dashes_whatever_their_order():
+    methods = ["scratch", "fine-tune", "lwf", "at", "lwf-at", "fm-single", "fm-one-to-one", "fm", "l2t-w-single"]
+    methods += ["l2t-ww", "l2t-ww-single", "l2t-ww-one-to-one", "mine", "yours", "theirs"]
+    styles = method_styles(methods)
+    assert list(styles) == methods and styles == method_styles(methods[::-1])
+    assert len({(style.color, str(style.dashes), style.marker) for style in styles.values()}) == len(methods)
+    for style in set(styles.values()):
+        same_color = [other for other in styles.values() if other.color == style.color]
+        assert len({str(other.dashes) for other in same_color}) == len(same_color)
+    assert styles["fm-single"].color == styles["fm"].color == method_styles(["fm"])["fm"].color
+    assert [method_label(name, narrow=True) for name in ("fm-one-to-one", "lwf-at")] == ["FM (1-to-1)", "LwF+AT"]
+
+
+def test_the_curves_of_many_methods_have_a_label_and_a_sample_of_the_line_each(tmp_path):
+    methods = tuple(f"method{i}" for i in range(12))
+    comparison = read_comparison(fake_comparison(tmp_path, methods=methods, seeds=(0, 1), epochs=3))
+    plot = plots_accuracy.accuracy_curves(comparison, tmp_path / "plots", "")
+    assert all(f">{name} " in plot.svg for name in methods)
+    assert "Band" not in plot.caption
+
+
 @pytest.mark.parametrize("positions", [[0.5, 0.5, 0.5], [0.0, 1.0], [0.99, 0.98, 0.97, 0.1], [1.0]])
 def test_labels_are_spread_within_bounds_and_keep_their_order(positions):
     placed = spread_apart(positions, 0.1, 0.0, 1.0)
