@@ -49,13 +49,15 @@ def padded_crop(images: Tensor, numbers: np.ndarray, flip: bool) -> Tensor:
     batch, _, height, width = images.shape
     pad = max(1, height // 8)
     padded = F.pad(images, (pad, pad, pad, pad))
+    # The indices are made on the CPU, where the numbers are, and follow the images.
     offsets = torch.from_numpy((numbers[:, :2] * (2 * pad + 1)).astype(np.int64))
     rows = offsets[:, :1] + torch.arange(height)
     columns = offsets[:, 1:] + torch.arange(width)
     if flip:
         columns = torch.where(torch.from_numpy(numbers[:, 2:3] < 0.5), columns.flip(1), columns)
+    samples, rows, columns = (i.to(images.device, non_blocking=True) for i in (torch.arange(batch), rows, columns))
     # Advanced indices around a slice put their own dimensions first: (B, H, W, C).
-    gathered = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    gathered = padded[samples[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return gathered.permute(0, 3, 1, 2)
 
 

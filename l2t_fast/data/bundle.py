@@ -45,13 +45,18 @@ class DataBundle:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def to(self, device: torch.device) -> None:
+        """Make batches on `device` from now on, where the images are in memory as one tensor."""
+        for loader in (self.train, self.validation, self.test):
+            loader.to(device)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass over the training images."""
         self.train.set_epoch(epoch)
 
     def describe(self) -> str:
         """One line: what the images are, and how many of them are where."""
-        counts = np.bincount(self.train.dataset.labels.numpy(), minlength=self.num_classes)
+        counts = np.bincount(self.train.dataset.labels.cpu().numpy(), minlength=self.num_classes)
         least, most = counts.min(), counts.max()
         a_class = f"{least}" if least == most else f"{least} to {most}"
         return (

@@ -31,6 +31,7 @@ class DataConfig:
         batch_size: images a step
         workers: processes that read images which do not fit into memory; 0 reads them in the main process
         cache: keep the decoded images in memory; null does if they take less than 1 GiB
+        on_device: keep images that are in memory on the run's device, and choose, augment and normalise batches there
         seed: of the held-out images, the N a class, the order of the images and their augmentation
     """
 
@@ -47,6 +48,7 @@ class DataConfig:
     batch_size: int = 128
     workers: int = 0
     cache: bool | None = None
+    on_device: bool = False
     seed: int = 0
 
     def check(self) -> None:

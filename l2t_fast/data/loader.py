@@ -43,6 +43,12 @@ class ImageBatches(Dataset):
         self.shift = -(torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64))
         self.shift = self.shift.float().view(-1, 1, 1)
 
+    def to(self, device: torch.device) -> None:
+        """Make batches on `device` from now on, if the images are one tensor; others are read by the CPU."""
+        if isinstance(self.images, Tensor):
+            self.images, self.labels = self.images.to(device), self.labels.to(device)
+            self.factor, self.shift = self.factor.to(device), self.shift.to(device)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -54,7 +60,7 @@ class ImageBatches(Dataset):
             return error
 
     def _batch(self, epoch: int, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        picked = torch.from_numpy(indices)
+        picked = torch.from_numpy(indices).to(self.labels.device)
         if isinstance(self.images, Tensor):
             images = self.images[picked]
         else:
@@ -108,6 +114,11 @@ class ImageLoader(DataLoader):
             # Otherwise each pass over the data would draw from PyTorch's global generator.
             generator=torch.Generator(),
         )
+
+    def to(self, device: torch.device) -> None:
+        """As `ImageBatches.to`."""
+        self.dataset.to(device)
+        self.pin_memory = self.pin_memory and self.dataset.labels.device.type == "cpu"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass."""

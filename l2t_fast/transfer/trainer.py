@@ -49,6 +49,8 @@ class Trainer:
         self.progress = progress
         # A seed means other images too; data.seed chooses among several such series.
         self.data = load_data(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
+        if config.data.on_device:
+            self.data.to(self.device)
         # The target is made first and the generators are seeded again in fit(), so that one seed gives every method the
         # same initial target and the same augmentation.
         seed_everything(config.seed)

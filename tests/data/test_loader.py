@@ -76,3 +76,25 @@ def test_validation_and_test_keep_every_image_in_one_order():
         assert same(first, second)
         assert sum(len(y) for _, y in first) == len(loader.dataset)
         assert len(first) == len(loader)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip", "random_resized_crop"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU"))])  # fmt: skip
+def test_batches_made_on_the_device_are_those_made_on_the_cpu(augment, device):
+    wanted, found = (load_data(config(augment=augment, image_size=8)) for _ in range(2))
+    found.to(torch.device(device))
+    for x, y in batches(found, 1):
+        assert x.device.type == y.device.type == device
+    # torchvision resizes bytes on a GPU in float and rounds: one level of 255 off at most, 16 levels are a pixel of 1.
+    bound = 0 if augment != "random_resized_crop" or device == "cpu" else 2 / (255 * 0.376)
+    for (x, y), (u, v) in zip(batches(found, 1), batches(wanted, 1), strict=True):
+        assert (x.cpu() - u).abs().max() <= bound and torch.equal(y.cpu(), v)
+    assert "training images" in found.describe()
+
+
+def test_images_of_a_device_stay_there_through_augmentation():
+    bundle = load_data(config())
+    bundle.to(torch.device("meta"))
+    x, y = bundle.train.dataset[0, torch.arange(16).numpy()]
+    assert x.device.type == y.device.type == "meta" and x.shape == (16, 1, 8, 8)
