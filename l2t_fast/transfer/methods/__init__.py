@@ -10,7 +10,7 @@ from l2t_fast.transfer.methods.base import Batch, Method, Setup
 __all__ = ["METHODS", "Batch", "Method", "Setup", "find_method"]
 
 
-def _defined_here() -> dict[str, type[Method]]:
+def defined_here() -> dict[str, type[Method]]:
     """Every class of this folder's files that gives itself a name, by that name."""
     found = {}
     for file in pkgutil.iter_modules(__path__, f"{__name__}."):
@@ -21,7 +21,7 @@ def _defined_here() -> dict[str, type[Method]]:
     return found
 
 
-METHODS: dict[str, type[Method]] = _defined_here()
+METHODS: dict[str, type[Method]] = defined_here()
 
 
 def find_method(name: str) -> type[Method]:

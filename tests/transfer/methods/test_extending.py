@@ -1,0 +1,60 @@
+"""The examples of docs/extending.md do what the page says."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from l2t_fast.config import TargetConfig
+from l2t_fast.models import list_models, registry
+from l2t_fast.transfer import METHODS, Trainer, methods, run
+
+PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def examples(heading: str) -> list[str]:
+    """The Python blocks below a heading of the page."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def sp(tmp_path, monkeypatch):
+    """The page's method in a file of its own, found as the files of the package are."""
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "sp.py").write_text(examples("A method")[0])
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    found = methods.defined_here()
+    assert set(found) == set(METHODS) | {"sp"}
+    monkeypatch.setitem(METHODS, "sp", found["sp"])
+    yield
+    del sys.modules["l2t_fast.transfer.methods.sp"]
+
+
+def test_the_method_trains_and_its_test_passes(sp, make_config, quiet, one_batch, falls):
+    result = run(make_config(method="sp"), progress=quiet)
+    assert result["method"] == "sp" and len(result["pairs"]) == 3
+    test: dict = {}
+    exec(examples("A method")[1], test)
+    test["test_loss_is_the_distance_of_similarity_matrices"](one_batch)
+    test["test_training_lowers_it"](one_batch, falls)
+    assert sum(name.startswith("test_") for name in test) == 2
+
+
+def test_the_network_can_be_a_target(make_config, quiet, monkeypatch):
+    example: dict = {}
+    exec(examples("A network")[0], example)
+    monkeypatch.setitem(registry._OWN, "two_convolutions", example["TwoConvolutions"])
+    assert "two_convolutions" in list_models()
+    assert registry.layer_names("two_convolutions") == ["first", "second"]
+    trainer = Trainer(make_config(method="l2t-ww", target=TargetConfig("two_convolutions")), quiet)
+    assert len(trainer.pairs) == 6
+    x, y = next(iter(trainer.data.train))
+    _, matching, _ = trainer.train_batch(x, y)
+    assert matching > 0
+
+
+def test_every_example_of_the_page_is_run():
+    assert PAGE.count("```python") == len(examples("A method")) + len(examples("A network")) == 3
