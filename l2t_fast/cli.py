@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from l2t_fast.bench.cli import add_bench_commands, bench
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
 from l2t_fast.environment import describe_environment, format_environment
-from l2t_fast.errors import L2TFastError
+from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report import results_table
@@ -42,12 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted{resume_hint}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        known = isinstance(error, (L2TFastError, ValueError, TypeError, OSError, MemoryError))
-        if not known and not _out_of_memory(error):
+        if not isinstance(error, (L2TFastError, ValueError, TypeError, OSError)) and not out_of_memory(error):
             raise
         if debug:
             traceback.print_exc()
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
         return FAILED
 
 
@@ -59,11 +57,14 @@ def _train(options: Namespace) -> None:
     )
 
 
-def _compare(options: Namespace) -> None:
+def _compare(options: Namespace) -> int:
     config = to_config(options, CompareConfig)
-    page = compare(config)
+    outcome = compare(config)
     Console().print(results_table(Path(config.out)))
-    print(f"the page with plots and conditions: {page}")
+    print(f"the page with plots and conditions: {outcome.page}")
+    for label, sentence in outcome.failures.items():
+        print(f"error: {label}: {sentence}", file=sys.stderr)
+    return FAILED if outcome.failures else 0
 
 
 def _inspect(options: Namespace) -> None:
@@ -97,7 +98,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("train", train, help="run one method")
     comparison = new_parser(usage="l2t-fast compare [--config FILE] [--OPTION VALUE ...]")
     add_config_options(comparison, CompareConfig)
-    commands.add_subcommand("compare", comparison, help="run methods x seeds; makes a table, plots and an HTML page")
+    commands.add_subcommand("compare", comparison, help="run methods x N x seeds; makes a table, plots and a page")
     inspect = new_parser()
     inspect.add_argument("run", type=str, help="folder of a run or of a comparison")
     commands.add_subcommand("inspect", inspect, help="show a run as tables: accuracies, lambda, channels")
@@ -123,23 +124,6 @@ def _resume_hint(command: str, options: Namespace) -> str:
     if command == "compare":
         return ": the same command continues where it stopped"
     return ""
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # On the CPU, PyTorch has no exception class for it.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU has too little memory for this batch, lower data.batch_size"
-    if isinstance(error, MemoryError) or _out_of_memory(error):
-        return (
-            "there is too little memory for this, lower data.batch_size or data.image_size, or set data.cache to false"
-        )
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -194,29 +194,37 @@ class TrainConfig(TransferOptions):
 
 @dataclass
 class CompareConfig(TransferOptions):
-    """Several methods over several seeds, on the same images.
+    """Several methods over several seeds and numbers of images, each time on the same images.
 
     Attributes:
         methods: names of methods, each alone or as METHOD-PAIRS, for example fm-single
-        seeds: one run a method and seed
+        per_class: numbers N of training images a class, the smaller sets within the larger ones; null takes
+            data.per_class alone
+        seeds: one run a method, N and seed
         out: folder of the comparison
     """
 
     methods: list[str] = field(default_factory=lambda: ["scratch", "fm", "l2t-ww"])
+    per_class: list[int] | None = None
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     out: str = "runs/compare"
 
     def check(self) -> None:
         """As `TransferOptions.check`, for the lists too."""
         super().check()
-        for name in ("methods", "seeds"):
+        for name in ("methods", "per_class", "seeds"):
             values = getattr(self, name)
+            if values is None:
+                continue
             if not values:
                 raise L2TFastError(f"{name} is empty, it must name at least one")
             if len(set(values)) < len(values):
                 raise L2TFastError(f"{name} is {values}, each must stand there once")
         for seed in self.seeds:
             check_seed("seeds", seed)
+        for number in self.per_class or ():
+            if number < 1:
+                raise L2TFastError(f"per_class has {number}, every number must be at least 1")
 
 
 def check_seed(name: str, seed: int) -> None:

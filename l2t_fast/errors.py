@@ -1,4 +1,6 @@
-"""The one exception type for mistakes that a user or the environment made."""
+"""The one exception type for mistakes that a user or the environment made, and how any error is told."""
+
+import torch
 
 
 class L2TFastError(Exception):
@@ -7,3 +9,22 @@ class L2TFastError(Exception):
     Data, model, configuration and checkpoint code raises it. The command line prints the sentence alone and leaves with
     exit code 2; ``--debug`` adds the traceback. Tensor functions raise ``ValueError`` and ``TypeError`` instead.
     """
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory, of the GPU or the machine, was too small."""
+    # On the CPU, PyTorch has no exception class for it.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def one_sentence(error: Exception) -> str:
+    """What a person is told instead of a traceback."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU has too little memory for this batch, lower data.batch_size"
+    if out_of_memory(error):
+        return (
+            "there is too little memory for this, lower data.batch_size or data.image_size, or set data.cache to false"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())

@@ -38,13 +38,15 @@ def conditions_of(comparison: Comparison) -> Conditions:
         value = _distinct([_show(run.environment.get(key)) for run in runs])
         return f"{before}{value}{after}" if value else ""
 
+    numbers = ", ".join(str(level) for level in comparison.levels if level is not None)
+    images = f"{numbers} a class" if numbers and None not in comparison.levels else config("data.dataset", "all of ")
     device = _distinct([_device(run.environment) for run in runs])
     seeds = sorted({run.seed for run in runs if run.seed is not None})
     seed_list = ", ".join(map(str, seeds))
     shown = {split_method(method)[0] for method in comparison.methods}
     rows = [
         ("Data set", _join(config("data.dataset"), config("data.classes", "classes "))),
-        ("Training images", config("data.per_class", after=" a class") or config("data.dataset", "all of ")),
+        ("Training images", images),
         ("Held out for validation", _share(config("data.validation_share"))),
         ("Images", _join(config("data.image_size", "side "), config("data.augment", "augmentation "))),
         ("Source network", _join(config("source.model"), _source_origin(comparison))),
@@ -74,7 +76,7 @@ def conditions_of(comparison: Comparison) -> Conditions:
     sentence = _join(
         config("data.dataset"),
         config("data.classes", "classes "),
-        config("data.per_class", after=" training images a class"),
+        f"{numbers} training images a class" if numbers else "",
         config("epochs", after=" epochs"),
         f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_list}" if seeds else "",
         device,

@@ -6,16 +6,17 @@ import contextlib
 import hashlib
 import html
 import io
-import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from scipy import optimize
 
 from l2t_fast.report.style import LIGHT
 
@@ -61,6 +62,8 @@ class Plot:
     title: str
     caption: str
     svg: str
+    across: bool = False
+    """Whether the page shows it over its whole width."""
 
 
 @contextlib.contextmanager
@@ -77,7 +80,8 @@ def save_plot(figure: Figure, plots_dir: Path, name: str, title: str, caption: s
     figure.set_layout_engine("none")  # the layout is found by now; to find it again takes as long as to draw
     text = io.StringIO()
     # The salt keeps ids of several figures in one page apart, and the same from run to run.
-    with matplotlib.rc_context({"svg.hashsalt": hashlib.sha256(name.encode()).hexdigest()}):
+    salt = hashlib.sha256(f"{plots_dir.name}/{name}".encode()).hexdigest()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Plot(name, title, caption, _themed(text.getvalue(), figure.get_figwidth(), title))
 
@@ -96,17 +100,14 @@ def short(name: str, limit: int = 22) -> str:
 
 
 def spread_apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Move label ``positions`` so that neighbours are ``gap`` apart and, if they fit, all lie within the bounds."""
-    order = sorted(range(len(positions)), key=positions.__getitem__)
-    placed = [min(max(position, low), high) for position in positions]
-    for before, after in itertools.pairwise(order):
-        placed[after] = max(placed[after], placed[before] + gap)
-    for index, after in reversed(list(itertools.pairwise(order))):
-        if placed[after] > high:
-            placed[after] = high
-        high = min(high, placed[after]) - gap
-        placed[index] = min(placed[index], high)
-    return placed
+    """Move label ``positions`` as little as possible (least squares) so that neighbours are ``gap`` apart and, if they
+    fit, all lie within the bounds."""
+    order = np.argsort(positions, kind="stable")
+    steps = gap * np.arange(len(positions))
+    moved = optimize.isotonic_regression(np.asarray(positions, dtype=float)[order] - steps).x
+    placed = np.empty(len(positions))
+    placed[order] = np.minimum(np.maximum(moved, low), high - steps[-1]) + steps
+    return placed.tolist()
 
 
 def _themed(svg: str, width: float, title: str) -> str:

@@ -12,7 +12,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from l2t_fast.errors import L2TFastError
 Pair = tuple[str, str]
 """(source layer name, target layer name)."""
 
-RUN_FILES = ("result.json", "metrics.csv", "config.yaml")
-RUN_NAME = re.compile(r"^(?P<method>.+)-seed(?P<seed>\d+)$")
+RUN_FILES = ("result.json", "metrics.csv", "config.yaml", "failure.json")
+RUN_NAME = re.compile(r"^(?P<method>.+?)(-n(?P<per_class>\d+))?-seed(?P<seed>\d+)$")
 
 
 @dataclass
@@ -35,7 +35,11 @@ class Run:
     name: str
     method: str
     seed: int | None
+    per_class: int | None = None
+    """N, training images a class; None where it is all of them, or not on record."""
     finished: bool = False
+    failure: str = ""
+    """Why the run stopped without a result, where it did."""
     test_accuracy: float = math.nan
     validation_accuracy: float = math.nan
     best_epoch: int | None = None
@@ -91,12 +95,21 @@ class Comparison:
         order = [str(name) for name in wanted] if isinstance(wanted, list) else []
         return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
 
+    @property
+    def levels(self) -> list[int | None]:
+        """The numbers of training images a class that there are runs with, ascending, None (all images) last."""
+        return sorted({run.per_class for run in self.runs}, key=lambda n: math.inf if n is None else n)
+
+    def at(self, per_class: int | None) -> Comparison:
+        """The part of the comparison with that number of training images a class."""
+        return replace(self, runs=[run for run in self.runs if run.per_class == per_class])
+
     def runs_of(self, method: str) -> list[Run]:
         return [run for run in self.runs if run.method == method]
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read a compare folder (``runs/<method>-seed<k>/``, ``source/``, ``config.yaml``) or a single run folder.
+    """Read a compare folder (``runs/<method>[-n<N>]-seed<k>/``, ``source/``, ``config.yaml``) or a single run folder.
 
     Raises:
         L2TFastError: the folder does not exist or holds no run.
@@ -116,12 +129,16 @@ def read_comparison(path: Path) -> Comparison:
         runs, problems = [read_run(path)], []
     else:
         runs = _runs_only_in_table(path / "results.csv", [], problems)
+    if not isinstance(config.get("per_class"), list):
+        for run in runs:
+            if not run.config and run.per_class is None:
+                run.per_class = _integer(lookup(config, "data.per_class"))
     if not runs:
         raise L2TFastError(
             f"no report can be made of {path}: it holds neither runs/<method>-seed<k>/ nor the files of a single run "
             f"({', '.join(RUN_FILES)})."
         )
-    runs.sort(key=lambda run: (run.method, -1 if run.seed is None else run.seed, run.name))
+    runs.sort(key=lambda run: (run.method, run.per_class or math.inf, -1 if run.seed is None else run.seed, run.name))
     source_dir = path / "source"
     source = read_run(source_dir) if _looks_like_run(source_dir) else None
     return Comparison(path, runs, source, config, config_text, problems)
@@ -132,17 +149,22 @@ def read_run(path: Path) -> Run:
     problems: list[str] = []
     config_text, config = _read_yaml(path / "config.yaml", problems)
     result = _read_json(path / "result.json", problems)
+    failure = {} if result else _read_json(path / "failure.json", problems)
     named = RUN_NAME.match(path.name)
-    method = result.get("method") or config.get("label") or config.get("method")
+    method = result.get("method") or config.get("label") or config.get("method") or failure.get("method")
     seed = _integer(result.get("seed", config.get("seed")))
-    if seed is None and named:
-        seed = int(named["seed"])
+    per_class = _integer(lookup(config, "data.per_class") if config else failure.get("per_class"))
+    if named:
+        seed = int(named["seed"]) if seed is None else seed
+        per_class = _integer(named["per_class"]) if per_class is None else per_class
     metrics = _read_metrics(path / "metrics.csv", problems)
     run = Run(
         name=path.name,
         method=str(method or (named["method"] if named else path.name)),
         seed=seed,
+        per_class=per_class,
         finished=bool(result),
+        failure=str(failure.get("problem", "")),
         test_accuracy=_number(result.get("test_accuracy")),
         validation_accuracy=_number(result.get("validation_accuracy")),
         best_epoch=_integer(result.get("best_epoch")),
@@ -263,16 +285,18 @@ def _read_channel_weights(path: Path, problems: list[str]) -> dict[Pair, np.ndar
 
 def _runs_only_in_table(path: Path, runs: list[Run], problems: list[str]) -> list[Run]:
     """Runs of results.csv whose folder is not there any more: they have a result but no curves."""
-    known = {(run.method, run.seed) for run in runs}
+    known = {(run.method, run.per_class, run.seed) for run in runs}
     extra = []
     for row in _rows(path, problems):
-        method, seed = row.get("method"), _integer(row.get("seed"))
-        if method and (method, seed) not in known:
+        method, per_class, seed = row.get("method"), _integer(row.get("per_class")), _integer(row.get("seed"))
+        if method and (method, per_class, seed) not in known:
             run = Run(
-                name=f"{method}-seed{seed}",
+                name=f"{method}{f'-n{per_class}' if per_class else ''}-seed{seed}",
                 method=method,
                 seed=seed,
-                finished=True,
+                per_class=per_class,
+                finished=row.get("state") != "failed",
+                failure=row.get("problem") or "",
                 test_accuracy=_number(row.get("test_accuracy")),
                 validation_accuracy=_number(row.get("validation_accuracy")),
                 best_epoch=_integer(row.get("best_epoch")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,29 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.report import plots_accuracy, plots_weights
+from l2t_fast.report import plots_accuracy, plots_sweep, plots_weights
 from l2t_fast.report.conditions import conditions_of
 from l2t_fast.report.figure import Plot
 from l2t_fast.report.folder import Comparison, Run, read_comparison
 from l2t_fast.report.style import DARK, LIGHT, method_label
-from l2t_fast.report.verdict import MethodResult, judge, rank_methods
-from l2t_fast.report.wording import duration, interval, method_notes, percent
+from l2t_fast.report.sweep import Levels, judge_sweep, rank_levels, sweep_rows
+from l2t_fast.report.verdict import MethodResult, judge
+from l2t_fast.report.wording import duration, interval, level_name, method_notes, percent
+
+Figures = list[tuple[Plot, Markup]]
+"""Each with its SVG, which matplotlib wrote with all text escaped."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the page shows of the runs with one number of training images a class."""
+
+    id: str
+    name: str
+    results: list[MethodResult]
+    notes: list[str]
+    """What the verdict on them adds to its first sentence."""
+    figures: Figures
 
 
 def build_report(compare_dir: Path) -> Path:
@@ -46,9 +64,10 @@ def build_report(compare_dir: Path) -> Path:
 
 def render_page(comparison: Comparison) -> str:
     """The page's HTML; writes the PNG figures on the way."""
-    results = rank_methods(comparison)
+    levels = rank_levels(comparison)
     conditions = conditions_of(comparison)
-    verdict = judge(results)
+    sweep = len(levels) > 1
+    verdict = judge_sweep(levels) if sweep else judge(next(iter(levels.values())))
     # All text, whoever wrote it, passes through autoescape; only the figures' SVG, whose text matplotlib escaped, is
     # marked as safe.
     environment = Environment(
@@ -65,13 +84,15 @@ def render_page(comparison: Comparison) -> str:
         "method_label": method_label,
     }
     return environment.get_template("page.html").render(
-        title=_title(comparison, results),
+        title=_title(comparison),
         verdict=verdict,
-        warnings=_warnings(comparison, results),
-        results=results,
+        warnings=_warnings(comparison, levels),
         conditions=conditions.rows,
         notes=method_notes(comparison.methods),
-        plots=[(plot, Markup(plot.svg)) for plot in _plots(comparison, results, conditions.sentence)],
+        level_names=[level_name(level) for level in levels],
+        sweep_rows=sweep_rows(levels) if sweep else [],
+        sweep_figures=_sweep_figures(comparison, levels, conditions.sentence),
+        parts=[_part(comparison, level, results, sweep) for level, results in levels.items()],
         comparison=comparison,
         configs=_configs(comparison),
         environments=_environments(comparison),
@@ -87,19 +108,36 @@ def run_status(run: Run) -> str:
         return "finished"
     if run.finished:
         return "finished without a test accuracy"
+    if run.failure:
+        return "failed"
     planned = f" of {run.planned_epochs}" if run.planned_epochs else ""
     return f"not finished: {run.epochs_recorded}{planned} epochs"
 
 
-def _title(comparison: Comparison, results: list[MethodResult]) -> str:
+def _title(comparison: Comparison) -> str:
     names = [method_label(method) for method in comparison.methods]
     if len(comparison.runs) == 1:
         return f"Run of {names[0]}"
     return f"Comparison of {', '.join(names)}" if len(names) <= 4 else f"Comparison of {len(names)} methods"
 
 
-def _plots(comparison: Comparison, results: list[MethodResult], conditions: str) -> list[Plot]:
-    plots_dir = comparison.path / "plots"
+def _part(comparison: Comparison, level: int | None, results: list[MethodResult], sweep: bool) -> Part:
+    """In a sweep, its figures lie in a folder of their own."""
+    folder = ("all" if level is None else f"n{level}") if sweep else ""
+    at_level = comparison.at(level)
+    plots = _plots(at_level, results, comparison.path / "plots" / folder, conditions_of(at_level).sentence)
+    return Part(f"{folder}-" if folder else "", level_name(level), results, judge(results).details, _figures(plots))
+
+
+def _sweep_figures(comparison: Comparison, levels: Levels, conditions: str) -> Figures:
+    return _figures([plots_sweep.accuracy_against_images(levels, comparison.path / "plots", conditions)])
+
+
+def _figures(plots: list[Plot | None]) -> Figures:
+    return [(plot, Markup(plot.svg)) for plot in plots if plot is not None]
+
+
+def _plots(comparison: Comparison, results: list[MethodResult], plots_dir: Path, conditions: str) -> list[Plot | None]:
     plots = [
         plots_accuracy.accuracy_results(results, plots_dir, conditions),
         plots_accuracy.accuracy_curves(comparison, plots_dir, conditions),
@@ -109,28 +147,27 @@ def _plots(comparison: Comparison, results: list[MethodResult], conditions: str)
         plots.append(plots_weights.pair_weight_heat_map(method, runs, plots_dir, conditions))
         plots.append(plots_weights.pair_weight_curves(method, runs, plots_dir, conditions))
         plots.append(plots_weights.channel_weight_curves(method, runs, plots_dir, conditions))
-    return [plot for plot in plots if plot is not None]
+    return plots
 
 
-def _warnings(comparison: Comparison, results: list[MethodResult]) -> list[str]:
+def _warnings(comparison: Comparison, levels: Levels) -> list[str]:
     """What a reader must know before believing the table."""
     warnings = list(comparison.problems)
     missing = [run for run in comparison.runs if not run.has_test_accuracy]
     if missing:
-        listed = "; ".join(f"{run.name} ({run_status(run)})" for run in missing)
+        listed = "; ".join(f"{run.name} ({run_status(run)}{f': {run.failure}' * bool(run.failure)})" for run in missing)
         verbs = ("has", "is") if len(missing) == 1 else ("have", "are")
         warnings.append(
             f"{len(missing)} of {len(comparison.runs)} runs {verbs[0]} no result and {verbs[1]} left out of the "
             f"table: {listed}."
         )
-    asked = comparison.config.get("methods"), comparison.config.get("seeds")
-    if all(isinstance(value, list) for value in asked):
-        absent = len(asked[0]) * len(asked[1]) - len(comparison.runs)
+    asked = [comparison.config.get(key) for key in ("methods", "seeds", "per_class")]
+    if isinstance(asked[0], list) and isinstance(asked[1], list):
+        wanted = math.prod(len(values) for values in asked if isinstance(values, list))
+        absent = wanted - len(comparison.runs)
         if absent > 0:
-            warnings.append(
-                f"{absent} of the {len(asked[0]) * len(asked[1])} runs that the comparison asks for have not started."
-            )
-    counts = {result.test.n for result in results}
+            warnings.append(f"{absent} of the {wanted} runs that the comparison asks for have not started.")
+    counts = {result.test.n for results in levels.values() for result in results}
     if len(counts) > 1:
         warnings.append("The methods have different numbers of finished seeds; compare their means with care.")
     return warnings

@@ -46,6 +46,8 @@ class MethodResult:
 class Verdict:
     headline: str
     details: list[str] = field(default_factory=list)
+    clear: bool = False
+    """Whether the first of ``rank_methods`` is clearly ahead."""
 
 
 def rank_methods(comparison: Comparison) -> list[MethodResult]:
@@ -102,7 +104,8 @@ def judge(results: list[MethodResult]) -> Verdict:
     overlapping = [r for r in others if r.test.has_interval and best.test.overlaps(r.test)]
     separate = [r for r in others if r.test.has_interval and not best.test.overlaps(r.test)]
     details = []
-    if not overlapping and not unknown:
+    clear = not overlapping and not unknown
+    if clear:
         headline = (
             f"{best.label} is clearly ahead: {percent(best.test.mean)} mean test accuracy, {points(gap)} points above "
             f"{second.label} ({percent(second.test.mean)}), and its 95 % interval overlaps no other."
@@ -126,7 +129,7 @@ def judge(results: list[MethodResult]) -> Verdict:
             f"{difference.n} seeds)"
             + (", which includes zero." if difference.low <= 0 <= difference.high else ", which excludes zero.")
         )
-    return Verdict(headline, details)
+    return Verdict(headline, details, clear)
 
 
 def _with_interval(result: MethodResult) -> str:

@@ -1,55 +1,80 @@
-"""Runs several methods over several seeds, from the same source and on the same images, and gathers the results."""
+"""Runs several methods over several seeds and numbers of images, from the same source and on the same images."""
 
 import csv
 import dataclasses
 import io
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from l2t_fast.config import CompareConfig, TrainConfig, TransferOptions, write_config
-from l2t_fast.errors import L2TFastError
+import yaml
+
+from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, write_config
+from l2t_fast.errors import L2TFastError, one_sentence
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import METHODS, find_method
 from l2t_fast.transfer.pairs import SCHEMES
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import makes_source, pretrained_source, run_once
-from l2t_fast.transfer.run_folder import check_same_config, write_text, writing
+from l2t_fast.transfer.run_folder import RunFolder, check_same_config, write_text, writing
+from l2t_fast.transfer.trainer import Trainer
 
-RESULTS = ("method", "seed", "validation_accuracy", "test_accuracy", "best_epoch", "seconds")
+RESULTS = (
+    "method",
+    "per_class",
+    "seed",
+    "state",
+    "validation_accuracy",
+    "test_accuracy",
+    "best_epoch",
+    "seconds",
+    "problem",
+)
+"""Columns of results.csv; per_class is empty where a run trains on all images, problem where it finished."""
 
 
-def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> Path:
-    """Do the runs that are not done yet, write results.csv, plots and report.html, and return the page's path.
+class Outcome(NamedTuple):
+    """The page of a comparison, and what went wrong: name of a run -> one sentence."""
+
+    page: Path
+    failures: dict[str, str]
+
+
+def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> Outcome:
+    """Do the runs that are not done yet, write results.csv, plots and report.html.
 
     A run that was interrupted continues from its last checkpoint, so the same call may be repeated until it ends;
-    methods and seeds may be added to a comparison later.
+    methods, seeds and numbers of images may be added to a comparison later. A run that fails is written down as
+    failed and does not stop the others; the next call tries it again.
 
     Raises:
-        L2TFastError: as `l2t_fast.transfer.run`, or the folder holds a comparison with other settings.
+        L2TFastError: a mistake that is seen before the first run, as `l2t_fast.transfer.run` tells it, or the folder
+            holds a comparison with other settings.
     """
     config.check()
     methods = {entry: parse_method(entry) for entry in config.methods}
     out = Path(config.out)
     saved = out / "config.yaml"
     if saved.exists():
-        check_same_config(saved, config, may_change=("methods", "seeds"))
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_config(config, saved)
+        check_same_config(saved, config, may_change=("methods", "seeds", *_numbers_may_change(saved, config)))
     pretrains = makes_source(config, [name for name, _ in methods.values()])
-    total = len(methods) * len(config.seeds) + pretrains
+    total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
         source = pretrained_source(config, out / "source", shown) if pretrains else config.source
-        results: list[dict[str, Any]] = []
-        for seed in config.seeds:
-            for label, (method, pairs) in methods.items():
-                options = {item.name: getattr(config, item.name) for item in dataclasses.fields(TransferOptions)}
-                options |= {"source": source, "pairs": pairs or config.pairs}
-                folder = out / "runs" / f"{label}-seed{seed}"
-                training = TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
-                results.append(run_once(training, f"{label} seed {seed}", shown))
-                _write_results(results, out)
-    return build_report(out)
+        _check_setups(config, source, shown)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_config(config, saved)
+        rows: list[dict[str, Any]] = []
+        for training in _trainings(config, source):
+            # A seed with all its methods and numbers of images comes before the next: what there is early shows all.
+            if rows and rows[-1]["seed"] != training.seed:
+                build_report(out)
+            rows.append(_attempt(training, shown))
+            _write_results(rows, out)
+    failures = {row["run"]: row["problem"] for row in rows if row["state"] == "failed"}
+    return Outcome(build_report(out), failures)
 
 
 def parse_method(entry: str) -> tuple[str, str | None]:
@@ -67,10 +92,64 @@ def parse_method(entry: str) -> tuple[str, str | None]:
     return find_method(entry).name, None
 
 
-def _write_results(results: list[dict[str, Any]], out: Path) -> None:
+def _trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConfig]:
+    """All runs, in order: seed by seed, within a seed from few images to many."""
+    common = {item.name: getattr(config, item.name) for item in dataclasses.fields(TransferOptions)}
+    for seed in config.seeds:
+        for number in sorted(config.per_class) if config.per_class else [None]:
+            data = config.data if number is None else dataclasses.replace(config.data, per_class=number)
+            images = "" if number is None else f"-n{number}"
+            for label in config.methods:
+                method, pairs = parse_method(label)
+                options = common | {"source": source, "data": data, "pairs": pairs or config.pairs}
+                folder = Path(config.out) / "runs" / f"{label}{images}-seed{seed}"
+                yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
+
+
+def _check_setups(config: CompareConfig, source: SourceConfig, progress: TrainingProgress) -> None:
+    """Set up one run a method, with the most images, so that a mistake is told now and not after hours."""
+    largest = {training.label: training for training in _trainings(config, source) if training.seed == config.seeds[0]}
+    for training in largest.values():
+        if not RunFolder(training.folder()).result.exists():
+            Trainer(training, progress)
+
+
+def _attempt(training: TrainConfig, progress: TrainingProgress) -> dict[str, Any]:
+    """The row of results.csv of one run, whether it is read, made, or fails."""
+    folder = RunFolder(training.folder())
+    number = training.data.per_class
+    row = {"run": folder.path.name, "method": training.label, "per_class": number, "seed": training.seed}
+    images = f" N={number}" if f"-n{number}-" in folder.path.name else ""
+    try:
+        result = run_once(training, f"{training.label}{images} seed {training.seed}", progress)
+    except Exception as error:
+        # Whatever it is: hours of other runs must not depend on it.
+        sentence = one_sentence(error)
+        if not isinstance(error, L2TFastError):
+            sentence = f"{type(error).__name__}: {sentence}"
+        row |= {"state": "failed", "problem": sentence}
+        folder.write_failure(row, "".join(traceback.format_exception(error)))
+        progress.message(f"{row['run']}: failed: {sentence}")
+        return row
+    with writing(folder.failure):
+        folder.failure.unlink(missing_ok=True)
+    return result | row | {"state": "finished"}
+
+
+def _numbers_may_change(saved: Path, config: CompareConfig) -> tuple[str, ...]:
+    """N may be added to a list of N, but a comparison without one has its runs in other folders."""
+    try:
+        before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return ()  # check_same_config will say so
+    is_list = isinstance(before, dict) and before.get("per_class") is not None
+    return ("per_class",) if is_list and config.per_class is not None else ()
+
+
+def _write_results(rows: list[dict[str, Any]], out: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, RESULTS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(results)
+    writer.writerows(rows)
     with writing(out / "results.csv"):
         write_text(text.getvalue(), out / "results.csv")

@@ -46,6 +46,7 @@ class RunFolder:
         self.pair_weights = path / "pair_weights.csv"
         self.channel_weights = path / "channel_weights.npz"
         self.result = path / "result.json"
+        self.failure = path / "failure.json"
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.tensorboard = path / "tensorboard"
@@ -107,6 +108,13 @@ class RunFolder:
         """Write result.json, the last file of a run: a run that has it is finished."""
         with writing(self.result):
             write_json(result, self.result)
+
+    def write_failure(self, failure: Mapping[str, Any], traceback: str) -> None:
+        """Write failure.json, which says why a run has no result, and the traceback to log.txt."""
+        with writing(self.failure):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(failure, self.failure)
+        self.log(traceback)
 
     def read_result(self) -> dict[str, Any]:
         """What result.json holds."""

@@ -132,20 +132,26 @@ def fake_comparison(
     epochs: int = 20,
     *,
     accuracies: dict[str, list[float]] | None = None,
+    per_class: tuple[int, ...] | None = None,
 ) -> Path:
-    """Write a compare folder; ``accuracies`` fixes the test accuracies, one a seed."""
+    """Write a compare folder; ``accuracies`` fixes the test accuracies, one a seed, at the smallest of ``per_class``;
+    they rise by 0.05 from one number to the next."""
     folder.mkdir(parents=True, exist_ok=True)
     config = run_config(epochs=epochs)
     del config["method"], config["seed"]
     config |= {
         "methods": list(methods),
         "seeds": list(seeds),
+        "per_class": list(per_class) if per_class else None,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     source = run_config("scratch", 0, 30, classes=[0, 1, 2, 3, 4])
     fake_run(folder / "source", "scratch", 0, epochs, test_accuracy=0.985, config=source)
     for method in methods:
         for index, seed in enumerate(seeds):
-            accuracy = accuracies[method][index] if accuracies else None
-            fake_run(folder / "runs" / f"{method}-seed{seed}", method, seed, epochs, test_accuracy=accuracy)
+            for step, number in enumerate(per_class or (None,)):
+                accuracy = accuracies[method][index] + 0.05 * step if accuracies else None
+                name = f"{method}-seed{seed}" if number is None else f"{method}-n{number}-seed{seed}"
+                own = None if number is None else run_config(method, seed, epochs, per_class=number)
+                fake_run(folder / "runs" / name, method, seed, epochs, test_accuracy=accuracy, config=own)
     return folder

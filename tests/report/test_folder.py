@@ -85,11 +85,12 @@ def test_json_of_the_wrong_kind_counts_as_missing(tmp_path):
 
 
 def test_rows_of_the_table_stand_in_for_deleted_runs(tmp_path):
-    header = ["method", "seed", "validation_accuracy", "test_accuracy", "best_epoch", "seconds"]
-    write_csv(tmp_path / "results.csv", header, [["fm", 0, 0.8, 0.7, 3, 9.5], ["scratch", 1, 0.6, 0.5, 2, 8]])
+    header = ["method", "per_class", "seed", "validation_accuracy", "test_accuracy", "best_epoch", "seconds"]
+    rows = [["fm", 10, 0, 0.8, 0.7, 3, 9.5], ["scratch", 10, 1, 0.6, 0.5, 2, 8]]
+    write_csv(tmp_path / "results.csv", header, rows)
     fake_run(tmp_path / "runs" / "fm-seed0", "fm", 0)
     comparison = read_comparison(tmp_path)
-    assert [run.name for run in comparison.runs] == ["fm-seed0", "scratch-seed1"]
+    assert [run.name for run in comparison.runs] == ["fm-seed0", "scratch-n10-seed1"]
     assert comparison.runs[0].test_accuracy != 0.7
     assert comparison.runs[1].test_accuracy == 0.5
 

@@ -163,12 +163,16 @@ def test_building_again_replaces_the_page(tmp_path):
     assert build_report(folder).read_text() == first
 
 
+def render_text(table) -> str:
+    console = Console(file=StringIO(), width=120)
+    console.print(table)
+    return console.file.getvalue()
+
+
 def test_table(tmp_path):
     fake_comparison(tmp_path, methods=("scratch", "fm"), seeds=(0, 1, 2), epochs=2)
     (tmp_path / "runs" / "fm-seed2" / "result.json").unlink()
-    console = Console(file=StringIO(), width=120)
-    console.print(results_table(tmp_path))
-    lines = [line for line in console.file.getvalue().splitlines() if "│" in line]
+    lines = [line for line in render_text(results_table(tmp_path)).splitlines() if "│" in line]
     assert "FM" in lines[0] and "2 of 3" in lines[0] and "20.5" in lines[0]
     assert "Scratch" in lines[1] and "21.0" in lines[1]
 

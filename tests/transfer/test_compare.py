@@ -32,6 +32,12 @@ def make_compare(tmp_path):
     return make
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """Drawing takes longer than these runs do."""
+    monkeypatch.setattr("l2t_fast.transfer.compare.build_report", lambda out: out / "report.html")
+
+
 def progress():
     console = Console(record=True, width=200, quiet=False, force_terminal=False)
     return TrainingProgress(console, epoch_lines=False)
@@ -44,8 +50,9 @@ def results(out):
 
 def test_all_methods_and_seeds_from_one_source(make_compare):
     config = make_compare()
-    page = compare(config, progress())
+    page, failures = compare(config, progress())
     out = Path(config.out)
+    assert not failures
     assert page == out / "report.html" and page.stat().st_size > 1000
     assert list((out / "plots").glob("*.png"))
     names = {f"{method}-seed{seed}" for method in config.methods for seed in config.seeds}
@@ -61,7 +68,7 @@ def test_all_methods_and_seeds_from_one_source(make_compare):
     assert (out / "source" / "checkpoints" / "best.pt").exists()
 
 
-def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, monkeypatch):
+def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, monkeypatch, no_page):
     config = make_compare(methods=["scratch", "fm"], epochs=2)
     epoch = Trainer._run_epoch
 
@@ -92,7 +99,83 @@ def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, m
     assert [row["method"] for row in results(config.out)] == ["scratch", "fm", "l2t-w"]
 
 
-def test_another_configuration_in_the_same_folder_is_an_error(make_compare):
+def test_numbers_of_images_are_swept_with_the_same_images_for_all_methods(make_compare, monkeypatch, no_page):
+    images: dict[tuple[int, int], list[set[bytes]]] = {}
+    fit = Trainer.fit
+
+    def noted(trainer):
+        if trainer.config.source.checkpoint:  # not the source's own run
+            key = trainer.config.data.per_class, trainer.config.seed
+            pixels = {image.numpy().tobytes() for image in trainer.data.train.dataset.images}
+            images.setdefault(key, []).append(pixels)
+        return fit(trainer)
+
+    monkeypatch.setattr(Trainer, "fit", noted)
+    config = make_compare(methods=["scratch", "fm"], per_class=[8, 4], seeds=[0, 1])
+    outcome = compare(config, progress())
+    assert not outcome.failures
+    rows = [(row["seed"], row["per_class"], row["method"], row["state"]) for row in results(config.out)]
+    order = [(s, n, m) for s in "01" for n in "48" for m in ("scratch", "fm")]
+    assert rows == [(*key, "finished") for key in order]
+    assert {path.name for path in (Path(config.out) / "runs").iterdir()} == {f"{m}-n{n}-seed{s}" for s, n, m in order}
+    for seed in (0, 1):
+        for number in (4, 8):
+            first, second = images[number, seed]
+            assert first == second
+        assert len(images[8, seed][0]) == 16 and images[4, seed][0] < images[8, seed][0]
+    assert images[8, 0][0] != images[8, 1][0]
+
+    # More numbers may follow; the runs that are there are kept.
+    shown = progress()
+    compare(make_compare(methods=["scratch", "fm"], per_class=[4, 8, 6], seeds=[0]), shown)
+    assert [row["per_class"] for row in results(config.out)] == ["4", "4", "6", "6", "8", "8"]
+    assert shown.console.export_text().count("done before, skipped") == 5  # with the source
+    with pytest.raises(L2TFastError, match=r"compare was made with per_class: \[4, 8, 6\], but now per_class is None"):
+        compare(make_compare(methods=["scratch", "fm"], seeds=[0]), progress())
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(make_compare, monkeypatch):
+    config = make_compare(methods=["scratch", "fm"], seeds=[0, 1])
+    train_batch = Trainer.train_batch
+
+    def nan(trainer, x, y):
+        if trainer.folder.path.name == "scratch-seed0":
+            x = x * float("nan")
+        if trainer.folder.path.name == "fm-seed1":
+            raise RuntimeError("a defect\nin two lines")
+        return train_batch(trainer, x, y)
+
+    monkeypatch.setattr(Trainer, "train_batch", nan)
+    page, failures = compare(config, progress())
+    assert set(failures) == {"scratch-seed0", "fm-seed1"}
+    assert failures["scratch-seed0"].startswith("in epoch 1, step 1, the images are not finite")
+    assert failures["fm-seed1"] == "RuntimeError: a defect in two lines"
+    out = Path(config.out)
+    assert [row["state"] for row in results(out)] == ["failed", "finished", "finished", "failed"]
+    assert results(out)[3]["problem"] == failures["fm-seed1"] and results(out)[3]["test_accuracy"] == ""
+    assert "Traceback" in (out / "runs" / "fm-seed1" / "log.txt").read_text()
+    text = page.read_text()
+    assert "2 of 4 runs have no result" in text and "the images are not finite" in text
+
+    monkeypatch.undo()
+    page, failures = compare(config, progress())
+    assert not failures and not list(out.glob("runs/*/failure.json"))
+    assert "not finite" not in page.read_text()
+
+
+def test_a_mistake_is_told_before_the_first_run(make_compare, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("a run began"))
+    source = SourceConfig("resnet8", "/nowhere.pt")
+    config = make_compare(methods=["scratch", "fm"], source=source)
+    with pytest.raises(L2TFastError, match=r"there is no checkpoint file /nowhere\.pt"):
+        compare(config, progress())
+    config = make_compare(methods=["scratch"], per_class=[4, 8, 500])
+    with pytest.raises(L2TFastError, match="fewer than per_class = 500"):
+        compare(config, progress())
+    assert not Path(config.out).exists()
+
+
+def test_another_configuration_in_the_same_folder_is_an_error(make_compare, no_page):
     compare(make_compare(methods=["scratch"], seeds=[0]), progress())
     with pytest.raises(L2TFastError, match=r"compare was made with epochs: 1, but now epochs is 2"):
         compare(make_compare(methods=["scratch"], seeds=[0], epochs=2), progress())
@@ -128,6 +211,8 @@ def test_method_entries():
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": [1, 1]}, "each must stand there once"),
         ({"seeds": [0, -2]}, "seeds is -2, it must be at least 0"),
+        ({"per_class": []}, "per_class is empty"),
+        ({"per_class": [4, 0]}, "per_class has 0, every number must be at least 1"),
         ({"methods": ["sratch"]}, "did you mean scratch"),
     ],
 )
