@@ -7,39 +7,67 @@ overrides them for the embedded run, which needs no download.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from l2t_fast.bilevel import METHODS as HYPERGRADIENTS
 from l2t_fast.data import DataConfig
+from l2t_fast.data.config import check_mean_and_std
 from l2t_fast.errors import L2TFastError
 from l2t_fast.ops import BACKENDS
+from l2t_fast.text import printable
 
 #: What `precision` may name: dtypes of PyTorch.
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 #: Seeds are below it, so that their sums fit every random generator.
 SEED_LIMIT = 2**31
+#: The checkpoint that stands for the weights published with a network.
+PUBLISHED = "default"
+#: Names of several sources, which stand before a "/" in the names of their feature maps and before a ":" in pairs.
+SOURCE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
 @dataclass
 class SourceConfig:
-    """The frozen, pretrained network whose features are transferred.
+    """A frozen, pretrained network whose features are transferred.
 
     Attributes:
         model: architecture, as `l2t_fast.models.build_model` names it
-        checkpoint: file with its weights; every method but scratch needs one
-        num_classes: number of classes the checkpoint was trained on
+        checkpoint: file with its weights, or default for those published with torchvision:NAME, timm:NAME (both are
+            downloaded then) or efficientnet-lite0; every method but scratch needs one
+        num_classes: number of classes the checkpoint was trained on; null reads it off the checkpoint
         layers: names of the feature maps to match; null takes the architecture's own choice
+        image_size: height and width that the target's images are resized to for it; null leaves theirs
+        normalization: imagenet | data (as the target's images) | [[mean ...], [std ...]] for pixels in 0 ... 1; null
+            takes what the checkpoint was trained with
     """
 
     model: str = "l2tww_resnet32"
     checkpoint: str | None = None
-    num_classes: int = 200
+    num_classes: int | None = None
     layers: list[str] | None = None
+    image_size: int | None = None
+    normalization: list[list[float]] | str | None = None
+
+    def check(self, key: str) -> None:
+        """Raise L2TFastError for the first value that is out of range; messages call the source `key`."""
+        for name in ("num_classes", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise L2TFastError(f"{key}.{name} is {value}, it must be at least 1, or null")
+        if isinstance(self.normalization, list):
+            check_mean_and_std(f"{key}.normalization", self.normalization)
+        elif self.normalization not in (None, "imagenet", "data"):
+            raise L2TFastError(
+                f"{key}.normalization is {printable(self.normalization)!r}, it must be imagenet, data or "
+                "[[mean ...], [std ...]]"
+            )
 
 
 @dataclass
@@ -79,7 +107,8 @@ class TransferOptions:
     """What a single run and a comparison have in common.
 
     Attributes:
-        source: the frozen network
+        source: the frozen network, if there is one
+        sources: the frozen networks instead, by name, if there are several
         pretrain: how the frozen network is made if it has no checkpoint
         target: the network to train
         data: the images
@@ -113,6 +142,7 @@ class TransferOptions:
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
+    sources: dict[str, SourceConfig] | None = None
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -139,6 +169,7 @@ class TransferOptions:
 
     def check(self) -> None:
         """Raise L2TFastError for the first value that is out of range, naming its key and what would be right."""
+        self._check_sources()
         if self.pretrain.epochs < 0:
             raise L2TFastError(f"pretrain.epochs is {self.pretrain.epochs}, it must be at least 0")
         for name, lowest in (("epochs", 1), ("lookahead_steps", 0)):
@@ -163,6 +194,28 @@ class TransferOptions:
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
+
+    def named_sources(self) -> dict[str, SourceConfig]:
+        """The sources by name; a single one is called ""."""
+        return {"": self.source} if self.sources is None else self.sources
+
+    def _check_sources(self) -> None:
+        for name, source in self.named_sources().items():
+            if self.sources is not None and not SOURCE_NAME.fullmatch(name):
+                raise L2TFastError(
+                    f"sources: {printable(name)!r} is no name for a source, take letters, digits and any of _ . + -"
+                )
+            source.check(f"sources.{name}" if name else "source")
+        if self.sources is None:
+            return
+        if not self.sources:
+            raise L2TFastError("sources is empty, it must name at least one; leave it out for a single source")
+        if self.source != SourceConfig():
+            raise L2TFastError("source and sources are both set: name all sources under sources, or a single one")
+        if self.pretrain.epochs > 0:
+            raise L2TFastError(
+                "pretrain makes a single source: leave it out, and give every one of sources a checkpoint"
+            )
 
 
 @dataclass
@@ -238,6 +291,13 @@ def embedded_config() -> Path:
     return Path(str(resources.files("l2t_fast") / "configs" / "digits.yaml"))
 
 
+def config_tree(config: TransferOptions) -> dict[str, Any]:
+    """`config` as nested dictionaries, as files hold it: either `source` or `sources`, not both."""
+    tree = dataclasses.asdict(config)
+    del tree["source" if config.sources is not None else "sources"]
+    return tree
+
+
 def write_config(config: TransferOptions, path: Path) -> None:
     """Write `config` as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(config_tree(config), sort_keys=False), encoding="utf-8")

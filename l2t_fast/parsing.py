@@ -41,6 +41,9 @@ def _refuse_null(config: object, prefix: str = "") -> None:
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             _refuse_null(value, f"{prefix}{name}.")
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                _refuse_null(item, f"{prefix}{name}.{key}.")
         elif value is None and type(None) not in get_args(kind):
             raise L2TFastError(f"{prefix}{name} is null, it needs a value; leave the key out for its default")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from l2t_fast.config import CompareConfig, PretrainConfig, TrainConfig, embedded_config, write_config
+from l2t_fast.config import CompareConfig, PretrainConfig, SourceConfig, TrainConfig, embedded_config, write_config
 from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.parsing import read_config
@@ -43,6 +43,7 @@ def test_limited_cifar10_is_the_paper_s_setting():
     [
         TrainConfig(pairs=["0:1", "1:2"], lr=1e-5, data=DataConfig(classes=[1, 2]), label="a: b # c"),
         CompareConfig(methods=["fm-single"], seeds=[7], pretrain=PretrainConfig(epochs=3)),
+        TrainConfig(sources={"a": SourceConfig("x", normalization=[[0.5], [0.25]]), "b": SourceConfig(image_size=9)}),
     ],
 )
 def test_a_written_configuration_reads_back(tmp_path, config):
@@ -72,6 +73,35 @@ def test_values_out_of_range_are_named(changes, said):
         dataclasses.replace(TrainConfig(), **changes).check()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sources": {}}, "sources is empty, it must name at least one"),
+        ({"sources": {"a:b": SourceConfig()}}, "sources: 'a:b' is no name for a source, take letters"),
+        ({"sources": {"a/b": SourceConfig()}}, "'a/b' is no name"),
+        ({"sources": {"a": SourceConfig()}, "source": SourceConfig("resnet8")}, "source and sources are both set"),
+        ({"sources": {"a": SourceConfig()}, "pretrain": PretrainConfig(epochs=1)}, "pretrain makes a single source"),
+        ({"sources": {"a": SourceConfig(image_size=0)}}, "sources.a.image_size is 0, it must be at least 1"),
+        ({"source": SourceConfig(num_classes=0)}, "source.num_classes is 0"),
+        (
+            {"source": SourceConfig(normalization="tiny")},
+            "source.normalization is 'tiny', it must be imagenet, data or",
+        ),
+        ({"source": SourceConfig(normalization=[[0.5], [0.0]])}, "every std above 0"),
+    ],
+)
+def test_mistakes_about_sources_are_named(changes, said):
+    with pytest.raises(L2TFastError, match=said):
+        dataclasses.replace(TrainConfig(), **changes).check()
+
+
+def test_a_file_holds_one_source_or_several_not_both(tmp_path):
+    write_config(TrainConfig(), tmp_path / "one.yaml")
+    write_config(TrainConfig(sources={"a": SourceConfig()}), tmp_path / "several.yaml")
+    assert "sources" not in yaml.safe_load((tmp_path / "one.yaml").read_text())
+    assert "source" not in yaml.safe_load((tmp_path / "several.yaml").read_text())
+
+
 def test_folders():
     assert TrainConfig(method="fm", seed=3).folder() == Path("runs/fm-seed3")
     assert TrainConfig(out="here").folder() == Path("here")
@@ -82,6 +112,9 @@ def test_folders():
     [
         (b"epochs: null\n", "epochs is null, it needs a value"),
         (b"data:\n  batch_size: null\n", "data.batch_size is null"),
+        (b"sources:\n  a:\n    model: null\n", "sources.a.model is null, it needs a value"),
+        (b"sources:\n  a: {modell: x}\n", "unknown key modell"),
+        (b"sources:\n  a: {image_size: big}\n", "sources"),
         (b"", "the file given by --config is empty"),
         (b"source: 3\n", "has a value where keys must stand below it"),
         (b"out: \xff\xfe\n", "not text in UTF-8"),

@@ -13,7 +13,7 @@ from l2t_fast.config import TransferOptions
 from l2t_fast.models import build_model
 from l2t_fast.transfer.methods import Setup, find_method
 from l2t_fast.transfer.pairs import resolve_pairs
-from l2t_fast.transfer.source import FrozenSource
+from l2t_fast.transfer.source import FrozenSource, FrozenSources
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class StepSetup:
             x = torch.randn(size, 3, self.image_size, self.image_size)
             y = torch.randint(0, self.classes, (size,))
             _calibrate(source, x)
-            frozen = FrozenSource(source, self.classes)
+            frozen = FrozenSources({"": FrozenSource(source, self.classes)})
             pairs = resolve_pairs("all-to-all", frozen.feature_names, list(target.feature_names))
             options = TransferOptions(
                 hypergradient=hypergradient,
@@ -97,7 +97,7 @@ class Training:
     """One provider's own networks, optimizers and batch."""
 
     setup: StepSetup
-    source: FrozenSource
+    source: FrozenSources
     target: nn.Module
     method: nn.Module
     optimizer: torch.optim.SGD

@@ -84,9 +84,13 @@ class DataConfig:
                 wanted = f"{', '.join(NORMALIZATIONS)} or [[mean ...], [std ...]]"
                 raise L2TFastError(f"normalization is {printable(value)!r}, it must be {wanted}")
             return
-        right = len(value) == 2 and len(value[0]) == len(value[1]) in (1, 3)
-        if not right or not all(math.isfinite(v) for row in value for v in row) or min(value[1]) <= 0:
-            raise L2TFastError(
-                f"normalization is {value}, it must be [[mean ...], [std ...]] with one number a channel "
-                "and every std above 0"
-            )
+        check_mean_and_std("normalization", value)
+
+
+def check_mean_and_std(name: str, value: list[list[float]]) -> None:
+    """Raise ``L2TFastError`` if the key ``name`` does not hold one row of means and one of standard deviations."""
+    right = len(value) == 2 and len(value[0]) == len(value[1]) in (1, 3)
+    if not right or not all(math.isfinite(v) for row in value for v in row) or min(value[1]) <= 0:
+        raise L2TFastError(
+            f"{name} is {value}, it must be [[mean ...], [std ...]] with one number a channel and every std above 0"
+        )

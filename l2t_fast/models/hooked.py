@@ -21,7 +21,7 @@ ToMap = Callable[[nn.Module, object], Tensor | None]
 
 
 @dataclass
-class _Probed:
+class Probed:
     """What one forward pass showed of a module's output."""
 
     shape: torch.Size  # of the map (1, C, H, W)
@@ -78,11 +78,12 @@ def with_feature_maps(
     name = name or type(network).__name__
     to_map = to_map or getattr(network, "_to_map", _plain_map)
     _make_differentiable(network)
-    probed = _probe(network, in_channels, image_size, to_map)
+    probed = probe(network, in_channels, image_size, to_map)
     check_layers(name, layers, list(probed))
     network.feature_names = list(layers)
     network.feature_channels = [probed[layer].shape[1] for layer in layers]
-    network.input_mean, network.input_std = input_normalisation(in_channels)
+    if not hasattr(network, "input_mean"):
+        network.input_mean, network.input_std = input_normalisation(in_channels)
     network._to_map = to_map
     network._changed_later = frozenset(layer for layer in layers if probed[layer].changed_later)
     plain = type(network)
@@ -118,11 +119,11 @@ def _make_differentiable(network: nn.Module) -> None:
 def build_torchvision(
     model_name: str, num_classes: int, in_channels: int = 3, layers: Sequence[str] | None = None
 ) -> nn.Module:
-    """Build ``torchvision:NAME`` without weights; ``layers=None`` takes those of ``_default_layers``."""
+    """Build ``torchvision:NAME`` without weights; ``layers=None`` takes those of ``default_layers``."""
     network = _plain_torchvision(model_name, num_classes, in_channels)
     to_map = _family_to_map(model_name)
     if layers is None:
-        layers = _default_layers(model_name, network, _probe(network, in_channels, PROBE_SIZE, to_map))
+        layers = default_layers(model_name, network, probe(network, in_channels, PROBE_SIZE, to_map))
     return with_feature_maps(network, layers, name=model_name, in_channels=in_channels, to_map=to_map)
 
 
@@ -133,7 +134,7 @@ def torchvision_names() -> list[str]:
 
 def torchvision_layer_names(model_name: str) -> list[str]:
     """The modules of a torchvision network whose outputs are feature maps, in the order in which they finish."""
-    return list(_probe(_plain_torchvision(model_name, 2, 3), 3, PROBE_SIZE, _family_to_map(model_name)))
+    return list(probe(_plain_torchvision(model_name, 2, 3), 3, PROBE_SIZE, _family_to_map(model_name)))
 
 
 def _plain_torchvision(model_name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -201,7 +202,7 @@ def _family_to_map(model_name: str) -> ToMap:
     return _plain_map
 
 
-def _probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, _Probed]:
+def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, Probed]:
     """Run ``network`` once and say which modules give maps, in the order in which they finish."""
     seen: dict[str, tuple[Tensor, Tensor, int]] = {}
 
@@ -226,10 +227,10 @@ def _probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap)
         network.train(was_training)
         for handle in handles:
             handle.remove()
-    return {name: _Probed(m.shape, output._version != version) for name, (output, m, version) in seen.items()}
+    return {name: Probed(m.shape, output._version != version) for name, (output, m, version) in seen.items()}
 
 
-def _default_layers(model_name: str, network: nn.Module, probed: dict[str, _Probed]) -> list[str]:
+def default_layers(model_name: str, network: nn.Module, probed: dict[str, Probed]) -> list[str]:
     """The last map of each stage; of a ViT, of each quarter of its blocks; else the last block of each resolution.
 
     "Block" is a module outside every other but plain containers; heads, pooling modules and single pixels do not count,

@@ -6,6 +6,11 @@ from functools import partial
 from torch import nn
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.models.efficientnet_lite import (
+    EFFICIENTNET_LITE0,
+    build_efficientnet_lite0,
+    efficientnet_lite0_layer_names,
+)
 from l2t_fast.models.hooked import (
     TORCHVISION_PREFIX,
     build_torchvision,
@@ -14,6 +19,7 @@ from l2t_fast.models.hooked import (
 )
 from l2t_fast.models.named_maps import suggestion
 from l2t_fast.models.resnet import CifarResNet, TinyImageNetResNet32
+from l2t_fast.models.timm_networks import TIMM_PREFIX, build_timm, timm_layer_names
 from l2t_fast.models.vgg import VGG5_PLAN, VGG9_PLAN, VggBatchNorm
 
 # Each is called with (num_classes, in_channels, layers).
@@ -28,35 +34,47 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
 def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Sequence[str] | None = None) -> nn.Module:
     """Build a network with fresh weights whose ``forward(x)`` gives ``(logits, maps)`` (see ``NamedMapsNetwork``).
 
-    ``name`` is one of ``list_models()``. ``layers`` names the maps to return, in that order; ``layer_names(name)``
-    lists them, None takes the network's default: the last of each stage, or the map before each max-pool. Initial
-    weights come from PyTorch's global random state.
+    ``name`` is one of ``list_models()``, or ``timm:NAME`` where timm is installed. ``layers`` names the maps to
+    return, in that order; ``layer_names(name)`` lists them, None takes the network's default: the last of each stage,
+    or the map before each max-pool. Initial weights come from PyTorch's global random state.
 
-    Raises ``L2TFastError`` for an unknown network or layer, or a number of classes or channels below 1.
+    Raises ``L2TFastError`` for an unknown network or layer, a missing package, or a number of classes or channels below
+    1.
     """
     for what, value in (("classes", num_classes), ("input channels", in_channels)):
         if value < 1:
             raise L2TFastError(f"{name} cannot have {value} {what}: at least 1 is needed")
-    if _kind(name) == "own":
+    kind = _kind(name)
+    if kind == "own":
         return _OWN[name](num_classes, in_channels, layers)
-    return build_torchvision(name, num_classes, in_channels, layers)
+    if kind == "efficientnet-lite":
+        return build_efficientnet_lite0(num_classes, in_channels, layers)
+    build = build_timm if kind == "timm" else build_torchvision
+    return build(name, num_classes, in_channels, layers)
 
 
 def list_models() -> list[str]:
-    """The names that ``build_model`` knows."""
-    return [*_OWN, *torchvision_names()]
+    """The names that ``build_model`` knows without timm, whose own list is ``timm.list_models()``."""
+    return [*_OWN, EFFICIENTNET_LITE0, *torchvision_names()]
 
 
 def layer_names(name: str) -> list[str]:
     """The layers of a network whose maps ``build_model`` can return, in the order of computation."""
-    if _kind(name) == "own":
+    kind = _kind(name)
+    if kind == "own":
         return list(_OWN[name](1).layer_channels())
-    return torchvision_layer_names(name)
+    if kind == "efficientnet-lite":
+        return efficientnet_lite0_layer_names()
+    return timm_layer_names(name) if kind == "timm" else torchvision_layer_names(name)
 
 
 def _kind(name: str) -> str:
     if name in _OWN:
         return "own"
+    if name == EFFICIENTNET_LITE0:
+        return "efficientnet-lite"
+    if name.startswith(TIMM_PREFIX):
+        return "timm"
     known = list_models()
     if name in known:
         return "torchvision"

@@ -1,8 +1,10 @@
 """Load weights that somebody else saved, and say plainly why when that cannot be done."""
 
+import dataclasses
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,22 +21,79 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint file into ``model``, in place; on an error the model is left as it was.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of a network, and what they tell about its task.
 
-    The file may be a state dict or a checkpoint that holds one (``state_dict``, ``model``, ...), with or without the
-    prefixes of DataParallel or torch.compile. It is read with ``weights_only=True``: no code in it runs.
+    Attributes:
+        shown: what messages call it
+        weights: state dict, without the prefixes of wrappers
+        num_classes: as the file says, else the length of its last tensor, which a classifier's is
+        in_channels: of the first convolution; None if there is none
+        normalization: (mean, std) of the images it was trained on, one a channel, for pixels in 0 ... 1; None if the
+            file does not say
+    """
 
-    Raises ``L2TFastError`` if the file is missing, truncated, no checkpoint, or that of another network.
+    shown: str
+    weights: Mapping[str, Tensor]
+    num_classes: int | None = None
+    in_channels: int | None = None
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a state dict or a checkpoint that holds one (``state_dict``, ``model``, ...), whoever saved it.
+
+    Prefixes of DataParallel and torch.compile are taken off. The file is read with ``weights_only=True``: no code in it
+    runs.
+
+    Raises ``L2TFastError`` if the file is missing, truncated or no checkpoint.
     """
     path = Path(path).expanduser()
     shown = printable(path)
-    weights = _plain_names(_find_state_dict(_read(path), shown))
+    content = _read(path)
+    checkpoint = from_state_dict(_find_state_dict(content, shown), shown)
+    said = content if isinstance(content, Mapping) else {}
+    classes = said.get("num_classes")
+    return dataclasses.replace(
+        checkpoint,
+        num_classes=classes if isinstance(classes, int) else checkpoint.num_classes,
+        normalization=_normalization(said),
+    )
+
+
+def from_state_dict(weights: Mapping[str, Tensor], shown: str) -> Checkpoint:
+    """A checkpoint of nothing but weights; messages call it ``shown``."""
+    weights = _plain_names(weights)
+    last = next(reversed(weights.values()))
+    return Checkpoint(
+        shown,
+        weights,
+        num_classes=last.shape[0] if last.ndim else None,
+        in_channels=next((value.shape[1] for value in weights.values() if value.ndim == 4), None),
+    )
+
+
+def load_weights(model: nn.Module, checkpoint: str | Path | Checkpoint) -> None:
+    """Load a checkpoint, or the file of one, into ``model``, in place; on an error the model is left as it was.
+
+    Raises ``L2TFastError`` as ``read_checkpoint``, or if the checkpoint is that of another network.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
     ignored = tuple(getattr(model, "ignored_checkpoint_prefixes", ()))
-    weights = {name: value for name, value in weights.items() if not (ignored and name.startswith(ignored))}
-    _check_fit(model, weights, shown)
+    weights = {name: v for name, v in checkpoint.weights.items() if not (ignored and name.startswith(ignored))}
+    _check_fit(model, weights, checkpoint.shown)
     # Not strict: files older than BatchNorm's batch counter lack it, everything else was checked above.
     model.load_state_dict(weights, strict=False)
+
+
+def _normalization(said: Mapping) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """What `l2t_fast.transfer.Trainer` writes beside the weights of a network that it trained."""
+    rows = said.get("normalization")
+    if not isinstance(rows, list) or len(rows) != 2 or not all(isinstance(row, list) for row in rows):
+        return None
+    return tuple(rows[0]), tuple(rows[1])
 
 
 def _read(path: Path) -> object:

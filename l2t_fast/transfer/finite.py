@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast.transfer.methods import Batch, Method
-from l2t_fast.transfer.source import FrozenSource
+from l2t_fast.transfer.source import FrozenSources
 
 
 def name_non_finite(
     batch: Batch,
-    source: FrozenSource | None,
+    source: FrozenSources | None,
     target: nn.Module,
     logits: Tensor,
     features: Sequence[Tensor],

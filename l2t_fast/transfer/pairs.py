@@ -1,35 +1,54 @@
 """Which source map is matched with which target map: the paper's three schemes, or an explicit list."""
 
 import difflib
+import itertools
 from collections.abc import Sequence
 
 from l2t_fast.errors import L2TFastError
 
 SCHEMES = ("single", "one-to-one", "all-to-all")
+SEPARATOR = "/"  # between the name of a source, where there are several, and its layer
+
+
+def source_layer(source: str, layer: str) -> str:
+    """What a layer of one among several sources is called."""
+    return f"{source}{SEPARATOR}{layer}"
+
+
+def split_source_layer(name: str) -> tuple[str, str]:
+    """(source, layer) of a feature map's name; the source is "" where there is only one."""
+    source, separator, layer = name.partition(SEPARATOR)
+    return (source, layer) if separator else ("", name)
 
 
 def resolve_pairs(
-    pairs: str | Sequence[str], source_layers: Sequence[str], target_layers: Sequence[str]
+    pairs: str | Sequence[str],
+    source_layers: Sequence[str],
+    target_layers: Sequence[str],
+    maps_per_source: Sequence[int] | None = None,
 ) -> list[tuple[int, int]]:
     """Per pair (source index, target index).
 
     Args:
         pairs: "single" (last with last), "one-to-one" (first with first and so on, as far as both go), "all-to-all"
-            (paper, section 3.1); or "SOURCE:TARGET" entries, as a list or joined by commas, each side a layer's name or
-            its index.
-        source_layers: names of the source's feature maps, in order.
+            (paper, section 3.1), the first two for each source by itself; or "SOURCE:TARGET" entries, as a list or
+            joined by commas, each side a layer's name or its index, which counts through all sources.
+        source_layers: names of the sources' feature maps, in order, one source after the other.
         target_layers: names of the target's feature maps, in order.
+        maps_per_source: number of maps of each source; None stands for one source.
 
     Raises:
         L2TFastError: an unknown scheme or layer, an index out of range, a pair that stands there twice.
     """
-    sources, targets = len(source_layers), len(target_layers)
+    counts = [len(source_layers)] if maps_per_source is None else list(maps_per_source)
+    starts = itertools.accumulate(counts[:-1], initial=0)
+    targets = len(target_layers)
     if pairs == "single":
-        return [(sources - 1, targets - 1)]
+        return [(start + count - 1, targets - 1) for start, count in zip(starts, counts, strict=True)]
     if pairs == "one-to-one":
-        return [(i, i) for i in range(min(sources, targets))]
+        return [(start + i, i) for start, count in zip(starts, counts, strict=True) for i in range(min(count, targets))]
     if pairs == "all-to-all":
-        return [(m, n) for m in range(sources) for n in range(targets)]
+        return [(m, n) for m in range(len(source_layers)) for n in range(targets)]
     entries = pairs.strip("[] ").split(",") if isinstance(pairs, str) else pairs
     resolved: list[tuple[int, int]] = []
     for entry in entries:

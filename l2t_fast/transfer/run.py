@@ -51,7 +51,7 @@ def run_once(config: TrainConfig, label: str, progress: TrainingProgress) -> dic
 def makes_source(options: TransferOptions, methods: list[str]) -> bool:
     """Whether a source must be pretrained before `methods` can run."""
     wanted = any(find_method(name).needs_source for name in methods)
-    return wanted and options.source.checkpoint is None and options.pretrain.epochs > 0
+    return wanted and options.sources is None and options.source.checkpoint is None and options.pretrain.epochs > 0
 
 
 def pretrained_source(options: TransferOptions, folder: Path, progress: TrainingProgress) -> SourceConfig:

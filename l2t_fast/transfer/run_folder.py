@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 import yaml
 
 import l2t_fast
-from l2t_fast.config import TransferOptions, write_config
+from l2t_fast.config import TransferOptions, config_tree, write_config
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
 
@@ -130,7 +129,7 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
         saved = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
         raise L2TFastError(f"{path} cannot be read, so it is not known what this folder holds") from error
-    asked = _flatten(dataclasses.asdict(config))
+    asked = _flatten(config_tree(config))
     for key in sorted(saved.keys() | asked.keys()):
         if key not in may_change and saved.get(key) != asked.get(key):
             raise L2TFastError(

@@ -1,23 +1,33 @@
-"""The frozen network that is learned from."""
+"""The frozen networks that are learned from."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from l2t_fast.config import SourceConfig
+from l2t_fast.config import PUBLISHED, SourceConfig
+from l2t_fast.data import DataBundle
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models import build_model, load_weights
+from l2t_fast.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Checkpoint,
+    build_model,
+    load_weights,
+    published_checkpoint,
+    read_checkpoint,
+)
+from l2t_fast.transfer.pairs import source_layer
+from l2t_fast.transfer.source_input import Normalization, SourceInput
 
 
 class SourceOutput(NamedTuple):
-    """One forward pass of the source.
+    """What the sources make of one batch.
 
     Attributes:
-        logits: one a source network, (B, its classes)
-        features: its feature maps, (B, C_m, H_m, W_m) each
+        logits: one a source, (B, its classes)
+        features: the feature maps of all sources, one source after the other, (B, C_m, H_m, W_m) each
     """
 
     logits: Sequence[Tensor]
@@ -27,47 +37,151 @@ class SourceOutput(NamedTuple):
 class FrozenSource(nn.Module):
     """A pretrained network in eval mode, without gradients, that stays so when its parent trains.
 
-    It sees the target's normalised images. Once a batch is enough, since it never changes.
-
     Args:
         network: gives (logits, maps), see `l2t_fast.models.NamedMapsNetwork`.
         num_classes: of its logits.
+        prepare: makes its input of the target's batch; None takes the batch as it is.
     """
 
-    def __init__(self, network: nn.Module, num_classes: int) -> None:
+    def __init__(self, network: nn.Module, num_classes: int, prepare: nn.Module | None = None) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.num_classes = [num_classes]
-        self.feature_names: list[str] = list(network.feature_names)
-        self.feature_channels: list[int] = list(network.feature_channels)
+        self.num_classes = num_classes
+        self.prepare = prepare or nn.Identity()
 
     def train(self, mode: bool = True) -> "FrozenSource":
         """Stay in eval mode: the source's BatchNorm statistics are part of what was pretrained."""
         return self
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> SourceOutput:
-        """Run images (B, channels, H, W), float32."""
-        logits, features = self.network(x)
-        return SourceOutput([logits], features)
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits and feature maps for the target's images (B, channels, H, W)."""
+        return self.network(self.prepare(x))
+
+
+class FrozenSources(nn.Module):
+    """One or more frozen networks as one flat list of feature maps.
+
+    A forward pass runs each of them once, which is enough for a batch, since they never change. On a GPU several run
+    side by side, each on a stream of its own; on a CPU one after the other.
+
+    Attributes:
+        feature_names: of the maps, in order: "LAYER" with a single source, "NAME/LAYER" with several
+        feature_channels: of the maps, likewise
+        maps_per_source: number of maps of each source
+        num_classes: of each source's logits
+
+    Args:
+        sources: by the names that pairs and reports call them.
+    """
+
+    def __init__(self, sources: Mapping[str, FrozenSource]) -> None:
+        super().__init__()
+        self.names = list(sources)
+        self.parts = nn.ModuleList(sources.values())
+        several = len(sources) > 1
+        self.feature_names = [
+            source_layer(name, layer) if several else layer
+            for name, source in sources.items()
+            for layer in source.network.feature_names
+        ]
+        self.feature_channels = [c for source in sources.values() for c in source.network.feature_channels]
+        self.maps_per_source = [len(source.network.feature_names) for source in sources.values()]
+        self.num_classes = [source.num_classes for source in sources.values()]
+        self._streams: list[torch.cuda.Stream] = []
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The network, in a list."""
-        return [self.network]
+        """The networks, without what prepares their input."""
+        return [source.network for source in self.parts]
+
+    def train(self, mode: bool = True) -> "FrozenSources":
+        """Stay in eval mode."""
+        return self
+
+    def forward(self, x: Tensor) -> SourceOutput:
+        """Run the target's normalised images (B, channels, H, W)."""
+        side_by_side = x.is_cuda and len(self.parts) > 1
+        outputs = self._on_streams(x) if side_by_side else [source(x) for source in self.parts]
+        return SourceOutput([logits for logits, _ in outputs], [m for _, maps in outputs for m in maps])
+
+    @torch.compiler.disable(recursive=False)  # streams are no part of a compiled graph; the networks may be
+    def _on_streams(self, x: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        if not self._streams or self._streams[0].device != x.device:
+            self._streams = [torch.cuda.Stream(x.device) for _ in self.parts]
+        current = torch.cuda.current_stream(x.device)
+        outputs = []
+        for source, stream in zip(self.parts, self._streams, strict=True):
+            stream.wait_stream(current)  # x is being made there
+            with torch.cuda.stream(stream):
+                outputs.append(source(x))
+            # The allocator gives memory back to the stream that it came from: keep it until the other one is done.
+            x.record_stream(stream)
+        for (logits, maps), stream in zip(outputs, self._streams, strict=True):
+            current.wait_stream(stream)
+            for tensor in (logits, *maps):
+                tensor.record_stream(current)
+        return outputs
 
 
-def load_source(config: SourceConfig, in_channels: int) -> FrozenSource:
-    """The source with its checkpoint's weights.
+def load_sources(sources: Mapping[str, SourceConfig], data: DataBundle) -> FrozenSources:
+    """The sources with their weights, taking `data`'s images.
+
+    Args:
+        sources: by name; a single one's name appears in messages only.
+        data: the target's images.
 
     Raises:
-        L2TFastError: no checkpoint named, none there, or one of another network.
+        L2TFastError: a checkpoint is not named, not there or of another network; a package or published weights are
+            missing; the images do not suit a source.
     """
-    if config.checkpoint is None:
-        raise L2TFastError(
-            "source.checkpoint is not set: name the file with the weights of "
-            f"{config.model}, or set pretrain.data and pretrain.epochs to make a source"
+    return FrozenSources({name: _load(name, config, data) for name, config in sources.items()})
+
+
+def _load(name: str, config: SourceConfig, data: DataBundle) -> FrozenSource:
+    key = config_key(name)
+    checkpoint = _checkpoint(key, config)
+    num_classes = config.num_classes if config.num_classes is not None else checkpoint.num_classes
+    channels = checkpoint.in_channels or data.in_channels
+    network = build_model(config.model, num_classes or 1, in_channels=channels, layers=config.layers)
+    load_weights(network, checkpoint)
+    try:
+        prepare = SourceInput(
+            channels,
+            config.image_size,
+            data.in_channels,
+            (data.mean, data.std),
+            _normalization(config, checkpoint, network),
         )
-    network = build_model(config.model, config.num_classes, in_channels=in_channels, layers=config.layers)
-    load_weights(network, Path(config.checkpoint))
-    return FrozenSource(network, config.num_classes)
+    except L2TFastError as error:
+        raise L2TFastError(f"{key} ({config.model}) {error}") from error
+    return FrozenSource(network, num_classes or 1, prepare)
+
+
+def config_key(name: str) -> str:
+    """The configuration's key of the source called `name`; a single one has none and is called ""."""
+    return f"sources.{name}" if name else "source"
+
+
+def _checkpoint(key: str, config: SourceConfig) -> Checkpoint:
+    if config.checkpoint is None:
+        also = "" if key != "source" else ", or set pretrain.data and pretrain.epochs to make a source"
+        raise L2TFastError(
+            f"{key}.checkpoint is not set: name the file with the weights of {config.model}, or {PUBLISHED!r} for "
+            f"those published with it{also}"
+        )
+    return published_checkpoint(config.model) if config.checkpoint == PUBLISHED else read_checkpoint(config.checkpoint)
+
+
+def _normalization(config: SourceConfig, checkpoint: Checkpoint, network: nn.Module) -> Normalization | None:
+    """How the source's images were normalised: as configured, as the checkpoint says, as the network is used to."""
+    choice = config.normalization
+    if choice == "data":
+        return None
+    if choice == "imagenet":
+        return IMAGENET_MEAN, IMAGENET_STD
+    if choice is not None:
+        return tuple(choice[0]), tuple(choice[1])
+    if checkpoint.normalization is not None:
+        return checkpoint.normalization
+    return (network.input_mean, network.input_std) if network.input_mean is not None else None

@@ -26,7 +26,7 @@ from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import random_state, restore_random_state, seed_everything
 from l2t_fast.transfer.run_folder import RunFolder
-from l2t_fast.transfer.source import SourceOutput, load_source
+from l2t_fast.transfer.source import SourceOutput, config_key, load_sources
 
 
 class Trainer:
@@ -64,10 +64,11 @@ class Trainer:
         self.pairs: list[tuple[int, int]] = []
         self.pair_layers: list[tuple[str, str]] = []
         if method_class.needs_source:
-            self.source = load_source(config.source, self.data.in_channels).to(self.device)
+            self.source = load_sources(config.named_sources(), self.data).to(self.device)
             if method_class.default_pairs is not None:
                 names = self.source.feature_names, list(self.target.feature_names)
-                self.pairs = resolve_pairs(method_class.default_pairs if config.pairs is None else config.pairs, *names)
+                wanted = method_class.default_pairs if config.pairs is None else config.pairs
+                self.pairs = resolve_pairs(wanted, *names, self.source.maps_per_source)
                 self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
         self._check_image_size()
         self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes))
@@ -125,7 +126,8 @@ class Trainer:
 
     def describe(self) -> str:
         """The run in one line."""
-        source = f", source {self.config.source.model}" if self.source else ""
+        models = ", ".join(source.model for source in self.config.named_sources().values())
+        source = f", source {models}" if self.source else ""
         pairs = f", pairs {', '.join(pair_names(self.pair_layers))}" if self.pairs else ""
         return f"{self.config.method}, seed {self.config.seed}, target {self.config.target.model}{source}{pairs}"
 
@@ -195,9 +197,11 @@ class Trainer:
         x = torch.zeros(1, self.data.in_channels, size, size, device=self.device)
         # In eval mode, a pass changes neither BatchNorm's statistics nor the random generators.
         self.target.eval()
-        for name, network in ((self.config.target.model, self.target), (self.config.source.model, self.source)):
-            if network is None:
-                continue
+        takers = [(self.config.target.model, self.target, size, "data.image_size")]
+        if self.source is not None:
+            for (name, source), part in zip(self.config.named_sources().items(), self.source.parts, strict=True):
+                takers.append((source.model, part, source.image_size or size, f"{config_key(name)}.image_size"))
+        for name, network, side, key in takers:
             try:
                 network(x)
             except torch.OutOfMemoryError:
@@ -205,8 +209,8 @@ class Trainer:
             except (RuntimeError, ValueError, AssertionError) as error:
                 reason = str(error).splitlines()[0]
                 raise L2TFastError(
-                    f"{name} cannot take images of {size}x{size} pixels ({reason}), choose a larger data.image_size "
-                    "or another network"
+                    f"{name} cannot take images of {side}x{side} pixels ({reason}), choose another {key} or another "
+                    "network"
                 ) from error
         self.target.train()
 
@@ -251,7 +255,7 @@ class Trainer:
         self._record(row, writer)
         if self._improves(row):
             self.best = {name: row[name] for name in self.best}
-            save_checkpoint({**self._networks(), **self.best, "num_classes": self.data.num_classes}, self.folder.best)
+            save_checkpoint({**self._networks(), **self.best, **self._task()}, self.folder.best)
         save_checkpoint(self._state(), self.folder.last)
         self.progress.epoch(row, self.config.epochs, self.best)
 
@@ -323,6 +327,10 @@ class Trainer:
 
     def _networks(self) -> dict[str, Any]:
         return {"model": self.target.state_dict(), "method": self.method.state_dict()}
+
+    def _task(self) -> dict[str, Any]:
+        """What a reader of the weights must know to use the network, as a source for example."""
+        return {"num_classes": self.data.num_classes, "normalization": [list(self.data.mean), list(self.data.std)]}
 
     def _state(self) -> dict[str, Any]:
         """All that the next epoch depends on."""

@@ -35,7 +35,7 @@ def assert_stops(trainer, said):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_names_a_source_map(trainer, value):
-    spoil_map(trainer.source.network, 1, value)
+    spoil_map(trainer.source.networks[0], 1, value)
     name = trainer.source.feature_names[1]
     assert_stops(trainer, f"in epoch 1, step 1, feature map {name} of the source is not finite: .*nothing was saved")
 

@@ -1,7 +1,7 @@
 import pytest
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.transfer.pairs import pair_names, resolve_pairs
+from l2t_fast.transfer.pairs import pair_names, resolve_pairs, source_layer, split_source_layer
 
 SOURCE = ["layer1", "layer2", "layer3"]
 TARGET = ["features.2", "features.5", "features.9", "features.12", "features.15"]
@@ -45,6 +45,34 @@ def test_a_name_made_of_digits_wins_over_an_index():
 def test_wrong_pairs_are_named(pairs, said):
     with pytest.raises(L2TFastError, match=said):
         resolve_pairs(pairs, SOURCE, TARGET)
+
+
+SOURCES = ["tiny/layer1", "tiny/layer2", "tiny/layer3", "big/a", "big/b", "big/c", "big/d"]
+
+
+def test_schemes_with_several_sources_are_those_of_each():
+    counts = [3, 4]
+    assert resolve_pairs("single", SOURCES, TARGET, counts) == [(2, 4), (6, 4)]
+    assert resolve_pairs("one-to-one", SOURCES, TARGET[:3], counts) == [
+        *[(i, i) for i in range(3)],
+        (3, 0),
+        (4, 1),
+        (5, 2),
+    ]
+    assert resolve_pairs("all-to-all", SOURCES, TARGET, counts) == [(m, n) for m in range(7) for n in range(5)]
+
+
+def test_explicit_pairs_with_several_sources():
+    pairs = ["tiny/layer2:features.9", "big/b:0", "6:4"]
+    assert resolve_pairs(pairs, SOURCES, TARGET, [3, 4]) == [(1, 2), (4, 0), (6, 4)]
+    with pytest.raises(L2TFastError, match=r"no feature map 'layer2' .*nearest: tiny/layer2"):
+        resolve_pairs(["layer2:0"], SOURCES, TARGET, [3, 4])
+
+
+def test_the_source_of_a_layer():
+    assert source_layer("tiny", "layer1.0") == "tiny/layer1.0"
+    assert split_source_layer("tiny/layer1.0") == ("tiny", "layer1.0")
+    assert split_source_layer("layer1.0") == ("", "layer1.0")
 
 
 def test_names():

@@ -133,7 +133,7 @@ def test_one_batch_follows_the_paper(make_config, quiet, method, nesterov):
 
     for _ in range(2):
         with torch.no_grad():
-            _, source_features = twin.source.network(x)
+            _, source_features = twin.source.networks[0](x)
             channel_weights, pair_weights = twin.method.meta(source_features)
         logits, features = twin.target(x)
         loss = F.cross_entropy(logits, y)
@@ -181,7 +181,7 @@ def test_the_source_runs_once_a_batch_and_never_changes(make_config, quiet):
     trainer = Trainer(make_config(method="l2t-ww", epochs=1), quiet)
     before = {name: value.clone() for name, value in trainer.source.state_dict().items()}
     modes = []
-    trainer.source.network.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    trainer.source.networks[0].register_forward_hook(lambda module, inputs, output: modes.append(module.training))
     validation = len(trainer.data.validation)
     trainer.fit()
     assert len(modes) == len(trainer.data.train) + validation  # the latter for the mean channel weights

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast.config import TransferOptions
-from l2t_fast.transfer.source import FrozenSource, SourceOutput
+from l2t_fast.transfer.source import FrozenSources, SourceOutput
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class Setup:
 
     Attributes:
         options: the run's configuration
-        source: the frozen network, or None if the method has ``needs_source = False``
+        source: the frozen networks, or None if the method has ``needs_source = False``
         target: the network to train
         pairs: per pair (source index, target index); empty without a source
         num_classes: of the target's task
     """
 
     options: TransferOptions
-    source: FrozenSource | None
+    source: FrozenSources | None
     target: nn.Module
     pairs: Sequence[tuple[int, int]]
     num_classes: int
@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         x: images (B, channels, H, W), float32, normalised
         y: labels (B,), int64
-        source: the frozen network's outputs for x, or None if the method does not have the source run
+        source: the frozen networks' outputs for x, or None if the method does not have the sources run
     """
 
     x: Tensor

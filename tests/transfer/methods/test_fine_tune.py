@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from l2t_fast.config import TargetConfig
+from l2t_fast.config import SourceConfig, TargetConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
 from l2t_fast.transfer import Trainer, run
@@ -27,17 +27,19 @@ def test_with_as_many_classes_the_head_comes_along(make_config, quiet, source_ch
 def test_the_source_does_not_run_while_training(make_config, quiet):
     trainer = Trainer(make_config(method="fine-tune", target=TargetConfig("resnet8"), epochs=1), quiet)
     passes = []
-    trainer.source.network.register_forward_hook(lambda *_: passes.append(1))
+    trainer.source.networks[0].register_forward_hook(lambda *_: passes.append(1))
     assert trainer.fit()["pairs"] == [] and not passes
 
 
-def test_of_several_sources_the_one_that_fits_is_taken(make_config, quiet, monkeypatch):
-    from l2t_fast.transfer.source import FrozenSource
-
-    other = build_model("vgg5bn", 3, in_channels=1)
-    monkeypatch.setattr(FrozenSource, "networks", property(lambda source: [source.network, other]))
+def test_of_several_sources_the_one_that_fits_is_taken(make_config, quiet, source_checkpoint, tmp_path):
+    torch.save(build_model("vgg5bn", 3, in_channels=1).state_dict(), tmp_path / "vgg.pt")
+    sources = {
+        "resnet": SourceConfig("resnet8", str(source_checkpoint)),
+        "vgg": SourceConfig("vgg5bn", str(tmp_path / "vgg.pt")),
+    }
     for target, index in (("resnet8", 0), ("vgg5bn", 1)):
-        trainer = Trainer(make_config(method="fine-tune", target=TargetConfig(target)), quiet)
+        config = make_config(method="fine-tune", source=SourceConfig(), sources=sources, target=TargetConfig(target))
+        trainer = Trainer(config, quiet)
         wanted = trainer.source.networks[index].state_dict()
         name = next(iter(wanted))
         assert torch.equal(trainer.target.state_dict()[name], wanted[name])

@@ -1,0 +1,88 @@
+"""timm's networks with named feature maps. timm is optional, and slow to import, so it is imported when asked for."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor, nn
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.models.hooked import MOST_DEFAULT_MAPS, PROBE_SIZE, ToMap, default_layers, probe, with_feature_maps
+from l2t_fast.models.optional import optional_module
+
+TIMM_PREFIX = "timm:"
+
+
+def timm_package(model_name: str) -> ModuleType:
+    """timm, or an ``L2TFastError`` that says how to install it."""
+    return optional_module("timm", model_name, "timm")
+
+
+def build_timm(
+    model_name: str, num_classes: int, in_channels: int = 3, layers: Sequence[str] | None = None
+) -> nn.Module:
+    """Build ``timm:NAME`` with fresh weights; ``layers=None`` takes the last map of each stage."""
+    network = _plain_timm(model_name, num_classes, in_channels)
+    said = network.pretrained_cfg
+    if in_channels == 3:
+        network.input_mean, network.input_std = tuple(said["mean"]), tuple(said["std"])
+    size, to_map = _probe_size(network), _family_to_map(network)
+    if layers is None:
+        layers = _default_layers(model_name, network, in_channels, size, to_map)
+    return with_feature_maps(network, layers, name=model_name, in_channels=in_channels, image_size=size, to_map=to_map)
+
+
+def timm_layer_names(model_name: str) -> list[str]:
+    """The modules of a timm network whose outputs are feature maps, in the order in which they finish."""
+    network = _plain_timm(model_name, 2, 3)
+    return list(probe(network, 3, _probe_size(network), _family_to_map(network)))
+
+
+def _plain_timm(model_name: str, num_classes: int, in_channels: int) -> nn.Module:
+    timm = timm_package(model_name)
+    name = model_name.removeprefix(TIMM_PREFIX)
+    if name.split(".")[0] not in timm.list_models():
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        hint = f"the closest names are {', '.join(TIMM_PREFIX + n for n in near)}" if near else "see timm.list_models()"
+        raise L2TFastError(f"there is no network {model_name!r}: {hint}")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    except RuntimeError as error:  # an unknown tag behind the dot
+        raise L2TFastError(f"there is no network {model_name!r}: {error}") from error
+
+
+def _probe_size(network: nn.Module) -> int:
+    """The size of its input, which some networks insist on."""
+    return network.pretrained_cfg.get("input_size", (3, PROBE_SIZE, PROBE_SIZE))[-1]
+
+
+def _family_to_map(network: nn.Module) -> ToMap:
+    """(B, C, H, W) of what the network's modules give: as it is, from channels last, or from tokens behind prefixes."""
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+    prefixes = getattr(network, "num_prefix_tokens", 0)
+
+    def to_map(module: nn.Module, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor):
+            return None
+        if output.ndim == 4:
+            turned = channels_last and not isinstance(module, nn.Conv2d)
+            return output.permute(0, 3, 1, 2) if turned else output
+        if output.ndim == 3 and output.shape[1] > prefixes:
+            side = math.isqrt(output.shape[1] - prefixes)
+            if side * side == output.shape[1] - prefixes:
+                return output[:, prefixes:].transpose(1, 2).unflatten(2, (side, side))
+        return None
+
+    return to_map
+
+
+def _default_layers(
+    model_name: str, network: nn.Module, in_channels: int, image_size: int, to_map: ToMap
+) -> Sequence[str]:
+    """Stages as timm lists them (of the torchvision-like ResNets without the stem), else as for torchvision."""
+    probed = probe(network, in_channels, image_size, to_map)
+    stages = [str(stage["module"]) for stage in getattr(network, "feature_info", None) or []]
+    if "layer4" in probed or not stages or any(stage not in probed for stage in stages):
+        return default_layers(model_name, network, probed)
+    return stages[-MOST_DEFAULT_MAPS:]
