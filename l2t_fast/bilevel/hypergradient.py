@@ -11,6 +11,7 @@ from l2t_fast.bilevel.finite_difference import FiniteDifference
 from l2t_fast.bilevel.nested import double_backward
 from l2t_fast.bilevel.problem import BilevelProblem
 from l2t_fast.bilevel.transposition import transposed
+from l2t_fast.distributed.group import WHOLE, Part
 
 METHODS = ("exact", "finite_difference", "double_backward")
 
@@ -28,6 +29,7 @@ def hypergradient(
     beta: float = 0.5,
     method: str = "exact",
     keep_graphs: bool = False,
+    part: Part = WHOLE,
 ) -> list[Tensor]:
     """d cross-entropy(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on cross-entropy (section 2.3).
 
@@ -52,6 +54,10 @@ def hypergradient(
             "double_backward" (one nested graph, the slow oracle). The first and the last agree to rounding.
         keep_graphs: of "exact": keep every step's graph instead of making it again, which is a fifth less arithmetic
             for the activations of one more step a look-ahead step. The others ignore it.
+        part: which part of the batch (x, y) and the source's maps are, where several ranks hold one together
+            (``group.part(len(x))`` of a :class:`l2t_fast.distributed.Group`). All ranks call this function at the same
+            time and get the hypergradient of the joined batch, with one reduction a look-ahead step and one more for
+            each Hessian-vector product.
 
     Returns:
         One tensor a parameter of meta, in the order of ``meta.parameters()``; zeros where there is no dependence.
@@ -59,7 +65,8 @@ def hypergradient(
         generators advance as by steps + 2 forward passes.
 
     Raises:
-        ValueError: an unknown method, negative steps, or an optimizer without a parameter of target.
+        ValueError: an unknown method, negative steps, or an optimizer without a parameter of target; with several
+            ranks, batch normalisation of target that was not synchronized.
         TypeError: an optimizer other than torch.optim.SGD.
         RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated.
     """
@@ -72,7 +79,9 @@ def hypergradient(
             "hypergradient differentiates, which torch.inference_mode() forbids; torch.no_grad() is fine"
         )
     differences = method == "finite_difference"
-    problem = BilevelProblem(target, matching, optimizer, source_features, x, y, beta, autocast=not differences)
+    problem = BilevelProblem(
+        target, matching, optimizer, source_features, x, y, beta, autocast=not differences, part=part
+    )
     # Autocast is for forward passes, which the problem runs under the caller's.
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         if method == "double_backward":

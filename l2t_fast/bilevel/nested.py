@@ -20,6 +20,9 @@ def double_backward(
     buffers = problem.buffers
     for t in range(steps + 1):
         loss = problem.lookahead_loss(theta, channel_weights, pair_weights, last=t == steps)
-        theta, buffers = problem.step(theta, gradients(loss, theta, create_graph=True), buffers)
+        found = problem.joined(gradients(loss, theta, create_graph=True))
+        theta, buffers = problem.step(theta, found, buffers)
     logits, _ = problem.run_target(theta)
-    return gradients(problem.cross_entropy(logits), list(meta.parameters()))
+    phi_bar = gradients(problem.cross_entropy(logits), list(meta.parameters()))
+    problem.sum_(phi_bar)
+    return phi_bar

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from l2t_fast.bilevel.lookahead import SGDSettings
+from l2t_fast.distributed.batch_norm import unsynchronized
+from l2t_fast.distributed.group import WHOLE, Part
+from l2t_fast.distributed.joint_sum import joint_sum
 
 Theta = list[Tensor]
 
@@ -17,6 +19,9 @@ class BilevelProblem:
 
     Nothing here changes the modules: they are called with other parameters, and with a copy of their buffers, so that
     BatchNorm's running statistics are those from before the call, whatever the look-ahead does.
+
+    Where several ranks hold parts of the batch, the losses are this rank's shares, and so are their gradients:
+    :meth:`joined_` makes those of the joined batch.
     """
 
     def __init__(
@@ -30,12 +35,20 @@ class BilevelProblem:
         beta: float,
         *,
         autocast: bool = True,
+        part: Part = WHOLE,
     ) -> None:
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(f"optimizer must be torch.optim.SGD, not {type(optimizer).__name__}")
         self._target, self._matching = target, matching
         self._source_features = [s.detach() for s in source_features]
-        self._x, self._y, self._beta = x, y, beta
+        self._x, self._y, self._beta = x, y, beta * part.share
+        self._part = part
+        alone = unsynchronized(target) if part.group.size > 1 else None
+        if alone is not None:
+            raise ValueError(
+                f"batch normalisation {alone} of target would take the statistics of this rank's images alone, call "
+                "l2t_fast.distributed.synchronize_batch_norm(target, group) first"
+            )
         # Autocast as it is where hypergradient is called; backward passes run without it.
         self._device = x.device.type
         self._autocast_dtype = torch.get_autocast_dtype(self._device)
@@ -95,7 +108,27 @@ class BilevelProblem:
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean cross-entropy of logits (B, classes) against the batch's labels."""
         # In float32 at least, as autocast does it.
-        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self._y)
+        return self._part.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self._y)
+
+    def joined_(self, gradients: Sequence[Tensor | None], *, last: bool) -> None:
+        """Make d loss / d theta, or a Hessian times a vector, of this rank's share that of the joined batch, in place.
+
+        One reduction. ``last`` tells that the loss is the cross-entropy, which no projection is part of.
+        """
+        slots = self.target_slots if last else range(len(gradients))
+        self._part.group.sum_([g for g in (gradients[i] for i in slots) if g is not None])
+
+    def joined(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """`joined_` with new tensors, differentiable."""
+        if self._part.group.size == 1:
+            return list(gradients)
+        flat = joint_sum(torch.cat([g.reshape(-1) for g in gradients]), self._part.group)
+        pieces = flat.split([g.numel() for g in gradients])
+        return [piece.view(g.shape) for piece, g in zip(pieces, gradients, strict=True)]
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Sum over the ranks, in place."""
+        self._part.group.sum_(tensors)
 
     def matching_loss(
         self,

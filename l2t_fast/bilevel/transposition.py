@@ -72,11 +72,15 @@ def transposed(
         leaves = [p.detach().requires_grad_() for p in theta]
         step = Step(leaves, RandomState(problem.device), last=t == steps, first=t == 0)
         trajectory.append(step)
-        theta, buffers = problem.step_(theta, second_order.gradients(problem, head_weights, step), buffers)
+        found = second_order.gradients(problem, head_weights, step)
+        problem.joined_(found, last=step.last)
+        theta, buffers = problem.step_(theta, found, buffers)
+        del found
     del buffers
 
     leaves = [p.requires_grad_() for p in theta]
     theta_bar = gradients(problem.cross_entropy(problem.run_target(leaves)[0]), leaves)
+    problem.joined_(theta_bar, last=True)
     end = RandomState(problem.device)
     del theta, leaves
 
@@ -95,6 +99,7 @@ def transposed(
         if step.first and step.last:
             break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
         products, bars = second_order.products(problem, head_weights, step, direction)
+        problem.joined_(products, last=step.last)
         with torch.no_grad():
             for bar, product in zip([*theta_bar, *weight_bars], [*products, *bars], strict=True):
                 if product is not None:
@@ -103,7 +108,10 @@ def transposed(
         buffer_bars = [s.earlier_(total) for s, total in zip(problem.settings, totals, strict=True)]
     end.restore()
 
-    return pull_back(flat(weights), weight_bars, list(meta.parameters()))
+    # Weights are this rank's images' own, so that only what they do to phi is summed.
+    phi_bar = pull_back(flat(weights), weight_bars, list(meta.parameters()))
+    problem.sum_(phi_bar)
+    return phi_bar
 
 
 def flat(head_weights: HeadWeights) -> list[Tensor]:
