@@ -54,6 +54,11 @@ class DataBundle:
         """Choose the order and the augmentation of the next pass over the training images."""
         self.train.set_epoch(epoch)
 
+    def take_part(self, rank: int, ranks: int) -> None:
+        """Give only part `rank` of every batch, of `ranks` parts."""
+        for loader in (self.train, self.validation, self.test):
+            loader.sampler.rank, loader.sampler.ranks = rank, ranks
+
     def describe(self) -> str:
         """One line: what the images are, and how many of them are where."""
         counts = np.bincount(self.train.dataset.labels.cpu().numpy(), minlength=self.num_classes)

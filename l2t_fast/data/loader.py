@@ -60,6 +60,9 @@ class ImageBatches(Dataset):
             return error
 
     def _batch(self, epoch: int, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        if not len(indices):  # a rank's part of a batch that has fewer images than there are ranks
+            x, y = self._batch(epoch, np.zeros(1, dtype=np.int64))
+            return x[:0], y[:0]
         picked = torch.from_numpy(indices).to(self.labels.device)
         if isinstance(self.images, Tensor):
             images = self.images[picked]
@@ -78,6 +81,10 @@ class EpochSampler(Sampler[BatchIndex]):
 
     A last batch of a single image is left out when shuffled: BatchNorm cannot be trained on it. The order of another
     epoch brings that image back.
+
+    Attributes:
+        rank, ranks: which part of each batch to take, where several processes train together. The parts lie one after
+            the other in the batch, so the images of a step do not depend on their number; sizes differ by one at most.
     """
 
     def __init__(self, images: int, batch_size: int, *, shuffle: bool, seed: int = 0):
@@ -86,6 +93,7 @@ class EpochSampler(Sampler[BatchIndex]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.rank, self.ranks = 0, 1
 
     def __len__(self) -> int:
         full, rest = divmod(self.images, self.batch_size)
@@ -97,7 +105,12 @@ class EpochSampler(Sampler[BatchIndex]):
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch, 3)).permutation(order)
         for i in range(len(self)):
-            yield self.epoch, order[i * self.batch_size : (i + 1) * self.batch_size]
+            batch = order[i * self.batch_size : (i + 1) * self.batch_size]
+            yield self.epoch, np.array_split(batch, self.ranks)[self.rank]
+
+    def joined_images(self, i: int) -> int:
+        """How many images all ranks together have in batch `i`."""
+        return min(self.batch_size, self.images - i * self.batch_size)
 
 
 class ImageLoader(DataLoader):

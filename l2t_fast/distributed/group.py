@@ -1,6 +1,8 @@
 """The ranks of a job and the sums that go over them."""
 
-from collections.abc import Callable, Sequence
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,7 @@ class Group:
     Attributes:
         rank: this process's number, from 0.
         size: how many there are.
+        local_rank: its number on this machine.
         reductions: how many buffers were summed so far.
         reduced_bytes: how large they were together.
         entered: called before every operation, for whoever watches that a rank goes on.
@@ -36,6 +39,8 @@ class Group:
         self._process_group = process_group
         self.rank = 0 if process_group is None else dist.get_rank(process_group)
         self.size = 1 if process_group is None else dist.get_world_size(process_group)
+        # torchrun tells it; a process of another launcher is taken to be alone on its machine.
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.reductions = 0
         self.reduced_bytes = 0
         self.entered: Callable[[], None] = lambda: None
@@ -64,6 +69,21 @@ class Group:
             if not whole:
                 pieces = buffer.split([t.numel() for t in same])
                 torch._foreach_copy_(same, [p.view(t.shape) for p, t in zip(pieces, same, strict=True)])
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        self.total(0)
+
+    def disagreement(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """The first name whose tensor is not the same on all ranks, bit for bit; None if all are."""
+        if self.size == 1:
+            return None
+        own = torch.tensor([zlib.crc32(_bytes(t)) for t in tensors.values()])
+        first = self._placed(own if self.leads else torch.zeros_like(own))
+        self.sum_([first])
+        differs = self._placed((own != first.cpu()).long())
+        self.sum_([differs])
+        return next((name for name, count in zip(tensors, differs.tolist(), strict=True) if count), None)
 
     def total(self, number: int) -> int:
         """The sum of one whole number a rank."""
@@ -125,6 +145,19 @@ class Part:
         if self.group.size == 1:
             return F.cross_entropy(logits, y)
         return F.cross_entropy(logits, y, reduction="sum") / self.joined
+
+    def shares(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's shares of loss terms, each a mean over its images, or the same number on every rank."""
+        if self.group.size == 1:
+            return dict(terms)
+        if self.images:
+            return {name: term * self.share for name, term in terms.items()}
+        # A mean over no image is NaN, but it stays in the graph: backward passes are the same on all ranks.
+        return {name: (term * 0).nan_to_num() for name, term in terms.items()}
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 #: For a batch that is whole: a process alone.

@@ -18,6 +18,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def rank_seed(seed: int, epoch: int, rank: int) -> int:
+    """The seed of one rank in one epoch, where several train together: a number below 2^31 of its own for each."""
+    return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0]) >> 1
+
+
 def random_state() -> dict[str, Any]:
     """The generators' states as tensors and plain numbers, so that a ``weights_only`` load takes them."""
     version, internal, gauss = random.getstate()

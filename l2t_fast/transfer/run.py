@@ -4,7 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig, TransferOptions
+from l2t_fast.distributed.group import ALONE, Group
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.transfer.progress import TrainingProgress
@@ -12,27 +15,36 @@ from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.trainer import Trainer
 
 
-def run(config: TrainConfig, *, resume: bool = False, progress: TrainingProgress | None = None) -> dict[str, Any]:
+def run(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    progress: TrainingProgress | None = None,
+    group: Group = ALONE,
+) -> dict[str, Any]:
     """Train as `config` says and return what result.json holds.
 
     Args:
         config: what to run; without `source.checkpoint` a source is pretrained first, in the run's folder ``source``.
         resume: continue the run that `config.folder()` holds, from the start if it has no checkpoint yet.
         progress: where to show how it goes; None shows bars on a terminal, and lines elsewhere.
+        group: the ranks that train together; all of them make the same call.
 
     Raises:
         L2TFastError: a mistake in the configuration, a file or the data; a loss that is not finite; a full disk.
     """
     if progress is None:
-        with TrainingProgress() as progress:
-            return run(config, resume=resume, progress=progress)
+        with TrainingProgress(None if group.leads else Console(quiet=True)) as progress:
+            return run(config, resume=resume, progress=progress, group=group)
     config.check()
     if makes_source(config, [config.method]):
-        config = dataclasses.replace(config, source=pretrained_source(config, config.folder() / "source", progress))
-    return Trainer(config, progress, resume=resume).fit()
+        config = dataclasses.replace(
+            config, source=pretrained_source(config, config.folder() / "source", progress, group)
+        )
+    return Trainer(config, progress, resume=resume, group=group).fit()
 
 
-def run_once(config: TrainConfig, label: str, progress: TrainingProgress) -> dict[str, Any]:
+def run_once(config: TrainConfig, label: str, progress: TrainingProgress, group: Group = ALONE) -> dict[str, Any]:
     """The result of a run: read if it is finished, continued if it was interrupted, else made."""
     folder = RunFolder(config.folder())
     if folder.result.exists():
@@ -40,7 +52,7 @@ def run_once(config: TrainConfig, label: str, progress: TrainingProgress) -> dic
         progress.message(f"{label}: done before, skipped ({folder.path})")
         progress.skip()
         return folder.read_result()
-    result = run(config, resume=True, progress=progress)
+    result = run(config, resume=True, progress=progress, group=group)
     progress.message(
         f"{label}: test {result['test_accuracy']:.2%}, validation {result['validation_accuracy']:.2%} "
         f"(epoch {result['best_epoch']}), {result['seconds']:.1f} s"
@@ -54,7 +66,9 @@ def makes_source(options: TransferOptions, methods: list[str]) -> bool:
     return wanted and options.sources is None and options.source.checkpoint is None and options.pretrain.epochs > 0
 
 
-def pretrained_source(options: TransferOptions, folder: Path, progress: TrainingProgress) -> SourceConfig:
+def pretrained_source(
+    options: TransferOptions, folder: Path, progress: TrainingProgress, group: Group = ALONE
+) -> SourceConfig:
     """Train the source on `pretrain.data`, or find it trained in `folder`; returns where its weights are."""
     pretrain = options.pretrain
     files = RunFolder(folder)
@@ -72,6 +86,6 @@ def pretrained_source(options: TransferOptions, folder: Path, progress: Training
         device=options.device,
         threads=options.threads,
     )
-    run_once(training, f"source {options.source.model}", progress)
+    run_once(training, f"source {options.source.model}", progress, group)
     num_classes = load_checkpoint(files.best)["num_classes"]
     return dataclasses.replace(options.source, checkpoint=str(files.best), num_classes=num_classes)

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from l2t_fast.config import TrainConfig
 from l2t_fast.data import load_data
+from l2t_fast.distributed.batch_norm import synchronize_batch_norm
+from l2t_fast.distributed.group import ALONE, Group, PeerError
 from l2t_fast.errors import L2TFastError
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
@@ -24,7 +26,7 @@ from l2t_fast.transfer.finite import first_non_finite_parameter, name_non_finite
 from l2t_fast.transfer.methods import Batch, Setup, find_method
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
-from l2t_fast.transfer.randomness import random_state, restore_random_state, seed_everything
+from l2t_fast.transfer.randomness import random_state, rank_seed, restore_random_state, seed_everything
 from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.source import SourceOutput, config_key, load_sources
 
@@ -36,21 +38,29 @@ class Trainer:
         config: what to run.
         progress: where to show how it goes.
         resume: continue the run that `config.folder()` holds; without a checkpoint there it starts from the beginning.
+        group: the ranks that train together, each with a part of every batch, so that a step is that of one process on
+            the joined batch. Rank 0 writes the folder; all read it. Every rank calls the same methods.
     """
 
-    def __init__(self, config: TrainConfig, progress: TrainingProgress, *, resume: bool = False) -> None:
+    def __init__(
+        self, config: TrainConfig, progress: TrainingProgress, *, resume: bool = False, group: Group = ALONE
+    ) -> None:
         config.check()
         if config.threads is not None:
             torch.set_num_threads(config.threads)  # of the whole process: PyTorch knows no other scope
         method_class = find_method(config.method)
+        if config.compile and group.size > 1:
+            raise L2TFastError(f"compile is true, but {group.size} ranks train together: compiled networks train alone")
         self.config = config
-        self.device = choose_device(config.device)
+        self.group = group
+        self.device = choose_device(config.device, group)
         check_backend(config.backend)
         self.progress = progress
         # A seed means other images too; data.seed chooses among several such series.
         self.data = load_data(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
         if config.data.on_device:
             self.data.to(self.device)
+        self.data.take_part(group.rank, group.size)
         # The target is made first and the generators are seeded again in fit(), so that one seed gives every method the
         # same initial target and the same augmentation.
         seed_everything(config.seed)
@@ -71,8 +81,10 @@ class Trainer:
                 self.pairs = resolve_pairs(wanted, *names, self.source.maps_per_source)
                 self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
         self._check_image_size()
-        self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes))
+        self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes, group))
         self.method.to(self.device)
+        for trained in (self.target, self.method):
+            synchronize_batch_norm(trained, group)
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         for network in filter(None, (self.source, self.target)):
             network.to(memory_format=self._layout)
@@ -99,7 +111,9 @@ class Trainer:
 
     def fit(self) -> dict[str, Any]:
         """Train to the last epoch, test the best model, and return what result.json holds."""
-        self.folder.open(self.config, self.device, resume=self._resume)
+        if self.group.leads:
+            self.folder.open(self.config, self.device, resume=self._resume)
+        self.group.wait()
         if self.folder.result.exists():
             self.progress.message(f"{self.folder.path} is finished already")
             return self.folder.read_result()
@@ -108,8 +122,11 @@ class Trainer:
         seed_everything(self.config.seed)
         if self._resume and self.folder.last.exists():
             self._restore(load_checkpoint(self.folder.last))
-        self.folder.log(f"{self.describe()}; starts after epoch {self.epoch}")
-        writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1 if self.epoch else None)
+        self._check_agreement()
+        self._log(f"{self.describe()}; starts after epoch {self.epoch}")
+        writer = None
+        if self.group.leads:
+            writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1 if self.epoch else None)
         self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.epoch)
         try:
             with kept_interrupts() as check_interrupt:
@@ -120,7 +137,8 @@ class Trainer:
             self._log_stop(error)
             raise
         finally:
-            writer.close()
+            if writer is not None:
+                writer.close()
             self.progress.finish()
         return result
 
@@ -129,34 +147,44 @@ class Trainer:
         models = ", ".join(source.model for source in self.config.named_sources().values())
         source = f", source {models}" if self.source else ""
         pairs = f", pairs {', '.join(pair_names(self.pair_layers))}" if self.pairs else ""
-        return f"{self.config.method}, seed {self.config.seed}, target {self.config.target.model}{source}{pairs}"
+        ranks = f", {self.group.size} ranks" if self.group.size > 1 else ""
+        return f"{self.config.method}, seed {self.config.seed}, target {self.config.target.model}{source}{pairs}{ranks}"
 
-    def train_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def train_batch(self, x: Tensor, y: Tensor, joined: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The paper's procedure for one batch: a real step of the target, then the method's own step.
 
         Args:
             x: images (B, channels, H, W), float32.
             y: labels (B,), int64.
+            joined: number of images that all ranks together have in this batch; None lets them count.
 
         Returns:
             cross-entropy, sum of the method's terms, and number of correct predictions: scalars on the device, without
-            gradients.
+            gradients, of this rank's share of the joined batch.
 
         Raises:
-            L2TFastError: the loss is not finite; nothing was changed.
+            L2TFastError: the loss is not finite; no parameter was changed.
         """
+        part = self.group.part(len(y), joined)
         with self._autocast():
-            batch = Batch(x, y, None if self._run_source is None else self._run_source(x))
+            batch = Batch(x, y, None if self._run_source is None else self._run_source(x), part)
             logits, features = self._run_target(x)
-            cross_entropy = F.cross_entropy(logits, y)
-            terms = self.method.loss_terms(batch, logits, features)
+            cross_entropy = part.cross_entropy(logits, y)
+            terms = part.shares(self.method.loss_terms(batch, logits, features))
             loss = sum(terms.values(), start=cross_entropy)
-        # One read of a number a step, which a GPU waits for: it keeps NaN out of the weights.
-        if not math.isfinite(loss.item()):
-            part = name_non_finite(batch, self.source, self.target, logits, features, cross_entropy, terms, self.method)
-            raise L2TFastError(f"in epoch {self.epoch + 1}, step {self.step + 1}, {part}: {self._advice()}")
+
+        def check(joined_loss: Tensor) -> None:
+            # One read of a number a step, which a GPU waits for: it keeps NaN out of the weights.
+            if not math.isfinite(joined_loss.item()):
+                raise self._non_finite(loss, batch, logits, features, cross_entropy, terms)
+
         self.optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        if self.group.size == 1:
+            check(loss)
+            self._scaler.scale(loss).backward()
+        else:
+            self._scaler.scale(loss).backward()
+            check(self._join_gradients(loss))
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.method.after_step(self.target, self.optimizer, batch)
@@ -169,25 +197,67 @@ class Trainer:
         dtype = getattr(torch, self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
+    def _join_gradients(self, loss: Tensor) -> Tensor:
+        """Sum the gradients and the loss over the ranks, in one reduction; returns the joined loss."""
+        joined_loss = loss.detach().clone()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.group.sum_([*(p.grad for p in parameters if p.grad is not None), joined_loss])
+        return joined_loss
+
+    def _non_finite(
+        self,
+        loss: Tensor,
+        batch: Batch,
+        logits: Tensor,
+        features: Sequence[Tensor],
+        cross_entropy: Tensor,
+        terms: Mapping[str, Tensor],
+    ) -> L2TFastError:
+        """What is to be said of a step whose joined loss is not finite."""
+        if self.group.size > 1 and math.isfinite(loss.item()):
+            return PeerError("the loss of another rank is not finite")
+        part = name_non_finite(batch, self.source, self.target, logits, features, cross_entropy, terms, self.method)
+        return L2TFastError(f"in epoch {self.epoch + 1}, step {self.step + 1}, {part}: {self._advice()}")
+
+    def _check_agreement(self) -> None:
+        """Raise L2TFastError if the ranks do not hold the same networks, bit for bit."""
+        modules = {"target": self.target, "method": self.method}
+        state = {f"{owner} {name}": t for owner, module in modules.items() for name, t in module.state_dict().items()}
+        if self.source is not None:
+            state |= {f"source {name}": t for name, t in self.source.state_dict().items()}
+        name = self.group.disagreement(state)
+        if name is not None:
+            raise L2TFastError(
+                f"after epoch {self.epoch}, the ranks do not hold the same {name}: all of them must see the same run "
+                "folder and the same files, and run the same versions"
+            )
+
+    def _log(self, text: str) -> None:
+        if self.group.leads:
+            self.folder.log(text)
+
     def _placed(self, x: Tensor) -> Tensor:
         """Images on the device, in the layout the run computes in."""
         return x.to(self.device, non_blocking=True, memory_format=self._layout)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy (a fraction) of the target over batches of (x, y), in eval mode."""
+        """Mean cross-entropy and accuracy (a fraction) of the target over batches of (x, y), in eval mode.
+
+        With several ranks, over the batches of all of them.
+        """
         self.target.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        count = 0
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
         for x, y in batches:
             x, y = self._placed(x), y.to(self.device, non_blocking=True)
             with self._autocast():
                 logits, _ = self._run_target(x)
                 total[0] += F.cross_entropy(logits, y, reduction="sum")
             total[1] += (logits.argmax(1) == y).sum()
-            count += len(y)
+            total[2] += len(y)
         self.target.train()
-        loss, accuracy = (total / count).tolist()
+        self.group.sum_([total])
+        loss, accuracy, _ = (total / total[2]).tolist()
         return loss, accuracy
 
     @torch.no_grad()
@@ -214,23 +284,28 @@ class Trainer:
                 ) from error
         self.target.train()
 
-    def _run_epoch(self, writer: SummaryWriter, check_interrupt: Callable[[], None]) -> None:
+    def _run_epoch(self, writer: SummaryWriter | None, check_interrupt: Callable[[], None]) -> None:
         began = time.perf_counter()
         lr = cosine_lr(self.config.lr, self.epoch, self.config.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.data.set_epoch(self.epoch)
+        if self.group.size > 1:
+            # Dropout on other images must not draw the same; by the epoch, so that a resumed run draws as one in a go.
+            seed_everything(rank_seed(self.config.seed, self.epoch, self.group.rank))
         self.target.train()
         self.method.start_epoch()
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         count = 0
         for i, (x, y) in enumerate(self.data.train):
             x, y = self._placed(x), y.to(self.device, non_blocking=True)
-            cross_entropy, matching, correct = self.train_batch(x, y)
-            total += torch.stack([cross_entropy * len(y), matching * len(y), correct])
-            count += len(y)
+            joined = self.data.train.sampler.joined_images(i)
+            cross_entropy, matching, correct = self.train_batch(x, y, joined)
+            total += torch.stack([cross_entropy * joined, matching * joined, correct])
+            count += joined
             self.progress.batch(i + 1, len(self.data.train))
             check_interrupt()
+        self.group.sum_([total])
         cross_entropy, matching, accuracy = (total / count).tolist()
         validation_loss, validation_accuracy = self.evaluate(self.data.validation)
         # The last step of an epoch may have spoiled the weights: look before a checkpoint keeps them.
@@ -239,6 +314,7 @@ class Trainer:
             part = f"{spoiled} turned NaN or infinite" if spoiled else "the validation loss is not finite"
             raise L2TFastError(f"after epoch {self.epoch + 1}, {part}: {self._advice()}")
         self.epoch += 1
+        self._check_agreement()
         self.seconds += time.perf_counter() - began
         row = {
             "epoch": self.epoch,
@@ -252,12 +328,19 @@ class Trainer:
             "validation_accuracy": validation_accuracy,
             "seconds": time.perf_counter() - began,
         }
-        self._record(row, writer)
-        if self._improves(row):
+        pair_weights = self.method.pair_weights()
+        improves = self._improves(row)
+        if improves:
             self.best = {name: row[name] for name in self.best}
+        if writer is not None:
+            self._record(row, pair_weights, writer)
+            self._save(improves)
+        self.progress.epoch(row, self.config.epochs, self.best)
+
+    def _save(self, improves: bool) -> None:
+        if improves:
             save_checkpoint({**self._networks(), **self.best, **self._task()}, self.folder.best)
         save_checkpoint(self._state(), self.folder.last)
-        self.progress.epoch(row, self.config.epochs, self.best)
 
     def _improves(self, row: dict[str, Any]) -> bool:
         """Higher validation accuracy; at the same accuracy, which is common on few images, lower validation loss."""
@@ -266,12 +349,13 @@ class Trainer:
             -self.best["validation_loss"],
         )
 
-    def _record(self, row: dict[str, Any], writer: SummaryWriter) -> None:
+    def _record(
+        self, row: dict[str, Any], pair_weights: list[tuple[float, float]] | None, writer: SummaryWriter
+    ) -> None:
         self.folder.add_metrics(row)
         for name, value in row.items():
             if name not in ("epoch", "step"):
                 writer.add_scalar(name, value, self.epoch)
-        pair_weights = self.method.pair_weights()
         if pair_weights is not None:
             rows = [
                 {"epoch": self.epoch, "source_layer": source, "target_layer": target, "mean": mean, "std": std}
@@ -285,6 +369,7 @@ class Trainer:
 
     def _conclude(self) -> dict[str, Any]:
         """Test the best model, write what the method learned, and the result."""
+        self.group.wait()  # until the last checkpoint is written
         best = load_checkpoint(self.folder.best)
         self.target.load_state_dict(best["model"])
         self.method.load_state_dict(best["method"])
@@ -300,8 +385,9 @@ class Trainer:
             "epochs": self.config.epochs,
             "seconds": self.seconds,
         }
-        self.folder.write_result(result)
-        self.folder.log(f"finished: test accuracy {test_accuracy:.2%} of the model of epoch {self.best['epoch']}")
+        if self.group.leads:
+            self.folder.write_result(result)
+        self._log(f"finished: test accuracy {test_accuracy:.2%} of the model of epoch {self.best['epoch']}")
         return result
 
     @torch.no_grad()
@@ -318,7 +404,11 @@ class Trainer:
             batch = [w.double().sum(0) for w in weights]
             sums = batch if sums is None else [a + b for a, b in zip(sums, batch, strict=True)]
             count += len(x)
-        if sums is not None:
+        if sums is None:
+            return
+        self.group.sum_(sums)
+        count = self.group.total(count)
+        if self.group.leads:
             means = {
                 name: (s / count).float().cpu().numpy()
                 for name, s in zip(pair_names(self.pair_layers), sums, strict=True)
@@ -376,7 +466,7 @@ class Trainer:
         """Say in log.txt why the run stopped, unless the log itself cannot be written."""
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(L2TFastError):
-            self.folder.log(f"stopped in epoch {self.epoch + 1}: {reason}")
+            self._log(f"stopped in epoch {self.epoch + 1}: {reason}")
 
 
 def cosine_lr(lr: float, epoch: int, epochs: int) -> float:
@@ -395,14 +485,22 @@ def check_backend(name: str) -> None:
         raise L2TFastError(f"backend {name!r} cannot run: {problem}")
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one, else the CPU.
+def choose_device(name: str, group: Group = ALONE) -> torch.device:
+    """The device called `name`; "auto" is the GPU if there is one, else the CPU. Each rank takes a GPU of its own.
 
     Raises:
         L2TFastError: no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if group.size > 1 and name.startswith("cuda"):
+        name = f"cuda:{group.local_rank}"
+        if group.local_rank >= torch.cuda.device_count():
+            raise L2TFastError(
+                f"rank {group.rank} is number {group.local_rank + 1} on this machine, which has "
+                f"{torch.cuda.device_count()} GPU: start one rank a GPU, or name --device cpu"
+            )
+        torch.cuda.set_device(group.local_rank)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast.config import TransferOptions
+from l2t_fast.distributed.group import ALONE, WHOLE, Group, Part
 from l2t_fast.transfer.source import FrozenSources, SourceOutput
 
 
@@ -21,6 +22,7 @@ class Setup:
         target: the network to train
         pairs: per pair (source index, target index); empty without a source
         num_classes: of the target's task
+        group: the ranks that train together
     """
 
     options: TransferOptions
@@ -28,6 +30,7 @@ class Setup:
     target: nn.Module
     pairs: Sequence[tuple[int, int]]
     num_classes: int
+    group: Group = ALONE
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class Batch:
         x: images (B, channels, H, W), float32, normalised
         y: labels (B,), int64
         source: the frozen networks' outputs for x, or None if the method does not have the sources run
+        part: which part of the joined batch they are, where several ranks train together
     """
 
     x: Tensor
     y: Tensor
     source: SourceOutput | None
+    part: Part = WHOLE
 
 
 class Method(nn.Module):
@@ -77,7 +82,8 @@ class Method(nn.Module):
     def loss_terms(self, batch: Batch, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Scalars that are added to the cross-entropy as they are, by name.
 
-        `logits` (B, classes) and `features` (B, C_n, H_n, W_n each) are the target's, with gradients.
+        `logits` (B, classes) and `features` (B, C_n, H_n, W_n each) are the target's, with gradients. Each term is a
+        mean over the images, or does not depend on them: the trainer weights it by the rank's share of the batch.
         """
         return {}
 

@@ -37,6 +37,7 @@ class LearnedMatching(FeatureMatchingMethod):
         self.meta_optimizer = torch.optim.Adam(
             self.meta.parameters(), lr=options.meta_lr, weight_decay=options.meta_weight_decay
         )
+        self.group = setup.group
         self._seen = 0
         self._sums: Tensor | None = None
 
@@ -68,6 +69,7 @@ class LearnedMatching(FeatureMatchingMethod):
             beta=self.beta,
             method=self.hypergradient,
             keep_graphs=self.keep_graphs,
+            part=batch.part,
         )
         for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -86,7 +88,9 @@ class LearnedMatching(FeatureMatchingMethod):
     def pair_weights(self) -> list[tuple[float, float]] | None:
         if self._sums is None:
             return None
-        mean, square = (self._sums / self._seen).cpu()
+        sums = self._sums.clone()
+        self.group.sum_([sums])
+        mean, square = (sums / self.group.total(self._seen)).cpu()
         spread = (square - mean.square()).clamp(min=0).sqrt()
         return list(zip(mean.tolist(), spread.tolist(), strict=True))
 

@@ -1,0 +1,108 @@
+"""The trainer on several ranks against the trainer alone, with the package's own networks and methods."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from l2t_fast.config import TrainConfig
+from l2t_fast.distributed import ALONE, Group
+from l2t_fast.transfer import Trainer, TrainingProgress
+from tests.distributed.ranks import run_ranks
+from tests.transfer.conftest import make_config, quiet, source_checkpoint  # noqa: F401  fixtures
+
+#: Of the joined batches of two steps; the second does not divide, and leaves a rank of four without an image.
+BATCHES = [16, 3]
+
+#: What the runs differ in; the steps go with T look-ahead steps.
+STEPS = {
+    "l2t-ww": {"method": "l2t-ww", "lookahead_steps": 2, "nesterov": True},
+    "residual": {"method": "l2t-w", "lookahead_steps": 3, "target": "resnet8"},
+    "fm": {"method": "fm", "weight_decay": 0.05},
+    "lwf_at": {"method": "lwf-at"},
+}
+
+
+def silent() -> TrainingProgress:
+    return TrainingProgress(Console(quiet=True), epoch_lines=False)
+
+
+def steps_of_a_rank(group: Group, configs: dict[str, TrainConfig]) -> dict:
+    """By run and dtype, all that two steps of the trainer left behind and returned."""
+    found = {}
+    for (name, config), dtype in itertools.product(configs.items(), (torch.float64, torch.float32)):
+        trainer = Trainer(config, silent(), group=group)
+        for module in filter(None, (trainer.source, trainer.target, trainer.method)):
+            module.to(dtype)
+        joined = next(whole_batches(trainer))
+        results = []
+        for size in BATCHES:
+            mine = np.array_split(np.arange(size), group.size)[group.rank]
+            x, y = (t[torch.from_numpy(mine)] for t in joined)
+            values = torch.stack([t.double() for t in trainer.train_batch(x.to(dtype), y)])
+            group.sum_([values])
+            results.append(values)
+        momentum = [s["momentum_buffer"] for s in trainer.optimizer.state_dict()["state"].values()]
+        found[f"{name} {dtype}"] = {
+            **{f"target {k}": v for k, v in trainer.target.state_dict().items()},
+            **{f"method {k}": v for k, v in trainer.method.state_dict().items()},
+            **{f"momentum {i}": m for i, m in enumerate(momentum)},
+            **{
+                f"hypergradient {i}": p.grad
+                for i, p in enumerate(getattr(trainer.method, "meta", torch.nn.Module()).parameters())
+            },
+            "results": torch.stack(results),
+            "pair weights": torch.tensor(trainer.method.pair_weights() or [0.0]),
+        }
+    return found
+
+
+def whole_batches(trainer: Trainer):
+    """The training batches as one process sees them."""
+    trainer.data.take_part(0, 1)
+    return iter(trainer.data.train)
+
+
+def configurations(make_config) -> dict[str, TrainConfig]:  # noqa: F811
+    configs = {}
+    for name, changes in STEPS.items():
+        config = make_config(**{k: v for k, v in changes.items() if k != "target"})
+        config.target.model = changes.get("target", config.target.model)
+        configs[name] = config
+    return configs
+
+
+def difference(found: dict, wanted: dict, kind: str) -> float:
+    """The largest difference of tensors of one kind, over the largest value of that kind; 0 without such tensors."""
+    keys = [key for key in wanted if key.startswith(kind)]
+    largest = max((wanted[key].double().abs().max().item() for key in keys), default=0.0)
+    return (
+        max((found[key].double() - wanted[key].double()).abs().max().item() for key in keys) / largest
+        if largest
+        else 0.0
+    )
+
+
+KINDS = ("target", "method matching", "momentum", "hypergradient", "results", "pair weights")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_steps_are_those_of_one_process(tmp_path, make_config, ranks):  # noqa: F811
+    configs = configurations(make_config)
+    alone = steps_of_a_rank(ALONE, configs)
+    together = run_ranks(ranks, tmp_path / "ranks", steps_of_a_rank, configs)
+    for name in alone:
+        for key in alone[name]:
+            assert all(torch.equal(together[0][name][key], rank[name][key]) for rank in together[1:]), (name, key)
+    for name in configs:
+        truth = alone[f"{name} {torch.float64}"]
+        single, double = f"{name} {torch.float32}", f"{name} {torch.float64}"
+        for kind in KINDS:
+            assert difference(together[0][double], truth, kind) < 1e-12, (name, kind)
+            # In float32: parameters to 1e-6, and nothing further from the truth than one process is, within a factor.
+            own = difference(alone[single], truth, kind)
+            assert difference(together[0][single], truth, kind) < max(4 * own, 1e-6), (name, kind)
+            if kind == "target":
+                assert difference(together[0][single], alone[single], kind) < 1e-6, name
