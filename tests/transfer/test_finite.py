@@ -72,8 +72,8 @@ def test_the_last_good_checkpoint_stays(make_config, quiet, monkeypatch):
     config = make_config(method="l2t-ww", epochs=4)
     step = Trainer.train_batch
 
-    def blow_up(trainer, x, y):
-        found = step(trainer, x, y)
+    def blow_up(trainer, *batch):
+        found = step(trainer, *batch)
         if trainer.epoch == 2:  # the weights go wrong in the third epoch's step
             with torch.no_grad():
                 next(trainer.target.parameters()).mul_(float("nan"))
