@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from l2t_fast.data.config import DataConfig
-from l2t_fast.data.datasets import Pool, RawData, read_dataset
+from l2t_fast.data.datasets import read_dataset
 from l2t_fast.data.images import FileImages, Fitted, Images, check_one_size, fit, read_all
 from l2t_fast.data.loader import EpochSampler, ImageBatches, ImageLoader
+from l2t_fast.data.raw import Pool, RawData
+from l2t_fast.data.split_files import Split, check_part, read_split
 from l2t_fast.data.splits import check_no_class_is_empty, hold_out_test, hold_out_validation, limit_per_class
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models.named_maps import IMAGENET_MEAN, IMAGENET_STD
@@ -78,8 +80,9 @@ def load_data(config: DataConfig) -> DataBundle:
     """
     config.check()
     raw = read_dataset(config)
-    classes = _chosen_classes(raw, config)
-    train, validation, test = _divide(raw, classes, config)
+    split = read_split(config.splits) if config.splits is not None else None
+    classes = _chosen_classes(raw, config.classes if split is None else split.classes)
+    train, validation, test = _divide(raw, classes, config, split)
     size = _image_size((train, validation, test), config)
     crops = config.augment == "random_resized_crop"
     resize_to = round(size * RESIZED_CROP_MARGIN) if crops else size
@@ -107,10 +110,10 @@ def load_data(config: DataConfig) -> DataBundle:
     )
 
 
-def _chosen_classes(raw: RawData, config: DataConfig) -> dict[int, str]:
+def _chosen_classes(raw: RawData, chosen: list[int] | None) -> dict[int, str]:
     """Number in the data set -> name of the classes to use, in the order of their new labels."""
     known = len(raw.class_names)
-    numbers = range(known) if config.classes is None else config.classes
+    numbers = range(known) if chosen is None else chosen
     for number in numbers:
         if not 0 <= number < known:
             raise L2TFastError(f"classes names {number}, but {raw.train.where} has the classes 0 to {known - 1}")
@@ -123,10 +126,12 @@ def _chosen_classes(raw: RawData, config: DataConfig) -> dict[int, str]:
     return classes
 
 
-def _divide(raw: RawData, classes: dict[int, str], config: DataConfig) -> tuple[Pool, Pool, Pool]:
+def _divide(raw: RawData, classes: dict[int, str], config: DataConfig, split: Split | None) -> tuple[Pool, Pool, Pool]:
     """Train, validation and test images of the chosen classes, relabelled."""
     labels, where = raw.train.labels, raw.train.where
     chosen = list(classes)
+    if split is not None:
+        return _divide_as_published(raw, classes, config, split)
     rest = np.flatnonzero(np.isin(labels, chosen))
     if raw.test is None:
         rest, held_out = hold_out_test(labels, config.test_share, classes, where)
@@ -142,6 +147,31 @@ def _divide(raw: RawData, classes: dict[int, str], config: DataConfig) -> tuple[
     if config.per_class is not None:
         rest = limit_per_class(labels, rest, config.per_class, classes, where, config.seed)
     return _pick(raw.train, rest, chosen), validation, test
+
+
+def _divide_as_published(
+    raw: RawData, classes: dict[int, str], config: DataConfig, split: Split
+) -> tuple[Pool, Pool, Pool]:
+    if raw.test is None or raw.validation is not None:
+        wrong = "no test images" if raw.test is None else "validation images of its own"
+        raise L2TFastError(
+            f"splits counts in a training part, which it divides, and a test part, but {raw.train.where} has {wrong}"
+        )
+    chosen = list(classes)
+    for name, indices, pool in (
+        ("train", split.train, raw.train),
+        ("val", split.validation, raw.train),
+        ("test", split.test, raw.test),
+    ):
+        check_part(indices, pool, chosen, name)
+    rest = split.train
+    if config.per_class is not None:
+        rest = limit_per_class(raw.train.labels, rest, config.per_class, classes, raw.train.where, config.seed)
+    return (
+        _pick(raw.train, rest, chosen),
+        _pick(raw.train, split.validation, chosen),
+        _pick(raw.test, split.test, chosen),
+    )
 
 
 def _pick(pool: Pool, indices: np.ndarray, chosen: list[int]) -> Pool:

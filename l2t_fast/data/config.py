@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 
-DATASETS = ("digits", "cifar10", "cifar100", "stl10", "imagefolder")
+DATASETS = (
+    *("digits", "cifar10", "cifar100", "stl10"),
+    *("cub200", "mit67", "stanford40", "stanford_dogs", "tinyimagenet", "imagefolder"),
+)
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 NORMALIZATIONS = ("imagenet", "dataset")
 
@@ -16,10 +19,13 @@ class DataConfig:
     """The images, how they are divided, and how they reach the network.
 
     Attributes:
-        dataset: digits (scikit-learn's, embedded) | cifar10 | cifar100 | stl10 | imagefolder (any folder of images)
+        dataset: digits (scikit-learn's, embedded) | cifar10 | cifar100 | stl10 | cub200 | mit67 | stanford40 |
+            stanford_dogs | tinyimagenet | imagefolder (any folder of images)
         data_dir: folder that holds the data set; digits needs none
         download: fetch cifar10, cifar100 or stl10 into data_dir if it is not there
         classes: numbers of the classes to use, relabelled 0, 1, ... in this order; null takes all
+        splits: files PREFIX-train, PREFIX-val and PREFIX-test that say which images are for what, as the authors of
+            L2T-ww publish them; null divides as the options below say
         per_class: N training images a class, besides the validation images; null takes all
         validation_share: share of each class's training images that is held out, before per_class is applied
         test_share: share of each class that is the test set where the data has none (digits, a folder without train/)
@@ -39,6 +45,7 @@ class DataConfig:
     data_dir: str | None = None
     download: bool = False
     classes: list[int] | None = None
+    splits: str | None = None
     per_class: int | None = None
     validation_share: float = 0.1
     test_share: float = 0.2
@@ -65,6 +72,8 @@ class DataConfig:
                 raise L2TFastError(f"{name} is {value}, it must be at least {lowest}")
         if self.classes is not None:
             self._check_classes(self.classes)
+            if self.splits is not None:
+                raise L2TFastError("splits says which classes there are: leave classes out")
         if self.normalization is not None:
             self._check_normalization(self.normalization)
         if self.dataset != "digits" and self.data_dir is None:

@@ -1,0 +1,54 @@
+"""Any folder of images, one folder a class."""
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from l2t_fast.data.images import FileImages
+from l2t_fast.data.raw import Pool, RawData
+from l2t_fast.errors import L2TFastError
+from l2t_fast.text import printable
+
+
+def read_image_folder(folder: Path) -> RawData:
+    """``train``, ``test`` and perhaps ``val`` with one folder a class, or the folders of the classes alone."""
+    if not folder.is_dir():
+        raise L2TFastError(f"there is no folder {printable(folder)}: data_dir must hold images in one folder a class")
+    if not (folder / "train").is_dir():
+        pool, names = _folder_of_classes(folder)
+        return RawData(pool, None, None, [printable(name) for name in names])
+    if not (folder / "test").is_dir():
+        raise L2TFastError(f"{printable(folder)} has train but no test beside it: both must hold one folder a class")
+    parts = ["train", "test"] + (["val"] if (folder / "val").is_dir() else [])
+    pools, classes = {}, {}
+    for part in parts:
+        pools[part], classes[part] = _folder_of_classes(folder / part)
+    for part in parts[1:]:
+        _check_same_classes(folder, "train", classes["train"], part, classes[part])
+    return RawData(pools["train"], pools.get("val"), pools["test"], [printable(name) for name in classes["train"]])
+
+
+def _folder_of_classes(folder: Path) -> tuple[Pool, list[str]]:
+    try:
+        names, numbers = find_classes(folder)
+    except FileNotFoundError as error:
+        raise L2TFastError(
+            f"the folder {printable(folder)} is empty: it must hold one folder of images a class"
+        ) from error
+    except OSError as error:
+        raise L2TFastError(f"the folder {printable(folder)} cannot be read: {error.strerror}") from error
+    samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    paths = [path for path, _ in samples]
+    labels = np.array([label for _, label in samples], dtype=np.int64)
+    return Pool(FileImages(paths), labels, printable(folder)), names
+
+
+def _check_same_classes(folder: Path, first: str, names: list[str], second: str, others: list[str]) -> None:
+    for here, there, ours, theirs in ((first, second, names, others), (second, first, others, names)):
+        for name in ours:
+            if name not in theirs:
+                raise L2TFastError(
+                    f"{printable(folder)}: the class {printable(name)!r} is in {here} but not in {there}, "
+                    "both must have the same classes"
+                )
