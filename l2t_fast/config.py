@@ -46,6 +46,8 @@ class SourceConfig:
         image_size: height and width that the target's images are resized to for it; null leaves theirs
         normalization: imagenet | data (as the target's images) | [[mean ...], [std ...]] for pixels in 0 ... 1; null
             takes what the checkpoint was trained with
+        unit_rms: divide every feature map by its root mean square over some training images, so that layers and sources
+            whose values differ in size start on an equal footing
     """
 
     model: str = "l2tww_resnet32"
@@ -54,6 +56,7 @@ class SourceConfig:
     layers: list[str] | None = None
     image_size: int | None = None
     normalization: list[list[float]] | str | None = None
+    unit_rms: bool = False
 
     def check(self, key: str) -> None:
         """Raise L2TFastError for the first value that is out of range; messages call the source `key`."""

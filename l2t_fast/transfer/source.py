@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ from l2t_fast.models import (
 )
 from l2t_fast.transfer.pairs import source_layer
 from l2t_fast.transfer.source_input import Normalization, SourceInput
+
+#: Training images that `unit_rms` looks at: a mean over all pixels and channels needs no more.
+SCALE_IMAGES = 32
 
 
 class SourceOutput(NamedTuple):
@@ -41,6 +45,9 @@ class FrozenSource(nn.Module):
         network: gives (logits, maps), see `l2t_fast.models.NamedMapsNetwork`.
         num_classes: of its logits.
         prepare: makes its input of the target's batch; None takes the batch as it is.
+
+    Attributes:
+        scales: of each feature map, what it is divided by; None leaves the maps as they are.
     """
 
     def __init__(self, network: nn.Module, num_classes: int, prepare: nn.Module | None = None) -> None:
@@ -48,6 +55,7 @@ class FrozenSource(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.num_classes = num_classes
         self.prepare = prepare or nn.Identity()
+        self.scales: list[float] | None = None
 
     def train(self, mode: bool = True) -> "FrozenSource":
         """Stay in eval mode: the source's BatchNorm statistics are part of what was pretrained."""
@@ -56,7 +64,17 @@ class FrozenSource(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and feature maps for the target's images (B, channels, H, W)."""
-        return self.network(self.prepare(x))
+        logits, maps = self.network(self.prepare(x))
+        if self.scales is not None:
+            maps = [m / scale for m, scale in zip(maps, self.scales, strict=True)]
+        return logits, maps
+
+    def to_unit_rms(self, x: Tensor) -> None:
+        """From now on divide every map by its root mean square over the target's images `x`."""
+        self.scales = None
+        _, maps = self(x)
+        # A map of zeros stays one.
+        self.scales = [m.double().square().mean().sqrt().item() or 1.0 for m in maps]
 
 
 class FrozenSources(nn.Module):
@@ -135,7 +153,23 @@ def load_sources(sources: Mapping[str, SourceConfig], data: DataBundle) -> Froze
         L2TFastError: a checkpoint is not named, not there or of another network; a package or published weights are
             missing; the images do not suit a source.
     """
-    return FrozenSources({name: _load(name, config, data) for name, config in sources.items()})
+    loaded = {name: _load(name, config, data) for name, config in sources.items()}
+    if any(config.unit_rms for config in sources.values()):
+        x = _some_images(data, SCALE_IMAGES)
+        for name, config in sources.items():
+            if config.unit_rms:
+                loaded[name].to_unit_rms(x)
+    return FrozenSources(loaded)
+
+
+def _some_images(data: DataBundle, count: int) -> Tensor:
+    """Training images of all classes, the same whatever the device and the number of ranks."""
+    images = data.train.dataset
+    chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
+    found = images[0, chosen]
+    if isinstance(found, L2TFastError):
+        raise found
+    return found[0].cpu()
 
 
 def _load(name: str, config: SourceConfig, data: DataBundle) -> FrozenSource:

@@ -183,6 +183,19 @@ def test_where_the_normalisation_comes_from(digits, checkpoint, chosen, said, ex
         torch.testing.assert_close(prepared, (x * digits.std[0] + digits.mean[0] - mean[0]) / std[0])
 
 
+def test_unit_rms_divides_each_map_by_one_number(digits, checkpoint):
+    file = checkpoint()
+    plain = load_sources({"": SourceConfig("resnet8", file)}, digits)
+    scaled = load_sources({"": SourceConfig("resnet8", file, unit_rms=True)}, digits)
+    x, _ = digits.train.dataset[0, np.arange(18)]  # all of the training images
+    for before, after in zip(plain(x).features, scaled(x).features, strict=True):
+        torch.testing.assert_close(after, before / before.square().mean().sqrt())
+    other = torch.randn(2, 1, 8, 8)
+    for before, after, scale in zip(plain(other).features, scaled(other).features, scaled.parts[0].scales, strict=True):
+        assert torch.equal(after, before / scale)
+    assert torch.equal(plain(x).logits[0], scaled(x).logits[0])
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
