@@ -1,4 +1,4 @@
-"""The command ``l2t-fast``: train | compare | inspect | bench | env."""
+"""The command ``l2t-fast``: train | compare | inspect | saliency | bench | env."""
 
 import sys
 import traceback
@@ -16,6 +16,7 @@ from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report import results_table
+from l2t_fast.saliency import explain_runs
 from l2t_fast.transfer import run
 from l2t_fast.transfer.compare import compare
 from l2t_fast.transfer.inspect import inspect_run
@@ -71,6 +72,18 @@ def _inspect(options: Namespace) -> None:
     inspect_run(Path(options.run), Console())
 
 
+def _saliency(options: Namespace) -> None:
+    made = explain_runs(
+        [Path(run) for run in options.runs],
+        None if options.out is None else Path(options.out),
+        images=options.images,
+        seed=options.seed,
+        maps=options.maps,
+        device=options.device,
+    )
+    print(f"what the networks look at: {made}")
+
+
 def _env(options: Namespace) -> None:
     print(format_environment(describe_environment()))
 
@@ -80,6 +93,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "train": _train,
     "compare": _compare,
     "inspect": _inspect,
+    "saliency": _saliency,
     "bench": bench,
     "env": _env,
 }
@@ -102,6 +116,16 @@ def _parser() -> ArgumentParser:
     inspect = new_parser()
     inspect.add_argument("run", type=str, help="folder of a run or of a comparison")
     commands.add_subcommand("inspect", inspect, help="show a run as tables: accuracies, lambda, channels")
+    saliency = new_parser(usage="l2t-fast saliency RUN [RUN ...] [--OPTION VALUE ...]")
+    saliency.add_argument("runs", type=str, nargs="+", help="folders of finished runs, or of one comparison")
+    saliency.add_argument(
+        "--out", type=str, help="folder for the maps; without it the page of the comparison shows them"
+    )
+    saliency.add_argument("--images", type=int, default=6, help="number of test images")
+    saliency.add_argument("--seed", type=int, default=0, help="that the images are drawn with")
+    saliency.add_argument("--maps", type=str, default="last", help="feature maps for Grad-CAM: none | last | all")
+    saliency.add_argument("--device", type=str, default="auto", help="auto | cpu | cuda | cuda:1 ...")
+    commands.add_subcommand("saliency", saliency, help="show what the networks of runs look at, on the same images")
     benchmarks = new_parser()
     commands.add_subcommand("bench", benchmarks, help="measure speed and memory, make tables, compare rows")
     add_bench_commands(benchmarks)

@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written(train, monkeypatch, capsys):
 
 
 def test_ctrl_c_in_this_process(train, tmp_path, monkeypatch, capsys):
-    def pressed(trainer, x, y):
+    def pressed(trainer, *batch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "train_batch", pressed)

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.report import plots_accuracy, plots_sweep, plots_weights
+from l2t_fast.report import plots_accuracy, plots_saliency, plots_sweep, plots_weights
 from l2t_fast.report.conditions import conditions_of
 from l2t_fast.report.figure import Plot
 from l2t_fast.report.folder import Comparison, Run, read_comparison
@@ -83,6 +83,7 @@ def render_page(comparison: Comparison) -> str:
         "duration": duration,
         "method_label": method_label,
     }
+    saliency_figures = _saliency_figures(comparison, conditions.sentence)  # may add to the problems
     return environment.get_template("page.html").render(
         title=_title(comparison),
         verdict=verdict,
@@ -92,6 +93,7 @@ def render_page(comparison: Comparison) -> str:
         level_names=[level_name(level) for level in levels],
         sweep_rows=sweep_rows(levels) if sweep else [],
         sweep_figures=_sweep_figures(comparison, levels, conditions.sentence),
+        saliency_figures=saliency_figures,
         parts=[_part(comparison, level, results, sweep) for level, results in levels.items()],
         comparison=comparison,
         configs=_configs(comparison),
@@ -131,6 +133,14 @@ def _part(comparison: Comparison, level: int | None, results: list[MethodResult]
 
 def _sweep_figures(comparison: Comparison, levels: Levels, conditions: str) -> Figures:
     return _figures([plots_sweep.accuracy_against_images(levels, comparison.path / "plots", conditions)])
+
+
+def _saliency_figures(comparison: Comparison, conditions: str) -> Figures:
+    try:
+        return _figures([plots_saliency.saliency_plot(comparison.path, comparison.path / "plots", conditions)])
+    except L2TFastError as error:
+        comparison.problems.append(str(error))
+        return []
 
 
 def _figures(plots: list[Plot | None]) -> Figures:

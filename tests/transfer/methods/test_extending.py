@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from l2t_fast.config import TargetConfig
+from l2t_fast.data import DataConfig, datasets, load_data
+from l2t_fast.data import config as data_config
 from l2t_fast.models import list_models, registry
 from l2t_fast.transfer import METHODS, Trainer, methods, run
 
@@ -20,25 +23,25 @@ def examples(heading: str) -> list[str]:
 
 
 @pytest.fixture
-def sp(tmp_path, monkeypatch):
+def pairwise(tmp_path, monkeypatch):
     """The page's method in a file of its own, found as the files of the package are."""
     folder = tmp_path / "methods"
     folder.mkdir()
-    (folder / "sp.py").write_text(examples("A method")[0])
+    (folder / "pairwise.py").write_text(examples("A method")[0])
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
     found = methods.defined_here()
-    assert set(found) == set(METHODS) | {"sp"}
-    monkeypatch.setitem(METHODS, "sp", found["sp"])
+    assert set(found) == set(METHODS) | {"pairwise"}
+    monkeypatch.setitem(METHODS, "pairwise", found["pairwise"])
     yield
-    del sys.modules["l2t_fast.transfer.methods.sp"]
+    del sys.modules["l2t_fast.transfer.methods.pairwise"]
 
 
-def test_the_method_trains_and_its_test_passes(sp, make_config, quiet, one_batch, falls):
-    result = run(make_config(method="sp"), progress=quiet)
-    assert result["method"] == "sp" and len(result["pairs"]) == 3
+def test_the_method_trains_and_its_test_passes(pairwise, make_config, quiet, one_batch, falls):
+    result = run(make_config(method="pairwise"), progress=quiet)
+    assert result["method"] == "pairwise" and len(result["pairs"]) == 3
     test: dict = {}
     exec(examples("A method")[1], test)
-    test["test_loss_is_the_distance_of_similarity_matrices"](one_batch)
+    test["test_loss_is_the_distance_of_cosines"](one_batch)
     test["test_training_lowers_it"](one_batch, falls)
     assert sum(name.startswith("test_") for name in test) == 2
 
@@ -56,5 +59,21 @@ def test_the_network_can_be_a_target(make_config, quiet, monkeypatch):
     assert matching > 0
 
 
+def test_the_data_set_is_read(tmp_path, monkeypatch):
+    example: dict = {}
+    exec(examples("A data set")[0], example)
+    monkeypatch.setitem(datasets.IN_FOLDERS, "table", example["read_table"])
+    monkeypatch.setattr(data_config, "DATASETS", (*data_config.DATASETS, "table"))
+    rows = ["file,class,part"]
+    for number in range(12):
+        Image.new("RGB", (6, 6), (20 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'cat' if number % 2 else 'dog'},{'test' if number < 4 else 'train'}")
+    (tmp_path / "images.csv").write_text("\n".join(rows))
+    data = load_data(DataConfig(dataset="table", data_dir=str(tmp_path)))
+    assert data.class_names == ["cat", "dog"] and len(data.test.dataset) == 4
+    assert len(data.train.dataset) == 6 and len(data.validation.dataset) == 2
+
+
 def test_every_example_of_the_page_is_run():
-    assert PAGE.count("```python") == len(examples("A method")) + len(examples("A network")) == 3
+    found = [len(examples(heading)) for heading in ("A method", "A network", "A data set")]
+    assert found == [2, 1, 1] and PAGE.count("```python") == 4

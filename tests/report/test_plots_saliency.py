@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.report import build_report
+from l2t_fast.report.plots_saliency import CELL, _fitted, saliency_figure, saliency_plot
+from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
+from tests.report.fake_runs import fake_comparison
+
+
+def maps_of(*kinds_of_runs, size=5, channels=3):
+    draw = np.random.default_rng(0)
+    runs = [
+        Looked(
+            method=f"method{number}",
+            run=f"method{number}-seed4",
+            seed=4,
+            predicted=[1, 0],
+            probability=[0.25, 0.875],
+            maps={kind: draw.integers(0, 256, (2, size, size), np.uint8) for kind in kinds},
+        )
+        for number, kinds in enumerate(kinds_of_runs)
+    ]
+    images = draw.integers(0, 256, (2, size, size, channels), np.uint8)
+    return SaliencyMaps({"dataset": "x"}, 3, [7, 2], [0, 0], ["cat & <b>", "a very long name of a class"], images, runs)
+
+
+def test_what_is_written_reads_back(tmp_path):
+    maps = maps_of(["saliency"], ["saliency", "Grad-CAM a.b"])
+    maps.write(tmp_path / "new")
+    found = SaliencyMaps.read(tmp_path / "new")
+    assert found.class_names == maps.class_names and found.indices == [7, 2] and found.seed == 3
+    assert np.array_equal(found.images, maps.images)
+    for before, after in zip(maps.runs, found.runs, strict=True):
+        assert before.maps.keys() == after.maps.keys() and before.probability == after.probability
+        assert all(np.array_equal(before.maps[kind], after.maps[kind]) for kind in before.maps)
+    assert SaliencyMaps.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(("size", "channels"), [(5, 1), (300, 3)])
+def test_the_figure_names_classes_answers_and_layers(tmp_path, size, channels):
+    maps_of(["saliency"], ["saliency", "Grad-CAM a.b"], size=size, channels=channels).write(tmp_path / FOLDER)
+    plot = saliency_plot(tmp_path, tmp_path / "plots", "Conditions: none.")
+    for text in (
+        "cat &amp; &lt;b&gt;",
+        "\N{BALLOT X} a ve",
+        "(25\N{NO-BREAK SPACE}%)",
+        "88\N{NO-BREAK SPACE}%",
+        ">a.b<",
+    ):
+        assert text in plot.svg, text
+    assert "drawn with seed 3" in plot.caption and "runs with seed 4" in plot.caption
+    assert "Grad-CAM" in plot.title and plot.caption.endswith("Conditions: none.") and plot.across
+    assert saliency_plot(tmp_path / "plots", tmp_path, "") is None
+
+
+def test_damaged_maps_do_not_keep_a_page_from_being_made(tmp_path):
+    comparison = fake_comparison(tmp_path, methods=("scratch",), seeds=(0,), epochs=2)
+    maps_of(["saliency"]).write(comparison / FOLDER)
+    assert "<h2>What the networks look at" in build_report(comparison).read_text()
+    (comparison / FOLDER / "saliency.npz").write_bytes(b"PK")
+    page = build_report(comparison).read_text()
+    assert "damaged saliency maps" in page and "<h2>What the networks look at" not in page
+    for content in ("[]", "{", '{"runs": [{}]}'):
+        (comparison / FOLDER / "saliency.json").write_text(content)
+        with pytest.raises(L2TFastError, match="damaged saliency maps"):
+            SaliencyMaps.read(comparison / FOLDER)
+
+
+def test_saliency_alone_says_nothing_of_grad_cam(tmp_path):
+    maps = maps_of(["saliency"])
+    assert saliency_figure(maps, tmp_path).read_bytes().startswith(b"\x89PNG")
+    maps.write(tmp_path / FOLDER)
+    plot = saliency_plot(tmp_path, tmp_path, "")
+    assert "Grad-CAM" not in plot.caption + plot.title
+
+
+def test_small_images_keep_their_pixels_and_large_ones_are_averaged():
+    small = np.array([[0, 255], [128, 7]], np.uint8)
+    assert set(np.unique(_fitted(small))) == {0, 7, 128, 255}
+    large = np.tile(np.array([[0, 200]], np.uint8), (4 * CELL, 2 * CELL))
+    assert np.unique(_fitted(large)).tolist() == [100]
