@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, write_config
+from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import METHODS, find_method
@@ -62,7 +63,8 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
         source = pretrained_source(config, out / "source", shown) if pretrains else config.source
-        _check_setups(config, source, shown)
+        images = _LastImages()
+        _check_setups(config, source, shown, images)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             write_config(config, saved)
@@ -71,7 +73,7 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
             # A seed with all its methods and numbers of images comes before the next: what there is early shows all.
             if rows and rows[-1]["seed"] != training.seed:
                 build_report(out)
-            rows.append(_attempt(training, shown))
+            rows.append(_attempt(training, shown, images))
             _write_results(rows, out)
     failures = {row["run"]: row["problem"] for row in rows if row["state"] == "failed"}
     return Outcome(build_report(out), failures)
@@ -92,6 +94,21 @@ def parse_method(entry: str) -> tuple[str, str | None]:
     return find_method(entry).name, None
 
 
+class _LastImages:
+    """The images of the run before: all methods at one N and seed share them, and decode them once."""
+
+    def __init__(self) -> None:
+        self._config: DataConfig | None = None
+        self._bundle: DataBundle | None = None
+
+    def load(self, config: DataConfig) -> DataBundle:
+        """As `l2t_fast.data.load_data`."""
+        if self._bundle is None or config != self._config:
+            self._bundle = None  # before the others are read, so that memory holds one set only
+            self._bundle, self._config = load_data(config), config
+        return self._bundle
+
+
 def _trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConfig]:
     """All runs, in order: seed by seed, within a seed from few images to many."""
     common = {item.name: getattr(config, item.name) for item in dataclasses.fields(TransferOptions)}
@@ -106,22 +123,22 @@ def _trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainCon
                 yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
 
 
-def _check_setups(config: CompareConfig, source: SourceConfig, progress: TrainingProgress) -> None:
+def _check_setups(config: CompareConfig, source: SourceConfig, progress: TrainingProgress, images: _LastImages) -> None:
     """Set up one run a method, with the most images, so that a mistake is told now and not after hours."""
     largest = {training.label: training for training in _trainings(config, source) if training.seed == config.seeds[0]}
     for training in largest.values():
         if not RunFolder(training.folder()).result.exists():
-            Trainer(training, progress)
+            Trainer(training, progress, load=images.load)
 
 
-def _attempt(training: TrainConfig, progress: TrainingProgress) -> dict[str, Any]:
+def _attempt(training: TrainConfig, progress: TrainingProgress, images: _LastImages) -> dict[str, Any]:
     """The row of results.csv of one run, whether it is read, made, or fails."""
     folder = RunFolder(training.folder())
     number = training.data.per_class
     row = {"run": folder.path.name, "method": training.label, "per_class": number, "seed": training.seed}
-    images = f" N={number}" if f"-n{number}-" in folder.path.name else ""
+    swept = f" N={number}" if f"-n{number}-" in folder.path.name else ""
     try:
-        result = run_once(training, f"{training.label}{images} seed {training.seed}", progress)
+        result = run_once(training, f"{training.label}{swept} seed {training.seed}", progress, load=images.load)
     except Exception as error:
         # Whatever it is: hours of other runs must not depend on it.
         sentence = one_sentence(error)

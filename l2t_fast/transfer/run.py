@@ -1,12 +1,14 @@
 """One run from a configuration: the source made if none is given, then the training."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig, TransferOptions
+from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed.group import ALONE, Group
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.methods import find_method
@@ -21,6 +23,7 @@ def run(
     resume: bool = False,
     progress: TrainingProgress | None = None,
     group: Group = ALONE,
+    load: Callable[[DataConfig], DataBundle] = load_data,
 ) -> dict[str, Any]:
     """Train as `config` says and return what result.json holds.
 
@@ -29,22 +32,29 @@ def run(
         resume: continue the run that `config.folder()` holds, from the start if it has no checkpoint yet.
         progress: where to show how it goes; None shows bars on a terminal, and lines elsewhere.
         group: the ranks that train together; all of them make the same call.
+        load: as `Trainer` takes it.
 
     Raises:
         L2TFastError: a mistake in the configuration, a file or the data; a loss that is not finite; a full disk.
     """
     if progress is None:
         with TrainingProgress(None if group.leads else Console(quiet=True)) as progress:
-            return run(config, resume=resume, progress=progress, group=group)
+            return run(config, resume=resume, progress=progress, group=group, load=load)
     config.check()
     if makes_source(config, [config.method]):
         config = dataclasses.replace(
             config, source=pretrained_source(config, config.folder() / "source", progress, group)
         )
-    return Trainer(config, progress, resume=resume, group=group).fit()
+    return Trainer(config, progress, resume=resume, group=group, load=load).fit()
 
 
-def run_once(config: TrainConfig, label: str, progress: TrainingProgress, group: Group = ALONE) -> dict[str, Any]:
+def run_once(
+    config: TrainConfig,
+    label: str,
+    progress: TrainingProgress,
+    group: Group = ALONE,
+    load: Callable[[DataConfig], DataBundle] = load_data,
+) -> dict[str, Any]:
     """The result of a run: read if it is finished, continued if it was interrupted, else made."""
     folder = RunFolder(config.folder())
     if folder.result.exists():
@@ -52,7 +62,7 @@ def run_once(config: TrainConfig, label: str, progress: TrainingProgress, group:
         progress.message(f"{label}: done before, skipped ({folder.path})")
         progress.skip()
         return folder.read_result()
-    result = run(config, resume=True, progress=progress, group=group)
+    result = run(config, resume=True, progress=progress, group=group, load=load)
     progress.message(
         f"{label}: test {result['test_accuracy']:.2%}, validation {result['validation_accuracy']:.2%} "
         f"(epoch {result['best_epoch']}), {result['seconds']:.1f} s"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from l2t_fast.config import TrainConfig
-from l2t_fast.data import load_data
+from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed.batch_norm import synchronize_batch_norm
 from l2t_fast.distributed.group import ALONE, Group, PeerError
 from l2t_fast.errors import L2TFastError
@@ -40,10 +40,17 @@ class Trainer:
         resume: continue the run that `config.folder()` holds; without a checkpoint there it starts from the beginning.
         group: the ranks that train together, each with a part of every batch, so that a step is that of one process on
             the joined batch. Rank 0 writes the folder; all read it. Every rank calls the same methods.
+        load: makes the images of their configuration; several runs may share them, one after the other.
     """
 
     def __init__(
-        self, config: TrainConfig, progress: TrainingProgress, *, resume: bool = False, group: Group = ALONE
+        self,
+        config: TrainConfig,
+        progress: TrainingProgress,
+        *,
+        resume: bool = False,
+        group: Group = ALONE,
+        load: Callable[[DataConfig], DataBundle] = load_data,
     ) -> None:
         config.check()
         if config.threads is not None:
@@ -57,7 +64,7 @@ class Trainer:
         check_backend(config.backend)
         self.progress = progress
         # A seed means other images too; data.seed chooses among several such series.
-        self.data = load_data(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
+        self.data = load(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
         if config.data.on_device:
             self.data.to(self.device)
         self.data.take_part(group.rank, group.size)

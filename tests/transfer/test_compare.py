@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from l2t_fast.config import CompareConfig, PretrainConfig, SourceConfig, TargetConfig
-from l2t_fast.data import DataConfig
+from l2t_fast.config import CompareConfig, PretrainConfig, SourceConfig, TargetConfig, TrainConfig
+from l2t_fast.data import DataConfig, load_data
 from l2t_fast.errors import L2TFastError
+from l2t_fast.parsing import read_config
 from l2t_fast.transfer import TrainingProgress
 from l2t_fast.transfer.compare import compare, parse_method
+from l2t_fast.transfer.run_folder import read_rows
 from l2t_fast.transfer.trainer import Trainer
 
 
@@ -138,12 +140,12 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(make_compa
     config = make_compare(methods=["scratch", "fm"], seeds=[0, 1])
     train_batch = Trainer.train_batch
 
-    def nan(trainer, x, y):
+    def nan(trainer, x, y, *rest):
         if trainer.folder.path.name == "scratch-seed0":
             x = x * float("nan")
         if trainer.folder.path.name == "fm-seed1":
             raise RuntimeError("a defect\nin two lines")
-        return train_batch(trainer, x, y)
+        return train_batch(trainer, x, y, *rest)
 
     monkeypatch.setattr(Trainer, "train_batch", nan)
     page, failures = compare(config, progress())
@@ -175,6 +177,26 @@ def test_a_mistake_is_told_before_the_first_run(make_compare, monkeypatch):
     assert not Path(config.out).exists()
 
 
+def test_methods_at_one_number_and_seed_share_the_images_and_get_the_same_result(make_compare, monkeypatch, no_page):
+    loads = []
+
+    def counted(config):
+        loads.append((config.per_class, config.seed))
+        return load_data(config)
+
+    monkeypatch.setattr("l2t_fast.transfer.compare.load_data", counted)
+    config = make_compare(methods=["scratch", "fm", "l2t-w"], per_class=[4, 8], seeds=[0], epochs=2)
+    config.data.augment = "crop"
+    assert not compare(config, progress()).failures
+    assert loads == [(8, 0), (4, 0), (8, 0)]  # the first to check the set-up
+    folder = Path(config.out) / "runs" / "l2t-w-n8-seed0"
+    alone = read_config(folder / "config.yaml", TrainConfig)
+    alone.out = str(folder.parent / "alone")
+    Trainer(alone, progress()).fit()
+    shared, own = (read_rows(path / "metrics.csv") for path in (folder, Path(alone.out)))
+    assert [row["train_loss"] for row in shared] == [row["train_loss"] for row in own]
+
+
 def test_another_configuration_in_the_same_folder_is_an_error(make_compare, no_page):
     compare(make_compare(methods=["scratch"], seeds=[0]), progress())
     with pytest.raises(L2TFastError, match=r"compare was made with epochs: 1, but now epochs is 2"):
@@ -183,8 +205,6 @@ def test_another_configuration_in_the_same_folder_is_an_error(make_compare, no_p
 
 def test_the_test_images_are_the_same_for_every_seed(make_compare):
     """Seeds change which images are trained on, not which are tested."""
-    from l2t_fast.data import load_data
-
     tested, trained = [], []
     for seed in (0, 1):
         data = load_data(DataConfig(dataset="digits", classes=[5, 6], per_class=8, seed=seed))
