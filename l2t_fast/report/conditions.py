@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l2t_fast.config import PUBLISHED
 from l2t_fast.report.folder import Comparison, Run, lookup
 from l2t_fast.report.style import method_label, split_method
 from l2t_fast.report.wording import percent
@@ -49,7 +50,11 @@ def conditions_of(comparison: Comparison) -> Conditions:
         ("Training images", images),
         ("Held out for validation", _share(config("data.validation_share"))),
         ("Images", _join(config("data.image_size", "side "), config("data.augment", "augmentation "))),
-        ("Source network", _join(config("source.model"), _source_origin(comparison))),
+        ("Source networks", _several_sources(comparison)),
+        (
+            "Source network",
+            _join(config("source.model"), _source_origin(comparison), config("source.image_size", "side ")),
+        ),
         ("Source layers", config("source.layers")),
         ("Target network", config("target.model")),
         ("Target layers", config("target.layers")),
@@ -128,8 +133,7 @@ def _source_origin(comparison: Comparison) -> str:
     """Where the source's weights come from: trained beside the runs, or a checkpoint."""
     source = comparison.source
     if source is None:
-        checkpoint = _of_configs(comparison, "source.checkpoint")
-        return f"from {Path(checkpoint).name}" if checkpoint else ""
+        return _weights(_of_configs(comparison, "source.checkpoint"))
     dataset, classes, epochs = (_show(lookup(source.config, key)) for key in ("data.dataset", "data.classes", "epochs"))
     return _join(
         f"pretrained here on {dataset}" if dataset else "pretrained here",
@@ -137,6 +141,34 @@ def _source_origin(comparison: Comparison) -> str:
         f"{epochs} epochs" if epochs else "",
         f"its own test accuracy {percent(source.test_accuracy)}" if math.isfinite(source.test_accuracy) else "",
     )
+
+
+def _several_sources(comparison: Comparison) -> str:
+    """Each of several sources: its network, its weights, the size of its images."""
+
+    def told(config: dict[str, Any]) -> str:
+        named = config.get("sources")
+        if not isinstance(named, dict):
+            return ""
+        return "; ".join(
+            f"{name}: "
+            + _join(
+                _show(lookup(source, "model")),
+                _weights(_show(lookup(source, "checkpoint"))),
+                f"side {_show(size)}" if (size := lookup(source, "image_size")) else "",
+                "unit rms" if lookup(source, "unit_rms") else "",
+            )
+            for name, source in named.items()
+        )
+
+    configs = [run.config for run in comparison.runs if run.config] or [comparison.config]
+    return _distinct([told(config) for config in configs])
+
+
+def _weights(checkpoint: str) -> str:
+    if checkpoint == PUBLISHED:
+        return "published weights"
+    return f"from {Path(checkpoint).name}" if checkpoint else ""
 
 
 def _recorded_pairs(runs: list[Run]) -> str:

@@ -67,6 +67,12 @@ class Run:
     def epochs_recorded(self) -> int:
         return len(self.metrics.get("epoch", ()))
 
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, where there are several; their layers are called NAME/LAYER."""
+        named = self.config.get("sources")
+        return [str(name) for name in named] if isinstance(named, dict) and len(named) > 1 else []
+
     def pair_weights_at_best(self) -> dict[Pair, float]:
         """lambda of each pair at the best-validation epoch, or at the last where the best one is not on record."""
         chosen = {}

@@ -15,10 +15,11 @@ from l2t_fast.report import plots_accuracy, plots_saliency, plots_sweep, plots_w
 from l2t_fast.report.conditions import conditions_of
 from l2t_fast.report.figure import Plot
 from l2t_fast.report.folder import Comparison, Run, read_comparison
+from l2t_fast.report.sources import SourceRow, of_source, source_names, source_rows
 from l2t_fast.report.style import DARK, LIGHT, method_label
 from l2t_fast.report.sweep import Levels, judge_sweep, rank_levels, sweep_rows
 from l2t_fast.report.verdict import MethodResult, judge
-from l2t_fast.report.wording import duration, interval, level_name, method_notes, percent
+from l2t_fast.report.wording import duration, interval, level_name, method_notes, number, percent
 
 Figures = list[tuple[Plot, Markup]]
 """Each with its SVG, which matplotlib wrote with all text escaped."""
@@ -34,6 +35,8 @@ class Part:
     notes: list[str]
     """What the verdict on them adds to its first sentence."""
     figures: Figures
+    sources: list[SourceRow]
+    """Which of several sources helped; empty for a single one."""
 
 
 def build_report(compare_dir: Path) -> Path:
@@ -81,6 +84,7 @@ def render_page(comparison: Comparison) -> str:
         "percent": percent,
         "interval": interval,
         "duration": duration,
+        "number": number,
         "method_label": method_label,
     }
     saliency_figures = _saliency_figures(comparison, conditions.sentence)  # may add to the problems
@@ -128,7 +132,14 @@ def _part(comparison: Comparison, level: int | None, results: list[MethodResult]
     folder = ("all" if level is None else f"n{level}") if sweep else ""
     at_level = comparison.at(level)
     plots = _plots(at_level, results, comparison.path / "plots" / folder, conditions_of(at_level).sentence)
-    return Part(f"{folder}-" if folder else "", level_name(level), results, judge(results).details, _figures(plots))
+    return Part(
+        id=f"{folder}-" if folder else "",
+        name=level_name(level),
+        results=results,
+        notes=judge(results).details,
+        figures=_figures(plots),
+        sources=source_rows(at_level),
+    )
 
 
 def _sweep_figures(comparison: Comparison, levels: Levels, conditions: str) -> Figures:
@@ -155,8 +166,11 @@ def _plots(comparison: Comparison, results: list[MethodResult], plots_dir: Path,
     for method in comparison.methods:
         runs = comparison.runs_of(method)
         plots.append(plots_weights.pair_weight_heat_map(method, runs, plots_dir, conditions))
-        plots.append(plots_weights.pair_weight_curves(method, runs, plots_dir, conditions))
-        plots.append(plots_weights.channel_weight_curves(method, runs, plots_dir, conditions))
+        plots.append(plots_weights.source_weight_curves(method, runs, plots_dir, conditions))
+        for source in source_names(runs) or [""]:  # each of several sources has figures of its own
+            part = [of_source(run, source) for run in runs] if source else runs
+            plots.append(plots_weights.pair_weight_curves(method, part, plots_dir, conditions, source))
+            plots.append(plots_weights.channel_weight_curves(method, part, plots_dir, conditions, source))
     return plots
 
 

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from l2t_fast.layer_names import split_source_layer
 from l2t_fast.report.figure import NARROW, Plot, drawing, save_plot, short
 from l2t_fast.report.folder import Pair, Run
+from l2t_fast.report.sources import source_names, source_of, source_sums
 from l2t_fast.report.style import LIGHT, layer_style, method_label
 
 
@@ -32,7 +34,8 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
     colors = matplotlib.colormaps["YlGnBu"]
     width = max(NARROW, 1.45 + 0.62 * len(targets))
     known = {pair for weights in per_run for pair in weights}
-    with drawing(width, 1.15 + 0.62 * len(sources)) as figure:
+    names = source_names(used)
+    with drawing(width + (0.9 if names else 0), 1.15 + 0.62 * len(sources)) as figure:
         axes = figure.subplots()
         axes.grid(visible=False)
         for row, source in enumerate(sources):
@@ -63,16 +66,20 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
                         fontsize=7.5,
                     )
         axes.set(xlim=(-0.5, len(targets) - 0.5), ylim=(len(sources) - 0.5, -0.5))
-        names = [short(name, 18) for name in targets]
-        letters = 13 * (width - 1.45) / len(names)  # that fit side by side below a column
-        turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > letters else {}
-        axes.set_xticks(range(len(targets)), names, **turn)
-        axes.set_yticks(range(len(sources)), [short(name, 18) for name in sources])
+        below = [short(name, 18) for name in targets]
+        letters = 13 * (width - 1.45) / len(below)  # that fit side by side below a column
+        turn = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, below)) > letters else {}
+        axes.set_xticks(range(len(targets)), below, **turn)
+        axes.set_yticks(range(len(sources)), [short(_plain_layer(name, names), 18) for name in sources])
         axes.tick_params(length=0, colors=LIGHT["ink"])
         axes.set(xlabel="target layer", ylabel="source layer")
         axes.spines[:].set_visible(False)
+        if names:
+            _mark_sources(axes, sources, names, np.nansum(mean, axis=1))
         over = f"mean over {len(per_run)} seeds, ± one standard deviation" if len(per_run) > 1 else "one run"
         missing = " Hatched: not a pair of this run." if len(known) < len(sources) * len(targets) else ""
+        if names:
+            missing += " Σ is the sum over the pairs of a source."
         caption = (
             f"λ of each layer pair for {method_label(method)}, mean over the batches of the best-validation epoch; "
             f"{over}. λ lies between 0 (the pair is not used) and 6, and starts around 1. Darker is larger, from 0 to "
@@ -82,8 +89,52 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
         return save_plot(figure, plots_dir, name, f"Where: λ of each pair ({method_label(method)})", caption)
 
 
-def pair_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
-    """lambda of each pair over the epochs: one panel a target layer, one line a source layer, mean over seeds."""
+def source_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
+    """The sum of lambda over each source's pairs, over the epochs. None where there is one source, or no lambda."""
+    used = _with_pair_weights(runs)
+    names = source_names(used)
+    if not names:
+        return None
+    per_run = [source_sums(run) for run in used]
+    with drawing(NARROW, 2.9) as figure:
+        axes = figure.subplots()
+        for index, name in enumerate(names):
+            curves = [sums[name] for sums in per_run if name in sums]
+            epochs = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+            if not epochs:
+                continue
+            mean, spread = _mean_and_spread(np.array([[curve[epoch] for epoch in epochs] for curve in curves]))
+            style = layer_style(index)
+            marker = {"marker": style.marker, "markersize": 4} if len(epochs) == 1 else {}
+            axes.plot(
+                epochs, mean, color=style.color, linestyle=style.dashes, linewidth=1.8, label=short(name, 24), **marker
+            )
+            if len(curves) > 1:
+                axes.fill_between(epochs, mean - spread, mean + spread, color=style.color, alpha=0.15, linewidth=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel="epoch", ylabel="Σ λ")
+        figure.legend(loc="outside upper center", ncols=2, title="source").get_title().set_fontsize(9)
+        band = ", shaded: one standard deviation over seeds" if len(used) > 1 else ""
+        counts = {
+            name: len({pair for run in used for pair in run.pair_weights if source_of(pair, names) == name})
+            for name in names
+        }
+        caption = (
+            f"Which source {method_label(method)} learned from: λ summed over the pairs of each source, mean over "
+            f"{_seeds(len(used))}{band}. Pairs: {', '.join(f'{name} {count}' for name, count in counts.items())}. "
+            "λ weighs a squared distance of feature maps, so sources whose values differ in size do not compare by it "
+            f"alone (unit_rms makes them alike). {conditions}"
+        )
+        name = f"source_weights_{_file_name(method)}"
+        return save_plot(figure, plots_dir, name, f"Which source: Σ λ over training ({method_label(method)})", caption)
+
+
+def pair_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions: str, origin: str = "") -> Plot | None:
+    """lambda of each pair over the epochs: one panel a target layer, one line a source layer, mean over seeds.
+
+    `origin` is the source that `runs` were cut down to, of several.
+    """
     used = _with_pair_weights(runs)
     if not used:
         return None
@@ -112,15 +163,20 @@ def pair_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions
         figure.supxlabel("epoch", fontsize=10, color=LIGHT["muted"])
         figure.supylabel("λ", fontsize=10, color=LIGHT["muted"])
         caption = (
-            f"λ of each pair for {method_label(method)} over training: mean over the batches of an epoch, then over "
+            f"λ of each pair for {_label(method, origin)} over training: mean over the batches of an epoch, then over "
             f"{_seeds(len(used))}. One panel for each target layer, one line for each source layer. {conditions}"
         )
-        name = f"pair_weights_over_epochs_{_file_name(method)}"
-        return save_plot(figure, plots_dir, name, f"λ over training ({method_label(method)})", caption)
+        name = f"pair_weights_over_epochs_{_file_name(method)}{_suffix(origin)}"
+        return save_plot(figure, plots_dir, name, f"λ over training ({_label(method, origin)})", caption)
 
 
-def channel_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
-    """Sorted channel weights times C: one panel a target layer, one line a source layer, mean over seeds."""
+def channel_weight_curves(
+    method: str, runs: list[Run], plots_dir: Path, conditions: str, origin: str = ""
+) -> Plot | None:
+    """Sorted channel weights times C: one panel a target layer, one line a source layer, mean over seeds.
+
+    `origin` is the source that `runs` were cut down to, of several.
+    """
     used = [run for run in runs if run.finished and run.channel_weights] or [run for run in runs if run.channel_weights]
     if not used:
         return None
@@ -157,20 +213,50 @@ def channel_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditi
         figure.supxlabel("source channels, sorted by weight", fontsize=10, color=LIGHT["muted"])
         figure.supylabel("weight \N{MULTIPLICATION SIGN} C (uniform = 1)", fontsize=10, color=LIGHT["muted"])
         caption = (
-            f"Channel weights w of each pair for {method_label(method)} as multiples of the uniform weight 1/C, "
+            f"Channel weights w of each pair for {_label(method, origin)} as multiples of the uniform weight 1/C, "
             f"sorted, mean over {_seeds(len(used))} (validation set, best model). The horizontal line at 1 is uniform. "
             f"Over all pairs they reach from {lowest:.2f} to {highest:.2f} times uniform, and the effective share of "
             f"channels (exp of the entropy, over C) is "
             f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %. {_in_words(lowest, highest)} {conditions}"
         )
-        name = f"channel_weights_{_file_name(method)}"
-        return save_plot(figure, plots_dir, name, f"What: channel weights ({method_label(method)})", caption)
+        name = f"channel_weights_{_file_name(method)}{_suffix(origin)}"
+        return save_plot(figure, plots_dir, name, f"What: channel weights ({_label(method, origin)})", caption)
 
 
 def effective_share(weights: np.ndarray) -> float:
     """exp(entropy) / C of weights (C,) that sum to 1: 1 where all are equal, 1/C where one has everything."""
     positive = weights[weights > 0]
     return float(np.exp(-(positive * np.log(positive)).sum()) / weights.size)
+
+
+def _mark_sources(axes: Axes, layers: list[str], names: list[str], sums: np.ndarray) -> None:
+    """A line between the rows of two sources, and at the right of each its name and the sum of its row sums (rows,)."""
+    marks = []
+    for name in names:
+        rows = [row for row, layer in enumerate(layers) if source_of((layer, ""), names) == name]
+        if rows:
+            marks.append((np.mean(rows), f"{short(name, 14)}\nΣ {sums[rows].sum():.2f}"))
+            if rows[0]:
+                axes.axhline(rows[0] - 0.5, color=LIGHT["ink"], linewidth=1.4)
+    right = axes.twinx()
+    right.grid(visible=False)
+    right.set_ylim(axes.get_ylim())
+    right.set_yticks([place for place, _ in marks], [label for _, label in marks], fontsize=8.5)
+    right.tick_params(length=0, colors=LIGHT["ink"])
+    right.spines[:].set_visible(False)
+
+
+def _plain_layer(layer: str, names: list[str]) -> str:
+    """The layer without its source's name, which stands elsewhere."""
+    return split_source_layer(layer)[1] if source_of((layer, ""), names) else layer
+
+
+def _label(method: str, origin: str) -> str:
+    return f"{method_label(method)}, source {origin}" if origin else method_label(method)
+
+
+def _suffix(origin: str) -> str:
+    return f"_{_file_name(origin)}" if origin else ""
 
 
 def _distance_from_start(runs: list[Run]) -> str:

@@ -50,6 +50,11 @@ def interval(accuracy: Summary) -> str:
     return f"{100 * max(accuracy.low, 0):.1f} to {percent(min(accuracy.high, 1))}"
 
 
+def number(value: float) -> str:
+    """``1.2345`` -> ``1.23``."""
+    return f"{value:.2f}" if math.isfinite(value) else DASH
+
+
 def level_name(per_class: int | None) -> str:
     """``50`` -> ``N = 50``, N being training images a class; None -> ``all images``."""
     return "all images" if per_class is None else f"N{SPACE}={SPACE}{per_class}"

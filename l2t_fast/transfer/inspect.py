@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.layer_names import split_source_layer
 from l2t_fast.report import results_table
 from l2t_fast.transfer.run_folder import RunFolder, read_rows
 
@@ -49,17 +50,25 @@ def inspect_run(path: Path, console: Console) -> None:
         table = Table(
             "pair", "lambda (mean)", "spread", "channels with the largest weight", title="What was transferred where"
         )
+        by_source: dict[str, list[str]] = {}
         for pair in pairs or channels:
-            table.add_row(pair, *pairs.get(pair, ("1", "")), channels.get(pair, ""))
+            by_source.setdefault(split_source_layer(pair)[0], []).append(pair)
+        for source, own in by_source.items():
+            for pair in own:
+                numbers = [f"{number:.3f}" for number in pairs[pair]] if pairs else ["1", ""]
+                table.add_row(pair, *numbers, channels.get(pair, ""))
+            if source and pairs:
+                total = sum(pairs[pair][0] for pair in own)
+                table.add_row(f"sum over {source}", f"{total:.3f}", "", "", style="bold", end_section=True)
         console.print(table)
 
 
-def _pair_weights(folder: RunFolder, epoch: str) -> dict[str, tuple[str, str]]:
+def _pair_weights(folder: RunFolder, epoch: str) -> dict[str, tuple[float, float]]:
     """Per pair lambda's mean and spread over the images in an epoch."""
     if not folder.pair_weights.exists():
         return {}
     return {
-        f"{row['source_layer']}->{row['target_layer']}": (f"{float(row['mean']):.3f}", f"{float(row['std']):.3f}")
+        f"{row['source_layer']}->{row['target_layer']}": (float(row["mean"]), float(row["std"]))
         for row in read_rows(folder.pair_weights)
         if row["epoch"] == epoch
     }

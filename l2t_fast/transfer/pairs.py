@@ -7,18 +7,6 @@ from collections.abc import Sequence
 from l2t_fast.errors import L2TFastError
 
 SCHEMES = ("single", "one-to-one", "all-to-all")
-SEPARATOR = "/"  # between the name of a source, where there are several, and its layer
-
-
-def source_layer(source: str, layer: str) -> str:
-    """What a layer of one among several sources is called."""
-    return f"{source}{SEPARATOR}{layer}"
-
-
-def split_source_layer(name: str) -> tuple[str, str]:
-    """(source, layer) of a feature map's name; the source is "" where there is only one."""
-    source, separator, layer = name.partition(SEPARATOR)
-    return (source, layer) if separator else ("", name)
 
 
 def resolve_pairs(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from l2t_fast.config import PUBLISHED, SourceConfig
 from l2t_fast.data import DataBundle
 from l2t_fast.errors import L2TFastError
+from l2t_fast.layer_names import source_layer
 from l2t_fast.models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,7 +20,6 @@ from l2t_fast.models import (
     published_checkpoint,
     read_checkpoint,
 )
-from l2t_fast.transfer.pairs import source_layer
 from l2t_fast.transfer.source_input import Normalization, SourceInput
 
 #: Training images that `unit_rms` looks at: a mean over all pixels and channels needs no more.

@@ -1,7 +1,8 @@
 import pytest
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.transfer.pairs import pair_names, resolve_pairs, source_layer, split_source_layer
+from l2t_fast.layer_names import source_layer, split_source_layer
+from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 
 SOURCE = ["layer1", "layer2", "layer3"]
 TARGET = ["features.2", "features.5", "features.9", "features.12", "features.15"]

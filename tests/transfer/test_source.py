@@ -1,12 +1,15 @@
 """Several frozen networks, each with its own input, as one flat list of feature maps."""
 
 import dataclasses
+import re
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torchvision.transforms.v2 import functional as transforms
 
 from l2t_fast import FeatureMatching, WeightNetwork
@@ -14,8 +17,10 @@ from l2t_fast.config import SourceConfig
 from l2t_fast.data import DataConfig, load_data
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, read_checkpoint
+from l2t_fast.report import build_report
 from l2t_fast.transfer import Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.transfer.inspect import inspect_run
 from l2t_fast.transfer.pairs import resolve_pairs
 from l2t_fast.transfer.run_folder import read_rows
 from l2t_fast.transfer.source import FrozenSource, FrozenSources, load_sources
@@ -277,6 +282,17 @@ def test_a_run_from_two_sources_trains_and_resumes_bit_for_bit(two, quiet, tmp_p
     assert [f"{row['source_layer']}->{row['target_layer']}" for row in weights] == 2 * straight["pairs"]
     with np.load(tmp_path / "straight" / "channel_weights.npz") as arrays:
         assert [len(w) for w in arrays.values()] == [16] * 3 + [32] * 3 + [64] * 3 + [32] * 3
+
+    console = Console(file=StringIO(), width=200)
+    inspect_run(tmp_path / "straight", console)
+    shown = console.file.getvalue()
+    for name, count in (("grey", 9), ("colour", 3)):
+        own = [float(row["mean"]) for row in weights if row["epoch"] == str(straight["best_epoch"])]
+        own = own[:9] if name == "grey" else own[9:]
+        assert len(own) == count and re.search(rf"sum over {name} +│ +{sum(own):.3f} ", shown)
+
+    page = build_report(tmp_path / "straight").read_text()
+    assert "Which source: Σ λ over training" in page and "colour: resnet8, from resnet8-4-3.pt, side 10" in page
 
     with pytest.raises(KeyboardInterrupt):
         run(two(out=str(tmp_path / "broken")), progress=Interrupting(quiet, epoch=2))
