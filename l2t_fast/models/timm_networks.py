@@ -80,9 +80,13 @@ def _family_to_map(network: nn.Module) -> ToMap:
 def _default_layers(
     model_name: str, network: nn.Module, in_channels: int, image_size: int, to_map: ToMap
 ) -> Sequence[str]:
-    """Stages as timm lists them (of the torchvision-like ResNets without the stem), else as for torchvision."""
+    """Stages as timm lists them, of blocks that all have one resolution each quarter; else as for torchvision."""
     probed = probe(network, in_channels, image_size, to_map)
-    stages = [str(stage["module"]) for stage in getattr(network, "feature_info", None) or []]
+    listed = list(getattr(network, "feature_info", None) or [])
+    stages = [str(stage["module"]) for stage in listed]
+    # "layer4": a ResNet, whose stem timm lists too and torchvision does not.
     if "layer4" in probed or not stages or any(stage not in probed for stage in stages):
         return default_layers(model_name, network, probed)
+    if len({stage["reduction"] for stage in listed}) == 1:
+        return [stages[len(stages) * (i + 1) // 4 - 1] for i in range(4)] if len(stages) >= 4 else stages
     return stages[-MOST_DEFAULT_MAPS:]
