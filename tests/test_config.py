@@ -2,12 +2,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from l2t_fast.config import CompareConfig, PretrainConfig, SourceConfig, TrainConfig, embedded_config, write_config
 from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
-from l2t_fast.parsing import read_config
+from l2t_fast.models import build_model
+from l2t_fast.parsing import add_config_options, new_parser, parse, read_config, to_config
+from l2t_fast.transfer.compare import parse_method
+from l2t_fast.transfer.methods import METHODS
+from l2t_fast.transfer.pairs import resolve_pairs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -27,6 +32,71 @@ def test_every_shipped_file_serves_both_commands(kind, path):
     config.check()
     written = yaml.safe_load(path.read_text())
     assert config.epochs == written["epochs"] and config.data.per_class == written["data"]["per_class"]
+
+
+#: (data set, classes, source networks, target, pairs of all-to-all) of each row of the paper.
+ROWS = {
+    "cifar10_limited": ("imagefolder", 10, ["l2tww_resnet32"], "vgg9bn", 15),
+    "cifar100": ("cifar100", 100, ["l2tww_resnet32"], "vgg9bn", 15),
+    "stl10": ("stl10", 10, ["l2tww_resnet32"], "vgg9bn", 15),
+    "two_sources_stl10": ("stl10", 10, ["l2tww_resnet32", "resnet32"], "vgg9bn", 30),
+    "cub200": ("cub200", 200, ["torchvision:resnet34"], "torchvision:resnet18", 16),
+    "mit67": ("mit67", 67, ["torchvision:resnet34"], "torchvision:resnet18", 16),
+    "stanford40": ("stanford40", 40, ["torchvision:resnet34"], "torchvision:resnet18", 16),
+    "stanford_dogs": ("stanford_dogs", 120, ["torchvision:resnet34"], "torchvision:resnet18", 16),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_the_paper_have_its_settings(name):
+    config = read_config(CONFIGS / f"{name}.yaml", TrainConfig)
+    paper = TrainConfig()
+    for key in ("beta", "lookahead_steps", "epochs", "lr", "momentum", "weight_decay", "meta_lr", "meta_weight_decay"):
+        assert getattr(config, key) == getattr(paper, key)
+    dataset, _, sources, target, _ = ROWS[name]
+    small = target == "vgg9bn"
+    assert config.data.dataset == dataset and config.data.validation_share == 0.1
+    assert (config.data.image_size, config.data.batch_size) == ((32, 128) if small else (224, 64))
+    assert config.data.augment == ("crop_flip" if small else "random_resized_crop")
+    assert [source.model for source in config.named_sources().values()] == sources and config.target.model == target
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_networks_of_every_shipped_file_fit_its_images_and_each_other(path):
+    config = read_config(path, TrainConfig)
+    classes, pairs = (ROWS[path.stem][1], ROWS[path.stem][4]) if path.stem in ROWS else (10, None)
+    maps, per_source = [], []
+    with torch.device("meta"), torch.no_grad():  # shapes alone
+        for source in config.named_sources().values():
+            size = source.image_size or config.data.image_size
+            try:
+                made = build_model(source.model, source.num_classes or 1000, layers=source.layers).eval()
+            except L2TFastError as error:
+                pytest.skip(str(error)) if "pip install" in str(error) else pytest.fail(str(error))
+            _, features = made(torch.empty(2, 3, size, size))
+            maps += [f"{source.model}/{layer}" for layer in made.feature_names]
+            per_source.append(len(features))
+        target = build_model(config.target.model, classes, layers=config.target.layers).eval()
+        logits, features = target(torch.empty(2, 3, config.data.image_size, config.data.image_size))
+    assert logits.shape == (2, classes) and len(features) == len(target.feature_names)
+    found = resolve_pairs("all-to-all", maps, target.feature_names, per_source)
+    assert len(found) == (pairs or len(maps) * len(features))
+    assert len(resolve_pairs("single", maps, target.feature_names, per_source)) == len(per_source)
+
+
+@pytest.mark.parametrize("name", ["all_methods", "limited_data"])
+@pytest.mark.parametrize("row", ROWS)
+def test_lists_of_methods_go_behind_the_rows(name, row):
+    files = [CONFIGS / f"{row}.yaml", CONFIGS / "compare" / f"{name}.yaml"]
+    parser = new_parser()
+    add_config_options(parser, CompareConfig)
+    given = [word for path in files for word in ("--config", str(path))]
+    config = to_config(parse(parser, [*given, "--data.data_dir", "FOLDER"]), CompareConfig)
+    config.check()
+    assert config.data.dataset == ROWS[row][0] and config.data.data_dir == "FOLDER"
+    assert {parse_method(entry)[0] for entry in config.methods} == set(METHODS) - {"fine-tune"}
+    assert len(config.methods) == 10 and config.seeds == [0, 1, 2]
+    assert config.per_class == ([50, 100, 250, 500, 1000] if name == "limited_data" else None)
 
 
 def test_limited_cifar10_is_the_paper_s_setting():
