@@ -139,6 +139,8 @@ class TransferOptions:
         channels_last: keep feature maps with channels innermost, which convolutions may prefer
         precision: float32 | bfloat16 | float16 (with loss scaling): of the source, the real step and evaluation. The
             look-ahead and the hypergradient stay in float32: rounded features point a second derivative elsewhere
+        accumulation: number of pieces in which a batch goes through the target one after the other, to save memory; its
+            batch normalisation takes each piece by itself, and all else is as with one piece
         compile: run the source, the real step and evaluation through torch.compile; not the look-ahead, since what is
             compiled cannot be differentiated twice
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
@@ -167,6 +169,7 @@ class TransferOptions:
     threads: int | None = None
     channels_last: bool = False
     precision: str = "float32"
+    accumulation: int = 1
     compile: bool = False
     backend: str = "auto"
 
@@ -175,7 +178,7 @@ class TransferOptions:
         self._check_sources()
         if self.pretrain.epochs < 0:
             raise L2TFastError(f"pretrain.epochs is {self.pretrain.epochs}, it must be at least 0")
-        for name, lowest in (("epochs", 1), ("lookahead_steps", 0)):
+        for name, lowest in (("epochs", 1), ("lookahead_steps", 0), ("accumulation", 1)):
             if getattr(self, name) < lowest:
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be at least {lowest}")
         for name in ("beta", "lwf_weight", "at_weight", "weight_decay", "meta_weight_decay"):

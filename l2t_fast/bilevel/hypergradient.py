@@ -11,7 +11,7 @@ from l2t_fast.bilevel.finite_difference import FiniteDifference
 from l2t_fast.bilevel.nested import double_backward
 from l2t_fast.bilevel.problem import BilevelProblem
 from l2t_fast.bilevel.transposition import transposed
-from l2t_fast.distributed.group import WHOLE, Part
+from l2t_fast.distributed.group import WHOLE, Part, pieces
 
 METHODS = ("exact", "finite_difference", "double_backward")
 
@@ -29,6 +29,7 @@ def hypergradient(
     beta: float = 0.5,
     method: str = "exact",
     keep_graphs: bool = False,
+    accumulation: int = 1,
     part: Part = WHOLE,
 ) -> list[Tensor]:
     """d cross-entropy(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on cross-entropy (section 2.3).
@@ -54,6 +55,9 @@ def hypergradient(
             "double_backward" (one nested graph, the slow oracle). The first and the last agree to rounding.
         keep_graphs: of "exact": keep every step's graph instead of making it again, which is a fifth less arithmetic
             for the activations of one more step a look-ahead step. The others ignore it.
+        accumulation: number of pieces in which the batch goes through the networks, one after the other; memory is that
+            of one piece. Batch normalisation in training mode normalises each piece by itself, otherwise the result is
+            the same to rounding.
         part: which part of the batch (x, y) and the source's maps are, where several ranks hold one together
             (``group.part(len(x))`` of a :class:`l2t_fast.distributed.Group`). All ranks call this function at the same
             time and get the hypergradient of the joined batch, with one reduction a look-ahead step and one more for
@@ -65,8 +69,8 @@ def hypergradient(
         generators advance as by steps + 2 forward passes.
 
     Raises:
-        ValueError: an unknown method, negative steps, or an optimizer without a parameter of target; with several
-            ranks, batch normalisation of target that was not synchronized.
+        ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with
+            several ranks, batch normalisation of target that was not synchronized.
         TypeError: an optimizer other than torch.optim.SGD.
         RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated.
     """
@@ -74,22 +78,25 @@ def hypergradient(
         raise ValueError(f"method={method!r} is not known, choose one of {', '.join(METHODS)}")
     if steps < 0:
         raise ValueError(f"steps={steps} look-ahead steps are not possible, use 0 or more")
+    if accumulation < 1:
+        raise ValueError(f"accumulation={accumulation} pieces of a batch are not possible, use 1 or more")
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "hypergradient differentiates, which torch.inference_mode() forbids; torch.no_grad() is fine"
         )
     differences = method == "finite_difference"
-    problem = BilevelProblem(
-        target, matching, optimizer, source_features, x, y, beta, autocast=not differences, part=part
-    )
+    problems = [
+        BilevelProblem(target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece)
+        for piece, (x_piece, y_piece, *maps) in pieces(part, accumulation, x, y, *source_features)
+    ]
     # Autocast is for forward passes, which the problem runs under the caller's.
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         if method == "double_backward":
-            return double_backward(problem, meta, source_features, steps)
+            return double_backward(problems, meta, source_features, steps)
         if method == "exact":
-            return transposed(problem, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
+            return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
         with _full_float32():
-            return transposed(problem, meta, source_features, steps, FiniteDifference())
+            return transposed(problems, meta, source_features, steps, FiniteDifference())
 
 
 @contextlib.contextmanager

@@ -7,22 +7,24 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from l2t_fast.bilevel.problem import BilevelProblem, gradients
+from l2t_fast.bilevel.problem import BilevelProblem, cut_weights, gradients
 
 
 def double_backward(
-    problem: BilevelProblem, meta: nn.Module, source_features: Sequence[Tensor], steps: int
+    problems: Sequence[BilevelProblem], meta: nn.Module, source_features: Sequence[Tensor], steps: int
 ) -> list[Tensor]:
-    """The hypergradient, one tensor a parameter of meta."""
+    """The hypergradient, one tensor a parameter of meta; ``problems`` as for `transposition.transposed`."""
+    problem = problems[0]
     with problem.autocast():
-        channel_weights, pair_weights = meta(source_features)
+        weights = meta(source_features)
+    pieces = cut_weights(weights, [p.images for p in problems])
     theta = [p.detach().requires_grad_() for p in problem.theta]
     buffers = problem.buffers
     for t in range(steps + 1):
-        loss = problem.lookahead_loss(theta, channel_weights, pair_weights, last=t == steps)
-        found = problem.joined(gradients(loss, theta, create_graph=True))
+        losses = [p.lookahead_loss(theta, *w, last=t == steps) for p, w in zip(problems, pieces, strict=True)]
+        found = problem.joined(gradients(sum(losses), theta, create_graph=True))
         theta, buffers = problem.step(theta, found, buffers)
-    logits, _ = problem.run_target(theta)
-    phi_bar = gradients(problem.cross_entropy(logits), list(meta.parameters()))
+    cross_entropy = sum(p.cross_entropy(p.run_target(theta)[0]) for p in problems)
+    phi_bar = gradients(cross_entropy, list(meta.parameters()))
     problem.sum_(phi_bar)
     return phi_bar

@@ -12,6 +12,8 @@ from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
 
 Theta = list[Tensor]
+HeadWeights = Sequence[Sequence[Tensor] | None]
+"""(channel weights, pair weights), or None where there are none: what the meta networks return."""
 
 
 class BilevelProblem:
@@ -81,6 +83,11 @@ class BilevelProblem:
     def autocast(self) -> torch.autocast:
         """The caller's autocast, for forward passes. Its cache of cast weights would mix up several thetas."""
         return torch.autocast(self._device, self._autocast_dtype, self._autocast, cache_enabled=False)
+
+    @property
+    def images(self) -> int:
+        """How many images x holds."""
+        return len(self._x)
 
     @property
     def device(self) -> torch.device:
@@ -175,6 +182,17 @@ class BilevelProblem:
         """One SGD step on every entry of theta, without a graph; the gradients' memory is used up."""
         stepped = [s.step_(p, g, b) for s, p, g, b in zip(self.settings, theta, gradients, buffers, strict=True)]
         return [theta for theta, _ in stepped], [buffer for _, buffer in stepped]
+
+
+def cut_weights(weights: HeadWeights, images: Sequence[int]) -> list[HeadWeights]:
+    """What of ``weights`` belongs to each piece of a batch, of so many images: its rows, or all that images share."""
+
+    def cut(weight: Tensor) -> Sequence[Tensor]:
+        shared = len(images) == 1 or len(weight) != sum(images)
+        return [weight] * len(images) if shared else weight.split(list(images))
+
+    cuts = [None if w is None else [cut(t) for t in w] for w in weights]
+    return [[None if w is None else [t[i] for t in w] for w in cuts] for i in range(len(images))]
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:

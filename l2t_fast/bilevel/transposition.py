@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from l2t_fast.bilevel.kinks import Notes
 from l2t_fast.bilevel.lookahead import RandomState
-from l2t_fast.bilevel.problem import BilevelProblem, Theta, gradients
-
-HeadWeights = Sequence[Sequence[Tensor] | None]
-"""(channel weights, pair weights), or None where there are none: what the meta networks return, cut off from them."""
+from l2t_fast.bilevel.problem import BilevelProblem, HeadWeights, Theta, cut_weights, gradients
 
 
 @dataclass
@@ -58,60 +55,96 @@ class SecondOrder(Protocol):
 
 
 def transposed(
-    problem: BilevelProblem, meta: nn.Module, source_features: Sequence[Tensor], steps: int, second_order: SecondOrder
+    problems: Sequence[BilevelProblem],
+    meta: nn.Module,
+    source_features: Sequence[Tensor],
+    steps: int,
+    second_order: SecondOrder,
 ) -> list[Tensor]:
-    """The hypergradient, one tensor a parameter of meta."""
+    """The hypergradient, one tensor a parameter of meta.
+
+    ``problems`` are those of the pieces in which the batch goes through the networks, one after the other; their losses
+    add up to that of the batch. ``source_features`` are the whole batch's.
+    """
+    problem = problems[0]  # theta and the optimizer are the same for all
     with problem.autocast():
         weights = meta(source_features)
-    head_weights = [None if w is None else [t.detach().requires_grad_() for t in w] for w in weights]
-    flat_weights = flat(head_weights)
+    pieces = [
+        [None if w is None else [t.detach().requires_grad_() for t in w] for w in head_weights]
+        for head_weights in cut_weights(weights, [p.images for p in problems])
+    ]
 
-    trajectory: list[Step] = []
+    trajectory: list[list[Step]] = []
     theta, buffers = problem.theta, problem.buffers
     for t in range(steps + 1):
         leaves = [p.detach().requires_grad_() for p in theta]
-        step = Step(leaves, RandomState(problem.device), last=t == steps, first=t == 0)
-        trajectory.append(step)
-        found = second_order.gradients(problem, head_weights, step)
-        problem.joined_(found, last=step.last)
+        trajectory.append([])
+        found: list[Tensor | None] = [None] * len(leaves)
+        for piece, head_weights in zip(problems, pieces, strict=True):
+            step = Step(leaves, RandomState(problem.device), last=t == steps, first=t == 0)
+            trajectory[-1].append(step)
+            found = _sum(found, second_order.gradients(piece, head_weights, step))
+        problem.joined_(found, last=t == steps)
         theta, buffers = problem.step_(theta, found, buffers)
         del found
     del buffers
 
     leaves = [p.requires_grad_() for p in theta]
-    theta_bar = gradients(problem.cross_entropy(problem.run_target(leaves)[0]), leaves)
+    theta_bar: list[Tensor | None] = [None] * len(leaves)
+    for piece in problems:
+        theta_bar = _sum(theta_bar, gradients(piece.cross_entropy(piece.run_target(leaves)[0]), leaves))
     problem.joined_(theta_bar, last=True)
     end = RandomState(problem.device)
     del theta, leaves
 
-    weight_bars: list[Tensor] = [torch.zeros_like(t) for t in flat_weights]
+    weight_bars = [[torch.zeros_like(t) for t in flat(head_weights)] for head_weights in pieces]
     buffer_bars: list[Tensor | None] = [None] * len(theta_bar)
     while trajectory:
-        step = trajectory.pop()
+        of_pieces = trajectory.pop()
+        first, last = of_pieces[0].first, of_pieces[0].last
         stepped = [
-            s.transpose_(a, b, first=step.first and start is None)
+            s.transpose_(a, b, first=first and start is None)
             for s, a, b, start in zip(problem.settings, theta_bar, buffer_bars, problem.buffers, strict=True)
         ]
         direction = [gradient_bar for gradient_bar, _, _ in stepped]
         theta_bar = [direct for _, direct, _ in stepped]
         totals = [total for _, _, total in stepped]
         del stepped
-        if step.first and step.last:
+        if first and last:
             break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
-        products, bars = second_order.products(problem, head_weights, step, direction)
-        problem.joined_(products, last=step.last)
-        with torch.no_grad():
-            for bar, product in zip([*theta_bar, *weight_bars], [*products, *bars], strict=True):
-                if product is not None:
-                    bar.add_(product)
-        del products, bars, direction  # the next step needs their memory
+        # Autograd may hand out one tensor for two parameters, which cannot be added to.
+        own_memory = len(problems) > 1 and not first
+        products = [torch.zeros_like(t) if own_memory else None for t in theta_bar]
+        for i, (piece, head_weights) in enumerate(zip(problems, pieces, strict=True)):
+            of_piece, bars = second_order.products(piece, head_weights, of_pieces.pop(0), direction)
+            products, weight_bars[i] = _sum(products, of_piece), _sum(weight_bars[i], bars)
+            del of_piece, bars
+        problem.joined_(products, last=last)
+        theta_bar = _sum(theta_bar, products)
+        del products, direction  # the next step needs their memory
         buffer_bars = [s.earlier_(total) for s, total in zip(problem.settings, totals, strict=True)]
     end.restore()
 
     # Weights are this rank's images' own, so that only what they do to phi is summed.
-    phi_bar = pull_back(flat(weights), weight_bars, list(meta.parameters()))
+    flat_weights = flat(weights)
+    bars = [_whole(of_weight, w) for *of_weight, w in zip(*weight_bars, flat_weights, strict=True)]
+    phi_bar = pull_back(flat_weights, bars, list(meta.parameters()))
     problem.sum_(phi_bar)
     return phi_bar
+
+
+def _whole(of_pieces: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """The adjoint of a weight from those of what `cut_weights` made of it."""
+    if len(of_pieces) == 1:
+        return of_pieces[0]
+    split = sum(len(bar) for bar in of_pieces) == len(weight)
+    return torch.cat(of_pieces) if split else torch.stack(of_pieces).sum(0)
+
+
+@torch.no_grad()
+def _sum(sums: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """``sums`` and ``more`` added in the former's memory; None is zero."""
+    return [b if a is None else a if b is None else a.add_(b) for a, b in zip(sums, more, strict=True)]
 
 
 def flat(head_weights: HeadWeights) -> list[Tensor]:

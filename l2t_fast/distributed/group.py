@@ -118,7 +118,7 @@ ALONE = Group()
 
 @dataclass(frozen=True)
 class Part:
-    """This rank's images of a batch that the ranks of a group hold together.
+    """This rank's images of a batch that the ranks of a group hold together, or a piece of them.
 
     Each rank differentiates its own share of the joined loss, and gradients are summed over the ranks. Where a rank's
     loss depends on other ranks' images, through statistics made by :func:`joint_sum`, the backward pass of that
@@ -127,7 +127,7 @@ class Part:
 
     Attributes:
         group: the ranks.
-        images: how many this rank has; 0 is possible.
+        images: how many they are; 0 is possible.
         joined: how many all ranks have.
     """
 
@@ -138,17 +138,17 @@ class Part:
     @property
     def share(self) -> float:
         """What the mean over this rank's images counts in the mean over all."""
-        return 1.0 if self.group.size == 1 else self.images / self.joined
+        return 1.0 if self.images == self.joined else self.images / self.joined
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """This rank's share of the mean cross-entropy of logits (B, classes) and labels (B,)."""
-        if self.group.size == 1:
+        if self.images == self.joined:
             return F.cross_entropy(logits, y)
         return F.cross_entropy(logits, y, reduction="sum") / self.joined
 
     def shares(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's shares of loss terms, each a mean over its images, or the same number on every rank."""
-        if self.group.size == 1:
+        if self.images == self.joined:
             return dict(terms)
         if self.images:
             return {name: term * self.share for name, term in terms.items()}
@@ -162,3 +162,17 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 #: For a batch that is whole: a process alone.
 WHOLE = Part(ALONE, 1, 1)
+
+
+def pieces(part: Part, number: int, *tensors: Tensor) -> list[tuple[Part, list[Tensor]]]:
+    """A part's tensors in `number` pieces along their first dimension, which is the images, for one after the other.
+
+    Sizes differ by one at most. Ranks of a group make the same number of pieces, which may be empty then; a process
+    alone leaves empty ones out.
+    """
+    if number == 1:
+        return [(part, list(tensors))]
+    joined = len(tensors[0]) if part.images == part.joined else part.joined
+    cut = zip(*(t.tensor_split(number) for t in tensors), strict=True)
+    found = [(Part(part.group, len(of_piece[0]), joined), list(of_piece)) for of_piece in cut]
+    return found if part.group.size > 1 else [p for p in found if p[0].images] or found[:1]

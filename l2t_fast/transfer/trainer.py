@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -175,29 +175,42 @@ class Trainer:
         part = self.group.part(len(y), joined)
         with self._autocast():
             batch = Batch(x, y, None if self._run_source is None else self._run_source(x), part)
-            logits, features = self._run_target(x)
-            cross_entropy = part.cross_entropy(logits, y)
-            terms = part.shares(self.method.loss_terms(batch, logits, features))
-            loss = sum(terms.values(), start=cross_entropy)
-
-        def check(joined_loss: Tensor) -> None:
-            # One read of a number a step, which a GPU waits for: it keeps NaN out of the weights.
-            if not math.isfinite(joined_loss.item()):
-                raise self._non_finite(loss, batch, logits, features, cross_entropy, terms)
-
         self.optimizer.zero_grad(set_to_none=True)
-        if self.group.size == 1:
-            check(loss)
-            self._scaler.scale(loss).backward()
-        else:
-            self._scaler.scale(loss).backward()
-            check(self._join_gradients(loss))
+        found = [self._backward(piece) for piece in batch.pieces(self.config.accumulation)]
+        cross_entropy, loss, correct = torch.stack([numbers for numbers, _ in found]).sum(0)
+        if self.group.size > 1 and not math.isfinite(self._join_gradients(loss).item()):
+            own = next((problem for _, problem in found if problem is not None), None)
+            raise own or PeerError("the loss of another rank is not finite")
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.method.after_step(self.target, self.optimizer, batch)
         self.step += 1
-        correct = (logits.detach().argmax(1) == y).sum()
-        return cross_entropy.detach(), loss.detach() - cross_entropy.detach(), correct
+        return cross_entropy, loss - cross_entropy, correct
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, L2TFastError | None]:
+        """Add the gradients of a batch, or of a piece of one, to those that are there.
+
+        Returns:
+            (cross-entropy, loss, number of correct predictions), float32 (3,) on the device, this rank's shares; and
+            what to say of a loss that is not finite. A process alone raises that at once, before it reaches a gradient;
+            of several, each runs the backward pass that the others wait for.
+        """
+        with self._autocast():
+            logits, features = self._run_target(batch.x)
+            cross_entropy = batch.part.cross_entropy(logits, batch.y)
+            terms = batch.part.shares(self.method.loss_terms(batch, logits, features))
+            loss = sum(terms.values(), start=cross_entropy)
+        problem = None
+        # One read of a number, which a GPU waits for: it keeps NaN out of the weights.
+        if not math.isfinite(loss.item()):
+            of = batch, self.source, self.target, logits, features, cross_entropy, terms, self.method
+            where = f"in epoch {self.epoch + 1}, step {self.step + 1}"
+            problem = L2TFastError(f"{where}, {name_non_finite(*of)}: {self._advice()}")
+            if self.group.size == 1:
+                raise problem
+        self._scaler.scale(loss).backward()
+        correct = (logits.detach().argmax(1) == batch.y).sum()
+        return torch.stack([cross_entropy.detach(), loss.detach(), correct.to(loss.dtype)]), problem
 
     def _autocast(self) -> torch.autocast:
         """The run's precision, for whatever is only differentiated once."""
@@ -210,21 +223,6 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.group.sum_([*(p.grad for p in parameters if p.grad is not None), joined_loss])
         return joined_loss
-
-    def _non_finite(
-        self,
-        loss: Tensor,
-        batch: Batch,
-        logits: Tensor,
-        features: Sequence[Tensor],
-        cross_entropy: Tensor,
-        terms: Mapping[str, Tensor],
-    ) -> L2TFastError:
-        """What is to be said of a step whose joined loss is not finite."""
-        if self.group.size > 1 and math.isfinite(loss.item()):
-            return PeerError("the loss of another rank is not finite")
-        part = name_non_finite(batch, self.source, self.target, logits, features, cross_entropy, terms, self.method)
-        return L2TFastError(f"in epoch {self.epoch + 1}, step {self.step + 1}, {part}: {self._advice()}")
 
     def _check_agreement(self) -> None:
         """Raise L2TFastError if the ranks do not hold the same networks, bit for bit."""

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from l2t_fast.bench.memory import peak
+from l2t_fast.bench.timing import Run
 from l2t_fast.bilevel import hypergradient
 from l2t_fast.transfer import Trainer
 
@@ -82,3 +84,29 @@ def test_the_loss_scale_is_resumed(make_config, quiet):
     again = Trainer(config, quiet, resume=True)
     again._restore(trainer._state())
     assert again._scaler.get_scale() == 8.0
+
+
+@pytest.mark.parametrize("method", ["l2t-ww", "lwf-at", "fm"])
+def test_a_batch_in_pieces_gives_the_same_step(make_config, quiet, method):
+    trainers = [Trainer(make_config(method=method, accumulation=n), quiet) for n in (1, 3)]
+    x, y = next(iter(trainers[0].data.train))
+    numbers = []
+    for trainer in trainers:
+        trainer.target.eval()  # in training mode, batch normalisation sees the pieces
+        for _ in range(2):
+            numbers.append(torch.stack(trainer.train_batch(x, y)))
+    assert (numbers[3] - numbers[1]).abs().max() <= 1e-4 * numbers[1].abs().max()
+    for module in ("target", "method"):
+        wanted, found = (getattr(trainer, module).state_dict() for trainer in trainers)
+        for name, value in wanted.items():
+            assert (found[name] - value).abs().max() <= 1e-4 * max(1e-3, value.abs().max())
+
+
+def test_pieces_need_less_memory_than_the_batch(make_config, quiet):
+    x, y = torch.rand(256, 1, 8, 8), torch.arange(256) % 3
+    peaks = []
+    for pieces in (1, 4):
+        trainer = Trainer(make_config(method="l2t-ww", accumulation=pieces), quiet)
+        trainer.train_batch(x, y)
+        peaks.append(peak(Run(lambda t=trainer: t.train_batch(x, y)), x.device).allocator)
+    assert peaks[1] < 0.7 * peaks[0]

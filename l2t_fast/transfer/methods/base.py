@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast.config import TransferOptions
-from l2t_fast.distributed.group import ALONE, WHOLE, Group, Part
+from l2t_fast.distributed.group import ALONE, WHOLE, Group, Part, pieces
 from l2t_fast.transfer.source import FrozenSources, SourceOutput
 
 
@@ -48,6 +48,17 @@ class Batch:
     y: Tensor
     source: SourceOutput | None
     part: Part = WHOLE
+
+    def pieces(self, number: int) -> list["Batch"]:
+        """The batch in `number` pieces of about as many images, see `l2t_fast.distributed.group.pieces`."""
+        if number == 1:
+            return [self]
+        logits, features = self.source or ((), ())
+        found = []
+        for part, (x, y, *outputs) in pieces(self.part, number, self.x, self.y, *logits, *features):
+            source = SourceOutput(outputs[: len(logits)], outputs[len(logits) :])
+            found.append(Batch(x, y, source if self.source is not None else None, part))
+        return found
 
 
 class Method(nn.Module):

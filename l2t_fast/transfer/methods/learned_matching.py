@@ -33,6 +33,7 @@ class LearnedMatching(FeatureMatchingMethod):
         self.steps = options.lookahead_steps
         self.hypergradient = options.hypergradient
         self.keep_graphs = options.keep_graphs
+        self.accumulation = options.accumulation
         self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights)
         self.meta_optimizer = torch.optim.Adam(
             self.meta.parameters(), lr=options.meta_lr, weight_decay=options.meta_weight_decay
@@ -69,6 +70,7 @@ class LearnedMatching(FeatureMatchingMethod):
             beta=self.beta,
             method=self.hypergradient,
             keep_graphs=self.keep_graphs,
+            accumulation=self.accumulation,
             part=batch.part,
         )
         for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):

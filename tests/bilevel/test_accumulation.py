@@ -1,0 +1,61 @@
+"""A batch in pieces: the hypergradient of one that goes through the networks at once."""
+
+import pytest
+import torch
+from torch import nn
+
+from l2t_fast import MetaNetworks
+from l2t_fast.bilevel import hypergradient
+from tests.bilevel.naive import naive_hypergradient
+from tests.bilevel.test_hypergradient import PAIRS, SOURCE_CHANNELS, WAYS, assert_close, every_way, make_problem
+
+
+class InPieces(nn.Module):
+    """Runs a network on pieces of the batch: what batch normalisation and dropout see of it are the pieces."""
+
+    def __init__(self, network, pieces):
+        super().__init__()
+        self.network, self.pieces = network, pieces
+
+    def forward(self, x):
+        found = [self.network(piece) for piece in x.tensor_split(self.pieces)]
+        features = zip(*(maps for _, maps in found), strict=True)
+        return torch.cat([logits for logits, _ in found]), [torch.cat(maps) for maps in features]
+
+
+@every_way
+@pytest.mark.parametrize("net", ["plain", "dropout", "shared gradient"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_equals_the_unrolled_loop_over_a_network_that_cuts_the_batch_itself(way, net, steps):
+    target, *others = make_problem(net)
+    torch.manual_seed(4)
+    wanted = naive_hypergradient(InPieces(target, 2), *others, steps=steps, beta=0.7)
+    torch.manual_seed(4)
+    found = hypergradient(target, *others, steps=steps, beta=0.7, accumulation=2, **WAYS[way][0])
+    assert_close(found, wanted, WAYS[way][1])
+
+
+@every_way
+@pytest.mark.parametrize("pieces", [3, 5, 9])
+def test_without_batch_statistics_the_number_of_pieces_does_not_matter(way, pieces):
+    problem = make_problem("residual")
+    problem[0].eval()
+    wanted = hypergradient(*problem, **WAYS[way][0])
+    assert_close(hypergradient(*problem, accumulation=pieces, **WAYS[way][0]), wanted, WAYS[way][1])
+
+
+@every_way
+def test_a_pair_weight_that_all_images_share(way):
+    target, matching, _, *others = make_problem()
+    target.eval()
+    meta = MetaNetworks(SOURCE_CHANNELS, PAIRS, weight_type="const").double()
+    nn.init.normal_(meta.weight_network[0].weight, std=0.5)
+    wanted = hypergradient(target, matching, meta, *others, **WAYS[way][0])
+    found = hypergradient(target, matching, meta, *others, accumulation=2, **WAYS[way][0])
+    assert_close(found, wanted, WAYS[way][1])
+    assert all(w.abs().max() > 0 for w in wanted[-1:])
+
+
+def test_no_piece_is_an_error():
+    with pytest.raises(ValueError, match="accumulation=0 pieces"):
+        hypergradient(*make_problem(), accumulation=0)
