@@ -1,6 +1,6 @@
 # `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
 .DEFAULT_GOAL := help
-.PHONY: help train test fuzz sanitize gpu lint format clean
+.PHONY: help train test fuzz kill sanitize gpu lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +21,9 @@ test: $(READY)  ## set up what is missing, then run all tests
 
 fuzz: $(READY)  ## ten thousand drawn problems on every backend that runs here; ARGS='--cases 500 --seed 1' and others pass through
 	OMP_WAIT_POLICY=passive $(BIN)/python -u -m tests.fuzz $(ARGS)
+
+kill: $(READY)  ## kill training before every change of its files, in the middle of every write and at 100 random moments; each must resume
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -u -m tests.kill $(ARGS)
 
 # The sanitizers' run times have to be in the process before Python is; a copy of the tree holds the sanitized extension.
 SANITIZED := build/sanitize

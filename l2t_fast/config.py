@@ -19,6 +19,7 @@ from l2t_fast.bilevel import METHODS as HYPERGRADIENTS
 from l2t_fast.data import DataConfig
 from l2t_fast.data.config import check_mean_and_std
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import write_text
 from l2t_fast.ops import BACKENDS
 from l2t_fast.text import printable
 
@@ -305,5 +306,5 @@ def config_tree(config: TransferOptions) -> dict[str, Any]:
 
 
 def write_config(config: TransferOptions, path: Path) -> None:
-    """Write `config` as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(config_tree(config), sort_keys=False), encoding="utf-8")
+    """Write `config` as YAML that `--config` reads back; the file is whole or as it was."""
+    write_text(yaml.safe_dump(config_tree(config), sort_keys=False), path)

@@ -2,6 +2,8 @@
 
 import torch
 
+from l2t_fast.text import printable
+
 
 class L2TFastError(Exception):
     """What went wrong, where, and what would be right, in one sentence.
@@ -18,7 +20,11 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def one_sentence(error: Exception) -> str:
-    """What a person is told instead of a traceback."""
+    """What a person is told instead of a traceback; a name from a file in it moves no cursor and breaks no line."""
+    return printable(_sentence(error))
+
+
+def _sentence(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU has too little memory for this batch, lower data.batch_size"
     if out_of_memory(error):

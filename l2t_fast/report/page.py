@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import write_text
 from l2t_fast.report import plots_accuracy, plots_saliency, plots_sweep, plots_weights
 from l2t_fast.report.conditions import conditions_of
 from l2t_fast.report.figure import Plot
@@ -57,7 +58,7 @@ def build_report(compare_dir: Path) -> Path:
     try:
         page = render_page(comparison)
         path = comparison.path / "report.html"
-        path.write_text(page, encoding="utf-8")
+        write_text(page, path)
     except OSError as error:
         raise L2TFastError(
             f"the report could not be written into {comparison.path}: {error.strerror or error}."

@@ -1,21 +1,21 @@
-"""Checkpoints that are either whole or not there."""
+"""Checkpoints that are either whole or not there, and of which nothing is believed before it is looked at."""
 
 import io
 import os
-import pickle
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import write_whole
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write tensors and plain values so that a reader sees the old file or the new one, whatever happens meanwhile.
-
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and replace `path` by a rename, which
-    POSIX makes atomic; then the folder itself is flushed, so that the rename survives a power cut too.
 
     Raises:
         L2TFastError: the disk is full or cannot be written; what stood at `path` before is untouched.
@@ -24,20 +24,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     torch.save(
         state, buffer
     )  # in memory first: given a path, PyTorch reports a full disk as "unexpected pos 704 vs 598"
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(buffer.getbuffer(), path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         kept = "; the one before it is intact" if path.exists() else ""
         raise L2TFastError(f"the checkpoint {path} could not be written: {error.strerror or error}{kept}") from error
 
@@ -46,13 +35,98 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, to the CPU, without running any code from the file.
 
     Raises:
-        L2TFastError: the file is missing, cut short, or no such checkpoint.
+        L2TFastError: the file is missing, cannot be read, is cut short, or no such checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise L2TFastError(f"there is no checkpoint {path}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except PermissionError as error:
+        raise L2TFastError(f"the checkpoint {path} cannot be read: {error.strerror}") from error
+    except Exception as error:
+        # What a damaged file makes PyTorch raise is nearly anything.
         raise L2TFastError(
             f"{path} is not a whole checkpoint of l2t-fast: it is cut short or of another kind"
         ) from error
+    if not isinstance(state, dict):
+        raise L2TFastError(f"{path} is not a checkpoint of l2t-fast: it holds a {type(state).__name__}")
+    return state
+
+
+def _check_archive(path: Path) -> None:
+    """Raise if a file is no archive as PyTorch writes it: nothing in it is compressed, or larger than the file.
+
+    A few kilobytes of compressed zeros would fill the memory.
+    """
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed")
+        if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its entries overlap")
+
+
+def misfit(saved: object, wanted: object, *, skip: Collection[str] = (), name: str = "") -> str | None:
+    """Where a state that was loaded differs in form from one of this run: names, types, dtypes, shapes.
+
+    Args:
+        saved: what a checkpoint holds.
+        wanted: nested tables of tensors and plain values.
+        skip: dotted names that are not looked into.
+        name: of the two in the answer.
+
+    Returns:
+        The first difference in a clause such as "model.0.weight is float32 (3, 2) and not float32 (3, 4)", or None.
+    """
+    if isinstance(wanted, Tensor):
+        if isinstance(saved, Tensor) and saved.dtype == wanted.dtype and saved.shape == wanted.shape:
+            return None
+        return f"{name} is {_form(saved)} and not {_form(wanted)}"
+    if isinstance(wanted, Mapping):
+        if not isinstance(saved, Mapping):
+            return f"{name} is {_form(saved)} and not a table of names"
+        keys = [key for key in wanted if _join(name, key) not in skip]
+        for key in keys:
+            if key not in saved:
+                return f"{_join(name, key)} is missing"
+        for key in saved:
+            if key not in wanted and _join(name, key) not in skip:
+                return f"{_join(name, key)} is unknown"
+        problems = (misfit(saved[key], wanted[key], skip=skip, name=_join(name, key)) for key in keys)
+        return next((problem for problem in problems if problem is not None), None)
+    if type(saved) is not type(wanted):
+        return f"{name} is {_form(saved)} and not {_form(wanted)}"
+    return None
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], name: str) -> None:
+    """Continue with the momenta of an optimizer's state dict; learning rate and the like stay those of this run.
+
+    Raises:
+        ValueError: they are not those of the optimizer's parameters.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states = saved.get("state") if isinstance(saved, Mapping) else None
+    if not isinstance(states, Mapping):
+        raise ValueError(f"{name} holds no state")
+    for i, values in states.items():
+        if not isinstance(i, int) or not 0 <= i < len(parameters) or not isinstance(values, Mapping):
+            raise ValueError(f"{name} is of another network")
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[i].shape:
+                raise ValueError(
+                    f"{key} of parameter {i} in {name} is {_form(value)}, the parameter {_form(parameters[i])}"
+                )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": dict(states), "param_groups": groups})
+
+
+def _join(name: str, key: object) -> str:
+    return f"{name}.{key}" if name else str(key)
+
+
+def _form(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -13,12 +13,13 @@ import yaml
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, write_config
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence
+from l2t_fast.files import write_text
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import METHODS, find_method
 from l2t_fast.transfer.pairs import SCHEMES
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import makes_source, pretrained_source, run_once
-from l2t_fast.transfer.run_folder import RunFolder, check_same_config, write_text, writing
+from l2t_fast.transfer.run_folder import RunFolder, check_same_config, writing
 from l2t_fast.transfer.trainer import Trainer
 
 RESULTS = (

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from l2t_fast.text import printable
+
 #: Seconds between updates of the bar within an epoch, so that drawing stays far below the cost of a step.
 _INTERVAL = 0.2
 
@@ -52,7 +54,7 @@ class TrainingProgress:
 
     def message(self, text: str) -> None:
         """Print one line, above the bars if there are any."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def start(self, label: str, epochs: int, done: int = 0) -> None:
         """A run begins, or continues after `done` epochs."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import l2t_fast
 from l2t_fast.config import TransferOptions, config_tree, write_config
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import write_text, write_whole
 
 METRICS = (
     "epoch",
@@ -56,7 +58,7 @@ class RunFolder:
         Raises:
             L2TFastError: another run is there, its configuration differs, or the folder cannot be written.
         """
-        if self.config.exists() and (self.last.exists() or self.result.exists()):
+        if self.last.exists() or self.result.exists():
             if not resume:
                 raise L2TFastError(
                     f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
@@ -65,7 +67,7 @@ class RunFolder:
             return
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
-            for stale in (self.metrics, self.pair_weights, self.log_file):
+            for stale in (self.metrics, self.pair_weights, self.log_file, self.best, self.channel_weights):
                 stale.unlink(missing_ok=True)
             write_config(config, self.config)
             write_json(environment(device), self.environment)
@@ -100,8 +102,10 @@ class RunFolder:
 
     def write_channel_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Write one array (C_m,) a pair, by "source layer->target layer"."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **weights)
         with writing(self.channel_weights):
-            np.savez(self.channel_weights, **weights)
+            write_whole(buffer.getbuffer(), self.channel_weights)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, the last file of a run: a run that has it is finished."""
@@ -173,16 +177,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a file so that it is whole or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write JSON so that the file is whole or as it was."""
     write_text(json.dumps(content, indent=2) + "\n", path)
@@ -195,6 +189,9 @@ def _append(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]
         if new:
             writer.writeheader()
         writer.writerows({name: _text(row[name]) for name in fields} for row in rows)
+        # On the disk before the checkpoint of the epoch is: after a power cut no epoch lacks its row.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _text(value: Any) -> Any:

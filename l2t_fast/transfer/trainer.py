@@ -21,7 +21,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
 from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, why_unavailable
-from l2t_fast.transfer.checkpoint import load_checkpoint, save_checkpoint
+from l2t_fast.transfer.checkpoint import load_checkpoint, load_optimizer, misfit, save_checkpoint
 from l2t_fast.transfer.finite import first_non_finite_parameter, name_non_finite
 from l2t_fast.transfer.methods import Batch, Setup, find_method
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
@@ -29,6 +29,10 @@ from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import random_state, rank_seed, restore_random_state, seed_everything
 from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.source import SourceOutput, config_key, load_sources
+
+#: What a state may hold in another form than the trainer's own: momenta come with the first step, a Gaussian may be
+#: waiting or not, and GPUs have a generator each.
+_FREE_FORM = ("optimizer", "method_optimizers", "random.python.gauss", "random.cuda")
 
 
 class Trainer:
@@ -133,7 +137,7 @@ class Trainer:
         self._log(f"{self.describe()}; starts after epoch {self.epoch}")
         writer = None
         if self.group.leads:
-            writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1 if self.epoch else None)
+            writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1)
         self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.epoch)
         try:
             with kept_interrupts() as check_interrupt:
@@ -343,9 +347,13 @@ class Trainer:
         self.progress.epoch(row, self.config.epochs, self.best)
 
     def _save(self, improves: bool) -> None:
-        if improves:
-            save_checkpoint({**self._networks(), **self.best, **self._task()}, self.folder.best)
+        # The state comes first: a run that is killed before best.pt follows finds the best networks in last.pt.
         save_checkpoint(self._state(), self.folder.last)
+        if improves:
+            self._save_best()
+
+    def _save_best(self) -> None:
+        save_checkpoint({**self._networks(), **self.best, **self._task()}, self.folder.best)
 
     def _improves(self, row: dict[str, Any]) -> bool:
         """Higher validation accuracy; at the same accuracy, which is common on few images, lower validation loss."""
@@ -444,20 +452,41 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         """Continue from `_state`; `folder.open` has made sure that the configuration is the same."""
         try:
+            problem = misfit(state, self._state(), skip=_FREE_FORM)
+            if problem is None and not 0 < state["epoch"] <= self.config.epochs:
+                problem = f"it is of epoch {state['epoch']}, and the run has {self.config.epochs}"
+            if problem is not None:
+                raise ValueError(problem)
             self.target.load_state_dict(state["model"])
             self.method.load_state_dict(state["method"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"], "optimizer")
             for name, optimizer in self.method.optimizers().items():
-                optimizer.load_state_dict(state["method_optimizers"][name])
+                load_optimizer(optimizer, state["method_optimizers"][name], name)
             self._scaler.load_state_dict(state["scaler"])
             restore_random_state(state["random"])
             self.epoch, self.step = state["epoch"], state["step"]
             self.best, self.seconds = state["best"], state["seconds"]
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (KeyError, IndexError, AttributeError, TypeError, RuntimeError, ValueError, OverflowError) as error:
             raise L2TFastError(
                 f"{self.folder.last} does not fit this run, though its config.yaml does: {error}"
             ) from error
-        self.folder.forget_after(self.epoch)
+        spoiled = first_non_finite_parameter({"target": self.target, "method": self.method})
+        if spoiled is not None:
+            raise L2TFastError(f"{self.folder.last} holds NaN or infinite values in {spoiled}")
+        if self.group.leads:
+            self._restore_best()
+            self.folder.forget_after(self.epoch)
+
+    def _restore_best(self) -> None:
+        """Write best.pt again if the run was killed between last.pt and it."""
+        if self.folder.best.exists() and load_checkpoint(self.folder.best).get("epoch") == self.best["epoch"]:
+            return
+        if self.best["epoch"] != self.epoch:
+            raise L2TFastError(
+                f"{self.folder.best} is missing or not of epoch {self.best['epoch']}, which was the best: put it "
+                "back, or start the run anew with another --out"
+            )
+        self._save_best()
 
     def _advice(self) -> str:
         kept = (

@@ -1,0 +1,1 @@
+"""Training that is killed: `python -m tests.kill --help`."""

@@ -1,0 +1,93 @@
+"""Kill training before every change of its files, in the middle of every write, and at random moments.
+
+After each kill the run is continued, and must leave the very bits that an undisturbed run leaves.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that has used a GPU cannot be forked
+
+import torch
+
+from tests.kill import runs
+from tests.kill.writes import Point
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kill", description=__doc__)
+    parser.add_argument("--moments", type=int, default=100, help="kills at random moments")
+    parser.add_argument("--points", type=int, help="points in the writing, chosen at random (default: all)")
+    parser.add_argument("--seed", type=int, help="of what is random (default: the clock's)")
+    options = parser.parse_args()
+    seed = int(time.time()) % 10**9 if options.seed is None else options.seed
+    rng = random.Random(seed)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        # PyTorch compiles some derivatives when they are first needed: once here, and not in every child.
+        runs.train(base / "warm")
+        began = time.monotonic()
+        calls = runs.calls_of_a_run(base / "whole", base / "calls.json")
+        seconds = time.monotonic() - began
+        wanted = runs.outcome(base / "whole")
+        points = [
+            Point(i + 1, cut)
+            for i, call in enumerate(calls)
+            for cut in (False, True)
+            if not cut or call.name == "write"
+        ]
+        if options.points is not None:
+            points = rng.sample(points, min(options.points, len(points)))
+        print(
+            f"a run changes its files {len(calls)} times; {len(points)} points, {options.moments} moments, seed {seed}",
+            flush=True,
+        )
+        failed = 0
+        for point in points:
+            call = calls[point.number - 1]
+            what = f"{'in the middle of' if point.cut else 'before'} {call.name} of {call.path} (number {point.number})"
+            failed += not _holds(base / "run", lambda folder, at=point: runs.train_killed_at(folder, at), wanted, what)
+        late = 0
+        for i in range(options.moments):
+            after = [rng.uniform(0, seconds) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+
+            def kill(folder: Path, moments: list[float] = after) -> None:
+                nonlocal late
+                late += not any([runs.train_killed_after(folder, moment) for moment in moments])
+
+            what = f"killed after {', '.join(f'{moment:.2f} s' for moment in after)} (moment {i + 1})"
+            failed += not _holds(base / "run", kill, wanted, what)
+    total = len(points) + options.moments
+    print(
+        f"{total - failed} passed, {failed} failed; {late} of {options.moments} random moments came after the end; "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    return 1 if failed else 0
+
+
+def _holds(folder: Path, kill: object, wanted: dict[str, object], what: str) -> bool:
+    """Kill, continue, compare; says what is wrong."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        kill(folder)
+        runs.resume(folder)
+        different = runs.differences(runs.outcome(folder), wanted)
+        problem = f"differs in {', '.join(different[:5])}" if different else None
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem is not None:
+        print(f"{what}: {problem}", flush=True)
+    return problem is None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
