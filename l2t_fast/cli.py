@@ -11,6 +11,8 @@ from rich.console import Console
 
 from l2t_fast.bench.cli import add_bench_commands, bench
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
+from l2t_fast.distributed.group import Group
+from l2t_fast.distributed.job import Job, join_job
 from l2t_fast.environment import describe_environment, format_environment
 from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.interrupts import kept_interrupts
@@ -33,25 +35,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     resume_hint = ""
+    job = Job()
     try:
         with kept_interrupts():
+            job = join_job()
             command, options = _parse(given)
-            resume_hint = _resume_hint(command, options)
-            return _COMMANDS[command](options) or 0
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{resume_hint}", file=sys.stderr)
-        return INTERRUPTED
+            resume_hint = _resume_hint(command, options, job.group.size)
+            job.set_hint(resume_hint)
+            code = _run(command, options, job)
+            job.leave()
+            return code
+    except KeyboardInterrupt as error:
+        return job.end(f"\ninterrupted{resume_hint}", INTERRUPTED, error)
+    except SystemExit:  # --help
+        job.leave()
+        raise
     except Exception as error:
         if not isinstance(error, (L2TFastError, ValueError, TypeError, OSError)) and not out_of_memory(error):
-            raise
+            if job.group.size == 1:
+                raise
+            debug = True
         if debug:
             traceback.print_exc()
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
-        return FAILED
+        return job.end(f"error: {one_sentence(error)}", FAILED, error)
 
 
-def _train(options: Namespace) -> None:
-    result = run(to_config(options, TrainConfig), resume=options.resume)
+def _run(command: str, options: Namespace, job: Job) -> int:
+    if command == "train":
+        _train(options, job.group)
+        return 0
+    if job.group.size > 1:
+        raise L2TFastError(
+            f"l2t-fast {command} takes one process, but {job.group.size} ranks were started: only train takes several"
+        )
+    return _COMMANDS[command](options) or 0
+
+
+def _train(options: Namespace, group: Group) -> None:
+    result = run(to_config(options, TrainConfig), resume=options.resume, group=group)
+    if not group.leads:
+        return
     print(
         f"{result['method']}: test accuracy {result['test_accuracy']:.2%} with the model of epoch "
         f"{result['best_epoch']} (validation accuracy {result['validation_accuracy']:.2%})"
@@ -90,7 +113,6 @@ def _env(options: Namespace) -> None:
 
 # What a command returns is the exit code, None for 0.
 _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
-    "train": _train,
     "compare": _compare,
     "inspect": _inspect,
     "saliency": _saliency,
@@ -141,10 +163,11 @@ def _parse(given: list[str]) -> tuple[str, Namespace]:
     return parsed.command, parsed[parsed.command]
 
 
-def _resume_hint(command: str, options: Namespace) -> str:
+def _resume_hint(command: str, options: Namespace, ranks: int) -> str:
     if command == "train":
         folder = to_config(options, TrainConfig).folder()
-        return f": continue with `l2t-fast train --config {folder / 'config.yaml'} --resume`"
+        program = "l2t-fast" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m l2t_fast.cli"
+        return f": continue with `{program} train --config {folder / 'config.yaml'} --resume`"
     if command == "compare":
         return ": the same command continues where it stopped"
     return ""

@@ -32,7 +32,9 @@ class Group:
         local_rank: its number on this machine.
         reductions: how many buffers were summed so far.
         reduced_bytes: how large they were together.
+        steady: whether this rank comes to reductions at short intervals, as in training and not while it reads images.
         entered: called before every operation, for whoever watches that a rank goes on.
+        ending: called with the reason, from another thread, before this process ends because of another rank.
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
@@ -43,7 +45,9 @@ class Group:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.reductions = 0
         self.reduced_bytes = 0
+        self.steady = False
         self.entered: Callable[[], None] = lambda: None
+        self.ending: Callable[[str], None] = lambda reason: None
 
     @property
     def leads(self) -> bool:
@@ -109,7 +113,8 @@ class Group:
         try:
             dist.all_reduce(buffer, group=self._process_group)
         except RuntimeError as error:
-            raise PeerError(f"rank {self.rank} lost the other ranks: {' '.join(str(error).split())}") from error
+            reason = str(error).partition(". ")[0]
+            raise PeerError(f"rank {self.rank} lost the other ranks: {' '.join(reason.split())}") from error
 
 
 #: This process and no other.

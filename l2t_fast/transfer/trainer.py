@@ -140,6 +140,8 @@ class Trainer:
             writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1)
         self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.epoch)
         try:
+            self.group.steady = True
+            self.group.ending = self._log_reason
             with kept_interrupts() as check_interrupt:
                 while self.epoch < self.config.epochs:
                     self._run_epoch(writer, check_interrupt)
@@ -148,6 +150,7 @@ class Trainer:
             self._log_stop(error)
             raise
         finally:
+            self.group.steady = False
             if writer is not None:
                 writer.close()
             self.progress.finish()
@@ -498,7 +501,12 @@ class Trainer:
 
     def _log_stop(self, error: BaseException) -> None:
         """Say in log.txt why the run stopped, unless the log itself cannot be written."""
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, PeerError):  # the reason comes from another rank
+            self._log_reason(
+                "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            )
+
+    def _log_reason(self, reason: str) -> None:
         with contextlib.suppress(L2TFastError):
             self._log(f"stopped in epoch {self.epoch + 1}: {reason}")
 

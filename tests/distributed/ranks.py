@@ -16,8 +16,8 @@ from l2t_fast.distributed import Group
 PATIENCE = 120
 
 # A server that has imported PyTorch once, and that starts each rank by a fork: it has no threads and no open files.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "l2t_fast.transfer", "tests.distributed.ranks"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch.distributed", "l2t_fast.transfer", "tests.distributed.ranks"])
 
 
 def run_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -27,7 +27,7 @@ def run_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranks = [
-        _CONTEXT.Process(target=_rank, args=(rank, count, folder, function, arguments), daemon=True)
+        CONTEXT.Process(target=_rank, args=(rank, count, folder, function, arguments), daemon=True)
         for rank in range(count)
     ]
     for process in ranks:

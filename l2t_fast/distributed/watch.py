@@ -1,0 +1,231 @@
+"""Notices that a rank was killed, hangs or gave up, and ends this process; the job says why once.
+
+Each rank writes a sign of life into the job's store, and watches the next rank, the last one the first: so the store's
+traffic grows with the number of ranks, not with its square, and whoever is gone, somebody sees it. A rank on the same
+machine is also watched by its process, whose end is known at once.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from l2t_fast.distributed.group import Group
+
+#: Exit code of a rank that ends because another one is gone; the command line's for a failure.
+FAILED = 2
+
+#: Seconds that the main thread gets to write down that it stops.
+_GRACE = 1.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """Where a rank runs: machine (its boot and process name space, so that a process id means something) and id."""
+
+    host: str
+    machine: str
+    pid: int
+
+    @classmethod
+    def this(cls) -> "Process":
+        """The calling process."""
+        return cls(socket.gethostname(), _machine(), os.getpid())
+
+
+class Watch:
+    """Two threads beside the training.
+
+    Args:
+        store: of the job; a connection of its own is made from it.
+        group: the ranks.
+        patience: seconds without a sign of life, or without progress where another rank waits, after which a rank
+            counts as hung.
+
+    Attributes:
+        hint: what is added to the sentence: how to go on.
+    """
+
+    def __init__(self, store: dist.Store, group: Group, patience: float) -> None:
+        self.hint = ""
+        self._group = group
+        self._patience = patience
+        self._interval = min(1.0, patience / 10)
+        self._main_store, self._store = store, store.clone()
+        self._next = (group.rank + 1) % group.size
+        self._entered = 0
+        self._sign = ""
+        self._quiet = self._stalled = 0.0
+        self._looks = 0
+        self._stopping = threading.Event()
+        self._ending = threading.Lock()
+        self._wake, self._waker = os.pipe()
+        self._process: Process | None = None
+        self._process_end: int | None = None
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._run, self._guard)]
+
+    def start(self) -> None:
+        """A collective operation."""
+        store, group = self._main_store, self._group
+        store.set(f"process/{group.rank}", json.dumps(asdict(Process.this())))
+        self._give_sign()
+        group.wait()  # now the next one's entries are there
+        self._process = Process(**json.loads(store.get(f"process/{self._next}")))
+        if hasattr(os, "pidfd_open") and self._process.machine == _machine():
+            self._process_end = os.pidfd_open(self._process.pid)
+        group.entered = self._count
+        if threading.current_thread() is threading.main_thread():
+            # A signal's number goes into the pipe at once, whatever the main thread does.
+            os.set_blocking(self._waker, False)
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
+            signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopping.set()
+        os.write(self._waker, b"x")
+        for thread in self._threads:
+            thread.join()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def claim(self, sentence: str) -> bool:
+        """Whether this rank is the first to say why the job ends. Called by the main thread."""
+        self._stopping.set()
+        if not self._ending.acquire(blocking=False):
+            time.sleep(_GRACE)  # another thread is about to speak
+            return False
+        return self._first(self._main_store, sentence)
+
+    def wait_for_reason(self) -> None:
+        """Let the watching thread end this process, since it knows why an operation with the others failed."""
+        os.write(self._waker, b"x")
+        self._threads[0].join(self._patience + 10)
+
+    def _count(self) -> None:
+        self._entered += 1
+
+    def _give_sign(self) -> None:
+        self._looks += 1
+        steady = int(self._group.steady)
+        self._store.set(f"sign/{self._group.rank}", f"{self._looks} {self._entered} {steady}")
+
+    def _run(self) -> None:
+        readers = [self._wake, *([] if self._process_end is None else [self._process_end])]
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            ready, _, _ = select.select(readers, [], [], self._interval)
+            # Time that this process was itself stopped, or had no processor, is nobody else's fault.
+            waited = min(time.monotonic() - began, self._interval)
+            told_to_end = False
+            if self._wake in ready:
+                self._interval = 0.05  # the main thread waits
+                told_to_end = signal.SIGTERM in os.read(self._wake, 100)
+            if self._stopping.is_set():
+                return
+            try:
+                sentence, hung = self._look(waited, dead=self._process_end in ready)
+                if told_to_end and sentence is None:
+                    # A launcher tells all ranks to end when one has died: whoever watches that one speaks first.
+                    self._wait_for_words()
+                    sentence = f"{self._name(self._group.rank)} was told to end (SIGTERM)"
+            except RuntimeError:
+                gone = self._next == 0 and self._process_end in select.select(readers, [], [], 0.5)[0]
+                what = "was killed or crashed" if gone else "keeps the job's store, which cannot be reached"
+                self._end(f"{self._name(0)} {what}", stored=False)
+                return
+            if sentence is not None:
+                self._end(sentence, hung=hung)
+                return
+
+    def _wait_for_words(self) -> None:
+        """Give another rank a moment to say why the job ends."""
+        for _ in range(5):
+            if not self._store.check(["reason"]):
+                time.sleep(0.1)
+
+    def _look(self, waited: float, *, dead: bool) -> tuple[str | None, bool]:
+        """(why the job must end: "" if another rank has told, None if it goes on; whether the next rank hangs)."""
+        self._give_sign()
+        if self._store.check(["reason"]):
+            return "", False
+        if dead:  # and it said nothing, so that it had no time to
+            return f"{self._name(self._next)} was killed or crashed", False
+        sign = self._store.get(f"sign/{self._next}").decode()
+        entered, steady = (int(word) for word in sign.split()[1:])
+        seen = self._sign.split()
+        self._quiet = 0.0 if sign.split()[:1] != seen[:1] else self._quiet + waited
+        # It waits for nobody here, and this rank for it.
+        behind = steady and entered < self._entered and sign.split()[1:] == seen[1:]
+        self._stalled = self._stalled + waited if behind else 0.0
+        self._sign = sign
+        if self._quiet > self._patience:
+            return f"{self._name(self._next)} hangs: no sign of life for {self._patience:g} s", True
+        if self._stalled > self._patience:
+            return f"{self._name(self._next)} hangs: the others have waited for it for {self._patience:g} s", True
+        return None, False
+
+    def _guard(self) -> None:
+        """The other thread may wait for a store that does not answer."""
+        looks, missed = 0, 0.0
+        while not self._stopping.wait(self._interval):
+            missed = missed + self._interval if looks == self._looks else 0.0
+            looks = self._looks
+            if missed > self._patience:
+                sentence = f"{self._name(0)} hangs: its store has not answered for {self._patience:g} s"
+                self._end(sentence, hung=self._next == 0, stored=False)
+                return
+
+    def _end(self, sentence: str, *, hung: bool = False, stored: bool = True) -> None:
+        """Say `sentence` if nobody has said anything yet, then end this process; and a hung one that is at hand."""
+        if not self._ending.acquire(blocking=False):
+            return
+        if sentence and (self._first(self._store, sentence) if stored else self._next == 0):
+            say(f"error: {sentence}, training stops{self.hint}")
+        if stored and (sentence or self._store.check(["reason"])):
+            self._group.ending(self._store.get("reason").decode())
+        if hung and self._process_end is not None:
+            signal.pidfd_send_signal(self._process_end, signal.SIGKILL)
+        time.sleep(_GRACE)
+        if not self._stopping.is_set():
+            os._exit(FAILED)
+
+    def _first(self, store: dist.Store, sentence: str) -> bool:
+        """Whether nobody has said yet why the job ends."""
+        try:
+            first = store.add("reasons", 1) == 1
+            if first:
+                store.set("reason", sentence)
+        except RuntimeError:
+            return self._next == 0  # nobody to ask: the rank that watches the store's keeper speaks
+        return first
+
+    def _name(self, rank: int) -> str:
+        known = self._process if rank == self._next else None
+        where = "" if known is None else f" (process {known.pid} on {known.host})"
+        return f"rank {rank} of {self._group.size}{where}"
+
+
+def say(text: str) -> None:
+    """One line on standard error, in one piece though several processes write."""
+    sys.stderr.flush()
+    os.write(2, f"{text}\n".encode())
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"unknown {socket.gethostname()} {os.getpid()}"

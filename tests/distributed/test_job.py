@@ -1,0 +1,156 @@
+"""Ranks that are killed, stopped, stuck or that fail: the job ends with one sentence, told once."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from l2t_fast.cli import main
+from l2t_fast.distributed.job import PATIENCE, join_job
+from l2t_fast.errors import L2TFastError
+from tests.distributed.ranks import CONTEXT
+from tests.distributed.ranks import PATIENCE as TEST_PATIENCE
+
+FAILED = 2
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def member(rank: int, size: int, port: int, folder: Path, patience: float, stuck: int | None) -> None:
+    """Join a job and reduce for ever, or sleep after some reductions as rank `stuck`."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), PATIENCE: str(patience)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.dup2(os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    job = join_job()
+    job.group.steady = True
+    try:
+        for step in range(10**9):
+            job.group.total(1)
+            if step == 20:
+                (folder / f"goes-{rank}").touch()
+                if rank == stuck:
+                    time.sleep(10**6)
+            time.sleep(0.01)
+    except L2TFastError as error:
+        job.end(f"error: {error}", FAILED, error)
+
+
+class RunningJob:
+    """Ranks as `member`, all of which have met."""
+
+    def __init__(self, folder: Path, size: int, patience: float, stuck: int | None = None) -> None:
+        self.folder = folder
+        arguments = (size, free_port(), folder, patience, stuck)
+        self.ranks = [CONTEXT.Process(target=member, args=(rank, *arguments), daemon=True) for rank in range(size)]
+        for rank in self.ranks:
+            rank.start()
+        deadline = time.monotonic() + TEST_PATIENCE
+        while len(list(folder.glob("goes-*"))) < size:
+            assert time.monotonic() < deadline and all(rank.is_alive() for rank in self.ranks), self.said()
+            time.sleep(0.02)
+
+    def ends(self) -> list[int | None]:
+        """Exit codes."""
+        for rank in self.ranks:
+            rank.join(TEST_PATIENCE)
+        return [rank.exitcode for rank in self.ranks]
+
+    def said(self) -> list[str]:
+        """Our sentences; PyTorch's warnings about lost connections are left out."""
+        lines = [line for path in self.folder.glob("stderr-*") for line in path.read_text().splitlines()]
+        return [line for line in lines if line.startswith("error: ")]
+
+
+# Rank 0 keeps the store here; under torchrun another process does.
+@pytest.mark.parametrize(("size", "victim"), [(2, 1), (3, 1), (2, 0)])
+def test_a_killed_rank(tmp_path, size, victim):
+    job = RunningJob(tmp_path, size, patience=60)
+    os.kill(job.ranks[victim].pid, signal.SIGKILL)
+    codes = job.ends()
+    assert codes.pop(victim) == -signal.SIGKILL and codes == [FAILED] * (size - 1)
+    said = f"error: rank {victim} of {size} (process {job.ranks[victim].pid} on "
+    assert len(job.said()) == 1 and job.said()[0].startswith(said)
+    assert job.said()[0].endswith("was killed or crashed, training stops")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_rank(tmp_path, victim):
+    job = RunningJob(tmp_path, 2, patience=3)
+    os.kill(job.ranks[victim].pid, signal.SIGSTOP)
+    codes = job.ends()
+    assert codes.pop(victim) == -signal.SIGKILL, "the hung rank is ended too"
+    assert codes == [FAILED]
+    (said,) = job.said()
+    assert f"rank {victim} of 2 (process {job.ranks[victim].pid} on " in said
+    assert ("hangs: its store has not answered for 3 s" if victim == 0 else "hangs: no sign of life for 3 s") in said
+
+
+def test_a_rank_that_is_alive_and_stuck(tmp_path):
+    job = RunningJob(tmp_path, 2, patience=3, stuck=1)
+    assert job.ends() == [FAILED, -signal.SIGKILL]
+    (said,) = job.said()
+    assert "rank 1 of 2" in said and "hangs: the others have waited for it for 3 s, training stops" in said
+
+
+def test_patience_must_be_a_number(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(PATIENCE, "soon")
+    with pytest.raises(L2TFastError, match="L2T_FAST_PATIENCE is 'soon', it must be a number of seconds"):
+        join_job()
+
+
+def command_line(rank: int, size: int, port: int, folder: Path, arguments: list[str]) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), number)
+    sys.exit(main(arguments))
+
+
+def run_command(folder: Path, *arguments: str, size: int = 2) -> tuple[list[int | None], str]:
+    """The command line on several ranks: exit codes and what they wrote to standard error."""
+    folder.mkdir()
+    port = free_port()
+    ranks = [
+        CONTEXT.Process(target=command_line, args=(rank, size, port, folder, list(arguments)), daemon=True)
+        for rank in range(size)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(TEST_PATIENCE)
+    return [rank.exitcode for rank in ranks], "".join(p.read_text() for p in sorted(folder.glob("stderr-*")))
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    codes, said = run_command(tmp_path / "a", "train", "--method", "scratch", "--out", str(tmp_path / "file" / "run"))
+    assert codes == [FAILED] * 2 and said.count("cannot be written: Not a directory") == 1
+    codes, said = run_command(tmp_path / "b", "train", "--method", "scratch", "--lr", "-1")
+    assert codes == [FAILED] * 2 and said.count("error: ") == 1 and "lr is -1" in said
+    codes, said = run_command(tmp_path / "c", "env")
+    assert codes == [FAILED] * 2 and said.count("env takes one process, but 2 ranks were started") == 1
+
+
+def test_torchrun(tmp_path):
+    out = tmp_path / "run"
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--method", "scratch", "--epochs", "1", "--data.batch_size", "256", "--out", str(out)]
+    done = subprocess.run(
+        [*program, "-m", "l2t_fast.cli", "train", *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TEST_PATIENCE,
+    )
+    assert done.returncode == 0 and done.stdout.count("scratch: test accuracy") == 1, done.stderr
+    assert "2 ranks" in (out / "log.txt").read_text() and (out / "result.json").exists()
