@@ -58,8 +58,7 @@ class Job:
             self._watch.wait_for_reason()
         if self._watch.claim(text):
             say(text)
-        sys.stdout.flush()
-        os._exit(code)
+        self._watch.exit(code)
 
 
 def join_job() -> Job:

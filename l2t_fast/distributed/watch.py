@@ -5,6 +5,7 @@ traffic grows with the number of ranks, not with its square, and whoever is gone
 machine is also watched by its process, whose end is known at once.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -108,6 +110,16 @@ class Watch:
             return False
         return self._first(self._main_store, sentence)
 
+    def exit(self, code: int) -> NoReturn:
+        """End this process, if it keeps the store not before the others have been told."""
+        sys.stdout.flush()
+        if self._group.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            deadline = time.monotonic() + 5
+            with contextlib.suppress(RuntimeError):
+                while self._main_store.add("told", 0) < self._group.size - 1 and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        os._exit(code)
+
     def wait_for_reason(self) -> None:
         """Let the watching thread end this process, since it knows why an operation with the others failed."""
         os.write(self._waker, b"x")
@@ -193,23 +205,27 @@ class Watch:
             return
         if sentence and (self._first(self._store, sentence) if stored else self._next == 0):
             say(f"error: {sentence}, training stops{self.hint}")
-        if stored and (sentence or self._store.check(["reason"])):
-            self._group.ending(self._store.get("reason").decode())
+        if stored:
+            with contextlib.suppress(RuntimeError):
+                if not sentence:
+                    self._store.add("told", 1)
+                self._group.ending(self._store.get("reason").decode())
         if hung and self._process_end is not None:
             signal.pidfd_send_signal(self._process_end, signal.SIGKILL)
         time.sleep(_GRACE)
         if not self._stopping.is_set():
-            os._exit(FAILED)
+            self.exit(FAILED)
 
     def _first(self, store: dist.Store, sentence: str) -> bool:
         """Whether nobody has said yet why the job ends."""
         try:
-            first = store.add("reasons", 1) == 1
-            if first:
+            if store.add("reasons", 1) == 1:
                 store.set("reason", sentence)
+                return True
+            store.add("told", 1)
         except RuntimeError:
-            return self._next == 0  # nobody to ask: the rank that watches the store's keeper speaks
-        return first
+            pass  # the store's keeper is gone, which it does not go before all have been told
+        return False
 
     def _name(self, rank: int) -> str:
         known = self._process if rank == self._next else None

@@ -17,7 +17,7 @@ PATIENCE = 120
 
 # A server that has imported PyTorch once, and that starts each rank by a fork: it has no threads and no open files.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch.distributed", "l2t_fast.transfer", "tests.distributed.ranks"])
+CONTEXT.set_forkserver_preload(["torch.distributed", "l2t_fast.cli", "tests.distributed.test_job"])
 
 
 def run_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
