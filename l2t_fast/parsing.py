@@ -90,6 +90,8 @@ def _option_names(parser: ArgumentParser, arguments: list[str]) -> list[str]:
 
 def _sentence(message: str, known: list[str]) -> str:
     """What jsonargparse says in several lines, in one."""
+    if message.startswith('Parser key "sources"'):
+        return _about_sources(message, [name.removeprefix("source.") for name in known if name.startswith("source.")])
     unknown_key = re.search(r"(?:does not accept option|Option) '([^']+)'", message)
     unknown_flag = re.search(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown := unknown_key or unknown_flag:
@@ -106,3 +108,15 @@ def _sentence(message: str, known: list[str]) -> str:
     if message.strip() == "Unexpected config:":
         return "the file given by --config is empty"
     return " ".join(message.split())
+
+
+def _about_sources(message: str, keys: list[str]) -> str:
+    """What is wrong below `sources`, whose entries have the keys of `source`."""
+    if unknown := re.search(r"Option '([^']+)' is not accepted", message):
+        near = difflib.get_close_matches(unknown[1], keys, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"a source has {', '.join(keys)}"
+        return f"unknown key {unknown[1]} below sources, {hint}"
+    if wrong_value := re.search(r'\n +Parser key "([^"]+)":.*?(?:Given|Got) value: ([^\n]*)', message, re.DOTALL):
+        key, value = wrong_value.groups()
+        return f"sources: {key} cannot be {value}, see --source.{key} in --help"
+    return f"sources must be names, each with keys of a source below it: {', '.join(keys)}"

@@ -132,6 +132,19 @@ def test_the_loss_over_two_sources_is_the_sum_of_the_losses_over_each():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_side_by_side_on_a_gpu_is_one_after_the_other():
+    sources = two_sources().float().cuda()
+    for _ in range(20):
+        x = torch.randn(64, 3, 32, 32, device="cuda")
+        together = sources(x)
+        expected = [part(x) for part in sources.parts]
+        for ours, (logits, _) in zip(together.logits, expected, strict=True):
+            assert torch.equal(ours, logits)
+        for ours, truth in zip(together.features, [m for _, maps in expected for m in maps], strict=True):
+            assert torch.equal(ours, truth)
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load_data(DataConfig(classes=[5, 6, 7], per_class=6, batch_size=8))
