@@ -43,15 +43,20 @@ class AttentionTransfer(Method):
 
 
 def attention_loss(source_feature: Tensor, target_feature: Tensor) -> Tensor:
-    """Mean over images and pixels of the squared difference of normalised attention maps.
+    """Mean over images and pixels of the squared difference of normalised attention maps, at least in float32.
 
     Args:
         source_feature: (B, C_m, H_m, W_m).
         target_feature: (B, C_n, H_n, W_n), any other channels and size.
     """
     size = target_feature.shape[2:]
-    wanted = source_feature.square().mean(1, keepdim=True)
+    wanted = _energy(source_feature)
     if wanted.shape[2:] != size:
         wanted = F.interpolate(wanted, size, mode="bilinear", align_corners=False)
-    given = target_feature.square().mean(1, keepdim=True)
+    given = _energy(target_feature)
     return F.mse_loss(F.normalize(given.flatten(1)), F.normalize(wanted.flatten(1)))
+
+
+def _energy(feature: Tensor) -> Tensor:
+    """Mean of the squared channels, (B, 1, H, W). In float16, squares from 256 on would be infinite."""
+    return feature.to(torch.promote_types(feature.dtype, torch.float32)).square().mean(1, keepdim=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +46,11 @@ class LwF(Method):
 
 
 def distillation_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
-    """KL divergence of class probabilities at `TEMPERATURE` from the source's (B, K) to the target's, mean over B."""
-    wanted = F.log_softmax(source_logits / TEMPERATURE, dim=1)
-    given = F.log_softmax(target_logits / TEMPERATURE, dim=1)
+    """KL divergence of class probabilities at `TEMPERATURE` from the source's (B, K) to the target's, mean over B.
+
+    At least in float32, whatever the logits are in.
+    """
+    dtype = torch.promote_types(source_logits.dtype, torch.float32)
+    wanted = F.log_softmax(source_logits.to(dtype) / TEMPERATURE, dim=1)
+    given = F.log_softmax(target_logits.to(dtype) / TEMPERATURE, dim=1)
     return F.kl_div(given, wanted, reduction="batchmean", log_target=True)

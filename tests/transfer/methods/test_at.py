@@ -44,6 +44,14 @@ def test_the_scale_of_a_map_does_not_matter_and_a_dead_map_has_a_gradient():
     assert dead.grad.isfinite().all()
 
 
+def test_half_precision_is_summed_in_float32():
+    torch.manual_seed(0)
+    source, target = (300 * torch.rand(2, 3, 4, 4)).half(), torch.rand(2, 5, 4, 4).half()
+    loss = attention_loss(source, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, attention_loss(source.double(), target.double()).float())
+
+
 def test_training_lowers_it(one_batch, falls):
     trainer, batch, *_ = one_batch(method="at")
     falls(trainer, batch)

@@ -33,6 +33,14 @@ def test_agreement_costs_nothing_and_has_no_gradient():
     assert loss.item() == pytest.approx(0, abs=1e-12) and given.grad.abs().max() < 1e-12
 
 
+def test_half_precision_is_summed_in_float32():
+    torch.manual_seed(0)
+    source, target = (5 * torch.randn(2, 8, 50)).bfloat16()
+    loss = distillation_loss(source, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, distillation_loss(source.double(), target.double()).float())
+
+
 def test_terms_of_several_sources_are_summed(one_batch):
     trainer, batch, logits, features = one_batch(method="lwf")
     twice = batch.source._replace(logits=[*batch.source.logits, *batch.source.logits])
