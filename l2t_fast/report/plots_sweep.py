@@ -33,7 +33,9 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
     steps = np.diff(np.log(numbers))
     # Bars of several methods at one N would cover each other: the methods stand side by side, within a third of a step.
     shifts = np.exp(np.linspace(-1, 1, len(by_method)) * 0.17 * steps.min()) if len(by_method) > 1 else [1.0]
-    any_bar = False
+    counts = [result.test.n for results in by_method.values() for result in results.values() if result.test.n > 1]
+    # An interval from two seeds is nine standard deviations to either side: bars of that length hide every line.
+    intervals = bool(counts) and min(counts) > 2
     ends: list[tuple[MethodResult, float, float]] = []
     with drawing(WIDTH, max(3.6, 1.6 + 0.3 * len(by_method))) as figure:
         axes = figure.subplots()
@@ -44,9 +46,9 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
             tests = [results[level].test for level in where]
             x = np.array(where) * shift
             mean = np.array([test.mean for test in tests])
-            half = np.array([test.high - test.mean if test.has_interval else 0.0 for test in tests])
-            any_bar |= bool(half.any())
-            # An interval that leaves 0 to 100 % is cut there.
+            half = np.array([(test.high - test.mean if intervals else test.spread) for test in tests])
+            half[[test.n < 2 for test in tests]] = 0
+            # What leaves 0 to 100 % is cut there.
             bars = np.stack([np.minimum(half, mean), np.minimum(half, 1 - mean)])
             axes.errorbar(
                 x,
@@ -72,8 +74,9 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
             "Mean test accuracy over seeds, of the models with the best validation accuracy; the figure beside each "
             "line is its value at its largest N."
         )
-        if any_bar:
-            caption += " Bar: 95 % Student t interval of the mean, cut at 0 and 100 %. Methods are drawn side by side."
+        if counts:
+            bar = "95 % Student t interval of the mean" if intervals else "one standard deviation over seeds"
+            caption += f" Bar: {bar}, cut at 0 and 100 %. Methods are drawn side by side."
         caption += " The vertical axis does not start at zero." if lowest > 0 else ""
         title = "Test accuracy against training images"
         plot = save_plot(figure, plots_dir, "accuracy_against_images", title, f"{caption} {conditions}")

@@ -23,11 +23,16 @@ def results_table(compare_dir: Path) -> Table:
         L2TFastError: the folder does not exist or holds no run.
     """
     levels = rank_levels(read_comparison(compare_dir))
-    table = Table(title="Test accuracy at the best validation accuracy")
+    # Everything but long names fits into a terminal of 80 columns, where rich would leave a name no room at all.
+    swept = "; N: training images a class" if len(levels) > 1 else ""
+    table = Table(
+        title="Test accuracy at the best validation accuracy",
+        caption=f"sd: over seeds; seconds: median of a run{swept}",
+    )
     if len(levels) > 1:
-        table.add_column("N a class", justify="right", no_wrap=True)
-    table.add_column("method")
-    for name in ("mean", "spread (sd)", "95 % interval", "seeds", "median seconds"):
+        table.add_column("N", justify="right", no_wrap=True)
+    table.add_column("method", min_width=12, overflow="fold")
+    for name in ("mean", "sd", "95 % interval", "seeds", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for level, results in levels.items():
         for result in results:

@@ -21,7 +21,7 @@ def inspect_run(path: Path, console: Console) -> None:
     Raises:
         L2TFastError: there is neither.
     """
-    if (path / "results.csv").exists():
+    if (path / "results.csv").exists() or (path / "runs").is_dir():
         console.print(results_table(path))
         return
     folder = RunFolder(path)

@@ -163,8 +163,8 @@ def test_building_again_replaces_the_page(tmp_path):
     assert build_report(folder).read_text() == first
 
 
-def render_text(table) -> str:
-    console = Console(file=StringIO(), width=120)
+def render_text(table, width=120) -> str:
+    console = Console(file=StringIO(), width=width)
     console.print(table)
     return console.file.getvalue()
 

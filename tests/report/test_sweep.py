@@ -66,6 +66,11 @@ def test_table_of_a_sweep(swept):
     assert "L2T-ww" in lines[0] and "71.0" in lines[0] and "1.0" in lines[0] and "68.5 to 73.5" in lines[0]
 
 
+def test_table_in_a_terminal_of_80_columns_shows_the_methods(swept):
+    text = render_text(results_table(swept), width=80)
+    assert text.count("L2T-ww") == text.count(" 1000 ") == 3 and "68.5 to 73.5" in text
+
+
 def test_who_is_ahead_differs_between_numbers(tmp_path):
     fake_comparison(tmp_path / "a", ("scratch", "fm"), (0, 1), 2, per_class=(5, 10, 20))
     better = {5: ("fm", 0.9), 10: ("fm", 0.9), 20: ("scratch", 0.9)}
@@ -115,6 +120,10 @@ def test_figure_names_every_method_once(tmp_path):
     for label in ("LwF+AT", "FM (single)", "FM (one-to-one)", "L2T-ww (single)"):
         assert plot.svg.count(f">{label} ") == 1
     assert plot.across and "Bar:" not in plot.caption and plot.caption.endswith("Conditions: x.")
+    for seeds, said in ((2, "Bar: one standard deviation over seeds"), (3, "Bar: 95 % Student t interval")):
+        folder = fake_comparison(tmp_path / f"{seeds} seeds", ("fm",), tuple(range(seeds)), 1, per_class=(50, 1000))
+        levels = rank_levels(read_comparison(folder))
+        assert said in accuracy_against_images(levels, tmp_path / "plots", "").caption
     styles = method_styles(sorted(methods))
     assert len({(style.color, style.marker, str(style.dashes)) for style in styles.values()}) == len(methods)
     assert np.isfinite([float(x) for x in plot.svg.split('viewBox="')[1].split('"')[0].split()]).all()
