@@ -113,6 +113,12 @@ class FrozenSources(nn.Module):
         """The networks, without what prepares their input."""
         return [source.network for source in self.parts]
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """What `unit_rms` divides feature maps by, by their names; those it leaves alone are not there."""
+        each = [scale for source in self.parts for scale in source.scales or [None] * len(source.network.feature_names)]
+        return {name: scale for name, scale in zip(self.feature_names, each, strict=True) if scale is not None}
+
     def train(self, mode: bool = True) -> "FrozenSources":
         """Stay in eval mode."""
         return self

@@ -135,6 +135,9 @@ class Trainer:
             self._restore(load_checkpoint(self.folder.last))
         self._check_agreement()
         self._log(f"{self.describe()}; starts after epoch {self.epoch}")
+        if self.source is not None and self.source.scales:
+            scales = ", ".join(f"{name} by {scale:.4g}" for name, scale in self.source.scales.items())
+            self._log(f"unit_rms divides the source's maps: {scales}")
         writer = None
         if self.group.leads:
             writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1)

@@ -279,7 +279,7 @@ def two(make_config, checkpoint, tmp_path):
     def make(**changes):
         sources = {
             "grey": SourceConfig("resnet8", files["grey"]),
-            "colour": SourceConfig("resnet8", files["colour"], image_size=10, layers=["layer2.0"]),
+            "colour": SourceConfig("resnet8", files["colour"], image_size=10, layers=["layer2.0"], unit_rms=True),
         }
         return make_config(**{"method": "l2t-ww", "source": SourceConfig(), "sources": sources, "epochs": 2} | changes)
 
@@ -303,6 +303,8 @@ def test_a_run_from_two_sources_trains_and_resumes_bit_for_bit(two, quiet, tmp_p
         own = [float(row["mean"]) for row in weights if row["epoch"] == str(straight["best_epoch"])]
         own = own[:9] if name == "grey" else own[9:]
         assert len(own) == count and re.search(rf"sum over {name} +│ +{sum(own):.3f} ", shown)
+
+    assert "unit_rms divides the source's maps: colour/layer2.0 by" in (tmp_path / "straight" / "log.txt").read_text()
 
     page = build_report(tmp_path / "straight").read_text()
     assert "Which source: Σ λ over training" in page and "colour: resnet8, from resnet8-4-3.pt, side 10" in page
