@@ -91,6 +91,25 @@ def test_compare_prints_a_table_and_skips_what_is_done(config, tmp_path, capsys)
     assert (tmp_path / "all" / "runs" / "fm-single-seed4" / "result.json").exists()
 
 
+def test_compare_ends_with_two_and_a_sentence_where_a_run_failed(config, tmp_path, monkeypatch, capsys):
+    train_batch = Trainer.train_batch
+
+    def fails(trainer, *given):
+        if trainer.config.method == "fm":
+            raise MemoryError
+        return train_batch(trainer, *given)
+
+    monkeypatch.setattr(Trainer, "train_batch", fails)
+    command = ["compare", "--config", str(config), "--out", str(tmp_path / "all"), "--seeds", "[4]"]
+    assert main([*command, "--methods", "[fm, scratch]", "--per_class", "[6]"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "error: fm-n6-seed4: there is too little memory for this, lower data.batch_size or "
+        "data.image_size, or set data.cache to false\n"
+    )
+    assert "scratch N=6 seed 4: test" in captured.out and "report.html" in captured.out
+
+
 def test_env(capsys):
     assert main(["env"]) == 0
     assert torch.__version__ in capsys.readouterr().out

@@ -12,7 +12,7 @@ import yaml
 
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, write_config
 from l2t_fast.data import DataBundle, DataConfig, load_data
-from l2t_fast.errors import L2TFastError, one_sentence
+from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.files import write_text
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import METHODS, find_method
@@ -143,7 +143,7 @@ def _attempt(training: TrainConfig, progress: TrainingProgress, images: _LastIma
     except Exception as error:
         # Whatever it is: hours of other runs must not depend on it.
         sentence = one_sentence(error)
-        if not isinstance(error, L2TFastError):
+        if not isinstance(error, L2TFastError | OSError) and not out_of_memory(error):
             sentence = f"{type(error).__name__}: {sentence}"
         row |= {"state": "failed", "problem": sentence}
         folder.write_failure(row, "".join(traceback.format_exception(error)))
