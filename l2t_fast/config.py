@@ -26,6 +26,8 @@ from l2t_fast.text import printable
 #: What `precision` may name: dtypes of PyTorch.
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+MOST_EPOCHS = 1_000_000
+
 #: Seeds are below it, so that their sums fit every random generator.
 SEED_LIMIT = 2**31
 #: The checkpoint that stands for the weights published with a network.
@@ -188,6 +190,8 @@ class TransferOptions:
         for name in ("lr", "meta_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number above 0")
+        if self.epochs > MOST_EPOCHS:
+            raise L2TFastError(f"epochs is {self.epochs}, it must be at most {MOST_EPOCHS}")
         if self.threads is not None and self.threads < 1:
             raise L2TFastError(f"threads is {self.threads}, it must be at least 1, or null for PyTorch's choice")
         check_seed("data.seed", self.data.seed)

@@ -1,7 +1,15 @@
-"""Files that are whole or as they were, whatever happens while they are written."""
+"""Files that are whole or as they were, whatever happens while they are written, and arrays from files of others."""
 
 import os
+import zipfile
 from pathlib import Path
+
+import numpy as np
+
+from l2t_fast.errors import L2TFastError
+
+#: Bytes of all arrays of a file together: many times what the channel weights of a thousand pairs take.
+LARGEST_ARRAYS = 1 << 28
 
 
 def write_whole(content: bytes | memoryview, path: Path) -> None:
@@ -33,3 +41,38 @@ def write_whole(content: bytes | memoryview, path: Path) -> None:
 def write_text(text: str, path: Path) -> None:
     """As `write_whole`, in UTF-8."""
     write_whole(text.encode("utf-8"), path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that `numpy.savez` wrote, by name. Nothing in it is run or unpickled.
+
+    Raises:
+        L2TFastError: the file cannot be read, is no such file, or is made to fill the memory.
+    """
+    try:
+        with open(path, "rb") as file:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > LARGEST_ARRAYS:
+                raise ValueError(f"its arrays take {size >> 20} MiB")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except OSError as error:
+        raise L2TFastError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        # What a damaged file makes NumPy raise is nearly anything.
+        raise L2TFastError(f"{path} cannot be read: {error}") from error
+
+
+def check_archive(path: Path) -> None:
+    """Raise ValueError if an archive is not as PyTorch writes it: nothing in it is compressed, or larger than the file.
+
+    A few kilobytes of compressed zeros would fill the memory. A file that is no archive raises zipfile.BadZipFile.
+    """
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed")
+        if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its entries overlap")

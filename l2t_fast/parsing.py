@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
@@ -10,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from l2t_fast.config import TransferOptions
 from l2t_fast.errors import L2TFastError
+from l2t_fast.yaml_files import check_yaml
 
 Config = TypeVar("Config", bound=TransferOptions)
 
@@ -55,15 +57,24 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         L2TFastError: an unknown option or key, with the closest one; a value of the wrong type; a file that is not
             YAML.
     """
+    for path in _config_files(arguments):
+        check_yaml(path)
     try:
         return parser.instantiate_classes(parser.parse_args(arguments))
     except ArgumentError as error:
         raise L2TFastError(_sentence(str(error), _option_names(parser, arguments))) from error
-    except UnicodeDecodeError as error:
-        raise L2TFastError("the file given by --config is not text in UTF-8") from error
     except TypeError as error:  # `source: 3`
         groups = ", ".join(sorted({name.split(".")[0] for name in _option_names(parser, arguments) if "." in name}))
         raise L2TFastError(f"one of the groups {groups} has a value where keys must stand below it") from error
+
+
+def _config_files(arguments: list[str]) -> Iterator[Path]:
+    """The files that ``--config`` names and that are there."""
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = flag.partition("=")
+        path = Path(value if equals else following)
+        if name == "--config" and path.is_file():
+            yield path
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import check_archive
 from l2t_fast.text import printable
 
 # Where training scripts keep the weights inside a checkpoint.
@@ -109,6 +111,8 @@ def _read(path: Path) -> object:
     except OSError as error:
         raise L2TFastError(f"the checkpoint file {shown} cannot be read: {error.strerror}") from error
     try:
+        if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not
+            check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):

@@ -10,16 +10,16 @@ import csv
 import json
 import math
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import read_arrays
+from l2t_fast.yaml_files import parse_yaml
 
 Pair = tuple[str, str]
 """(source layer name, target layer name)."""
@@ -220,8 +220,8 @@ def _read_yaml(path: Path, problems: list[str]) -> tuple[str, dict[str, Any]]:
     if text is None:
         return "", {}
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError:
+        tree = parse_yaml(text, path.name)
+    except L2TFastError:
         problems.append(f"{path.name} is not valid YAML")
         return text, {}
     return text, tree if isinstance(tree, dict) else {}
@@ -233,7 +233,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         tree = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         problems.append(f"{path.name} is not valid JSON")
         return {}
     return tree if isinstance(tree, dict) else {}
@@ -278,14 +278,14 @@ def _read_channel_weights(path: Path, problems: list[str]) -> dict[Pair, np.ndar
     if not path.is_file():
         return weights
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                source, arrow, target = key.partition("->")
-                values = np.asarray(arrays[key])
-                if arrow and values.ndim == 1 and values.size and np.issubdtype(values.dtype, np.floating):
-                    weights[source, target] = values.astype(np.float64)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path)
+    except L2TFastError:
         problems.append(f"{path.name} could not be read")
+        return weights
+    for key, values in arrays.items():
+        source, arrow, target = key.partition("->")
+        if arrow and values.ndim == 1 and values.size and np.issubdtype(values.dtype, np.floating):
+            weights[source, target] = values.astype(np.float64)
     return weights
 
 

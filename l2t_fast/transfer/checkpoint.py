@@ -1,8 +1,6 @@
 """Checkpoints that are either whole or not there, and of which nothing is believed before it is looked at."""
 
 import io
-import os
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import write_whole
+from l2t_fast.files import check_archive, write_whole
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -38,7 +36,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         L2TFastError: the file is missing, cannot be read, is cut short, or no such checkpoint.
     """
     try:
-        _check_archive(path)
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise L2TFastError(f"there is no checkpoint {path}") from error
@@ -52,19 +50,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise L2TFastError(f"{path} is not a checkpoint of l2t-fast: it holds a {type(state).__name__}")
     return state
-
-
-def _check_archive(path: Path) -> None:
-    """Raise if a file is no archive as PyTorch writes it: nothing in it is compressed, or larger than the file.
-
-    A few kilobytes of compressed zeros would fill the memory.
-    """
-    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed")
-        if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
-            raise ValueError("its entries overlap")
 
 
 def misfit(saved: object, wanted: object, *, skip: Collection[str] = (), name: str = "") -> str | None:

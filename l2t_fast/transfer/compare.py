@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, write_config
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
@@ -21,6 +19,7 @@ from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import makes_source, pretrained_source, run_once
 from l2t_fast.transfer.run_folder import RunFolder, check_same_config, writing
 from l2t_fast.transfer.trainer import Trainer
+from l2t_fast.yaml_files import read_yaml
 
 RESULTS = (
     "method",
@@ -157,8 +156,8 @@ def _attempt(training: TrainConfig, progress: TrainingProgress, images: _LastIma
 def _numbers_may_change(saved: Path, config: CompareConfig) -> tuple[str, ...]:
     """N may be added to a list of N, but a comparison without one has its runs in other folders."""
     try:
-        before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        before = read_yaml(saved)
+    except L2TFastError:
         return ()  # check_same_config will say so
     is_list = isinstance(before, dict) and before.get("per_class") is not None
     return ("per_class",) if is_list and config.per_class is not None else ()

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import read_arrays
 from l2t_fast.layer_names import split_source_layer
 from l2t_fast.report import results_table
-from l2t_fast.transfer.run_folder import RunFolder, read_rows
+from l2t_fast.text import printable
+from l2t_fast.transfer.run_folder import METRICS, PAIR_WEIGHTS, RunFolder, read_rows
 
 #: Channels shown a pair, those with the largest weight first.
 TOP_CHANNELS = 3
@@ -27,23 +30,32 @@ def inspect_run(path: Path, console: Console) -> None:
     folder = RunFolder(path)
     if not folder.metrics.exists():
         raise L2TFastError(f"{path} holds neither a run (metrics.csv) nor a comparison (results.csv)")
-    rows = read_rows(folder.metrics)
+    rows = read_rows(folder.metrics, METRICS)
     if not rows:
         raise L2TFastError(f"{folder.metrics} holds no epoch yet")
+    try:
+        tables = _tables(folder, rows)
+    except ValueError as error:  # a number that is none
+        raise L2TFastError(f"{path} cannot be shown, its files are damaged: {error}") from error
+    for table in tables:
+        console.print(table)
+
+
+def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
     best = max(rows, key=lambda row: float(row["validation_accuracy"]))
     epoch = best["epoch"]
-    summary = Table("", "", title=str(path), show_header=False)
+    summary = Table("", "", title=_shown(folder.path), show_header=False)
     if folder.result.exists():
         result = folder.read_result()
         epoch = str(result["best_epoch"])
-        summary.add_row("method", f"{result['method']}, seed {result['seed']}")
+        summary.add_row("method", _shown(f"{result['method']}, seed {result['seed']}"))
         summary.add_row("test accuracy", f"{result['test_accuracy']:.2%}")
         summary.add_row("validation accuracy", f"{result['validation_accuracy']:.2%} (epoch {epoch})")
         summary.add_row("epochs", f"{result['epochs']} in {result['seconds']:.1f} s")
     else:
-        summary.add_row("state", f"not finished: {rows[-1]['epoch']} epochs are done")
-        summary.add_row("validation accuracy", f"{float(best['validation_accuracy']):.2%} (epoch {epoch})")
-    console.print(summary)
+        summary.add_row("state", _shown(f"not finished: {rows[-1]['epoch']} epochs are done"))
+        summary.add_row("validation accuracy", f"{float(best['validation_accuracy']):.2%} (epoch {_shown(epoch)})")
+    tables = [summary]
     pairs = _pair_weights(folder, epoch)
     channels = _top_channels(folder)
     if pairs or channels:
@@ -56,11 +68,17 @@ def inspect_run(path: Path, console: Console) -> None:
         for source, own in by_source.items():
             for pair in own:
                 numbers = [f"{number:.3f}" for number in pairs[pair]] if pairs else ["1", ""]
-                table.add_row(pair, *numbers, channels.get(pair, ""))
+                table.add_row(_shown(pair), *numbers, channels.get(pair, ""))
             if source and pairs:
                 total = sum(pairs[pair][0] for pair in own)
-                table.add_row(f"sum over {source}", f"{total:.3f}", "", "", style="bold", end_section=True)
-        console.print(table)
+                table.add_row(_shown(f"sum over {source}"), f"{total:.3f}", "", "", style="bold", end_section=True)
+        tables.append(table)
+    return tables
+
+
+def _shown(text: object) -> str:
+    """Neither markup of rich nor control characters, whoever wrote the text."""
+    return escape(printable(str(text)))
 
 
 def _pair_weights(folder: RunFolder, epoch: str) -> dict[str, tuple[float, float]]:
@@ -69,7 +87,7 @@ def _pair_weights(folder: RunFolder, epoch: str) -> dict[str, tuple[float, float
         return {}
     return {
         f"{row['source_layer']}->{row['target_layer']}": (float(row["mean"]), float(row["std"]))
-        for row in read_rows(folder.pair_weights)
+        for row in read_rows(folder.pair_weights, PAIR_WEIGHTS)
         if row["epoch"] == epoch
     }
 
@@ -78,8 +96,8 @@ def _top_channels(folder: RunFolder) -> dict[str, str]:
     """Per pair the channels with the largest mean weight, each relative to the uniform weight 1 / C_m."""
     if not folder.channel_weights.exists():
         return {}
-    with np.load(folder.channel_weights, allow_pickle=False) as arrays:
-        return {
-            pair: ", ".join(f"{c} x{w[c] * len(w):.2f}" for c in np.argsort(-w)[:TOP_CHANNELS])
-            for pair, w in arrays.items()
-        }
+    return {
+        pair: ", ".join(f"{c} x{w[c] * len(w):.2f}" for c in np.argsort(-w)[:TOP_CHANNELS])
+        for pair, w in read_arrays(folder.channel_weights).items()
+        if w.ndim == 1 and np.issubdtype(w.dtype, np.floating)
+    }

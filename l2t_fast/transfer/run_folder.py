@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 import l2t_fast
 from l2t_fast.config import TransferOptions, config_tree, write_config
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import write_text, write_whole
+from l2t_fast.yaml_files import read_yaml
 
 METRICS = (
     "epoch",
@@ -32,6 +32,16 @@ METRICS = (
     "validation_accuracy",
     "seconds",
 )
+#: What result.json holds for its readers: name -> type.
+RESULT: dict[str, Any] = {
+    "method": str,
+    "seed": int,
+    "best_epoch": int,
+    "validation_accuracy": int | float,
+    "test_accuracy": int | float,
+    "epochs": int,
+    "seconds": int | float,
+}
 PAIR_WEIGHTS = ("epoch", "source_layer", "target_layer", "mean", "std")
 
 
@@ -95,10 +105,12 @@ class RunFolder:
         """Drop rows of epochs that no checkpoint holds: they will be trained again."""
         for path, fields in ((self.metrics, METRICS), (self.pair_weights, PAIR_WEIGHTS)):
             if path.exists():
-                kept = [row for row in read_rows(path) if _epoch(row) is not None and _epoch(row) <= epoch]
-                text = "".join(",".join(row[name] for name in fields) + "\n" for row in kept)
+                text = io.StringIO()
+                writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(row for row in read_rows(path, fields) if (_epoch(row) or epoch + 1) <= epoch)
                 with writing(path):
-                    write_text(",".join(fields) + "\n" + text, path)
+                    write_text(text.getvalue(), path)
 
     def write_channel_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         """Write one array (C_m,) a pair, by "source layer->target layer"."""
@@ -122,17 +134,25 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         """What result.json holds."""
         try:
-            return json.loads(self.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise L2TFastError(f"{self.result} cannot be read: {error}") from error
+        for name, kind in RESULT.items():
+            found = result.get(name) if isinstance(result, dict) else None
+            if not isinstance(found, kind) or isinstance(found, bool):
+                raise L2TFastError(f"{self.result} is damaged: its {name} is {found!r:.100}; remove it to run again")
+        return result
 
 
 def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequence[str]) -> None:
     """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`."""
     try:
-        saved = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise L2TFastError(f"{path} cannot be read, so it is not known what this folder holds") from error
+        tree = read_yaml(path)
+    except L2TFastError as error:
+        raise L2TFastError(f"it is not known what this folder holds: {error}") from error
+    if not isinstance(tree, Mapping):
+        raise L2TFastError(f"it is not known what this folder holds: {path} is no table of keys")
+    saved = _flatten(tree)
     asked = _flatten(config_tree(config))
     for key in sorted(saved.keys() | asked.keys()):
         if key not in may_change and saved.get(key) != asked.get(key):
@@ -171,10 +191,22 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header; a last line that was cut short is left out."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+def read_rows(path: Path, fields: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; a line that was cut short is left out.
+
+    Raises:
+        L2TFastError: the file cannot be read, or has a header without one of `fields`.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row and None not in row.values()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise L2TFastError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in fields if name not in (reader.fieldnames or ())]
+    if rows and missing:
+        raise L2TFastError(f"{path} lacks the column {missing[0]}: put the file back as it was, or remove it")
+    return rows
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
@@ -199,7 +231,7 @@ def _text(value: Any) -> Any:
 
 
 def _epoch(row: Mapping[str, str]) -> int | None:
-    return int(row["epoch"]) if row["epoch"].isdecimal() else None
+    return int(row["epoch"]) if row["epoch"].isdecimal() and len(row["epoch"]) < 10 else None
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

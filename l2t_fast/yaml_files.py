@@ -1,0 +1,72 @@
+"""YAML that was written by somebody else: read without running, or multiplying, what is in it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from l2t_fast.errors import L2TFastError
+
+#: Of a configuration file: many times what the longest one has.
+LARGEST = 1 << 20
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds: tables, lists and plain values, without tags of Python and without nested aliases.
+
+    Raises:
+        L2TFastError: the file cannot be read, is no such YAML, or is made to fill the memory.
+    """
+    return parse_yaml(_text(path), f"{path}")
+
+
+def check_yaml(path: Path) -> None:
+    """Raise `L2TFastError` as `read_yaml`, for a file that another library will read; syntax is left to that one."""
+    _check_shape(_text(path), f"{path}")
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """As `read_yaml`, of text; `where` names it in messages."""
+    _check_shape(text, where)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or str(error)
+        raise L2TFastError(f"{where} is not YAML of plain values: {reason}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise L2TFastError(f"{path} is larger than {LARGEST >> 20} MiB, which no configuration is")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise L2TFastError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise L2TFastError(f"{path} is not text in UTF-8") from error
+
+
+def _check_shape(text: str, where: str) -> None:
+    """Refuse what is deeper than any configuration, and aliases inside of what has a name.
+
+    Nine of them, each a list of nine of the one before, are a gigabyte when they are written out.
+    """
+    depth, anchored = 0, []
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if event.anchor is not None:
+                    anchored.append(depth)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                if anchored and anchored[-1] == depth:
+                    anchored.pop()
+                depth -= 1
+            elif isinstance(event, yaml.AliasEvent) and anchored:
+                raise L2TFastError(f"{where} has an alias (*{event.anchor}) inside of an anchor, write its value out")
+            if depth > 50:
+                raise L2TFastError(f"{where} is nested deeper than 50 levels, which no configuration is")
+    except (yaml.YAMLError, ValueError):
+        pass  # whoever reads it says what is wrong

@@ -1,0 +1,311 @@
+"""Files made to harm: whatever they hold, none of it runs or fills the memory, and one sentence says what it is."""
+
+import csv
+import io
+import json
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import l2t_fast
+from l2t_fast.cli import main
+from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig
+from l2t_fast.data import DataConfig
+from l2t_fast.errors import L2TFastError, one_sentence
+from l2t_fast.files import read_arrays
+from l2t_fast.models import build_model, load_weights
+from l2t_fast.parsing import read_config
+from l2t_fast.report.folder import read_comparison
+from l2t_fast.transfer import TrainingProgress, run
+from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.yaml_files import LARGEST, parse_yaml, read_yaml
+
+PACKAGE = Path(l2t_fast.__file__).parent
+
+
+# ---- the package's own calls -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "allowed"),
+    [
+        (r"torch\.load\(", "weights_only=True"),
+        (r"np\.load\(", "allow_pickle=False"),
+        (r"yaml\.load\(", None),
+        (r"yaml\.(unsafe|full)_load\(", None),
+        (r"yaml\.safe_load\(", None),
+        (r"\bpickle\.loads?\(|Unpickler\(|\bmarshal\.|\bshelve\.|\bjoblib\b", None),
+        (r"\b(eval|exec)\(", None),
+        (r"os\.system\(|shell=True", None),
+    ],
+)
+def test_no_call_that_runs_what_a_file_holds(call, allowed):
+    for path in PACKAGE.rglob("*.py"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if re.search(call, line.partition("#")[0]) and not re.search(r"\.eval\(", line):
+                fine = (allowed is not None and allowed in line) or (path.name, call) in SAFE
+                assert fine, f"{path}:{number}: {line.strip()}"
+
+
+#: Where `yaml.safe_load` stands behind a look at the text, or reads a file that the user names for a benchmark.
+SAFE = {("yaml_files.py", r"yaml\.safe_load\("), ("workloads.py", r"yaml\.safe_load\(")}
+
+
+# ---- configurations --------------------------------------------------------------------------------------------------
+
+LAUGHS = "pairs: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{key}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for key, name, before in zip("labcdefgh", "bcdefghij", "abcdefghi", strict=True)
+)
+CONFIGURATIONS = {
+    "a tag of Python": ("label: !!python/object/apply:os.system ['touch made']", "could not determine a constructor"),
+    "aliases of aliases": (LAUGHS, r"has an alias \(\*a\) inside of an anchor"),
+    "an alias of itself": ("pairs: &a [*a]", r"has an alias \(\*a\) inside of an anchor"),
+    "brackets without end": ("label: " + "[" * 30_000, "is nested deeper than 50 levels"),
+    "more than any configuration": ("# " + "x" * LARGEST, "is larger than 1 MiB"),
+    "a number as text": ('epochs: "1e9"', "epochs: Expected a <class 'int'>|epochs: 1000000000.0 is not what it takes"),
+    "more epochs than a life": (f"epochs: {10**30}", "it must be at most 1000000"),
+    "a zero byte": ("epochs: 1\0", "control characters are not allowed"),
+    "a terminal's commands": ('"\\x1b[2Jepochs": 1', r"unknown key \\x1b\[2Jepochs"),
+    "a date": ("seed: 2020-01-01", "seed: "),
+    "not a number": ("lr: .nan", "lr is nan"),
+    "a list": ("- 1\n- 2", "Unexpected config|has a value where"),
+}
+
+
+@pytest.mark.parametrize("what", CONFIGURATIONS)
+def test_a_hostile_configuration(tmp_path, monkeypatch, what):
+    text, said = CONFIGURATIONS[what]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(L2TFastError) as raised:
+        read_config(tmp_path / "config.yaml", TrainConfig).check()
+    sentence = one_sentence(raised.value)
+    assert re.search(said, sentence) and sentence.isprintable() and len(sentence) < 500
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_alias_of_plain_values_may_be():
+    assert parse_yaml("a: &x [1, 2]\nb: *x\nc: *x", "here") == {"a": [1, 2], "b": [1, 2], "c": [1, 2]}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", LAUGHS.encode(), b"a: !!python/name:os.system", b"{", b"[" * 5000])
+def test_yaml_of_a_run_folder(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(L2TFastError, match=r"config\.yaml"):
+        read_yaml(tmp_path / "config.yaml")
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+class Runs:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def rewritten(path, change, compression=zipfile.ZIP_STORED):
+    """The entries of an archive, name and bytes, changed and written back."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, change(name, content))
+
+
+def pickled(path, made):
+    path.write_bytes(pickle.dumps({"model": Runs(made)}))
+
+
+def bomb(path, made):
+    torch.save({"model": torch.zeros(1 << 20)}, path)
+    rewritten(path, lambda name, content: content, zipfile.ZIP_DEFLATED)
+
+
+def huge(path, made):
+    """Claims two hundred million numbers of four."""
+    torch.save({"model": torch.zeros(4)}, path)
+    claimed = b"J" + (200_000_000).to_bytes(4, "little")
+    rewritten(path, lambda name, content: content.replace(b"K\x04", claimed) if name.endswith(".pkl") else content)
+
+
+CHECKPOINTS = {
+    "code": lambda path, made: torch.save({"model": Runs(made)}, path),
+    "a bare pickle": pickled,
+    "a bomb": bomb,
+    "a size it does not have": huge,
+    "nothing": lambda path, made: path.write_bytes(b""),
+    "text": lambda path, made: path.write_text("model"),
+    "an archive of something else": lambda path, made: np.savez(path.open("wb"), a=np.zeros(3)),
+    "a list": lambda path, made: torch.save([1, 2], path),
+    "a folder": lambda path, made: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("what", CHECKPOINTS)
+def test_a_hostile_checkpoint(tmp_path, what):
+    path, made = tmp_path / "last.pt", tmp_path / "made"
+    CHECKPOINTS[what](path, made)
+    with pytest.raises(L2TFastError, match=r"last\.pt"):
+        load_checkpoint(path)
+    network = build_model("resnet8", 3, in_channels=1)
+    with pytest.raises(L2TFastError, match=r"last\.pt"):
+        load_weights(network, path)
+    assert not made.exists()
+
+
+# ---- the folder of a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder and configuration of a run of two epochs, of which the second is to be done again."""
+    base = tmp_path_factory.mktemp("hostile")
+    torch.manual_seed(7)
+    torch.save({"model": build_model("resnet8", 5, in_channels=1).state_dict()}, base / "source.pt")
+    config = TrainConfig(
+        method="l2t-ww",
+        source=SourceConfig("resnet8", str(base / "source.pt"), num_classes=5),
+        target=TargetConfig("vgg5bn"),
+        data=DataConfig(classes=[5, 6], per_class=4, batch_size=8),
+        epochs=1,
+        device="cpu",
+        out=str(base / "run"),
+    )
+    run(config, progress=quiet())
+    return config
+
+
+def quiet():
+    return TrainingProgress(Console(quiet=True), epoch_lines=False)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of that run without its result, and its configuration."""
+    shutil.copytree(finished.out, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    return tmp_path / "run", TrainConfig(**{**vars(finished), "out": str(tmp_path / "run")})
+
+
+def first_weight(state):
+    return next(iter(state["model"]))
+
+
+STATES = {
+    "another dtype": (
+        lambda s: s["model"].update({first_weight(s): torch.zeros(3, dtype=torch.float64)}),
+        "is float64",
+    ),
+    "another shape": (lambda s: s["model"].update({first_weight(s): torch.zeros(0)}), r"is float32 \(0,\) and not"),
+    "NaN": (
+        lambda s: s["model"][first_weight(s)].view(-1)[:1].fill_(torch.nan),
+        "holds NaN or infinite values in targ",
+    ),
+    "a name too many": (lambda s: s["model"].update({"x\x1b[2J": torch.zeros(1)}), r"model.x\\x1b\[2J is unknown"),
+    "a name too few": (lambda s: s["model"].pop(first_weight(s)), "is missing"),
+    "no state": (lambda s: s.clear(), "is missing"),
+    "an epoch of text": (lambda s: s.update(epoch="1"), "epoch is a str and not a int"),
+    "an epoch to come": (lambda s: s.update(epoch=10**9), "it is of epoch 1000000000, and the run has 1"),
+    "a momentum of another shape": (
+        lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(1, 2)),
+        "momentum_buffer of parameter 0 in optimizer",
+    ),
+    "an optimizer that is none": (lambda s: s.update(optimizer=[1]), "optimizer holds no state"),
+    "random numbers from elsewhere": (
+        lambda s: s["random"]["numpy"].update(keys=torch.zeros(1)),
+        r"numpy\.keys is flo",
+    ),
+    "a best model that is not there": (lambda s: s["best"].update(epoch=0), r"best\.pt is missing or not of epoch 0"),
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_a_hostile_state_to_resume_from(copied, what):
+    folder, config = copied
+    change, said = STATES[what]
+    state = load_checkpoint(folder / "checkpoints" / "last.pt")
+    change(state)
+    torch.save(state, folder / "checkpoints" / "last.pt")
+    with pytest.raises(L2TFastError) as raised:
+        run(config, resume=True, progress=quiet())
+    sentence = one_sentence(raised.value)
+    assert re.search(said, sentence) and sentence.isprintable() and len(sentence) < 600
+
+
+def test_hyperparameters_come_from_the_configuration_and_not_from_a_checkpoint(copied):
+    folder, config = copied
+    state = load_checkpoint(folder / "checkpoints" / "last.pt")
+    state["optimizer"]["param_groups"][0] |= {"momentum": float("inf"), "weight_decay": "x", "lr": None}
+    torch.save(state, folder / "checkpoints" / "last.pt")
+    assert run(config, resume=True, progress=quiet())["epochs"] == 1
+
+
+TABLES = {
+    "result.json": [b"\xff\xfe", b"[]", b"null", b'{"method": 3}', b"[" * 100_000, b'{"best_epoch": 1e999}'],
+    "metrics.csv": [b"\xff", b"epoch\n1\n", b"\x00\x00", b"epoch,step\n\x1b[2J,1\n"],
+    "channel_weights.npz": [b"", b"PK\x03\x04 no", b"\x93NUMPY" + b"\xff" * 80],
+    "pair_weights.csv": [b"\xff", b"epoch,source_layer,target_layer,mean,std\n1,a,b,x,y\n"],
+    "config.yaml": [LAUGHS.encode(), b"\xff", b"a: !!python/name:os.system"],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name in TABLES for content in TABLES[name]])
+def test_hostile_files_in_a_folder_are_one_sentence(finished, tmp_path, capsys, name, content):
+    """For `inspect` and to resume; what a report is made from can be read all the same."""
+    shutil.copytree(finished.out, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(content)
+    code = main(["inspect", str(tmp_path / "run")])
+    shown = capsys.readouterr()
+    assert code in (0, 2) and "\x1b" not in shown.out + shown.err
+    assert len(shown.err.splitlines()) == (1 if code else 0)
+    assert read_comparison(tmp_path / "run").runs
+    try:
+        run(TrainConfig(**{**vars(finished), "out": str(tmp_path / "run")}), resume=True, progress=quiet())
+    except L2TFastError as error:
+        assert name in str(error)
+
+
+def test_markup_and_control_characters_in_a_result_are_only_text(finished, tmp_path, capsys):
+    shutil.copytree(finished.out, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result | {"method": "[/red][bold]x\x1b[2J\nerror"}))
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "[/red][bold]x" in shown and "\x1b" not in shown
+
+
+def test_names_with_commas_survive_a_resume(copied):
+    """A layer's name may hold what separates a table's cells."""
+    folder, config = copied
+    path = folder / "pair_weights.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    rows[1][1] = 'a,"b"\nc'
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    run(config, resume=True, progress=quiet())
+    with open(path, newline="") as file:
+        assert list(csv.reader(file)) == rows
+
+
+def test_arrays_that_would_fill_the_memory(tmp_path):
+    content = io.BytesIO()
+    np.save(content, np.zeros(1 << 17))
+    with zipfile.ZipFile(tmp_path / "channels.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(300):
+            archive.writestr(f"{i}.npy", content.getvalue())
+    with pytest.raises(L2TFastError, match="its arrays take 300 MiB"):
+        read_arrays(tmp_path / "channels.npz")
