@@ -127,7 +127,10 @@ def _caption(maps: SaliencyMaps, kinds: list[str]) -> str:
     )
     if len(kinds) > 1:
         layer = " of the target's last feature map" if "Grad-CAM" in kinds else " of the feature map named beside it"
-        text += f" Grad-CAM: which pixels{layer} speak for the true class, laid over the image."
+        text += (
+            f" Grad-CAM: which pixels{layer} speak for the true class, laid over the image in grey; where nothing is "
+            "laid over it, none does."
+        )
     return text + " Each map is scaled by its own largest value, so brightness cannot be compared between maps."
 
 
