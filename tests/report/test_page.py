@@ -193,16 +193,19 @@ def test_in_a_browser(tmp_path):
     assert_fits_and_shows(tmp_path, page, ("m1", "m3", "ink"))
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to render the page with")
+def test_a_sweep_fits_a_phone(tmp_path):
+    methods = ("scratch", "fm-one-to-one")
+    folder = fake_comparison(tmp_path / "compare", methods, (0,), 1, per_class=(50, 100, 250, 1000))
+    page = build_report(folder)
+    # All parts unfolded: they must fit as well.
+    page.write_text(page.read_text().replace("<details", "<details open"))
+    assert_fits_a_phone(tmp_path, page)
+
+
 def assert_fits_and_shows(tmp_path, page, colors_drawn):
     """No wider than a phone, the theme's paper as the background, and these of its colours somewhere."""
-    # The sum that matters on a phone: is anything wider than the screen outside the parts that scroll by themselves?
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f"<body style='margin:0'><iframe id=f src='{page.as_uri()}' style='border:0;width:360px;height:700px' "
-        "onload='document.title=\"width \"+f.contentDocument.documentElement.scrollWidth'></iframe>"
-    )
-    dom = run_chromium(tmp_path, frame, "--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom")
-    assert "<title>width 360</title>" in dom
+    assert_fits_a_phone(tmp_path, page)
     for theme, colors in enumerate([DARK, LIGHT]):
         shot = tmp_path / f"{theme}.png"
         flags = f"--blink-settings=preferredColorScheme={theme}", f"--screenshot={shot}", "--window-size=1200,1400"
@@ -213,6 +216,17 @@ def assert_fits_and_shows(tmp_path, page, colors_drawn):
         drawn = {color for _, color in pixels.getcolors(1 << 24)}
         for name in colors_drawn:
             assert tuple(bytes.fromhex(colors[name][1:])) in drawn, name
+
+
+def assert_fits_a_phone(tmp_path, page):
+    """The sum that matters there: is anything wider than the screen outside the parts that scroll by themselves?"""
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<body style='margin:0'><iframe id=f src='{page.as_uri()}' style='border:0;width:360px;height:700px' "
+        "onload='document.title=\"width \"+f.contentDocument.documentElement.scrollWidth'></iframe>"
+    )
+    dom = run_chromium(tmp_path, frame, "--allow-file-access-from-files", "--hide-scrollbars", "--dump-dom")
+    assert "<title>width 360</title>" in dom
 
 
 def run_chromium(tmp_path, page, *flags: str) -> str:
