@@ -1,6 +1,7 @@
 """Load weights that somebody else saved, and say plainly why when that cannot be done."""
 
 import dataclasses
+import math
 import pickle
 import re
 import zipfile
@@ -91,9 +92,13 @@ def load_weights(model: nn.Module, checkpoint: str | Path | Checkpoint) -> None:
 
 
 def _normalization(said: Mapping) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """What `l2t_fast.transfer.Trainer` writes beside the weights of a network that it trained."""
+    """What `l2t_fast.transfer.Trainer` writes beside the weights of a network that it trained; else None."""
     rows = said.get("normalization")
     if not isinstance(rows, list) or len(rows) != 2 or not all(isinstance(row, list) for row in rows):
+        return None
+    if not all(isinstance(v, int | float) and math.isfinite(v) for row in rows for v in row) or not all(
+        v > 0 for v in rows[1]
+    ):
         return None
     return tuple(rows[0]), tuple(rows[1])
 

@@ -182,8 +182,10 @@ def _load(name: str, config: SourceConfig, data: DataBundle) -> FrozenSource:
     key = config_key(name)
     checkpoint = _checkpoint(key, config)
     num_classes = config.num_classes if config.num_classes is not None else checkpoint.num_classes
+    if num_classes is None:
+        raise L2TFastError(f"{key}.num_classes is not set, and {checkpoint.shown} does not tell it: set it")
     channels = checkpoint.in_channels or data.in_channels
-    network = build_model(config.model, num_classes or 1, in_channels=channels, layers=config.layers)
+    network = build_model(config.model, num_classes, in_channels=channels, layers=config.layers)
     load_weights(network, checkpoint)
     try:
         prepare = SourceInput(
@@ -195,7 +197,7 @@ def _load(name: str, config: SourceConfig, data: DataBundle) -> FrozenSource:
         )
     except L2TFastError as error:
         raise L2TFastError(f"{key} ({config.model}) {error}") from error
-    return FrozenSource(network, num_classes or 1, prepare)
+    return FrozenSource(network, num_classes, prepare)
 
 
 def config_key(name: str) -> str:

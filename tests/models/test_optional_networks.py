@@ -25,6 +25,7 @@ from l2t_fast.models import (
 )
 from l2t_fast.models.timm_networks import _family_to_map
 from l2t_fast.transfer.source import load_sources
+from tests.models import test_named_maps
 
 DATA = os.environ.get("L2T_FAST_DATA")
 
@@ -128,6 +129,17 @@ def test_timm_networks_give_named_maps(name, size, layers, shapes):
     assert network.feature_channels == [c for c, _ in shapes]
     assert layers is None or network.feature_names == layers
     assert set(network.feature_names) <= set(layer_names(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        pytest.param("timm:mobilenetv3_small_050", None, marks=needs_timm),
+        pytest.param("efficientnet-lite0", ["_blocks.0", "_blocks.4"], marks=needs_lite),
+    ],
+)
+def test_they_can_be_targets_too(name, layers):
+    test_named_maps.test_forward_over_reverse_equals_double_backward(name, 32, layers)
 
 
 @needs_timm

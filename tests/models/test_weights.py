@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, load_weights
+from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, load_weights, read_checkpoint
 
 DATA = os.environ.get("L2T_FAST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="L2T_FAST_DATA is not set: it names the folder with published weights")
@@ -181,3 +181,25 @@ def test_a_checkpoint_of_another_network_is_named(tmp_path):
     torch.save(build_model("vgg5bn", 4).state_dict(), tmp_path / "a.pt")
     with pytest.raises(L2TFastError, match=r"of another network.*it lacks conv1\.weight, .* and \d+ more"):
         load_weights(build_model("resnet8", 4), tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
+        (None, None),
+        ("imagenet", None),
+        ([[0.1], ["much"]], None),
+        ([[0.1], [0.0]], None),
+        ([[float("nan")], [1.0]], None),
+    ],
+)
+def test_what_a_checkpoint_tells_about_its_task(network, tmp_path, said, expected):
+    torch.save({"model": network.state_dict(), "normalization": said}, tmp_path / "a.pt")
+    checkpoint = read_checkpoint(tmp_path / "a.pt")
+    assert (checkpoint.num_classes, checkpoint.in_channels, checkpoint.normalization) == (4, 3, expected)
+
+
+def test_a_number_of_classes_in_the_file_counts(network, tmp_path):
+    torch.save({"model": network.state_dict(), "num_classes": 9}, tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt").num_classes == 9

@@ -1,5 +1,6 @@
 """Several frozen networks, each with its own input, as one flat list of feature maps."""
 
+import contextlib
 import dataclasses
 import re
 from io import StringIO
@@ -143,6 +144,39 @@ def test_side_by_side_on_a_gpu_is_one_after_the_other():
             assert torch.equal(ours, logits)
         for ours, truth in zip(together.features, [m for _, maps in expected for m in maps], strict=True):
             assert torch.equal(ours, truth)
+
+
+def test_streams_wait_for_the_input_and_are_waited_for(monkeypatch):
+    """The order of events, told by stand-ins, where no GPU shows it."""
+    log = []
+
+    class Stream:
+        def __init__(self, device, name=None):
+            self.device, self.name = device, name or f"side {sum('made' in entry for entry in log)}"
+            log.append(f"{self.name} made")
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    main = Stream(torch.device("cpu"), "main")
+    on = contextlib.contextmanager(lambda stream: (log.append(f"on {stream.name}"), (yield)))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: log.append(f"kept for {stream.name}"))
+    sources = two_sources()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    outputs = sources._on_streams(x)
+    for (logits, maps), part in zip(outputs, sources.parts, strict=True):
+        expected, expected_maps = part(x)
+        assert torch.equal(logits, expected) and all(map(torch.equal, maps, expected_maps))
+    one, two = "side 1", "side 2"
+    before = [f"{s} made" for s in ("main", one, two)]
+    runs = [e for s in (one, two) for e in (f"{s} waits for main", f"on {s}", f"kept for {s}")]
+    joins = [e for s in (one, two) for e in (f"main waits for {s}", *["kept for main"] * 4)]  # logits and three maps
+    assert log == before + runs + joins
+    sources._on_streams(x)
+    assert log.count(f"{one} made") == 1  # streams are kept
 
 
 @pytest.fixture(scope="module")
