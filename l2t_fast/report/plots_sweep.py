@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
     shifts = np.exp(np.linspace(-1, 1, len(by_method)) * 0.17 * steps.min()) if len(by_method) > 1 else [1.0]
     counts = [result.test.n for results in by_method.values() for result in results.values() if result.test.n > 1]
     # An interval from two seeds is nine standard deviations to either side: bars of that length hide every line.
-    intervals = bool(counts) and min(counts) > 2
+    intervals = bool(counts) and statistics.median(counts) > 2
     ends: list[tuple[MethodResult, float, float]] = []
     with drawing(WIDTH, max(3.6, 1.6 + 0.3 * len(by_method))) as figure:
         axes = figure.subplots()
