@@ -62,9 +62,14 @@ def _draw(maps: SaliencyMaps, folder: Path, conditions: str) -> Plot:
                     heat = COLORS(values)[..., :3]
                     put(_bytes(heat if kind == "saliency" else _over(shown, heat, values)), image, line, column)
 
-    styles = method_styles([run.method for run in maps.runs])
-    headers = [method_label(run.method, narrow=True).replace(" (", "\n(") for run in maps.runs]
-    top = 46 if any("\n" in header for header in headers) else 28
+    methods = [run.method for run in maps.runs]
+    headers = [
+        method_label(run.method, narrow=True).replace(" (", "\n(")
+        + (f"\nseed {run.seed}" if methods.count(run.method) > 1 else "")
+        for run in maps.runs
+    ]
+    styles = method_styles(methods)
+    top = 28 + 18 * max(header.count("\n") for header in headers)
     width, height = mosaic.shape[1] + LEFT, mosaic.shape[0] + top
     inch = width / max(NARROW, INCHES * columns)  # pixels of the mosaic
     with drawing(width / inch, height / inch) as figure:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,15 @@ def test_damaged_maps_do_not_keep_a_page_from_being_made(tmp_path):
         (comparison / FOLDER / "saliency.json").write_text(content)
         with pytest.raises(L2TFastError, match="damaged saliency maps"):
             SaliencyMaps.read(comparison / FOLDER)
+
+
+def test_runs_of_one_method_are_told_apart_by_their_seeds(tmp_path):
+    maps = maps_of(["saliency"], ["saliency"], ["saliency"])
+    called = [("fm-single", 4), ("fm-single", 5), ("at", 4)]
+    runs = [replace(run, method=name, seed=seed) for run, (name, seed) in zip(maps.runs, called, strict=True)]
+    replace(maps, runs=runs).write(tmp_path / FOLDER)
+    svg = saliency_plot(tmp_path, tmp_path, "").svg
+    assert svg.count(">seed 4<") == svg.count(">seed 5<") == 1 and svg.count(">(single)<") == 2
 
 
 def test_saliency_alone_says_nothing_of_grad_cam(tmp_path):
