@@ -145,7 +145,10 @@ class RunFolder:
 
 
 def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequence[str]) -> None:
-    """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`."""
+    """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`.
+
+    A key that the file lacks has come with a later version, whose default is what was done before.
+    """
     try:
         tree = read_yaml(path)
     except L2TFastError as error:
@@ -154,6 +157,8 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
         raise L2TFastError(f"it is not known what this folder holds: {path} is no table of keys")
     saved = _flatten(tree)
     asked = _flatten(config_tree(config))
+    defaults = _flatten(config_tree(type(config)()))
+    saved |= {key: defaults[key] for key in asked.keys() - saved.keys() if key in defaults}
     for key in sorted(saved.keys() | asked.keys()):
         if key not in may_change and saved.get(key) != asked.get(key):
             raise L2TFastError(

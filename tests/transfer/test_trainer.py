@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from l2t_fast.bilevel import hypergradient
 from l2t_fast.config import TargetConfig
@@ -285,6 +286,20 @@ def test_a_run_is_never_overwritten(make_config, quiet):
     run(config, progress=quiet)
     with pytest.raises(L2TFastError, match="already holds a run: continue it with --resume"):
         run(config, progress=quiet)
+
+
+def test_a_run_of_an_earlier_version_can_be_continued(make_config, quiet):
+    """Its configuration lacks the keys that came later."""
+    config = make_config(method="scratch", epochs=1)
+    result = run(config, progress=quiet)
+    path = Path(config.out) / "config.yaml"
+    saved = yaml.safe_load(path.read_text())
+    del saved["keep_graphs"], saved["source"]["unit_rms"]
+    path.write_text(yaml.safe_dump(saved))
+    assert run(config, resume=True, progress=quiet) == result
+    config.source.unit_rms = True
+    with pytest.raises(L2TFastError, match=r"made with source\.unit_rms: False, but now source\.unit_rms is True"):
+        run(config, resume=True, progress=quiet)
 
 
 def test_resume_with_another_configuration(make_config, quiet):
