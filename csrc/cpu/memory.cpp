@@ -121,11 +121,13 @@ class Pool final : public c10::Allocator {
   size_t used_ = 0, kept_ = 0, most_used_ = 0;
 };
 
-// As at::empty: under torch.use_deterministic_algorithms what is not written shows.
+// As at::empty: under torch.use_deterministic_algorithms what is not written shows. Workspaces are bytes, and 0xFF in
+// each of them is NaN in every floating-point type.
 at::Tensor filled_if_deterministic(at::Tensor tensor) {
   const auto& context = at::globalContext();
-  if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory() && tensor.is_floating_point())
-    tensor.fill_(std::numeric_limits<double>::quiet_NaN());
+  if (!context.deterministicAlgorithms() || !context.deterministicFillUninitializedMemory()) return tensor;
+  if (tensor.is_floating_point()) tensor.fill_(std::numeric_limits<double>::quiet_NaN());
+  if (tensor.scalar_type() == at::kByte) tensor.fill_(0xFF);
   return tensor;
 }
 

@@ -23,6 +23,7 @@ from l2t_fast.models import build_model
 from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, why_unavailable
 from l2t_fast.transfer.checkpoint import load_checkpoint, load_optimizer, misfit, save_checkpoint
 from l2t_fast.transfer.finite import first_non_finite_parameter, name_non_finite
+from l2t_fast.transfer.memory import largest_batch_that_fits
 from l2t_fast.transfer.methods import Batch, Setup, find_method
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
@@ -197,6 +198,22 @@ class Trainer:
         self.step += 1
         return cross_entropy, loss - cross_entropy, correct
 
+    def _train_batch_or_advise(self, x: Tensor, y: Tensor, joined: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `train_batch`; a GPU whose memory is too small is told with the batch size that would fit."""
+        try:
+            return self.train_batch(x, y, joined)
+        except torch.OutOfMemoryError as error:
+            problem = error.with_traceback(None)  # whose frames hold the step's tensors
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.group.size > 1:  # the other ranks are in the middle of the step
+            raise problem
+        size = largest_batch_that_fits(self.train_batch, x, y)
+        fits = f"a step on {size} was tried and fits" if size else "not even a step on two fits"
+        raise L2TFastError(
+            f"the GPU has too little memory for a step on {len(y)} images ({fits}), {self._kept()}: lower "
+            "data.batch_size, or set accumulation to send the batch through in pieces"
+        ) from problem
+
     def _backward(self, batch: Batch) -> tuple[Tensor, L2TFastError | None]:
         """Add the gradients of a batch, or of a piece of one, to those that are there.
 
@@ -315,7 +332,7 @@ class Trainer:
         for i, (x, y) in enumerate(self.data.train):
             x, y = self._placed(x), y.to(self.device, non_blocking=True)
             joined = self.data.train.sampler.joined_images(i)
-            cross_entropy, matching, correct = self.train_batch(x, y, joined)
+            cross_entropy, matching, correct = self._train_batch_or_advise(x, y, joined)
             total += torch.stack([cross_entropy * joined, matching * joined, correct])
             count += joined
             self.progress.batch(i + 1, len(self.data.train))
@@ -494,13 +511,14 @@ class Trainer:
             )
         self._save_best()
 
+    def _kept(self) -> str:
+        if not self.epoch:
+            return "nothing was saved"
+        return f"the checkpoint of epoch {self.epoch} in {self.folder.path} is intact"
+
     def _advice(self) -> str:
-        kept = (
-            f"the checkpoint of epoch {self.epoch} in {self.folder.path} is intact"
-            if self.epoch
-            else "nothing was saved"
-        )
-        return f"training stops, {kept}; a lower lr (now {self.config.lr}) or beta (now {self.config.beta}) may help"
+        kept, lr, beta = self._kept(), self.config.lr, self.config.beta
+        return f"training stops, {kept}; a lower lr (now {lr}) or beta (now {beta}) may help"
 
     def _log_stop(self, error: BaseException) -> None:
         """Say in log.txt why the run stopped, unless the log itself cannot be written."""

@@ -68,6 +68,26 @@ def test_names_a_pair(trainer, spoiled):
     assert_stops(trainer, f"the matching loss of pair {source}->{target} is not finite")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_names_the_layer_whose_weight_is_spoiled(trainer, value):
+    """A middle one: the feature map that comes after it is the first that shows it."""
+    layer = [name for name, module in trainer.target.named_modules() if isinstance(module, torch.nn.Conv2d)][1]
+    with torch.no_grad():
+        trainer.target.get_submodule(layer).weight[0, 0, 0, 0] = value
+    with pytest.raises(L2TFastError, match=rf"from layer {layer} \(Conv2d\) on, where its weight is NaN or infinite"):
+        trainer.fit()
+
+
+def test_names_the_layer_that_overflows(make_config, quiet):
+    trainer = Trainer(make_config(method="scratch"), quiet)
+    with torch.no_grad():
+        trainer.target.classifier.weight.fill_(1e38)
+    with pytest.raises(
+        L2TFastError, match=r"the target's logits are not finite, from layer classifier \(Linear\) on: "
+    ):
+        trainer.fit()
+
+
 def test_the_last_good_checkpoint_stays(make_config, quiet, monkeypatch):
     config = make_config(method="l2t-ww", epochs=4)
     step = Trainer.train_batch
