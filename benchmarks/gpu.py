@@ -4,8 +4,9 @@
 
 Stages run one after the other, each in a process of its own with a time limit, so that one that fails or hangs costs
 the others nothing: the environment, the native build, the tests (those of backends that need a GPU among them),
-compute-sanitizer on a small problem, the benchmarks of the matching loss and of a training step. The folder then holds
-a log of each, the rows, and summary.md. It works in a checkout, whether or not the package is installed.
+compute-sanitizer's memcheck and racecheck on small problems, the benchmarks of the matching loss and of a training
+step. The folder then holds a log of each, the rows, and summary.md. It works in a checkout, whether or not the package
+is installed.
 """
 
 import argparse
@@ -46,18 +47,20 @@ def stages(output: Path) -> list[Stage]:
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     tests = [*python, "-m", "pytest", "-q", "-n", str(min(8, os.cpu_count() or 1)), "--continue-on-collection-errors"]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    checked = [sanitizer, "--tool", "memcheck", "--error-exitcode", "9", *python]
+    checked = [[sanitizer, "--tool", tool, "--error-exitcode", "9", *python] for tool in ("memcheck", "racecheck")]
     # PyTorch's allocator hands out parts of large blocks, whose borders the sanitizer would not see.
     no_blocks = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     describe = "from l2t_fast import environment as e; print(e.format_environment(e.describe_environment()))"
     return [
         Stage("environment", 30, [*python, "-c", describe], {}),
-        Stage("build", 120, [*python, "setup.py", "build_ext", "--inplace"], {}),
-        Stage("tests_triton", 100, [*tests, "tests/ops", "-k", "triton"], one_thread),
-        Stage("sanitizer", 50, [*checked, "-m", "benchmarks.gpu_small_case"], no_blocks),
-        Stage("benchmark_loss", 150, [*python, "-m", "benchmarks.gpu_rows", "loss", rows], {}),
+        Stage("build", 130, [*python, "setup.py", "build_ext", "--inplace"], {}),
+        Stage("tests_triton", 75, [*tests, "tests/ops", "-k", "triton"], one_thread),
+        Stage("tests_cuda", 50, [*tests, "tests/ops", "-k", "cuda and not triton"], one_thread),
+        Stage("memcheck", 35, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
+        Stage("racecheck", 30, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
+        Stage("benchmark_loss", 130, [*python, "-m", "benchmarks.gpu_rows", "loss", rows], {}),
         Stage("benchmark_step", 40, [*python, "-m", "benchmarks.gpu_rows", "step", rows], {}),
-        Stage("tests", 120, [*tests, "tests", "-k", "not triton"], one_thread),
+        Stage("tests", 120, [*tests, "tests", "-k", "not triton and not cuda"], one_thread),
     ]
 
 

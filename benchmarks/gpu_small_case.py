@@ -1,10 +1,13 @@
-"""Loss, gradients and Hessian-vector products of small problems on the GPU, against float64; for compute-sanitizer."""
+"""Loss, gradients and Hessian-vector products of small problems on the GPU, against float64; for compute-sanitizer.
+
+python -m benchmarks.gpu_small_case [backend ...]
+"""
 
 import sys
 
 import torch
 
-from l2t_fast.ops import triton
+from l2t_fast.ops import FUSED, implementation, why_unavailable
 from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 
 PROBLEMS = (
@@ -17,12 +20,14 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("error: PyTorch sees no CUDA GPU", file=sys.stderr)
         return 2
+    backends = sys.argv[1:] or [name for name in FUSED["cuda"] if why_unavailable(name) is None]
     with torch.backends.cudnn.flags(allow_tf32=False):
         for sizes in PROBLEMS:
             problem = draw(*sizes, batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
             directions = draw_directions(problem)
-            assert_accurate(solve(triton.matching_loss, problem, directions), problem, directions)
-    print(f"{len(PROBLEMS)} problems agree with float64")
+            for name in backends:
+                assert_accurate(solve(implementation(name), problem, directions), problem, directions)
+    print(f"{len(PROBLEMS)} problems agree with float64, on {' and '.join(backends)}")
     return 0
 
 

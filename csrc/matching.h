@@ -76,10 +76,12 @@ inline at::Tensor empty_gradient(const at::Tensor& input) {
 // K1. loss, and with E = 2 a D:  targets sum_m W^T E,  weights sum_b E T^T,  biases sum E,  alpha Q = sum over pixels
 // of D^2. With no need set: the loss alone.
 LossAndGradient matching_forward_cpu(const MatchingProblem& problem, const Needs& needs);
+LossAndGradient matching_forward_cuda(const MatchingProblem& problem, const Needs& needs);
 
 // K2. The derivative of K1's gradient along `direction` v. With V = W vT + vW T + vb and E' = 2 a V + 2 va D:
 //     targets sum_m W^T E' + vW^T E,  weights sum_b E' T^T + E vT^T,  biases sum E',  alpha 2 sum over pixels of D V.
 // (The Hessian is symmetric, so this is K1's double backward and its forward-mode derivative alike.)
 HessianVector matching_hvp_cpu(const MatchingProblem& problem, const Direction& direction, const Needs& needs);
+HessianVector matching_hvp_cuda(const MatchingProblem& problem, const Direction& direction, const Needs& needs);
 
 }  // namespace l2t_fast

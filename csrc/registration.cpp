@@ -11,8 +11,9 @@
 #include "build_info.h"
 #include "cpu/layers.h"
 #include "cpu/planning.h"
+#include "cuda/emulation.h"
 #ifdef L2T_FAST_WITH_CUDA
-#include "cuda/kernel_image.h"
+#include "cuda/gpu/kernel_image.h"
 #endif
 
 namespace py = pybind11;
@@ -78,6 +79,11 @@ void force_algorithm(const std::string& name) {
     cpu::force_algorithm(std::nullopt);
 }
 
+void emulate_cuda(int processors, int64_t shared_bytes, bool reversed) {
+  const cuda::Chip chip{processors, shared_bytes, shared_bytes};
+  cuda::emulate_on_cpu(processors > 0 ? &chip : nullptr, reversed);
+}
+
 #ifdef L2T_FAST_WITH_CUDA
 py::dict kernel_image_dict(int device) {
   const cuda::KernelImage image = cuda::kernel_image(device);
@@ -106,7 +112,14 @@ PYBIND11_MODULE(_C, m) {
         "For tests: every CPU layer is cut into a chunk a thread, however small it is.");
   m.def("force_algorithm", &l2t_fast::force_algorithm, py::arg("name"),
         "For tests: every CPU layer takes \"direct\" or \"gram\"; \"auto\" hands the choice back to the planner.");
+  m.def(
+      "emulate_cuda", &l2t_fast::emulate_cuda, py::arg("processors"),
+      py::arg("shared_bytes") = l2t_fast::cuda::least_shared_bytes, py::arg("reversed") = false,
+      "For tests: the operators of CPU tensors are computed by the CUDA kernels, thread by thread, as on a chip of so "
+      "many processors with so much shared memory each; with no processors, by the CPU's own again. \"reversed\" runs "
+      "threads and blocks in the opposite order.");
 #ifdef L2T_FAST_WITH_CUDA
+  m.attr("cuda_shared_bytes") = l2t_fast::cuda::least_shared_bytes;
   m.def("kernel_image", &l2t_fast::kernel_image_dict, py::arg("device"),
         "Which of the compiled CUDA kernels a device would run, as a dict; \"error\" says why none can.");
 #endif

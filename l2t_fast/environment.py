@@ -11,7 +11,7 @@ import torch
 
 import l2t_fast
 from l2t_fast import _native
-from l2t_fast.ops import ENVIRONMENT_VARIABLE
+from l2t_fast.ops import ENVIRONMENT_VARIABLE, why_unavailable
 
 PACKAGES = ("torchvision", "triton", "numpy", "scikit-learn")
 VARIABLES = (ENVIRONMENT_VARIABLE, "L2T_FAST_DATA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -130,13 +130,14 @@ def _native_build() -> dict[str, Any]:
 
 
 def _backends() -> dict[str, str]:
-    """What ``backend="auto"`` takes, and why, for tensors of each kind of device that is here."""
+    """What ``backend="auto"`` takes, and why, for each kind of device that is here; which fused backends could run."""
     forced = os.environ.get(ENVIRONMENT_VARIABLE)
     if forced:
         return {"auto": f"{forced}: {ENVIRONMENT_VARIABLE} asks for it"}
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     choices = {device: l2t_fast.explain_backend(device) for device in devices}
-    return {f"auto on {device}": f"{choice.backend}: {choice.reason}" for device, choice in choices.items()}
+    taken = {f"auto on {device}": f"{choice.backend}: {choice.reason}" for device, choice in choices.items()}
+    return taken | {name: why_unavailable(name) or "available" for name in ("cpu", "triton", "cuda")}
 
 
 def _text(value: Any) -> str:

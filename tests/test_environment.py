@@ -9,6 +9,7 @@ import torch
 
 import l2t_fast
 from l2t_fast import _native, environment
+from l2t_fast.ops import why_unavailable
 
 
 def test_the_description_is_json_and_names_versions_machine_and_backend():
@@ -20,6 +21,7 @@ def test_the_description_is_json_and_names_versions_machine_and_backend():
     choice = l2t_fast.explain_backend("cpu")
     if "auto on cpu" in sections["backend"]:
         assert sections["backend"]["auto on cpu"] == f"{choice.backend}: {choice.reason}"
+        assert sections["backend"]["cuda"] == (why_unavailable("cuda") or "available")
 
 
 def test_the_text_has_one_fact_a_line():

@@ -1,9 +1,11 @@
-// The operators, their schemas, and their kernels for the CPU and for tensors without data (meta, fake).
+// The operators, their schemas, and their kernels for the CPU, for CUDA and for tensors without data (meta, fake).
 //
 // All three are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions
 // and the returned lists: arguments.h.
 #include <torch/library.h>
 
+#include "../cuda/emulation.h"
+#include "../cuda/matching.h"
 #include "arguments.h"
 
 namespace l2t_fast {
@@ -15,28 +17,44 @@ Arguments pack(at::TensorList sources, at::TensorList targets, at::TensorList we
   return {sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
 }
 
+using Forward = LossAndGradient(const MatchingProblem&, const Needs&);
+using HessianVectorProduct = HessianVector(const MatchingProblem&, const Direction&, const Needs&);
+
 // Below, autocast is still on for the thread and would run the kernels' matrix products in half precision.
 
-std::tuple<at::Tensor, std::vector<at::Tensor>> forward_cpu(at::TensorList sources, at::TensorList targets,
-                                                            at::TensorList weights, const OptionalTensorList& biases,
-                                                            const at::Tensor& alpha, at::IntArrayRef pairs,
-                                                            const c10::List<bool>& needs) {
+template <Forward* compute>
+std::tuple<at::Tensor, std::vector<at::Tensor>> forward_on(at::TensorList sources, at::TensorList targets,
+                                                           at::TensorList weights, const OptionalTensorList& biases,
+                                                           const at::Tensor& alpha, at::IntArrayRef pairs,
+                                                           const c10::List<bool>& needs) {
   const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  auto [loss, gradient] = matching_forward_cpu(problem, wanted);
+  auto [loss, gradient] = compute(problem, wanted);
   return {std::move(loss), needed_only(gradient, wanted)};
 }
 
-std::vector<at::Tensor> hvp_cpu(at::TensorList sources, at::TensorList targets, at::TensorList weights,
-                                const OptionalTensorList& biases, const at::Tensor& alpha, at::IntArrayRef pairs,
-                                const OptionalTensorList& directions, const c10::List<bool>& needs) {
+template <HessianVectorProduct* compute>
+std::vector<at::Tensor> hvp_on(at::TensorList sources, at::TensorList targets, at::TensorList weights,
+                               const OptionalTensorList& biases, const at::Tensor& alpha, at::IntArrayRef pairs,
+                               const OptionalTensorList& directions, const c10::List<bool>& needs) {
   const auto arguments = pack(sources, targets, weights, biases, alpha, pairs, needs);
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return needed_only(matching_hvp_cpu(problem, checked_direction(arguments, directions), wanted), wanted);
+  return needed_only(compute(problem, checked_direction(arguments, directions), wanted), wanted);
+}
+
+LossAndGradient forward_cpu_or_emulated(const MatchingProblem& problem, const Needs& needs) {
+  cuda::Runner* const emulated = cuda::emulated_runner();
+  return emulated ? cuda::matching_forward(*emulated, problem, needs) : matching_forward_cpu(problem, needs);
+}
+
+HessianVector hvp_cpu_or_emulated(const MatchingProblem& problem, const Direction& direction, const Needs& needs) {
+  cuda::Runner* const emulated = cuda::emulated_runner();
+  return emulated ? cuda::matching_hvp(*emulated, problem, direction, needs)
+                  : matching_hvp_cpu(problem, direction, needs);
 }
 
 // gradients belong to loss; grad_loss is a scalar. The problem is what the double backward needs, no more is done here.
@@ -110,10 +128,18 @@ TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
 }
 
 TORCH_LIBRARY_IMPL(l2t_fast, CPU, library) {
-  library.impl("matching_forward", forward_cpu);
+  library.impl("matching_forward", forward_on<forward_cpu_or_emulated>);
   library.impl("matching_backward", backward_cpu);
-  library.impl("matching_hvp", hvp_cpu);
+  library.impl("matching_hvp", hvp_on<hvp_cpu_or_emulated>);
 }
+
+#ifdef L2T_FAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(l2t_fast, CUDA, library) {
+  library.impl("matching_forward", forward_on<matching_forward_cuda>);
+  library.impl("matching_backward", backward_scale);
+  library.impl("matching_hvp", hvp_on<matching_hvp_cuda>);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(l2t_fast, Meta, library) {
   library.impl("matching_forward", forward_meta);

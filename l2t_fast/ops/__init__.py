@@ -26,6 +26,10 @@ from l2t_fast.ops import reference
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 ENVIRONMENT_VARIABLE = "L2T_FAST_BACKEND"
 
+# Which backends `auto` takes for a kind of device, the first that is available. Neither of a GPU's two was timed on one
+# yet: Triton's comes first because it needs no compiler at install time, CUDA's serves where Triton does not.
+FUSED = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
 MatchingLoss = Callable[..., Tensor]
 
 
@@ -53,14 +57,36 @@ def why_unavailable(backend: str) -> str | None:
     """Why a backend cannot run in this installation, or None when it can."""
     if backend == "reference":
         return None
-    if backend == "cpu":
-        problem = _native.why_unavailable()
-        if problem is None and not hasattr(torch.ops.l2t_fast, "matching_forward"):
-            problem = "the native extension has no matching op, build it again"
-        return problem
     if backend == "triton":
         return _why_no_triton()
-    return f"this version of l2t_fast has no {backend} kernels yet"
+    problem = _native.why_unavailable()
+    if problem is None and not hasattr(torch.ops.l2t_fast, "matching_forward"):
+        problem = "the native extension has no matching op, build it again"
+    if problem is None and backend == "cuda":
+        problem = _why_no_cuda()
+    return problem
+
+
+def _why_no_cuda() -> str | None:
+    if not hasattr(_native.extension, "kernel_image"):
+        return "the native extension is built without CUDA kernels (no nvcc was found, or PyTorch has no CUDA)"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA GPU"
+    problem = _why_too_old()
+    if problem is not None:
+        return problem
+    device = torch.cuda.current_device()
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    needed = _native.extension.cuda_shared_bytes
+    if shared < needed:
+        return f"{torch.cuda.get_device_name()} has {shared} bytes of shared memory a block, {needed} are needed"
+    return _native.extension.kernel_image(device)["error"]
+
+
+def _why_too_old() -> str | None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
+    return None
 
 
 def _why_no_triton() -> str | None:
@@ -70,21 +96,21 @@ def _why_no_triton() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA GPU"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
-    return None
+    return _why_too_old()
 
 
 def backend_for_device(device: torch.device | str) -> Choice:
     """What ``backend="auto"`` takes for ordinary tensors on one device, with the reason."""
     kind = torch.device(device).type
-    fused = {"cpu": "cpu", "cuda": "triton"}.get(kind)
-    if fused is None:
+    if kind not in FUSED:
         return Choice("reference", f"there is no fused backend for {kind} tensors")
-    problem = why_unavailable(fused)
-    if problem is not None:
-        return Choice("reference", f"the fused {fused} backend is not available: {problem}")
-    return Choice(fused, f"the fused {fused} backend serves {kind} tensors")
+    problems = []
+    for fused in FUSED[kind]:
+        problem = why_unavailable(fused)
+        if problem is None:
+            return Choice(fused, "; ".join([f"the fused {fused} backend serves {kind} tensors", *problems]))
+        problems.append(f"the fused {fused} backend is not available: {problem}")
+    return Choice("reference", "; ".join(problems))
 
 
 def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[Tensor]) -> Choice:
@@ -94,7 +120,8 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     ``others`` are all tensors of the call but the source features.
 
     Raises:
-        ValueError: an unknown name, or a fused backend named by hand for a source feature that requires grad.
+        ValueError: an unknown name, or a fused backend named by hand for a source feature that requires grad or for
+            tensors that are elsewhere.
         RuntimeError: a backend named by hand that this installation does not have.
     """
     name, named_by = requested, "backend="
@@ -116,6 +143,9 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
                 f"{named_by}{name!r} gives no gradient for source features, but one requires grad; "
                 'detach it, or use backend="reference"'
             )
+        elsewhere = [t.device for t in (*sources, *others) if t.device.type not in (name, "meta")]
+        if name in ("cpu", "cuda") and elsewhere:
+            raise ValueError(f"{named_by}{name!r} takes {name} tensors, but one is on {elsewhere[0]}")
         return Choice(name, f"{named_by}{name} asks for it")
 
     tensors = sources + others
@@ -127,8 +157,8 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     if any(_is_transformed(t) for t in tensors):
         return Choice("reference", "the fused backends do not run inside torch.func transforms or forward-mode AD")
     choice = backend_for_device(devices.pop())
-    if choice.backend == "triton" and any(t.dtype == torch.float64 for t in tensors):
-        return Choice("reference", "the triton backend has no float64")
+    if choice.backend in FUSED["cuda"] and any(t.dtype == torch.float64 for t in tensors):
+        return Choice("reference", f"the {choice.backend} backend has no float64")
     return choice
 
 

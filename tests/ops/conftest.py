@@ -32,6 +32,8 @@ if why_unavailable("triton") is None:
     # Triton's interpreter takes CPU tensors; its products of bfloat16 are wrong.
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     _BACKENDS["triton"] = ("cpu", (torch.float32, torch.float16)) if interpreted else ("cuda", _LOW)
+if why_unavailable("cuda") is None:
+    _BACKENDS["cuda"] = ("cuda", _LOW)
 
 
 @pytest.fixture(scope="session", params=list(_BACKENDS))

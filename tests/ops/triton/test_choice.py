@@ -43,7 +43,7 @@ def test_without_triton_or_a_gpu_it_is_told(monkeypatch, a_gpu):
     with pytest.raises(RuntimeError, match="backend='triton' is not available: PyTorch sees no CUDA GPU"):
         choose_backend("triton", [x], [x])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert l2t_fast.explain_backend("cuda").reason.endswith("Triton is not installed")
+    assert "Triton is not installed" in l2t_fast.explain_backend("cuda").reason
 
 
 def test_cpu_tensors_are_refused_where_triton_runs_on_a_gpu(monkeypatch, a_gpu):

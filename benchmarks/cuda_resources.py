@@ -1,0 +1,145 @@
+"""What the CUDA kernels take of a chip, read from the machine code in the extension: no GPU is needed.
+
+    python -m benchmarks.cuda_resources --output benchmarks/results/cuda_resources.csv
+
+Exit code 1 if any kernel spills registers or takes local memory, or computes its products without tensor cores.
+Shared memory is taken at launch and not in the machine code: its largest amount, for K2 in float32, is the same
+everywhere, and more than it no chip is asked for.
+"""
+
+import argparse
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from l2t_fast import _native
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""What one block can have on each architecture."""
+
+REGISTERS = 65_536
+"""Of a multiprocessor, on all of them."""
+
+THREADS = 128
+"""Of a block, csrc/cuda/records.h."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel."""
+
+    compiler: str  # nvcc's version
+    architecture: int
+    kernel: str
+    products: str  # of a matching kernel: tf32, tf32x3 or bfloat16
+    derivative: int  # 1: loss and gradient, 2: Hessian times vector; 0: neither
+    registers: int
+    stack: int  # bytes a thread, spilled registers among them
+    local: int  # bytes a thread
+    static_shared: int  # bytes a block, beside what a launch asks for
+    tensor_core_instructions: int
+    instructions: int
+
+    @property
+    def problem(self) -> str | None:
+        if self.stack or self.local:
+            return f"takes {self.stack} bytes of stack and {self.local} of local memory a thread"
+        if self.derivative and not self.tensor_core_instructions:
+            return "uses no tensor cores"
+        if self.registers * THREADS > REGISTERS:
+            return f"takes {self.registers} registers a thread, more than a processor has"
+        return None
+
+
+def find_cuobjdump() -> str | None:
+    """The CUDA toolkit's, or the one that Triton brings."""
+    path = shutil.which("cuobjdump", path="/usr/local/cuda/bin") or shutil.which("cuobjdump")
+    if path is None:
+        try:
+            import triton
+        except ImportError:
+            return None
+        beside = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        path = str(beside) if beside.exists() else None
+    return path
+
+
+def kernels_of(library: Path, cuobjdump: str, compiler: str, sass: bool = True) -> list[Resources]:
+    """Every kernel of the library for every architecture; without ``sass`` instructions are not counted."""
+
+    def told(option: str) -> str:
+        return subprocess.run([cuobjdump, option, str(library)], capture_output=True, text=True, check=True).stdout
+
+    counts = _instruction_counts(told("-sass")) if sass else {}
+    found = []
+    architecture = 0
+    name = ""
+    for line in told("-res-usage").splitlines():
+        if match := re.search(r"arch = sm_(\d+)", line):
+            architecture = int(match[1])
+        elif match := re.search(r"Function (\S+):", line):
+            name = match[1]
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            products = re.search(r"(tf32x3|tf32|bfloat16)", name, re.IGNORECASE)
+            matching = "matching_kernel" in name
+            kernel = next((k for k in ("matching", "add_up", "upload", "witness") if k in name), name)
+            derivative = (2 if "Lb1E" in name else 1) if matching else 0
+            numbers = [int(number) for number in match.groups()]
+            found.append(
+                Resources(
+                    *(compiler, architecture, kernel, products[1].lower() if products and matching else ""),
+                    *(derivative, numbers[0], numbers[1], numbers[3], numbers[2]),
+                    *counts.get((architecture, name), (0, 0)),
+                )
+            )
+    return sorted(found, key=lambda r: (r.architecture, r.kernel, r.products, r.derivative))
+
+
+def _instruction_counts(sass: str) -> dict[tuple[int, str], tuple[int, int]]:
+    """(architecture, function) -> instructions of the tensor cores, all instructions."""
+    counts: dict[tuple[int, str], tuple[int, int]] = {}
+    architecture, name = 0, ""
+    for line in sass.splitlines():
+        if match := re.search(r"arch = sm_(\d+)", line):
+            architecture = int(match[1])
+        elif match := re.search(r"Function : (\S+)", line):
+            name = match[1]
+            counts[architecture, name] = (0, 0)
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/\s", line):
+            products, all_of_them = counts[architecture, name]
+            counts[architecture, name] = (products + bool(re.search(r"\bH[G]?MMA", line)), all_of_them + 1)
+    return counts
+
+
+def read_resources(path: Path) -> list[Resources]:
+    """The rows of a report, oldest first."""
+    kinds = {field.name: field.type for field in fields(Resources)}
+    with path.open(newline="") as file:
+        return [Resources(**{k: kinds[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="CSV file to write")
+    arguments = parser.parse_args()
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None or not hasattr(_native.extension, "kernel_image"):
+        print("error: there is no cuobjdump, or the extension has no CUDA kernels", file=sys.stderr)
+        return 2
+    rows = kernels_of(Path(_native.extension.__file__), cuobjdump, _native.extension.build_info()["cuda"])
+    for row in rows:
+        print(" ".join(f"{value!s:>9}" for value in asdict(row).values()), row.problem or "", flush=True)
+    if arguments.output:
+        with arguments.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(asdict, rows))
+    return 1 if any(row.problem for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

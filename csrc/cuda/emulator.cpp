@@ -1,0 +1,265 @@
+#include "emulator.h"
+
+// The checked longjmp takes a jump to another coroutine's stack for an error.
+#undef _FORTIFY_SOURCE
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+
+namespace l2t_fast::cuda {
+namespace {
+
+constexpr size_t stack_bytes = 256 * 1024;
+constexpr size_t guard_bytes = 4096;
+constexpr int warp_size = 32, warps = threads / warp_size;
+
+float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// A number of threads that meet: the last one to come does what is to do for all.
+struct Meeting {
+  int members;
+  int arrived = 0;
+  uint64_t generation = 0;
+};
+
+}  // namespace
+
+class EmulatedBlock {
+ public:
+  EmulatedBlock(int number, unsigned char* shared, unsigned char* stacks, bool reversed,
+                const std::function<void(EmulatedThread&)>& kernel)
+      : number(number), shared(shared), reversed_(reversed), kernel_(kernel), all_{threads} {
+    for (int t = 0; t < threads; ++t) fibers_.emplace_back(std::make_unique<Fiber>(*this, t, stacks + t * stack_bytes));
+  }
+
+  void run() {
+    while (finished_ < threads) {
+      const uint64_t before = progress_;
+      for (int t = 0; t < threads; ++t) resume(*fibers_[reversed_ ? threads - 1 - t : t]);
+      if (error_) std::rethrow_exception(error_);
+      if (progress_ == before) throw std::logic_error("the threads of a block wait for each other at different places");
+    }
+  }
+
+  void barrier() {
+    meet(all_, [] {});
+  }
+
+  template <class Action>
+  void meet_warp(int thread, const Action& action) {
+    meet(of_warp_[thread / warp_size], action);
+  }
+
+  const int number;
+  unsigned char* const shared;
+  float exchanged[threads];
+  Sums* sums[threads];
+  const uint32_t (*a[threads])[2][4];
+  const uint32_t (*b[threads])[4][2];
+
+ private:
+  struct Fiber {
+    Fiber(EmulatedBlock& block, int number, unsigned char* stack) : block(block), thread(block, number), stack(stack) {}
+
+    EmulatedBlock& block;
+    EmulatedThread thread;
+    unsigned char* stack;
+    ucontext_t start;
+    jmp_buf place;
+    bool started = false, finished = false;
+  };
+
+  void resume(Fiber& fiber) {
+    if (fiber.finished) return;
+    running_ = &fiber;
+    if (_setjmp(scheduler_)) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack;
+    fiber.start.uc_stack.ss_size = stack_bytes;
+    fiber.start.uc_link = nullptr;
+    const auto address = reinterpret_cast<uintptr_t>(&fiber);
+    makecontext(&fiber.start, reinterpret_cast<void (*)()>(&EmulatedBlock::enter), 2, unsigned(address >> 32),
+                unsigned(address));
+    setcontext(&fiber.start);
+  }
+
+  static void enter(unsigned high, unsigned low) {
+    Fiber& fiber = *reinterpret_cast<Fiber*>(uintptr_t(high) << 32 | low);
+    EmulatedBlock& block = fiber.block;
+    try {
+      block.kernel_(fiber.thread);
+    } catch (...) {
+      block.error_ = std::current_exception();
+    }
+    fiber.finished = true;
+    ++block.finished_;
+    ++block.progress_;
+    _longjmp(block.scheduler_, 1);
+  }
+
+  void leave() {
+    Fiber& fiber = *running_;
+    if (!_setjmp(fiber.place)) _longjmp(scheduler_, 1);
+  }
+
+  template <class Action>
+  void meet(Meeting& meeting, const Action& action) {
+    const uint64_t generation = meeting.generation;
+    if (++meeting.arrived == meeting.members) {
+      action();
+      meeting.arrived = 0;
+      ++meeting.generation;
+      ++progress_;
+      return;
+    }
+    while (meeting.generation == generation) leave();
+  }
+
+  const bool reversed_;
+  const std::function<void(EmulatedThread&)>& kernel_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  Meeting all_, of_warp_[warps] = {{warp_size}, {warp_size}, {warp_size}, {warp_size}};
+  Fiber* running_ = nullptr;
+  jmp_buf scheduler_;
+  int finished_ = 0;
+  uint64_t progress_ = 0;
+  std::exception_ptr error_;
+};
+
+int EmulatedThread::block() const { return block_.number; }
+unsigned char* EmulatedThread::shared() const { return block_.shared; }
+void EmulatedThread::barrier() { block_.barrier(); }
+
+float EmulatedThread::exchange(float value, int mask) {
+  block_.exchanged[number_] = value;
+  block_.meet_warp(number_, [] {});
+  const float found = block_.exchanged[number_ ^ mask];
+  block_.meet_warp(number_, [] {});
+  return found;
+}
+
+void EmulatedThread::request(void* to, const void* from, int bytes, bool lives) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % unsigned(bytes))
+    throw std::logic_error("an asynchronous copy is not aligned");
+  copies_.push_back({to, from, bytes, lives});
+}
+
+void EmulatedThread::wait() {
+  for (const Copy& copy : copies_) {
+    if (copy.lives)
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    else
+      std::memset(copy.to, 0, copy.bytes);
+  }
+  copies_.clear();
+}
+
+uint32_t EmulatedThread::split_tf32(uint32_t& bits) const {
+  const float whole = float_of(bits);
+  bits = tf32(bits);
+  return tf32(bits_of(whole - float_of(bits)));
+}
+
+// Layout of registers: PTX, "Matrix fragments for mma.m16n8k8" and "mma.m16n8k16".
+template <int depth>
+struct Operands {
+  float left[32][depth], right[depth][32];
+};
+
+template <int depth>
+void multiply(EmulatedBlock& block, int first, const Operands<depth>& operands) {
+  float sum[32][32];
+  const auto each = [&](const auto& action) {
+    for (int lane = 0; lane < warp_size; ++lane)
+      for (int i = 0; i < 2; ++i)
+        for (int j = 0; j < 4; ++j)
+          for (int e = 0; e < 4; ++e)
+            action((*block.sums[first + lane])[i][j][e],
+                   sum[16 * i + lane / 4 + e / 2 * 8][8 * j + lane % 4 * 2 + e % 2]);
+  };
+  each([](float& own, float& whole) { whole = own; });
+  for (int row = 0; row < 32; ++row)
+    for (int k = 0; k < depth; ++k)
+      for (int column = 0; column < 32; ++column) sum[row][column] += operands.left[row][k] * operands.right[k][column];
+  each([](float& own, float& whole) { own = whole; });
+}
+
+void EmulatedThread::multiply_tf32(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) {
+  EmulatedBlock& block = block_;
+  block.sums[number_] = &sums;
+  block.a[number_] = &a;
+  block.b[number_] = &b;
+  block.meet_warp(number_, [&block, first = number_ / warp_size * warp_size] {
+    const auto value = [](uint32_t bits) { return float_of(bits & 0xffffe000); };  // the others are not looked at
+    Operands<8> operands;
+    for (int lane = 0; lane < warp_size; ++lane) {
+      const int group = lane / 4, k = lane % 4;
+      for (int i = 0; i < 2; ++i)
+        for (int e = 0; e < 4; ++e)
+          operands.left[16 * i + group + e % 2 * 8][k + e / 2 * 4] = value((*block.a[first + lane])[i][e]);
+      for (int j = 0; j < 4; ++j)
+        for (int e = 0; e < 2; ++e) operands.right[k + 4 * e][8 * j + group] = value((*block.b[first + lane])[j][e]);
+    }
+    multiply(block, first, operands);
+  });
+}
+
+void EmulatedThread::multiply_bfloat16(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) {
+  EmulatedBlock& block = block_;
+  block.sums[number_] = &sums;
+  block.a[number_] = &a;
+  block.b[number_] = &b;
+  block.meet_warp(number_, [&block, first = number_ / warp_size * warp_size] {
+    Operands<16> operands;
+    for (int lane = 0; lane < warp_size; ++lane) {
+      const int group = lane / 4;
+      for (int half = 0; half < 2; ++half) {
+        const int k = lane % 4 * 2 + half;
+        const auto value = [half](uint32_t bits) { return float_of(half ? bits & 0xffff0000 : bits << 16); };
+        for (int i = 0; i < 2; ++i)
+          for (int e = 0; e < 4; ++e)
+            operands.left[16 * i + group + e % 2 * 8][k + e / 2 * 8] = value((*block.a[first + lane])[i][e]);
+        for (int j = 0; j < 4; ++j)
+          for (int e = 0; e < 2; ++e) operands.right[k + 8 * e][8 * j + group] = value((*block.b[first + lane])[j][e]);
+      }
+    }
+    multiply(block, first, operands);
+  });
+}
+
+float EmulatedThread::as_float(uint32_t bits) const { return float_of(bits); }
+float EmulatedThread::from_half(uint16_t bits) const { return c10::Half(bits, c10::Half::from_bits()); }
+uint16_t EmulatedThread::to_half(float value) const { return c10::Half(value).x; }
+uint16_t EmulatedThread::to_bfloat16(float value) const { return c10::BFloat16(value).x; }
+
+void emulate(int blocks, size_t shared_bytes, bool reversed, const std::function<void(EmulatedThread&)>& kernel) {
+  // room to align, and a guard behind what the kernel asked for
+  std::vector<unsigned char> memory(shared_bytes + guard_bytes + 128);
+  unsigned char* const shared = memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128);
+  const std::unique_ptr<unsigned char[]> stacks(new unsigned char[threads * stack_bytes]);
+  for (int block = 0; block < blocks; ++block) {
+    std::memset(shared, 0xff, shared_bytes + guard_bytes - 128);
+    EmulatedBlock(reversed ? blocks - 1 - block : block, shared, stacks.get(), reversed, kernel).run();
+    for (size_t i = shared_bytes; i < shared_bytes + guard_bytes - 128; ++i)
+      if (shared[i] != 0xff) throw std::logic_error("a block wrote beyond its shared memory");
+  }
+}
+
+}  // namespace l2t_fast::cuda

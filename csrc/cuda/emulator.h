@@ -1,0 +1,63 @@
+// Runs the kernels on the CPU, a thread of a block after the other, for tests where there is no GPU.
+//
+// Every thread of a block is a coroutine: it runs until it meets the others, at a barrier or in a warp's instruction.
+// What a GPU leaves open is made visible: shared memory is NaN before it is written, an asynchronous copy arrives no
+// sooner than it is waited for, and threads can run in the opposite order; a result that depends on it lacks a barrier.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "tile.h"
+
+namespace l2t_fast::cuda {
+
+class EmulatedBlock;
+
+// The Machine of tile.h for one thread.
+class EmulatedThread {
+ public:
+  EmulatedThread(EmulatedBlock& block, int number) : block_(block), number_(number) {}
+
+  int thread() const { return number_; }
+  int block() const;
+  unsigned char* shared() const;
+  void barrier();
+  float exchange(float value, int mask);  // the value of the thread whose number in the warp differs by `mask`
+
+  void copy16(void* to, const void* from, bool lives) { request(to, from, 16, lives); }
+  void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
+  void wait();
+
+  uint32_t tf32(uint32_t bits) const { return (bits + 0x1000) & 0xffffe000; }  // nearest; ties away from zero
+  uint32_t split_tf32(uint32_t& bits) const;
+  void multiply_tf32(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]);
+  void multiply_bfloat16(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]);
+
+  float as_float(uint32_t bits) const;
+  float from_half(uint16_t bits) const;
+  uint16_t to_half(float value) const;
+  uint16_t to_bfloat16(float value) const;
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+    bool lives;
+  };
+
+  void request(void* to, const void* from, int bytes, bool lives);
+
+  EmulatedBlock& block_;
+  int number_;
+  std::vector<Copy> copies_;
+};
+
+// Runs `kernel` once a thread, for blocks 0 .. `blocks`, one after the other. An exception of any thread ends it.
+void emulate(int blocks, size_t shared_bytes, bool reversed, const std::function<void(EmulatedThread&)>& kernel);
+
+}  // namespace l2t_fast::cuda

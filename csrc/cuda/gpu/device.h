@@ -1,0 +1,88 @@
+// The Machine of tile.h on a GPU: the instructions, of sm_80 and newer.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include "../tile.h"
+
+namespace l2t_fast::cuda {
+
+class Device {
+ public:
+  L2T_FAST_KERNEL explicit Device(unsigned char* shared) : shared_(shared) {}
+
+  // Asked again in every phase of a kernel: what is made of it, tiles' addresses above all, would otherwise be computed
+  // for all phases ahead, and fill the registers.
+  L2T_FAST_KERNEL int thread() const {
+    int number;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+    return number;
+  }
+  L2T_FAST_KERNEL int block() const { return int(blockIdx.x); }
+  L2T_FAST_KERNEL unsigned char* shared() const { return shared_; }
+  L2T_FAST_KERNEL void barrier() const { __syncthreads(); }
+  L2T_FAST_KERNEL float exchange(float value, int mask) const { return __shfl_xor_sync(0xffffffff, value, mask); }
+
+  // Where nothing lives, nothing is read: so many bytes of zeros are written.
+  L2T_FAST_KERNEL void copy16(void* to, const void* from, bool lives) const {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 16 : 0)
+                 : "memory");
+  }
+  L2T_FAST_KERNEL void copy4(void* to, const void* from, bool lives) const {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 4 : 0)
+                 : "memory");
+  }
+  L2T_FAST_KERNEL void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+  L2T_FAST_KERNEL uint32_t tf32(uint32_t bits) const {
+    uint32_t rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
+    return rounded;
+  }
+  L2T_FAST_KERNEL uint32_t split_tf32(uint32_t& bits) const {
+    const float whole = __uint_as_float(bits);
+    bits = tf32(bits);
+    return tf32(__float_as_uint(whole - __uint_as_float(bits)));
+  }
+
+  L2T_FAST_KERNEL void multiply_tf32(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) const {
+    L2T_FAST_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      L2T_FAST_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        float (&s)[4] = sums[i][j];
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+      }
+    }
+  }
+  L2T_FAST_KERNEL void multiply_bfloat16(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) const {
+    L2T_FAST_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      L2T_FAST_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        float (&s)[4] = sums[i][j];
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+      }
+    }
+  }
+
+  L2T_FAST_KERNEL float as_float(uint32_t bits) const { return __uint_as_float(bits); }
+  L2T_FAST_KERNEL float from_half(uint16_t bits) const { return __half2float(__ushort_as_half(bits)); }
+  L2T_FAST_KERNEL uint16_t to_half(float value) const { return __half_as_ushort(__float2half_rn(value)); }
+  L2T_FAST_KERNEL uint16_t to_bfloat16(float value) const {
+    uint16_t bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+  }
+
+ private:
+  static L2T_FAST_KERNEL uint32_t address(void* shared) { return uint32_t(__cvta_generic_to_shared(shared)); }
+
+  unsigned char* const shared_;
+};
+
+}  // namespace l2t_fast::cuda

@@ -1,0 +1,23 @@
+// The kernels on a GPU. Raw CUDA only, no torch type; every function returns what the launch reports.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "../runner.h"
+
+namespace l2t_fast::cuda {
+
+// One file a way of computing products, so that they are compiled side by side.
+cudaError_t launch_tf32(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
+cudaError_t launch_tf32x3(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
+cudaError_t launch_bfloat16(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
+
+cudaError_t launch_add_up(const Problem* problem, const Launch& launch, cudaStream_t stream);
+
+// Copies bytes (a multiple of 16) into device memory. They travel as parameters of a kernel: nothing has to be pinned
+// or kept alive, and a captured CUDA graph holds its own copy.
+cudaError_t launch_upload(void* to, const void* from, size_t bytes, cudaStream_t stream);
+
+}  // namespace l2t_fast::cuda

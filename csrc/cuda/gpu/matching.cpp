@@ -1,0 +1,68 @@
+// The CUDA implementation of the operators' two functions.
+#include "../matching.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include "kernels.h"
+
+namespace l2t_fast::cuda {
+namespace {
+
+// On the current device and stream. Nothing here waits for the GPU or reads its memory.
+class GpuRunner : public Runner {
+ public:
+  GpuRunner() : stream_(at::cuda::getCurrentCUDAStream()) {
+    const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
+    TORCH_CHECK(device.sharedMemPerBlockOptin >= least_shared_bytes, device.name, " has ",
+                device.sharedMemPerBlockOptin, " bytes of shared memory a block, the cuda backend needs ",
+                least_shared_bytes);
+  }
+
+  Chip chip() const override {
+    const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
+    return {device.multiProcessorCount, int64_t(device.sharedMemPerBlockOptin),
+            int64_t(device.sharedMemPerMultiprocessor)};
+  }
+
+  void upload(void* to, const void* from, size_t bytes) override {
+    C10_CUDA_CHECK(launch_upload(to, from, bytes, stream_));
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  void matching(Products products, bool second, const Problem* problem, const Launch& launch) override {
+    const auto function = products == Products::tf32     ? launch_tf32
+                          : products == Products::tf32x3 ? launch_tf32x3
+                                                         : launch_bfloat16;
+    C10_CUDA_CHECK(function(second, problem, launch, stream_));
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  void add_up(const Problem* problem, const Launch& launch) override {
+    C10_CUDA_CHECK(launch_add_up(problem, launch, stream_));
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+ private:
+  const at::cuda::CUDAStream stream_;
+};
+
+}  // namespace
+}  // namespace l2t_fast::cuda
+
+namespace l2t_fast {
+
+LossAndGradient matching_forward_cuda(const MatchingProblem& problem, const Needs& needs) {
+  const c10::cuda::CUDAGuard device(problem.alpha.device());
+  cuda::GpuRunner runner;
+  return cuda::matching_forward(runner, problem, needs);
+}
+
+HessianVector matching_hvp_cuda(const MatchingProblem& problem, const Direction& direction, const Needs& needs) {
+  const c10::cuda::CUDAGuard device(problem.alpha.device());
+  cuda::GpuRunner runner;
+  return cuda::matching_hvp(runner, problem, direction, needs);
+}
+
+}  // namespace l2t_fast

@@ -1,0 +1,232 @@
+#include "matching.h"
+
+#include <ATen/Context.h>
+
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "plan.h"
+
+namespace l2t_fast::cuda {
+namespace {
+
+Type type_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return Type::float32;
+    case at::kBFloat16:
+      return Type::bfloat16;
+    case at::kHalf:
+      return Type::float16;
+    default:
+      TORCH_CHECK_TYPE(false, "a tensor has dtype ", tensor.scalar_type(),
+                       "; the cuda backend takes float32, bfloat16 and float16");
+  }
+}
+
+void* data_of(const at::Tensor& tensor, bool written) {
+  return written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
+}
+
+// Whether 16 bytes at a time can be copied into tiles: the type is theirs, every piece begins at a multiple of 16
+// bytes.
+bool aligned(const at::Tensor& tensor, Products products, at::IntArrayRef steps) {
+  const bool same = tensor.scalar_type() == (products == Products::bfloat16 ? at::kBFloat16 : at::kFloat);
+  if (!same || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16) return false;
+  for (const int64_t step : steps)
+    if (step * tensor.element_size() % 16) return false;
+  return true;
+}
+
+Map map_of(const at::Tensor& tensor, Products products, bool written = false) {
+  if (!tensor.defined()) return {};
+  const int64_t vector = 16 / element_bytes(products);
+  const int64_t by_sample = tensor.stride(0), by_channel = tensor.stride(1), by_row = tensor.stride(2),
+                by_column = tensor.stride(3), channels = tensor.size(1), height = tensor.size(2),
+                width = tensor.size(3);
+  Map map{data_of(tensor, written), by_sample, by_channel, by_row, by_column, type_of(tensor), false, false};
+  map.channels_last = by_channel == 1 ? by_column != 1 || channels > 1 : by_channel < by_column;
+  if (map.channels_last)
+    map.vectors =
+        by_channel == 1 && channels % vector == 0 && aligned(tensor, products, {by_sample, by_row, by_column});
+  else
+    map.vectors = by_column == 1 && (height == 1 || by_row == width) && height * width % vector == 0 &&
+                  aligned(tensor, products, {by_sample, by_channel});
+  return map;
+}
+
+Matrix matrix_of(const at::Tensor& tensor, Products products, bool written = false) {
+  if (!tensor.defined()) return {};
+  const bool vectors = tensor.stride(1) == 1 && tensor.size(1) % (16 / element_bytes(products)) == 0 &&
+                       aligned(tensor, products, {tensor.stride(0)});
+  return {data_of(tensor, written), tensor.stride(0), tensor.stride(1), type_of(tensor), vectors};
+}
+
+Vector vector_of(const at::Tensor& tensor, bool written = false) {
+  if (!tensor.defined()) return {};
+  return {data_of(tensor, written), tensor.stride(0), type_of(tensor)};
+}
+
+Coefficients coefficients_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return {};
+  return {tensor.const_data_ptr<float>(), tensor.stride(0), tensor.stride(1)};
+}
+
+// What convolutions of float32 are told, this holds to: a 1x1 convolution is what it replaces. Products of bfloat16 are
+// exact, but E is rounded to it too, and only where it may be.
+Products products_of(const MatchingProblem& problem) {
+  if (!at::globalContext().allowTF32CuDNN(at::Float32Op::CONV)) return Products::tf32x3;
+  for (const auto* tensors : {&problem.targets, &problem.weights})
+    for (const at::Tensor& tensor : *tensors)
+      if (tensor.scalar_type() != at::kBFloat16) return Products::tf32;
+  return Products::bfloat16;
+}
+
+int32_t small(int64_t size) {
+  TORCH_CHECK_VALUE(size < int64_t(1) << 31, "a size of ", size,
+                    " is too large; the cuda backend takes sizes below 2^31");
+  return int32_t(size);
+}
+
+class Call {
+ public:
+  Call(Runner& runner, const MatchingProblem& problem, const Direction* direction, const Needs& needs)
+      : runner_(runner), problem_(problem), direction_(direction), needs_(needs), products_(products_of(problem)) {
+    TORCH_CHECK_TYPE(problem.alpha.scalar_type() == at::kFloat, "alpha has dtype ", problem.alpha.scalar_type(),
+                     "; the cuda backend needs float32");
+  }
+
+  LossAndGradient run() {
+    const at::AutoDispatchBelowAutograd below_autograd;
+    allocate();
+    describe();
+    if (pairs_.empty()) return {at::zeros({}, problem_.alpha.options()), std::move(result_)};
+    at::Tensor loss;
+    if (!direction_) loss = at::empty({}, problem_.alpha.options());
+    launch(loss);
+    return {std::move(loss), std::move(result_)};
+  }
+
+ private:
+  void allocate() {
+    const auto empty = [](const at::Tensor& input, bool wanted) {
+      return wanted ? empty_gradient(input) : at::Tensor();
+    };
+    for (size_t n = 0; n < problem_.targets.size(); ++n)
+      result_.targets.push_back(empty(problem_.targets[n], needs_.targets[n]));
+    for (size_t p = 0; p < problem_.pairs.size(); ++p) {
+      result_.weights.push_back(empty(problem_.weights[p], needs_.weights[p]));
+      result_.biases.push_back(empty(problem_.biases[p], needs_.biases[p]));
+    }
+    result_.alpha = empty(problem_.alpha, needs_.alpha);
+  }
+
+  at::Tensor direction(const std::vector<at::Tensor> Direction::* which, size_t index) const {
+    return direction_ ? (direction_->*which)[index] : at::Tensor();
+  }
+
+  // The records, pairs in the order of their targets. What has nothing to sum gets its zeros here.
+  void describe() {
+    std::map<int64_t, std::vector<size_t>> of_target;
+    for (size_t p = 0; p < problem_.pairs.size(); ++p) {
+      const at::Tensor& target = problem_.targets[problem_.pairs[p].target];
+      const int64_t channels = problem_.sources[problem_.pairs[p].source].size(1);
+      if (target.size(0) * target.size(2) * target.size(3) > 0 && channels > 0) {
+        of_target[problem_.pairs[p].target].push_back(p);
+        continue;
+      }
+      if (needs_.weights[p]) result_.weights[p].zero_();
+      if (needs_.biases[p]) result_.biases[p].zero_();
+      if (needs_.alpha) result_.alpha.narrow(1, problem_.pairs[p].alpha_begin, channels).zero_();
+    }
+    for (size_t n = 0; n < problem_.targets.size(); ++n)
+      if (needs_.targets[n] && !of_target.count(int64_t(n))) result_.targets[n].zero_();
+    for (const auto& [n, pairs] : of_target) {
+      const at::Tensor& map = problem_.targets[n];
+      small(map.size(2) * map.size(3) + tile_size);
+      targets_.push_back({map_of(map, products_), map_of(direction(&Direction::targets, n), products_),
+                          map_of(result_.targets[n], products_, /*written=*/true), small(map.size(1)),
+                          small(map.size(2)), small(map.size(3)), int32_t(pairs_.size()), int32_t(pairs.size())});
+      for (const size_t p : pairs) describe_pair(p);
+    }
+  }
+
+  void describe_pair(size_t p) {
+    const at::Tensor& source = problem_.sources[problem_.pairs[p].source];
+    Pair pair{};
+    pair.source = map_of(source, products_);
+    pair.weight = matrix_of(problem_.weights[p], products_);
+    pair.weight_direction = matrix_of(direction(&Direction::weights, p), products_);
+    pair.weight_result = matrix_of(result_.weights[p], products_, /*written=*/true);
+    pair.bias = vector_of(problem_.biases[p]);
+    pair.bias_direction = vector_of(direction(&Direction::biases, p));
+    pair.bias_result = vector_of(result_.biases[p], /*written=*/true);
+    pair.channels = small(source.size(1));
+    pair.height = small(source.size(2));
+    pair.width = small(source.size(3));
+    pair.target = int32_t(targets_.size()) - 1;
+    pair.column = problem_.pairs[p].alpha_begin;
+    pairs_.push_back(pair);
+  }
+
+  // One workspace: the table, then the partial sums.
+  void launch(const at::Tensor& loss) {
+    const Plan plan = make_plan(problem_.alpha.size(0), targets_, pairs_, needs_.alpha, direction_ != nullptr,
+                                products_, runner_.chip());
+    const auto bytes_of = [](const auto& list) { return (list.size() * sizeof(list[0]) + 15) / 16 * 16; };
+    const size_t targets_at = (sizeof(Problem) + 15) / 16 * 16, pairs_at = targets_at + bytes_of(targets_);
+    const size_t segments_at = pairs_at + bytes_of(pairs_), table_bytes = segments_at + bytes_of(plan.segments);
+    const int64_t floats = plan.weight_sums + plan.bias_sums + plan.loss_sums;
+    const at::Tensor workspace =
+        at::empty({int64_t(table_bytes + floats * sizeof(float))}, problem_.alpha.options().dtype(at::kByte));
+    auto* const base = workspace.mutable_data_ptr<uint8_t>();
+
+    Problem header{};
+    header.batch = problem_.alpha.size(0);
+    header.alpha = coefficients_of(problem_.alpha);
+    if (direction_) header.alpha_direction = coefficients_of(direction_->alpha);
+    header.squares = result_.alpha.defined() ? result_.alpha.mutable_data_ptr<float>() : nullptr;
+    header.columns = problem_.alpha.size(1);
+    header.weight_sums = reinterpret_cast<float*>(base + table_bytes);
+    header.bias_sums = header.weight_sums + plan.weight_sums;
+    header.loss_sums = header.bias_sums + plan.bias_sums;
+    header.loss_count = small(plan.loss_sums);
+    header.loss = loss.defined() ? loss.mutable_data_ptr<float>() : nullptr;
+    header.targets = reinterpret_cast<const Target*>(base + targets_at);
+    header.pairs = reinterpret_cast<const Pair*>(base + pairs_at);
+    header.segments = reinterpret_cast<const Segment*>(base + segments_at);
+
+    std::vector<uint8_t> table(table_bytes);
+    std::memcpy(table.data(), &header, sizeof header);
+    std::memcpy(table.data() + targets_at, targets_.data(), targets_.size() * sizeof(Target));
+    std::memcpy(table.data() + pairs_at, pairs_.data(), pairs_.size() * sizeof(Pair));
+    std::memcpy(table.data() + segments_at, plan.segments.data(), plan.segments.size() * sizeof(Segment));
+    runner_.upload(base, table.data(), table.size());
+    const auto* const on_device = reinterpret_cast<const Problem*>(base);
+    for (const Launch& launch : plan.launches) runner_.matching(products_, direction_ != nullptr, on_device, launch);
+    if (plan.sums.blocks) runner_.add_up(on_device, plan.sums);
+  }
+
+  Runner& runner_;
+  const MatchingProblem& problem_;
+  const Direction* const direction_;
+  const Needs& needs_;
+  const Products products_;
+  Tangents result_;
+  std::vector<Target> targets_;
+  std::vector<Pair> pairs_;
+};
+
+}  // namespace
+
+LossAndGradient matching_forward(Runner& runner, const MatchingProblem& problem, const Needs& needs) {
+  return Call(runner, problem, nullptr, needs).run();
+}
+
+HessianVector matching_hvp(Runner& runner, const MatchingProblem& problem, const Direction& direction,
+                           const Needs& needs) {
+  return Call(runner, problem, &direction, needs).run().gradient;
+}
+
+}  // namespace l2t_fast::cuda

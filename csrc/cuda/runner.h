@@ -1,0 +1,33 @@
+// What the host side asks of whatever runs the kernels: a GPU (gpu/matching.cpp) or the emulator (emulation.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "records.h"
+
+namespace l2t_fast::cuda {
+
+enum class Products { tf32, tf32x3, bfloat16 };
+
+inline constexpr int64_t element_bytes(Products products) { return products == Products::bfloat16 ? 2 : 4; }
+
+// What a block must be able to have, for K2 in float32: an A100's 163 KB.
+inline constexpr int64_t least_shared_bytes = reserved_bytes + 10 * tile_size * tile_size * int64_t(sizeof(float));
+
+struct Chip {
+  int processors;
+  int64_t shared_per_block, shared_per_processor;  // bytes
+};
+
+class Runner {
+ public:
+  virtual ~Runner() = default;
+  virtual Chip chip() const = 0;
+  // Bytes into memory of the device; the source is free again when this returns.
+  virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  virtual void matching(Products products, bool second, const Problem* problem, const Launch& launch) = 0;
+  virtual void add_up(const Problem* problem, const Launch& launch) = 0;
+};
+
+}  // namespace l2t_fast::cuda

@@ -1,0 +1,34 @@
+"""The CUDA kernels on the CPU: the same code, its threads one after the other; see csrc/cuda/emulator.h."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from l2t_fast import _native
+from tests.ops.conftest import Backend
+
+Emulate = Callable[..., None]
+
+
+@pytest.fixture
+def emulate() -> Iterator[Emulate]:
+    """Emulate a chip from now on to the end of the test; see ``emulate_cuda``."""
+    if _native.extension is None:
+        pytest.skip("there is no native extension")
+    yield partial(_native.extension.emulate_cuda, 3)
+    _native.extension.emulate_cuda(0)
+
+
+@pytest.fixture
+def emulated(emulate: Emulate) -> Backend:
+    from l2t_fast.ops import native
+
+    emulate()
+    return Backend("cuda", "cpu", native.matching_loss, (torch.float32, torch.bfloat16, torch.float16))
+
+
+def same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    return all(torch.equal(found[name], wanted[name]) for name in wanted)

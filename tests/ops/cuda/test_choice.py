@@ -1,0 +1,72 @@
+"""When the CUDA backend is taken, and what is said where it cannot be."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import l2t_fast
+from l2t_fast import _native, ops
+from l2t_fast.ops import choose_backend, why_unavailable
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """As PyTorch describes an H100, with an extension that has kernels for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    properties = SimpleNamespace(shared_memory_per_block_optin=232_448)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    image = {"error": None}
+    extension = SimpleNamespace(kernel_image=lambda device: image, cuda_shared_bytes=166_912)
+    monkeypatch.setattr(_native, "extension", extension)
+    monkeypatch.setattr(_native, "why_unavailable", lambda: None)
+    monkeypatch.setattr(torch.ops.l2t_fast, "matching_forward", None, raising=False)
+    return SimpleNamespace(properties=properties, image=image)
+
+
+def on_cuda(*shape):
+    with FakeTensorMode():
+        return torch.empty(*shape, device="cuda")
+
+
+def test_a_gpu_that_fits_is_taken_where_it_is_asked_for(a_gpu):
+    assert why_unavailable("cuda") is None
+    x = on_cuda(2, 3, 4, 4)
+    assert choose_backend("cuda", [x], [x]).backend == "cuda"
+
+
+def test_auto_takes_it_where_there_is_no_triton(a_gpu, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    choice = l2t_fast.explain_backend("cuda")
+    assert choice.backend == "cuda"
+    assert choice.reason == (
+        "the fused cuda backend serves cuda tensors; the fused triton backend is not available: Triton is not installed"
+    )
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 4, 4, device="cuda", dtype=torch.float64)
+    assert choose_backend("auto", [x], [x]) == ("reference", "the cuda backend has no float64")
+
+
+def test_where_it_cannot_run_the_reason_is_told(a_gpu, monkeypatch):
+    a_gpu.image["error"] = "no kernel image is available"
+    assert why_unavailable("cuda") == "no kernel image is available"
+    a_gpu.properties.shared_memory_per_block_optin = 101_376
+    assert why_unavailable("cuda") == "NVIDIA H100 has 101376 bytes of shared memory a block, 166912 are needed"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert why_unavailable("cuda") == "NVIDIA H100 is older than compute capability 8.0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert why_unavailable("cuda") == "PyTorch sees no CUDA GPU"
+    monkeypatch.delattr(ops._native.extension, "kernel_image")
+    assert why_unavailable("cuda").startswith("the native extension is built without CUDA kernels")
+
+
+@pytest.mark.parametrize(("name", "device"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_tensors_elsewhere_are_refused(a_gpu, name, device):
+    x = on_cuda(2, 3, 4, 4) if device == "cuda" else torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=f"backend='{name}' takes {name} tensors, but one is on {device}"):
+        choose_backend(name, [x], [x])

@@ -1,0 +1,182 @@
+"""Loss, gradients and Hessian-vector products by the CUDA kernels, emulated on the CPU, judged against float64.
+
+What is shown: indices, tails, layouts, types, the resize, the pipeline's order, barriers, both stages of the sums. What
+is not: the speed, and the GPU's own instructions, whose registers the emulator lays out as PTX's documentation says.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from l2t_fast.ops import native
+from tests.ops import test_values as values
+from tests.ops.cuda.conftest import same_bits
+from tests.ops.problems import (
+    LAYOUTS,
+    SIZES,
+    Answer,
+    assert_accurate,
+    draw,
+    draw_directions,
+    draw_sizes,
+    in_dtype,
+    laid_out,
+    solve,
+)
+
+# Each has what the others lack: several tiles of rows, channels and pixels, samples smaller than a tile, and tails.
+SHAPES = {
+    "several tiles": ([(70, 5, 4), (8, 9, 9)], [(136, 6, 5), (64, 8, 8)], [(0, 0), (1, 0), (0, 1)]),
+    "many small samples": ([(3, 2, 3), (5, 2, 2)], [(9, 2, 3)], [(1, 0), (0, 0)]),
+    "aligned": ([(64, 8, 8), (32, 4, 4)], [(64, 8, 8)], [(0, 0), (1, 0)]),
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_every_size(emulated, sizes):
+    values.check(emulated, draw(*SIZES[sizes], batch=3, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [name for name in values.DTYPES if name != "float64"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_dtype(emulated, shape, dtype):
+    values.check(emulated, in_dtype(draw(*SHAPES[shape], batch=3), *values.DTYPES[dtype]))
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout(emulated, layout, dtype, allow_tf32):
+    """With tf32 each of the up to four factors of a term is rounded to 10 bits; bfloat16's E, to 7, is the only one."""
+    problem = draw(*SHAPES["aligned"], dtype=dtype)
+    weights = [F.pad(w, (1, 2, 1, 0), value=torch.nan)[1:, 1:-2] for w in problem.weights]
+    weights[1] = problem.weights[1].t().contiguous().t()
+    problem = replace(
+        problem,
+        sources=[laid_out(s, layout) for s in problem.sources],
+        targets=[laid_out(t, layout) for t in problem.targets],
+        weights=weights,
+        biases=[torch.stack([b, b], dim=1)[:, 1] for b in problem.biases],
+        alpha=problem.alpha.t().contiguous().t(),
+    )
+    directions = draw_directions(problem)
+    with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
+        answer = solve(emulated.matching_loss, problem, directions)
+    assert_accurate(answer, problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tensor_cores_types(emulated, shape, dtype):
+    """With tf32 allowed: other products, errors of its size, and not less."""
+    problem = in_dtype(draw(*SHAPES[shape]), *values.DTYPES[dtype])
+    directions = draw_directions(problem)
+    exact = solve(emulated.matching_loss, problem, directions)
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        answer = solve(emulated.matching_loss, problem, directions)
+    assert_accurate(answer, problem, directions, roundings=4 * 2**12)
+    assert not torch.equal(answer.gradients[0], exact.gradients[0])
+
+
+def arguments_of(problem):
+    return problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, problem.pairs
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_little_shared_memory(emulate, allow_tf32):
+    """Of many channels tiles are kept for a whole item, or pass by twice: the same sums in the same order."""
+    problem = draw([(20, 4, 4)], [(300, 4, 5)], [(0, 0)], dtype=torch.float32)
+    directions, needs = draw_directions(problem), [True] * len(problem.slots)
+    found = []
+    with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
+        for for_gradient, for_product in ((85_000, 166_912), (1_000_000, 1_000_000)):
+            emulate(shared_bytes=for_gradient)
+            loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)
+            emulate(shared_bytes=for_product)
+            products = native.hessian_vector_product(*arguments_of(problem), directions, needs)
+            found.append(Answer(loss, gradients, products))
+    assert_accurate(found[0], problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
+    assert same_bits(found[0].parts(), found[1].parts())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_some_needs_and_some_directions(emulate, seed):
+    problem = draw(*SHAPES["several tiles"], biased=[True, False, True], dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    coins = torch.rand(2, len(problem.slots), generator=generator) < 0.5
+    moved = iter(draw_directions(problem))
+    directions = [next(moved) if slot is not None else None for slot in problem.slots]
+    directions = [v if heads else None for v, heads in zip(directions, coins[0], strict=True)]
+    needs = [slot is not None and bool(heads) for slot, heads in zip(problem.slots, coins[1], strict=True)]
+
+    def both():
+        loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)
+        return [loss, *gradients, *native.hessian_vector_product(*arguments_of(problem), directions, needs)]
+
+    wanted = both()
+    emulate()
+    for found, right in zip(both(), wanted, strict=True):
+        assert (found is None) == (right is None)
+        if right is not None:
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_order_of_threads_and_blocks_changes_no_bit(emulate, shape):
+    """As it would where a barrier is missing."""
+    problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32)
+    directions = draw_directions(problem)
+    answers = []
+    for reverse in (False, True):
+        emulate(reversed=reverse)
+        answers.append(solve(native.matching_loss, problem, directions).parts())
+    assert same_bits(*answers)
+
+
+def test_maps_of_different_dtypes(emulated):
+    problem = draw(*SHAPES["several tiles"], dtype=torch.float32)
+    mixed = [torch.float16, torch.float32, torch.bfloat16]
+    values.check(
+        emulated,
+        replace(
+            problem,
+            sources=[s.to(d) for s, d in zip(problem.sources, mixed, strict=False)],
+            targets=[t.to(d) for t, d in zip(problem.targets, mixed[::-1], strict=False)],
+            weights=[w.to(d) for w, d in zip(problem.weights, mixed, strict=True)],
+            biases=[b.to(d) for b, d in zip(problem.biases, mixed[::-1], strict=True)],
+        ),
+    )
+
+
+@pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])
+def test_no_channels(emulate, source, target):
+    """As the CPU's own kernels have it: D is b - S~."""
+    problem = draw([(source, 4, 4)], [(target, 5, 5)], [(0, 0)], dtype=torch.float32)
+    directions = draw_directions(problem)
+    wanted = solve(native.matching_loss, problem, directions).parts()
+    emulate()
+    torch.testing.assert_close(solve(native.matching_loss, problem, directions).parts(), wanted)
+
+
+@pytest.mark.parametrize("sizes", ["all to all", "source of one pixel"])
+def test_an_empty_batch(emulated, sizes):
+    values.test_an_empty_batch(emulated, sizes)
+
+
+def test_nothing_to_compute(emulated):
+    values.test_no_pairs(emulated)
+    values.test_a_map_that_no_pair_uses_gets_a_zero_gradient(emulated)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows_in_the_loss(emulated, value):
+    problem = draw(*SHAPES["several tiles"], dtype=torch.float32)
+    problem.sources[0][1, 2, 3, 1] = value
+    assert not problem.loss(emulated.matching_loss).isfinite()
+
+
+def test_float64_is_refused(emulated):
+    with pytest.raises(TypeError, match="alpha has dtype Double; the cuda backend needs float32"):
+        draw_sizes("equal").loss(emulated.matching_loss)

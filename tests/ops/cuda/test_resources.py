@@ -1,0 +1,46 @@
+"""The CUDA kernels in the extension take no more of a chip than it has, and no local memory. No GPU is needed."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cuda_resources import SHARED_BYTES, find_cuobjdump, kernels_of, read_resources
+from l2t_fast import _native
+
+REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "cuda_resources.csv"
+MATCHING = {(products, derivative) for products in ("tf32", "tf32x3", "bfloat16") for derivative in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    if not hasattr(_native.extension, "kernel_image"):
+        pytest.skip("the extension is built without CUDA")
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        pytest.skip("there is no cuobjdump, neither of a CUDA toolkit nor of Triton")
+    return kernels_of(Path(_native.extension.__file__), cuobjdump, "", sass=False)
+
+
+@pytest.mark.parametrize("architecture", SHARED_BYTES)
+def test_no_kernel_spills(kernels, architecture):
+    own = [kernel for kernel in kernels if kernel.architecture == architecture]
+    assert {(k.products, k.derivative) for k in own if k.derivative} == MATCHING
+    for kernel in own:
+        assert kernel.stack == kernel.local == 0, kernel
+        assert kernel.registers <= 255, kernel
+
+
+def test_the_shared_memory_it_asks_for_is_there(kernels):
+    """What K2 takes in float32 is the least that a chip must have, and no launch is planned with more than it has."""
+    for kernel in kernels:
+        assert _native.extension.cuda_shared_bytes + kernel.static_shared <= SHARED_BYTES[kernel.architecture], kernel
+
+
+def test_the_recorded_report_has_every_kernel_and_no_problem():
+    """Made by `python -m benchmarks.cuda_resources --output benchmarks/results/cuda_resources.csv`."""
+    rows = read_resources(REPORT)
+    for architecture in SHARED_BYTES:
+        own = [row for row in rows if row.architecture == architecture]
+        assert {(row.products, row.derivative) for row in own if row.derivative} == MATCHING
+        assert {row.kernel for row in own} >= {"matching", "add_up", "upload"}
+    assert not [row for row in rows if row.problem]
