@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from l2t_fast.config import TrainConfig
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed.batch_norm import synchronize_batch_norm
 from l2t_fast.distributed.group import ALONE, Group, PeerError
+from l2t_fast.distributed.source_plan import Load, choose
 from l2t_fast.errors import L2TFastError
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
@@ -139,6 +140,8 @@ class Trainer:
         if self.source is not None and self.source.scales:
             scales = ", ".join(f"{name} by {scale:.4g}" for name, scale in self.source.scales.items())
             self._log(f"unit_rms divides the source's maps: {scales}")
+        if self.group.leads and self.group.size > 1 and self._run_source is not None:
+            self._log(f"where the sources run: {self._source_plan()}")
         writer = None
         if self.group.leads:
             writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1)
@@ -263,6 +266,23 @@ class Trainer:
                 f"after epoch {self.epoch}, the ranks do not hold the same {name}: all of them must see the same run "
                 "folder and the same files, and run the same versions"
             )
+
+    def _source_plan(self) -> str:
+        """Which plan of `l2t_fast.distributed.source_plan` moves the least, and why."""
+        size = self.data.image_size
+        image = torch.zeros(1, self.data.in_channels, size, size, device=self.device)
+        meta = getattr(self.method, "meta", nn.Module())
+        load = Load.of(
+            self.source.parts,
+            self.target,
+            self.method.trained_parameters(),
+            meta.parameters(),
+            image,
+            self.config.data.batch_size,
+            self.config.lookahead_steps,
+        )
+        best, reason = choose(load, self.group.size)
+        return reason if best.name == "images" else f"{reason}; images is what runs, the other plans are only counted"
 
     def _log(self, text: str) -> None:
         if self.group.leads:
