@@ -114,7 +114,7 @@ class TransferOptions:
 
     Attributes:
         source: the frozen network, if there is one
-        sources: the frozen networks instead, by name, if there are several
+        sources: several frozen networks instead of source, by name, each with source's keys: --sources.NAME.model ...
         pretrain: how the frozen network is made if it has no checkpoint
         target: the network to train
         data: the images
