@@ -1,6 +1,6 @@
 # `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
 .DEFAULT_GOAL := help
-.PHONY: help train test fuzz kill sanitize gpu lint format clean
+.PHONY: help train test fuzz kill soak matrix sanitize gpu lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,13 @@ fuzz: $(READY)  ## ten thousand drawn problems on every backend that runs here; 
 
 kill: $(READY)  ## kill training before every change of its files, in the middle of every write and at 100 random moments; each must resume
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -u -m tests.kill $(ARGS)
+
+MINUTES ?= 60
+soak: $(READY)  ## train for MINUTES (60) and fail if the process grows
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -u -m tests.soak --minutes $(MINUTES)
+
+matrix: $(READY)  ## install, build and test with every Python and PyTorch that can be had here, native and pure; 8 GB of disk each
+	MAX_JOBS=$${MAX_JOBS:-2} $(BIN)/python -u -m tests.matrix $(ARGS)
 
 # The sanitizers' run times have to be in the process before Python is; a copy of the tree holds the sanitized extension.
 SANITIZED := build/sanitize

@@ -1,6 +1,9 @@
 import csv
+import itertools
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from l2t_fast.bilevel import hypergradient
 from l2t_fast.config import TargetConfig
@@ -273,6 +277,45 @@ def test_resume_forgets_rows_that_no_checkpoint_holds(make_config, quiet, monkey
     run(config, resume=True, progress=quiet)
     assert [row["epoch"] for row in rows(Path(config.out) / "metrics.csv")] == ["1", "2", "3"]
     assert [row["epoch"] for row in rows(Path(config.out) / "pair_weights.csv")] == ["1"] * 9 + ["2"] * 9 + ["3"] * 9
+
+
+def test_killed_between_the_state_and_the_best_model_the_best_is_written_again(make_config, quiet, monkeypatch):
+    """And nothing is trained again for it, which on another number of ranks might give other bits."""
+    config = make_config(method="fm", epochs=1)
+
+    def killed(trainer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_save_best", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=quiet)
+    monkeypatch.undo()
+    assert not (Path(config.out) / "checkpoints" / "best.pt").exists()
+    monkeypatch.setattr(Trainer, "train_batch", killed)
+    run(config, resume=True, progress=quiet)
+    last, best = (load_checkpoint(Path(config.out) / "checkpoints" / f"{name}.pt") for name in ("last", "best"))
+    assert_same_state(best["model"], last["model"])
+    assert best["epoch"] == 1
+
+
+def test_epochs_trained_twice_stand_once_in_tensorboard(make_config, quiet, monkeypatch):
+    """Each resumed run opens an event file; what it purges is what no checkpoint held."""
+    config = make_config(method="scratch", epochs=2, seed=3)
+    clock = itertools.count(1_000_000_000)
+    monkeypatch.setattr(
+        "tensorboard.summary.writer.event_file_writer.time.time", lambda: next(clock)
+    )  # files have dates
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_save", lambda trainer, improves: os.kill(os.getpid(), signal.SIGINT))
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run(config, resume=True, progress=quiet)
+    run(config, resume=True, progress=quiet)
+    events = EventAccumulator(str(Path(config.out) / "tensorboard")).Reload()
+    losses = [event.value for event in events.Scalars("train_loss")]
+    assert losses == pytest.approx(
+        [float(row["train_loss"]) for row in rows(Path(config.out) / "metrics.csv")], rel=1e-6
+    )
 
 
 def test_resume_of_a_finished_run_changes_nothing(make_config, quiet):
