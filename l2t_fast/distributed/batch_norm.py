@@ -9,12 +9,14 @@ gradient of weight and bias, and its transpose) stays this rank's share, as for 
 gradients of all parameters at once.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.overrides import TorchFunctionMode
 
 from l2t_fast.distributed.group import Group
 
@@ -53,24 +55,79 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
         return _BatchNorm.apply(x, self.weight, self.bias, *running, momentum, self.eps, self.group)
 
 
+class JointStatistics(TorchFunctionMode):
+    """While active, `torch.nn.functional.batch_norm` in training mode takes the statistics of all ranks' images."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self._group = group
+
+    def __torch_function__(
+        self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is F.batch_norm:
+            found = self._batch_norm(*args, **(kwargs or {}))
+            if found is not None:
+                return found
+        return function(*args, **(kwargs or {}))
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        if not training:
+            return None
+        return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, self._group)
+
+
+class _Synchronized(nn.Module):
+    """Goes before a module's class, and lets its forward pass run with joint statistics."""
+
+    joint_group: Group
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with JointStatistics(self.joint_group):
+            return super().forward(*args, **kwargs)
+
+
 def synchronize_batch_norm(module: nn.Module, group: Group) -> nn.Module:
     """Let every batch normalisation inside `module` take the statistics of all ranks' images; returns the module.
 
-    Parameters and buffers stay the same objects. Nothing changes for a process alone.
+    ``BatchNorm`` and ``SyncBatchNorm`` become `JointBatchNorm`; classes derived from them, and functions that call
+    `torch.nn.functional.batch_norm`, are caught while the module runs. Parameters and buffers stay the same objects.
+    Nothing changes for a process alone.
     """
-    if group.size == 1 or isinstance(module, JointBatchNorm):
+    if group.size == 1 or isinstance(module, _Synchronized):
         return module
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return JointBatchNorm(module, group)
-    for name, child in module.named_children():
-        replaced = synchronize_batch_norm(child, group)
-        if replaced is not child:
-            setattr(module, name, replaced)
+    _replace(module, group)
+    module.__class__ = type(type(module).__name__, (_Synchronized, type(module)), {})
+    module.joint_group = group
     return module
+
+
+def _replace(module: nn.Module, group: Group) -> None:
+    for name, child in module.named_children():
+        if type(child) in _PLAIN:
+            setattr(module, name, JointBatchNorm(child, group))
+        else:
+            _replace(child, group)
+
+
+#: What JointBatchNorm does the same as. Derived classes may do more.
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def unsynchronized(module: nn.Module) -> str | None:
     """The first batch normalisation that takes the statistics of this rank's images alone; None if there is none."""
+    if isinstance(module, _Synchronized):
+        return None
     for name, child in module.named_modules():
         own = isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, JointBatchNorm)
         if own and (child.training or child.running_mean is None):

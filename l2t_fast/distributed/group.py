@@ -49,6 +49,9 @@ class Group:
         self.entered: Callable[[], None] = lambda: None
         self.ending: Callable[[str], None] = lambda reason: None
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "Group":
+        return self  # a copied network trains with the same ranks
+
     @property
     def leads(self) -> bool:
         """Whether this rank is the one that writes files and speaks."""

@@ -1,11 +1,17 @@
 """The hypergradient of ranks that hold parts of a batch is that of one process on the joined batch."""
 
+import copy
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
 
+from l2t_fast import FeatureMatching
 from l2t_fast.bilevel import hypergradient
-from l2t_fast.distributed import Group, synchronize_batch_norm
-from tests.bilevel.test_hypergradient import WAYS, make_problem
+from l2t_fast.distributed import ALONE, Group, synchronize_batch_norm
+from tests.bilevel.test_hypergradient import PAIRS, SOURCE_CHANNELS, WAYS, make_problem
 from tests.distributed.ranks import run_ranks
 
 #: Images of each rank, arguments of `make_problem`, whether the target is in eval mode, and steps: by number of ranks.
@@ -67,6 +73,66 @@ def test_equals_one_process_on_the_joined_batch(tmp_path, ranks):
             for a, *others, w in zip(*(rank[case][way] for rank in found), wanted, strict=True):
                 assert all(torch.equal(a, b) for b in others), f"{case} {way}: the ranks do not agree"
                 assert (a - w).abs().max().item() <= tolerance * max(scale, 1e-12), f"{case} {way}"
+
+
+class BatchNormAndMore(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a class of its own, which does more than normalise."""
+
+    def forward(self, x):
+        return F.silu(super().forward(x))
+
+
+class OddNet(nn.Module):
+    """Batch normalisation in other ways than by torch's own modules, one without running statistics."""
+
+    channels = (4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.more = nn.Conv2d(2, 4, 3, padding=1, bias=False), BatchNormAndMore(4, momentum=None)
+        self.second = nn.Conv2d(4, 6, 3, padding=1)
+        self.synced = nn.SyncBatchNorm(6) if dist.is_initialized() else nn.BatchNorm2d(6)
+        self.plain = nn.BatchNorm2d(6, affine=False, track_running_stats=False)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("var", torch.ones(6))
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        a = self.more(self.conv(x))
+        b = self.synced(self.second(a))
+        b = torch.tanh(F.batch_norm(b, self.mean, self.var, training=self.training)) + self.plain(
+            a.repeat(1, 2, 1, 1)[:, :6]
+        )
+        return self.fc(b.mean((2, 3))), [a, b]
+
+
+def odd_net(group: Group, sizes: tuple[int, ...]) -> dict:
+    """A training step of `OddNet`, copied after it was synchronized, and the hypergradient after it."""
+    mine = slice(sum(sizes[: group.rank]), sum(sizes[: group.rank + 1]))
+    _, _, meta, _, source_features, x, y = make_problem()
+    torch.manual_seed(1)
+    target = copy.deepcopy(synchronize_batch_norm(OddNet().double(), group))
+    matching = FeatureMatching(SOURCE_CHANNELS, target.channels, PAIRS, backend="reference").double()
+    trained = [*target.parameters(), *matching.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9)
+    x, y, source_features = x[mine], y[mine], [s[mine] for s in source_features]
+    part = group.part(len(x))
+    logits, features = target(x)
+    weights, lambdas = meta(source_features)
+    loss = part.cross_entropy(logits, y) + part.share * matching(source_features, features, weights, 0.7, lambdas)
+    loss.backward()
+    group.sum_([p.grad for p in trained])
+    optimizer.step()
+    found = hypergradient(target, matching, meta, optimizer, source_features, x, y, steps=2, beta=0.7, part=part)
+    return {**target.state_dict(), **{f"hypergradient {i}": g for i, g in enumerate(found)}}
+
+
+def test_batch_norm_in_other_ways(tmp_path):
+    wanted = odd_net(ALONE, (5,))
+    for found in run_ranks(2, tmp_path, odd_net, (2, 3)):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12, msg=name)
 
 
 def unsynchronized_rank(group: Group) -> str:
