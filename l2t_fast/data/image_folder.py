@@ -1,5 +1,6 @@
 """Any folder of images, one folder a class."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,39 @@ def _folder_of_classes(folder: Path) -> tuple[Pool, list[str]]:
         ) from error
     except OSError as error:
         raise L2TFastError(f"the folder {printable(folder)} cannot be read: {error.strerror}") from error
+    _check_entries(folder)
     samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
     paths = [path for path, _ in samples]
     labels = np.array([label for _, label in samples], dtype=np.int64)
     return Pool(FileImages(paths), labels, printable(folder)), names
+
+
+def _check_entries(folder: Path) -> None:
+    """Refuse links that lead to one folder twice, which may go round for ever, and images that are pipes or devices.
+
+    Links to folders elsewhere are followed: a class may lie on another disk.
+    """
+    seen: dict[str, str] = {}
+    waiting = [str(folder)]
+    while waiting:
+        path = waiting.pop()
+        real = os.path.realpath(path)
+        if real in seen:
+            raise L2TFastError(
+                f"the folder {printable(path)} is {printable(seen[real])} once more, by a link: remove one of them"
+            )
+        seen[real] = path
+        try:
+            entries = list(os.scandir(path))
+        except OSError as error:
+            raise L2TFastError(f"the folder {printable(path)} cannot be read: {error.strerror}") from error
+        for entry in entries:
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif entry.name.lower().endswith(IMG_EXTENSIONS) and not entry.is_file():
+                raise L2TFastError(
+                    f"the image {printable(entry.path)} is a pipe, a device or a link to nothing, it must be a file"
+                )
 
 
 def _check_same_classes(folder: Path, first: str, names: list[str], second: str, others: list[str]) -> None:

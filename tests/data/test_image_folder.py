@@ -284,6 +284,30 @@ def test_hostile_names_are_escaped(make_folder):
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("link", ["..", ".", "../../train/bird"])
+def test_links_that_lead_in_circles(make_folder, link):
+    """Followed, two of them would make 2^40 folders."""
+    folder = make_folder(USUAL)
+    (folder / "train" / "cat" / "more").symlink_to(link)
+    (folder / "train" / "bird" / "more").symlink_to("..")
+    with pytest.raises(L2TFastError, match="once more, by a link: remove one of them"):
+        load_data(config(folder))
+
+
+def test_a_class_may_be_a_link(make_folder, tmp_path):
+    folder = make_folder(USUAL)
+    (folder / "train" / "cat").rename(tmp_path / "elsewhere")
+    (folder / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    assert "cat" in load_data(config(folder)).class_names
+
+
+def test_a_pipe_is_not_waited_for(make_folder):
+    folder = make_folder(USUAL)
+    os.mkfifo(folder / "train" / "cat" / "a.png")
+    with pytest.raises(L2TFastError, match=r"a\.png is a pipe, a device or a link to nothing"):
+        load_data(config(folder))
+
+
 def test_a_file_name_that_is_no_utf8_is_escaped(make_folder):
     folder = make_folder(USUAL)
     with open(os.fsencode(folder / "train" / "cat") + b"/\xff\xfe.png", "wb") as file:
