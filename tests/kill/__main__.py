@@ -1,6 +1,6 @@
-"""Kill training before every change of its files, in the middle of every write, and at random moments.
+"""Kill training before every change of its files, in the middle of every write, and at random moments; fill its disk.
 
-After each kill the run is continued, and must leave the very bits that an undisturbed run leaves.
+After each the run is continued, and must leave the very bits that an undisturbed run leaves.
 """
 
 import argparse
@@ -24,7 +24,11 @@ from tests.kill.writes import Point
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kill", description=__doc__)
     parser.add_argument("--moments", type=int, default=100, help="kills at random moments")
-    parser.add_argument("--points", type=int, help="points in the writing, chosen at random (default: all)")
+    parser.add_argument(
+        "--points",
+        type=int,
+        help="points in the writing, killed at or full from there, chosen at random (default: all)",
+    )
     parser.add_argument("--seed", type=int, help="of what is random (default: the clock's)")
     options = parser.parse_args()
     seed = int(time.time()) % 10**9 if options.seed is None else options.seed
@@ -45,6 +49,7 @@ def main() -> int:
             for cut in (False, True)
             if not cut or call.name == "write"
         ]
+        points += [Point(i + 1, full=True) for i, call in enumerate(calls) if call.name != "unlink"]
         if options.points is not None:
             points = rng.sample(points, min(options.points, len(points)))
         print(
@@ -54,8 +59,10 @@ def main() -> int:
         failed = 0
         for point in points:
             call = calls[point.number - 1]
-            what = f"{'in the middle of' if point.cut else 'before'} {call.name} of {call.path} (number {point.number})"
-            failed += not _holds(base / "run", lambda folder, at=point: runs.train_killed_at(folder, at), wanted, what)
+            when = "full disk from" if point.full else "in the middle of" if point.cut else "before"
+            what = f"{when} {call.name} of {call.path} (number {point.number})"
+            harm = runs.train_on_a_full_disk if point.full else runs.train_killed_at
+            failed += not _holds(base / "run", lambda folder, at=point, do=harm: do(folder, at), wanted, what)
         late = 0
         for i in range(options.moments):
             after = [rng.uniform(0, seconds) for _ in range(rng.choice([1, 1, 1, 2, 3]))]

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from l2t_fast.config import PretrainConfig, SourceConfig, TargetConfig, TrainConfig
 from l2t_fast.data import DataConfig
+from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer import TrainingProgress, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.run_folder import RunFolder, read_rows
@@ -99,6 +100,22 @@ def train_killed_at(folder: Path, point: Point) -> None:
         train(folder)
 
     expect(wait(in_child(work)), -signal.SIGKILL)
+
+
+def train_on_a_full_disk(folder: Path, point: Point) -> None:
+    """Train in a child whose disk is full from `point` on: one sentence says so, and what was saved stays."""
+
+    def work() -> None:
+        watch(folder, [], point)
+        try:
+            train(folder)
+        except L2TFastError as error:
+            assert "No space left on device" in str(error), error
+        else:
+            # Only the log's last line may be lost, once the result is there.
+            assert RunFolder(folder).result.exists()
+
+    expect(wait(in_child(work)), 0)
 
 
 def train_killed_after(folder: Path, seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 import _pyio
 import builtins
+import errno
 import io
 import os
 import signal
@@ -12,10 +13,14 @@ from typing import Any, NamedTuple
 
 
 class Point(NamedTuple):
-    """The process dies before its call number `number` (from 1), or with `cut` after half of that write's bytes."""
+    """The process dies before its call number `number` (from 1), or with `cut` after half of that write's bytes.
+
+    With `full` it does not die: this call and all that follow, but for removals, fail as on a full disk.
+    """
 
     number: int
     cut: bool = False
+    full: bool = False
 
 
 class Call(NamedTuple):
@@ -40,7 +45,7 @@ def watch(folder: Path, calls: list[Call], point: Point | None = None) -> None:
         if threading.current_thread() is not threading.main_thread() or not path.startswith(root):
             return False
         calls.append(Call(name, os.path.relpath(path, root)))
-        return point is not None and len(calls) == point.number
+        return point is not None and (len(calls) == point.number or (point.full and len(calls) > point.number))
 
     def wrapped(name: str) -> Callable[..., Any]:
         original = getattr(os, name)
@@ -48,6 +53,10 @@ def watch(folder: Path, calls: list[Call], point: Point | None = None) -> None:
         def call(path: Any, *arguments: Any, **options: Any) -> Any:
             changes = name != "open" or arguments[0] & (os.O_WRONLY | os.O_RDWR)
             if changes and due(name, path):
+                if point.full and name == "unlink":
+                    return original(path, *arguments, **options)
+                if point.full:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
                 if name == "write" and point.cut:
                     original(path, bytes(arguments[0])[: len(arguments[0]) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
