@@ -42,13 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command, options = _parse(given)
             resume_hint = _resume_hint(command, options, job.group.size)
             job.set_hint(resume_hint)
-            code = _run(command, options, job)
-            job.leave()
-            return code
+            return job.leave(_run(command, options, job))
     except KeyboardInterrupt as error:
         return job.end(f"\ninterrupted{resume_hint}", INTERRUPTED, error)
-    except SystemExit:  # --help
-        job.leave()
+    except SystemExit as request:  # --help
+        job.leave(request.code or 0)
         raise
     except Exception as error:
         if not isinstance(error, (L2TFastError, ValueError, TypeError, OSError)) and not out_of_memory(error):

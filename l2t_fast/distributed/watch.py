@@ -25,6 +25,9 @@ from l2t_fast.distributed.group import Group
 #: Exit code of a rank that ends because another one is gone; the command line's for a failure.
 FAILED = 2
 
+#: torchrun says so; otherwise rank 0 keeps it.
+_LAUNCHER_KEEPS_STORE = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
 #: Seconds that the main thread gets to write down that it stops.
 _GRACE = 1.0
 
@@ -113,7 +116,7 @@ class Watch:
     def exit(self, code: int) -> NoReturn:
         """End this process, if it keeps the store not before the others have been told."""
         sys.stdout.flush()
-        if self._group.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if self._group.leads and not _LAUNCHER_KEEPS_STORE:
             deadline = time.monotonic() + 5
             with contextlib.suppress(RuntimeError):
                 while self._main_store.add("told", 0) < self._group.size - 1 and time.monotonic() < deadline:
@@ -154,8 +157,8 @@ class Watch:
                     sentence = f"{self._name(self._group.rank)} was told to end (SIGTERM)"
             except RuntimeError:
                 gone = self._next == 0 and self._process_end in select.select(readers, [], [], 0.5)[0]
-                what = "was killed or crashed" if gone else "keeps the job's store, which cannot be reached"
-                self._end(f"{self._name(0)} {what}", stored=False)
+                keeper = f"{self._keeper()}, which keeps the job's store, cannot be reached"
+                self._end(f"{self._name(0)} was killed or crashed" if gone else keeper, stored=False)
                 return
             if sentence is not None:
                 self._end(sentence, hung=hung)
@@ -195,8 +198,8 @@ class Watch:
             missed = missed + self._interval if looks == self._looks else 0.0
             looks = self._looks
             if missed > self._patience:
-                sentence = f"{self._name(0)} hangs: its store has not answered for {self._patience:g} s"
-                self._end(sentence, hung=self._next == 0, stored=False)
+                sentence = f"{self._keeper()} hangs: its store has not answered for {self._patience:g} s"
+                self._end(sentence, hung=self._next == 0 and not _LAUNCHER_KEEPS_STORE, stored=False)
                 return
 
     def _end(self, sentence: str, *, hung: bool = False, stored: bool = True) -> None:
@@ -226,6 +229,9 @@ class Watch:
         except RuntimeError:
             pass  # the store's keeper is gone, which it does not go before all have been told
         return False
+
+    def _keeper(self) -> str:
+        return "the launcher" if _LAUNCHER_KEEPS_STORE else self._name(0)
 
     def _name(self, rank: int) -> str:
         known = self._process if rank == self._next else None
