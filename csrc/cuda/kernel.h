@@ -109,7 +109,6 @@ class Item {
   using Element = typename Mode::Element;
   static constexpr int operands = second ? 2 : 1;  // W and T, and their directions
   static constexpr int slot_elements = operands * tile_elements;
-  static constexpr int unrolled = second ? 1 : 2;
 
  public:
   L2T_FAST_KERNEL Item(M& m, const Problem& problem, const Target& target, int group, int hold)
@@ -322,24 +321,24 @@ class Item {
       if constexpr (projection)
         multiply_by_map(sums, e + at, passes + at, map.channels_last);
       else
-        product<Mode, unrolled, true, true>(m_, sums, passes + at, e + at);
+        product<Mode, true, true>(m_, sums, passes + at, e + at);
     }
   }
 
   // sums += W T, the sum over channels.
   L2T_FAST_KERNEL void multiply_map(Sums& sums, const Element* w, const Element* t, bool channels_last) {
     if (channels_last)
-      product<Mode, unrolled, false, false>(m_, sums, w, t);
+      product<Mode, false, false>(m_, sums, w, t);
     else
-      product<Mode, unrolled, false, true>(m_, sums, w, t);
+      product<Mode, false, true>(m_, sums, w, t);
   }
 
   // sums += E T^T, the sum over pixels.
   L2T_FAST_KERNEL void multiply_by_map(Sums& sums, const Element* e, const Element* t, bool channels_last) {
     if (channels_last)
-      product<Mode, unrolled, false, true>(m_, sums, e, t);
+      product<Mode, false, true>(m_, sums, e, t);
     else
-      product<Mode, unrolled, false, false>(m_, sums, e, t);
+      product<Mode, false, false>(m_, sums, e, t);
   }
 
   L2T_FAST_KERNEL float vector_at(const Vector& vector, int index) {

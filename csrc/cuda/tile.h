@@ -130,12 +130,12 @@ L2T_FAST_KERNEL void multiply(M& m, Bfloat16, Sums& sums, uint32_t (&a)[2][4], u
   m.multiply_bfloat16(sums, a, b);
 }
 
-// sums += A B over 64 terms. A's rows and B's columns are the tiles' other axis. `unrolled`: instructions' terms whose
-// fragments are loaded together, as far as there are registers for them.
-template <class Mode, int unrolled, bool SumAlongIOfA, bool SumAlongIOfB, class M>
+// sums += A B over 64 terms. A's rows and B's columns are the tiles' other axis. Unrolled in
+// full, which makes constants of most of the addresses: a loop of two took one and a half times the instructions.
+template <class Mode, bool SumAlongIOfA, bool SumAlongIOfB, class M>
 L2T_FAST_KERNEL void product(M& m, Sums& sums, const typename Mode::Element* a, const typename Mode::Element* b) {
   const int thread = m.thread(), warp = thread / 32, lane = thread % 32;
-  L2T_FAST_UNROLL_BY(unrolled)
+  L2T_FAST_UNROLL
   for (int k = 0; k < tile_size; k += Mode::depth) {
     uint32_t from_a[2][4], from_b[4][2];
     L2T_FAST_UNROLL

@@ -16,7 +16,7 @@ class Device {
   L2T_FAST_KERNEL int thread() const {
     int number;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
-    return number;
+    return number & (threads - 1);  // which tells the compiler that it is not negative
   }
   L2T_FAST_KERNEL int block() const { return int(blockIdx.x); }
   L2T_FAST_KERNEL unsigned char* shared() const { return shared_; }
