@@ -11,7 +11,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that has used a GPU cannot be forked
 
@@ -62,26 +64,33 @@ def main() -> int:
             when = "full disk from" if point.full else "in the middle of" if point.cut else "before"
             what = f"{when} {call.name} of {call.path} (number {point.number})"
             harm = runs.train_on_a_full_disk if point.full else runs.train_killed_at
-            failed += not _holds(base / "run", lambda folder, at=point, do=harm: do(folder, at), wanted, what)
+            failed += not _holds(
+                base / "run", lambda folder, at=point, do=harm: do(folder, at), wanted, lambda text=what: text
+            )
         late = 0
-        for i in range(options.moments):
-            after = [rng.uniform(0, seconds) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+        for _ in range(options.moments):
+            moments: list[str] = []
 
-            def kill(folder: Path, moments: list[float] = after) -> None:
+            def kill(folder: Path, moments: list[str] = moments) -> None:
                 nonlocal late
-                late += not any([runs.train_killed_after(folder, moment) for moment in moments])
+                while True:
+                    after = [rng.uniform(0, seconds) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+                    moments[:] = [f"{moment:.2f} s" for moment in after]
+                    if any([runs.train_killed_after(folder, moment) for moment in after]):
+                        return
+                    late += 1  # the run was over before: draw again
+                    shutil.rmtree(folder)
 
-            what = f"killed after {', '.join(f'{moment:.2f} s' for moment in after)} (moment {i + 1})"
-            failed += not _holds(base / "run", kill, wanted, what)
+            failed += not _holds(base / "run", kill, wanted, lambda at=moments: f"killed after {', '.join(at)}")
     total = len(points) + options.moments
     print(
-        f"{total - failed} passed, {failed} failed; {late} of {options.moments} random moments came after the end; "
+        f"{total - failed} passed, {failed} failed; {late} moments came after the end and were drawn again; "
         f"{time.monotonic() - began:.0f} s"
     )
     return 1 if failed else 0
 
 
-def _holds(folder: Path, kill: object, wanted: dict[str, object], what: str) -> bool:
+def _holds(folder: Path, kill: Callable[[Path], None], wanted: dict[str, Any], what: Callable[[], str]) -> bool:
     """Kill, continue, compare; says what is wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -92,7 +101,7 @@ def _holds(folder: Path, kill: object, wanted: dict[str, object], what: str) -> 
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     if problem is not None:
-        print(f"{what}: {problem}", flush=True)
+        print(f"{what()}: {problem}", flush=True)
     return problem is None
 
 
