@@ -87,7 +87,7 @@ def transposed(
         problem.joined_(found, last=t == steps)
         theta, buffers = problem.step_(theta, found, buffers)
         del found
-    del buffers
+    del buffers, step  # the last step's parameters end with it below
 
     leaves = [p.requires_grad_() for p in theta]
     theta_bar: list[Tensor | None] = [None] * len(leaves)
