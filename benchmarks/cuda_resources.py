@@ -13,13 +13,10 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from l2t_fast import _native
-
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-"""What one block can have on each architecture."""
 
 REGISTERS = 65_536
 """Of a multiprocessor, on all of them."""
@@ -113,13 +110,6 @@ def _instruction_counts(sass: str) -> dict[tuple[int, str], tuple[int, int]]:
             products, all_of_them = counts[architecture, name]
             counts[architecture, name] = (products + bool(re.search(r"\bH[G]?MMA", line)), all_of_them + 1)
     return counts
-
-
-def read_resources(path: Path) -> list[Resources]:
-    """The rows of a report, oldest first."""
-    kinds = {field.name: field.type for field in fields(Resources)}
-    with path.open(newline="") as file:
-        return [Resources(**{k: kinds[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
 
 
 def main() -> int:

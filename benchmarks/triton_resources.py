@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.machine_code import SHARED_BYTES
 from l2t_fast.ops.triton import kernels
 from l2t_fast.ops.triton.tiles import Tile, tile_table
-
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-"""What one block can have on each architecture."""
 
 # name -> type of maps and projections, how float32 products are computed
 PRODUCTS = {
@@ -153,13 +151,6 @@ def _usage(machine_code: bytes) -> tuple[int, int, int]:
     if found is None:
         raise RuntimeError(f"cuobjdump told no resources: {told}")
     return int(found[1]), int(found[2]), int(found[3])
-
-
-def read_resources(path: Path) -> list[Resources]:
-    """The rows of a report, oldest first."""
-    kinds = {field.name: field.type for field in fields(Resources)}
-    with path.open(newline="") as file:
-        return [Resources(**{k: kinds[k](v) for k, v in row.items()}) for row in csv.DictReader(file)]
 
 
 def main() -> int:

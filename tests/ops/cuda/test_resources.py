@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cuda_resources import SHARED_BYTES, find_cuobjdump, kernels_of, read_resources
+from benchmarks.cuda_resources import Resources, find_cuobjdump, kernels_of
+from benchmarks.machine_code import SHARED_BYTES, read_resources
 from l2t_fast import _native
 
 REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "cuda_resources.csv"
@@ -38,7 +39,7 @@ def test_the_shared_memory_it_asks_for_is_there(kernels):
 
 def test_the_recorded_report_has_every_kernel_and_no_problem():
     """Made by `python -m benchmarks.cuda_resources --output benchmarks/results/cuda_resources.csv`."""
-    rows = read_resources(REPORT)
+    rows = read_resources(REPORT, Resources)
     for architecture in SHARED_BYTES:
         own = [row for row in rows if row.architecture == architecture]
         assert {(row.products, row.derivative) for row in own if row.derivative} == MATCHING

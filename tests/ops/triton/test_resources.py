@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
 
-from benchmarks.triton_resources import LAYOUTS, read_resources, resources, tiles
+from benchmarks.machine_code import read_resources
+from benchmarks.triton_resources import LAYOUTS, Resources, resources, tiles
 
 REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "triton_resources.csv"
 # of which the report holds all tiles
@@ -40,7 +41,10 @@ def test_tiles_fit_the_chip(from_scratch, products, architecture, kernel, second
 @pytest.mark.parametrize("products", REPORTED)
 def test_the_recorded_report_has_every_tile_and_no_problem(products):
     """Made by `python -m benchmarks.triton_resources --output benchmarks/results/triton_resources.csv`."""
-    newest = {(r.architecture, r.kernel, r.derivative, r.tile, r.products, r.layout): r for r in read_resources(REPORT)}
+    newest = {
+        (r.architecture, r.kernel, r.derivative, r.tile, r.products, r.layout): r
+        for r in read_resources(REPORT, Resources)
+    }
     for architecture, kernel, second, tile in tiles(products):
         for layout in LAYOUTS if architecture in REPORTED[products] else ():
             row = newest.get((architecture, kernel, 2 if second else 1, tile, products, layout))

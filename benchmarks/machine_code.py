@@ -1,0 +1,18 @@
+"""What the reports of compiled kernels, the CUDA and the Triton ones, have in common."""
+
+import csv
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeVar
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""What one block can have on each architecture."""
+
+Row = TypeVar("Row")
+
+
+def read_resources(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a report, oldest first, as the dataclass ``kind``, whose fields name the columns."""
+    types = {field.name: field.type for field in fields(kind)}
+    with path.open(newline="") as file:
+        return [kind(**{name: types[name](value) for name, value in row.items()}) for row in csv.DictReader(file)]
