@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,16 +183,7 @@ def _check_backend(
     kept = tensors.map(torch.clone)
 
     def loss(these: Tensors) -> Tensor:
-        return feature_matching_loss(
-            these.sources,
-            these.targets,
-            list(zip(these.weights, these.biases, strict=True)),
-            [(pair.source, pair.target) for pair in case.pairs],
-            these.channel_weights,
-            these.pair_weights,
-            case.beta,
-            backend=backend,
-        )
+        return feature_matching_loss(*_arguments(case, these), case.beta, backend=backend)
 
     found = solve(loss, tensors, wanted, directions)
     sums = torch.float64 if tensors.sources[case.pairs[0].source].dtype == torch.float64 else torch.float32
@@ -234,19 +226,18 @@ def _compare(found: Answer, exact: Answer, magnitude: Answer, tensors: Tensors, 
             raise Wrong(f"the gradient of input {i} is {gradient.dtype} on {gradient.device}, unlike the input")
 
 
+def _arguments(case: Case, tensors: Tensors) -> tuple[Any, ...]:
+    """What the loss and its oracle take, but for beta."""
+    projections = list(zip(tensors.weights, tensors.biases, strict=True))
+    pairs = [(pair.source, pair.target) for pair in case.pairs]
+    return tensors.sources, tensors.targets, projections, pairs, tensors.channel_weights, tensors.pair_weights
+
+
 def _oracle_loss(case: Case) -> Loss:
     betas = [case.beta] * len(case.pairs) if isinstance(case.beta, float) else case.beta
 
     def loss(these: Tensors) -> Tensor:
-        return oracle.matching_loss(
-            these.sources,
-            these.targets,
-            list(zip(these.weights, these.biases, strict=True)),
-            [(pair.source, pair.target) for pair in case.pairs],
-            these.channel_weights,
-            these.pair_weights,
-            betas,
-        )
+        return oracle.matching_loss(*_arguments(case, these), betas)
 
     return loss
 
