@@ -3,9 +3,9 @@
 #include <ATen/Context.h>
 
 #include <cstring>
-#include <map>
 #include <utility>
 
+#include "../results.h"
 #include "plan.h"
 
 namespace l2t_fast::cuda {
@@ -99,7 +99,7 @@ class Call {
 
   LossAndGradient run() {
     const at::AutoDispatchBelowAutograd below_autograd;
-    allocate();
+    result_ = empty_results(problem_, needs_, empty_gradient);
     describe();
     if (pairs_.empty()) return {at::zeros({}, problem_.alpha.options()), std::move(result_)};
     at::Tensor loss;
@@ -109,50 +109,23 @@ class Call {
   }
 
  private:
-  void allocate() {
-    const auto empty = [](const at::Tensor& input, bool wanted) {
-      return wanted ? empty_gradient(input) : at::Tensor();
-    };
-    for (size_t n = 0; n < problem_.targets.size(); ++n)
-      result_.targets.push_back(empty(problem_.targets[n], needs_.targets[n]));
-    for (size_t p = 0; p < problem_.pairs.size(); ++p) {
-      result_.weights.push_back(empty(problem_.weights[p], needs_.weights[p]));
-      result_.biases.push_back(empty(problem_.biases[p], needs_.biases[p]));
-    }
-    result_.alpha = empty(problem_.alpha, needs_.alpha);
-  }
-
   at::Tensor direction(const std::vector<at::Tensor> Direction::* which, size_t index) const {
     return direction_ ? (direction_->*which)[index] : at::Tensor();
   }
 
-  // The records, pairs in the order of their targets. What has nothing to sum gets its zeros here.
+  // The records, pairs in the order of their targets.
   void describe() {
-    std::map<int64_t, std::vector<size_t>> of_target;
-    for (size_t p = 0; p < problem_.pairs.size(); ++p) {
-      const at::Tensor& target = problem_.targets[problem_.pairs[p].target];
-      const int64_t channels = problem_.sources[problem_.pairs[p].source].size(1);
-      if (target.size(0) * target.size(2) * target.size(3) > 0 && channels > 0) {
-        of_target[problem_.pairs[p].target].push_back(p);
-        continue;
-      }
-      if (needs_.weights[p]) result_.weights[p].zero_();
-      if (needs_.biases[p]) result_.biases[p].zero_();
-      if (needs_.alpha) result_.alpha.narrow(1, problem_.pairs[p].alpha_begin, channels).zero_();
-    }
-    for (size_t n = 0; n < problem_.targets.size(); ++n)
-      if (needs_.targets[n] && !of_target.count(int64_t(n))) result_.targets[n].zero_();
-    for (const auto& [n, pairs] : of_target) {
+    for (const auto& [n, pairs] : pairs_by_target(problem_, needs_, result_)) {
       const at::Tensor& map = problem_.targets[n];
       small(map.size(2) * map.size(3) + tile_size);
       targets_.push_back({map_of(map, products_), map_of(direction(&Direction::targets, n), products_),
                           map_of(result_.targets[n], products_, /*written=*/true), small(map.size(1)),
                           small(map.size(2)), small(map.size(3)), int32_t(pairs_.size()), int32_t(pairs.size())});
-      for (const size_t p : pairs) describe_pair(p);
+      for (const int64_t p : pairs) describe_pair(p);
     }
   }
 
-  void describe_pair(size_t p) {
+  void describe_pair(int64_t p) {
     const at::Tensor& source = problem_.sources[problem_.pairs[p].source];
     Pair pair{};
     pair.source = map_of(source, products_);
