@@ -4,6 +4,7 @@
 of the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their loop runs.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -65,6 +66,15 @@ class FeatureMatching(nn.ModuleList):
             beta,
             backend=self.backend,
         )
+
+    def some_pairs(self, chosen: Sequence[int], source_maps: Sequence[int]) -> "FeatureMatching":
+        """The loss over some of the pairs, with the same projections.
+
+        Args:
+            chosen: indices of the pairs, at least one.
+            source_maps: indices of the source maps that it is going to be called with, in their order.
+        """
+        return _some_pairs(self, chosen, source_maps)
 
 
 class WeightNetwork(nn.ModuleList):
@@ -173,6 +183,32 @@ class MetaNetworks(nn.Module):
         if self.loss_weight_network is None:
             return channel_weights, None
         return channel_weights, self.loss_weight_network(source_features)
+
+    def some_pairs(self, chosen: Sequence[int], source_maps: Sequence[int]) -> "MetaNetworks":
+        """As :meth:`FeatureMatching.some_pairs`, with the same layers.
+
+        Raises:
+            ValueError: the pair weights are of the type "const", one parameter for all pairs.
+        """
+        pair_weights = self.loss_weight_network
+        if pair_weights is not None and pair_weights.weight_type == "const":
+            raise ValueError('pair weights of the type "const" are one parameter, which cannot be divided')
+        some = copy.copy(self)
+        some._modules = {
+            "weight_network": _some_pairs(self.weight_network, chosen, source_maps),
+            "loss_weight_network": pair_weights and _some_pairs(pair_weights, chosen, source_maps),
+        }
+        return some
+
+
+def _some_pairs(module: nn.ModuleList, chosen: Sequence[int], source_maps: Sequence[int]) -> nn.ModuleList:
+    """A list with a layer a pair, cut down to some pairs: the same layers, and indices into ``source_maps``."""
+    places = {m: i for i, m in enumerate(source_maps)}
+    some = copy.copy(module)
+    some._modules = {}
+    some.extend(module[p] for p in chosen)
+    some.pairs = [(places[module.pairs[p][0]], module.pairs[p][1]) for p in chosen]
+    return some
 
 
 def _per_pair(

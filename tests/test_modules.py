@@ -143,3 +143,23 @@ def test_errors():
 def test_a_pair_is_two_integers(pair):
     with pytest.raises(TypeError, match=r"pairs\[1\] must be two integers"):
         FeatureMatching([3, 5], [2, 4], [(0, 0), pair])
+
+
+def test_some_pairs_are_the_same_layers():
+    """The loss over all pairs is the sum of those over some, each called with the source maps that it needs."""
+    pairs = [(0, 0), (1, 0), (1, 1), (2, 1)]
+    matching, meta = FeatureMatching([3, 4, 2], [5, 6], pairs).double(), MetaNetworks([3, 4, 2], pairs).double()
+    source = [torch.randn(2, c, 3, 3, dtype=torch.float64) for c in (3, 4, 2)]
+    target = [torch.randn(2, c, 4, 4, dtype=torch.float64) for c in (5, 6)]
+    whole = matching(source, target, *meta(source)[:1], 0.5, meta(source)[1])
+    total = 0.0
+    for chosen, maps in ([[1, 2], [1]], [[3, 0], [0, 2]]):
+        some, some_meta = matching.some_pairs(chosen, maps), meta.some_pairs(chosen, maps)
+        own = [source[m] for m in maps]
+        weights, lambdas = some_meta(own)
+        total += some(own, target, weights, 0.5, lambdas)
+        assert [layer is matching[p] for layer, p in zip(some, chosen, strict=True)] == [True] * 2
+    torch.testing.assert_close(total, whole)
+    assert len(matching) == 4 and some_meta.weight_network[1] is meta.weight_network[0]
+    with pytest.raises(ValueError, match="one parameter, which cannot be divided"):
+        MetaNetworks([3], [(0, 0)], weight_type="const").some_pairs([0], [0])

@@ -68,8 +68,11 @@ def _mixed_products(
         for i in problem.target_slots:
             duals[i] = forward_ad.make_dual(duals[i], direction[i])
         unpacked = [forward_ad.unpack_dual(f) for f in problem.run_target(duals)[1]]
-        features = [u.primal.detach().requires_grad_() for u in unpacked]
+        features = [u.primal.detach() for u in unpacked]
         tangents = [torch.zeros_like(u.primal) if u.tangent is None else u.tangent.detach() for u in unpacked]
+    gathered = problem.gathered([*features, *tangents])  # once, and nothing goes back: only the weights are looked at
+    features = [f.detach().requires_grad_() for f in gathered[: len(features)]]
+    tangents = gathered[len(features) :]
     loss = problem.matching_loss(parameters, features, *head_weights)
     found = gradients(loss, [*features, *parameters], create_graph=True)
     return vector_jacobian(found, [*tangents, *(direction[i] for i in slots)], flat(head_weights))

@@ -38,7 +38,7 @@ class FiniteDifference:
     def products(
         self, problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        epsilon = self._epsilon(step.theta, direction)
+        epsilon = self._epsilon(problem, step.theta, direction)
         with torch.no_grad():
             moved = [v.mul(epsilon).add_(p).requires_grad_() for p, v in zip(step.theta, direction, strict=True)]
         step.random_state.restore()
@@ -54,11 +54,11 @@ class FiniteDifference:
         return differences[: len(moved)], mixed
 
     @staticmethod
-    def _epsilon(theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
+    def _epsilon(problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
         """A 0-dimensional tensor: its value is not read, which a GPU would have to wait for."""
         relative = RELATIVE_STEP * math.sqrt(torch.finfo(theta[0].dtype).eps)
-        length = torch.nn.utils.get_total_norm(direction)
-        epsilon = relative * torch.nn.utils.get_total_norm([p.detach() for p in theta]) / length
+        of_theta, length = problem.norms([p.detach() for p in theta], direction)
+        epsilon = relative * of_theta / length
         return torch.where(length > 0, epsilon, 1.0)  # no direction: the differences are 0
 
 
@@ -72,6 +72,6 @@ def _weight_gradients(problem: BilevelProblem, head_weights: HeadWeights, theta:
     """d f / d weights of a step on the matching loss: forward only through the network."""
     theta = [p.detach() for p in theta]
     with torch.no_grad():
-        features = problem.run_target(theta)[1]
+        features = problem.gathered(problem.run_target(theta)[1])
     loss = problem.matching_loss([theta[i] for i in problem.matching_slots], features, *head_weights)
     return gradients(loss, flat(head_weights))

@@ -61,7 +61,10 @@ def hypergradient(
         part: which part of the batch (x, y) and the source's maps are, where several ranks hold one together
             (``group.part(len(x))`` of a :class:`l2t_fast.distributed.Group`). All ranks call this function at the same
             time and get the hypergradient of the joined batch, with one reduction a look-ahead step and one more for
-            each Hessian-vector product.
+            each Hessian-vector product. Where this rank has pairs of its own (``group.part(len(x), own_pairs=True)``),
+            matching, meta and the optimizer hold those alone, ``source_features`` are the maps of their sources for the
+            images of all ranks (:meth:`l2t_fast.distributed.Part.joined_images`), and the result is of this rank's phi.
+            A rank without a pair takes `l2t_fast.distributed.NoPairs` and `NoWeights`.
 
     Returns:
         One tensor a parameter of meta, in the order of ``meta.parameters()``; zeros where there is no dependence.
@@ -87,7 +90,7 @@ def hypergradient(
     differences = method == "finite_difference"
     problems = [
         BilevelProblem(target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece)
-        for piece, (x_piece, y_piece, *maps) in pieces(part, accumulation, x, y, *source_features)
+        for piece, (x_piece, y_piece), maps in pieces(part, accumulation, [x, y], source_features)
     ]
     # Autocast is for forward passes, which the problem runs under the caller's.
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):

@@ -17,7 +17,7 @@ def double_backward(
     problem = problems[0]
     with problem.autocast():
         weights = meta(source_features)
-    pieces = cut_weights(weights, [p.images for p in problems])
+    pieces = cut_weights(weights, [p.matched for p in problems])
     theta = [p.detach().requires_grad_() for p in problem.theta]
     buffers = problem.buffers
     for t in range(steps + 1):
@@ -26,5 +26,5 @@ def double_backward(
         theta, buffers = problem.step(theta, found, buffers)
     cross_entropy = sum(p.cross_entropy(p.run_target(theta)[0]) for p in problems)
     phi_bar = gradients(cross_entropy, list(meta.parameters()))
-    problem.sum_(phi_bar)
+    problem.phi_joined_(phi_bar)
     return phi_bar

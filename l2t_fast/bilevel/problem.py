@@ -23,7 +23,8 @@ class BilevelProblem:
     BatchNorm's running statistics are those from before the call, whatever the look-ahead does.
 
     Where several ranks hold parts of the batch, the losses are this rank's shares, and so are their gradients:
-    :meth:`joined_` makes those of the joined batch.
+    :meth:`joined_` makes those of the joined batch. Where each rank has pairs of its own, ``source_features`` are those
+    of its sources for the images of all ranks, and what belongs to its pairs is summed with nobody.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class BilevelProblem:
             raise TypeError(f"optimizer must be torch.optim.SGD, not {type(optimizer).__name__}")
         self._target, self._matching = target, matching
         self._source_features = [s.detach() for s in source_features]
-        self._x, self._y, self._beta = x, y, beta * part.share
+        self._x, self._y, self._beta = x, y, beta * part.matched_share
         self._part = part
         alone = unsynchronized(target) if part.group.size > 1 else None
         if alone is not None:
@@ -85,9 +86,9 @@ class BilevelProblem:
         return torch.autocast(self._device, self._autocast_dtype, self._autocast, cache_enabled=False)
 
     @property
-    def images(self) -> int:
-        """How many images x holds."""
-        return len(self._x)
+    def matched(self) -> int:
+        """How many images the matching loss is over: those of x, or of all ranks."""
+        return len(self._x) if self._part.sizes is None else self._part.matched
 
     @property
     def device(self) -> torch.device:
@@ -122,20 +123,41 @@ class BilevelProblem:
 
         One reduction. ``last`` tells that the loss is the cross-entropy, which no projection is part of.
         """
-        slots = self.target_slots if last else range(len(gradients))
+        slots = self.target_slots if last or self._part.sizes is not None else range(len(gradients))
         self._part.group.sum_([g for g in (gradients[i] for i in slots) if g is not None])
 
     def joined(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """`joined_` with new tensors, differentiable."""
+        found = list(gradients)
         if self._part.group.size == 1:
-            return list(gradients)
-        flat = joint_sum(torch.cat([g.reshape(-1) for g in gradients]), self._part.group)
-        pieces = flat.split([g.numel() for g in gradients])
-        return [piece.view(g.shape) for piece, g in zip(pieces, gradients, strict=True)]
+            return found
+        slots = range(len(found)) if self._part.sizes is None else self.target_slots
+        flat = joint_sum(torch.cat([found[i].reshape(-1) for i in slots]), self._part.group)
+        for i, piece in zip(slots, flat.split([found[i].numel() for i in slots]), strict=True):
+            found[i] = piece.view(found[i].shape)
+        return found
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Sum over the ranks, in place."""
-        self._part.group.sum_(tensors)
+    def phi_joined_(self, gradients: Sequence[Tensor]) -> None:
+        """Make the gradient of phi that of the joined batch, in place; that of own pairs is so already."""
+        if self._part.sizes is None:
+            self._part.group.sum_(gradients)
+
+    @torch.no_grad()
+    def norms(self, *vectors: Sequence[Tensor]) -> list[Tensor]:
+        """The length () of vectors like theta. Where ranks have projections of their own, one reduction joins them."""
+        norm = torch.nn.utils.get_total_norm
+        if self._part.sizes is None:
+            return [norm(list(vector)) for vector in vectors]
+        of_target = [norm([vector[i] for i in self.target_slots]) for vector in vectors]
+        own = [i for i in self.matching_slots if i not in set(self.target_slots)]
+        of_own = torch.stack([norm([v[i] for i in own]) if own else torch.zeros_like(of_target[0]) for v in vectors])
+        squares = of_own.square()
+        self._part.group.sum_([squares])
+        return [(a.square() + b).sqrt() for a, b in zip(of_target, squares, strict=True)]
+
+    def gathered(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The target's maps of the images that the matching loss is over, see :meth:`Part.gathered`."""
+        return self._part.gathered(maps)
 
     def matching_loss(
         self,
@@ -144,7 +166,7 @@ class BilevelProblem:
         channel_weights: Sequence[Tensor] | None,
         pair_weights: Sequence[Tensor] | None,
     ) -> Tensor:
-        """beta L_wfm. ``matching_parameters`` are theta's entries at :attr:`matching_slots`."""
+        """beta L_wfm. ``matching_parameters`` are theta's entries at :attr:`matching_slots`, features are gathered."""
         names = [name for _, name in self._matching_slots]
         state = dict(zip(names, matching_parameters, strict=True))
         arguments = (self._source_features, features, channel_weights, self._beta_argument(), pair_weights)
@@ -167,7 +189,8 @@ class BilevelProblem:
         logits, features = self.run_target(theta)
         if last:
             return self.cross_entropy(logits)
-        return self.matching_loss([theta[i] for i in self.matching_slots], features, channel_weights, pair_weights)
+        parameters = [theta[i] for i in self.matching_slots]
+        return self.matching_loss(parameters, self.gathered(features), channel_weights, pair_weights)
 
     def step(
         self, theta: Theta, gradients: Sequence[Tensor], buffers: list[Tensor | None]

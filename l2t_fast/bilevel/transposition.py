@@ -71,7 +71,7 @@ def transposed(
         weights = meta(source_features)
     pieces = [
         [None if w is None else [t.detach().requires_grad_() for t in w] for w in head_weights]
-        for head_weights in cut_weights(weights, [p.images for p in problems])
+        for head_weights in cut_weights(weights, [p.matched for p in problems])
     ]
 
     trajectory: list[list[Step]] = []
@@ -125,11 +125,11 @@ def transposed(
         buffer_bars = [s.earlier_(total) for s, total in zip(problem.settings, totals, strict=True)]
     end.restore()
 
-    # Weights are this rank's images' own, so that only what they do to phi is summed.
+    # Weights are this rank's own, of its images or of its pairs, so that only what they do to phi is summed.
     flat_weights = flat(weights)
     bars = [_whole(of_weight, w) for *of_weight, w in zip(*weight_bars, flat_weights, strict=True)]
     phi_bar = pull_back(flat_weights, bars, list(meta.parameters()))
-    problem.sum_(phi_bar)
+    problem.phi_joined_(phi_bar)
     return phi_bar
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2t_fast.distributed.gathering import gather
 from l2t_fast.errors import L2TFastError
 
 
@@ -32,6 +33,8 @@ class Group:
         local_rank: its number on this machine.
         reductions: how many buffers were summed so far.
         reduced_bytes: how large they were together.
+        exchanges: how often each rank sent something of its own to each other rank so far.
+        exchanged_bytes: how much of that this rank sent to others.
         steady: whether this rank comes to reductions at short intervals, as in training and not while it reads images.
         entered: called before every operation, for whoever watches that a rank goes on.
         ending: called with the reason, from another thread, before this process ends because of another rank.
@@ -45,6 +48,8 @@ class Group:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.reductions = 0
         self.reduced_bytes = 0
+        self.exchanges = 0
+        self.exchanged_bytes = 0
         self.steady = False
         self.entered: Callable[[], None] = lambda: None
         self.ending: Callable[[str], None] = lambda reason: None
@@ -77,6 +82,38 @@ class Group:
                 pieces = buffer.split([t.numel() for t in same])
                 torch._foreach_copy_(same, [p.view(t.shape) for p, t in zip(pieces, same, strict=True)])
 
+    @torch.no_grad()
+    def exchange(self, outgoing: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Each rank gets a piece from every rank, in the ranks' order, as one flat tensor.
+
+        Args:
+            outgoing: flat, the pieces for all ranks one after the other.
+            sent: how many values of it are for each rank.
+            received: how many each rank has for this one.
+
+        Raises:
+            PeerError: another rank is gone.
+        """
+        if self.size == 1:
+            return outgoing
+        incoming = outgoing.new_empty(sum(received))
+        self.exchanges += 1
+        self.exchanged_bytes += (sum(sent) - sent[self.rank]) * outgoing.element_size()
+        self._collective(
+            lambda: dist.all_to_all_single(incoming, outgoing, list(received), list(sent), group=self._process_group)
+        )
+        return incoming
+
+    def to_leader(self, data: bytes) -> list[bytes]:
+        """What every rank has, in the ranks' order, on the rank that leads; nothing on the others."""
+        if self.size == 1:
+            return [data]
+        sizes = self.each(len(data))
+        outgoing = self._placed(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        sent = [len(data)] + [0] * (self.size - 1)
+        incoming = self.exchange(outgoing, sent, sizes if self.leads else [0] * self.size)
+        return [piece.numpy().tobytes() for piece in incoming.cpu().split(sizes)] if self.leads else []
+
     def wait(self) -> None:
         """Until all ranks are here."""
         self.total(0)
@@ -100,8 +137,23 @@ class Group:
         self.sum_([values])
         return int(values)
 
-    def part(self, images: int, joined: int | None = None) -> "Part":
-        """This rank's part of a batch: its number of images, and that of all ranks, which is summed if it is None."""
+    def each(self, number: int) -> list[int]:
+        """The whole number that each rank has, in the ranks' order."""
+        if self.size == 1:
+            return [number]
+        values = self._placed(torch.zeros(self.size, dtype=torch.int64))
+        values[self.rank] = number
+        self.sum_([values])
+        return values.tolist()
+
+    def part(self, images: int, joined: int | None = None, *, own_pairs: bool = False) -> "Part":
+        """This rank's part of a batch: its number of images, and that of all ranks, which is summed if it is None.
+
+        ``own_pairs`` tells that each rank has pairs of its own and looks at the maps of all ranks' images.
+        """
+        if own_pairs:
+            sizes = tuple(self.each(images))
+            return Part(self, images, sum(sizes), sizes)
         return Part(self, images, self.total(images) if joined is None else joined)
 
     def _placed(self, tensor: Tensor) -> Tensor:
@@ -110,11 +162,14 @@ class Group:
         return tensor.cuda() if only_cuda else tensor
 
     def _reduce_(self, buffer: Tensor) -> None:
-        self.entered()
         self.reductions += 1
         self.reduced_bytes += buffer.numel() * buffer.element_size()
+        self._collective(lambda: dist.all_reduce(buffer, group=self._process_group))
+
+    def _collective(self, operation: Callable[[], object]) -> None:
+        self.entered()
         try:
-            dist.all_reduce(buffer, group=self._process_group)
+            operation()
         except RuntimeError as error:
             reason = str(error).partition(". ")[0]
             raise PeerError(f"rank {self.rank} lost the other ranks: {' '.join(reason.split())}") from error
@@ -133,20 +188,51 @@ class Part:
     function sums what all ranks hand back, so that the sum of the gradients is still that of the joined loss; and so
     for the second derivative, since the gradients are a function of the same kind.
 
+    Where each rank has pairs of its own, its share of the matching loss is that of its pairs on the images of all
+    ranks, whose maps :meth:`gathered` brings. Gradients of the target network are summed as ever, those of a pair's
+    parameters are whole where they are made.
+
     Attributes:
         group: the ranks.
         images: how many they are; 0 is possible.
         joined: how many all ranks have.
+        sizes: how many each rank has in this piece, where each rank has pairs of its own; else None.
     """
 
     group: Group
     images: int
     joined: int
+    sizes: tuple[int, ...] | None = None
 
     @property
     def share(self) -> float:
         """What the mean over this rank's images counts in the mean over all."""
         return 1.0 if self.images == self.joined else self.images / self.joined
+
+    @property
+    def matched(self) -> int:
+        """How many images this rank's loss terms are over: its own, or all ranks' where it has pairs of its own."""
+        return self.images if self.sizes is None else sum(self.sizes)
+
+    @property
+    def matched_share(self) -> float:
+        """What a loss term, the mean over :attr:`matched` images, counts in this rank's loss."""
+        return 1.0 if self.matched == self.joined else self.matched / self.joined
+
+    def gathered(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The target's maps (B, C, H, W) of the images that loss terms are over, differentiable: a collective."""
+        return list(maps) if self.sizes is None else gather(maps, self.group, self.sizes)
+
+    def joined_images(self, x: Tensor, accumulation: int = 1) -> Tensor:
+        """The images that sources run on: x (B, ...) itself, or those of all ranks where each has its own pairs.
+
+        With ``accumulation`` they lie piece by piece, and in each piece in the ranks' order: a piece of the sources'
+        maps then belongs to the pieces that the ranks run at a time. A collective operation.
+        """
+        if self.sizes is None:
+            return x
+        (joined,) = gather([x], self.group, self.sizes)
+        return joined if accumulation == 1 else joined[rows_by_piece(self.sizes, accumulation)]
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """This rank's share of the mean cross-entropy of logits (B, classes) and labels (B,)."""
@@ -155,11 +241,11 @@ class Part:
         return F.cross_entropy(logits, y, reduction="sum") / self.joined
 
     def shares(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's shares of loss terms, each a mean over its images, or the same number on every rank."""
-        if self.images == self.joined:
+        """This rank's shares of loss terms, each a mean over :attr:`matched`, or the same number on every rank."""
+        if self.matched == self.joined:
             return dict(terms)
-        if self.images:
-            return {name: term * self.share for name, term in terms.items()}
+        if self.matched:
+            return {name: term * self.matched_share for name, term in terms.items()}
         # A mean over no image is NaN, but it stays in the graph: backward passes are the same on all ranks.
         return {name: (term * 0).nan_to_num() for name, term in terms.items()}
 
@@ -172,15 +258,58 @@ def _bytes(tensor: Tensor) -> memoryview:
 WHOLE = Part(ALONE, 1, 1)
 
 
-def pieces(part: Part, number: int, *tensors: Tensor) -> list[tuple[Part, list[Tensor]]]:
+def pieces(
+    part: Part, number: int, own: Sequence[Tensor], matched: Sequence[Tensor] = ()
+) -> list[tuple[Part, list[Tensor], list[Tensor]]]:
     """A part's tensors in `number` pieces along their first dimension, which is the images, for one after the other.
 
     Sizes differ by one at most. Ranks of a group make the same number of pieces, which may be empty then; a process
     alone leaves empty ones out.
+
+    Args:
+        part: of the whole.
+        number: of pieces.
+        own: tensors with a row for each of this rank's images.
+        matched: tensors with a row for each of ``part.matched`` images; where they are those of all ranks, in the order
+            of :func:`rows_by_piece`.
+
+    Returns:
+        For each piece its part, what it has of ``own``, and of ``matched``.
     """
     if number == 1:
-        return [(part, list(tensors))]
-    joined = len(tensors[0]) if part.images == part.joined else part.joined
-    cut = zip(*(t.tensor_split(number) for t in tensors), strict=True)
-    found = [(Part(part.group, len(of_piece[0]), joined), list(of_piece)) for of_piece in cut]
+        return [(part, list(own), list(matched))]
+    joined = len(own[0]) if part.images == part.joined and part.sizes is None else part.joined
+    sizes: list[tuple[int, ...] | None] = [None] * number
+    counts = cut(len(own[0]), number)
+    if part.sizes is not None:
+        sizes = list(zip(*(cut(size, number) for size in part.sizes), strict=True))
+        counts = [sum(of_piece) for of_piece in sizes]
+    own_pieces = zip(*(t.tensor_split(number) for t in own), strict=True)
+    matched_pieces = zip(*(t.split(counts) for t in matched), strict=True) if matched else [()] * number
+    found = [
+        (Part(part.group, len(own_piece[0]), joined, size), list(own_piece), list(matched_piece))
+        for own_piece, matched_piece, size in zip(own_pieces, matched_pieces, sizes, strict=True)
+    ]
     return found if part.group.size > 1 else [p for p in found if p[0].images] or found[:1]
+
+
+def cut(count: int, number: int) -> list[int]:
+    """How many of ``count`` are in each of ``number`` pieces: sizes differ by one at most, the first are the larger."""
+    least, more = divmod(count, number)
+    return [least + (i < more) for i in range(number)]
+
+
+def rows_by_piece(sizes: Sequence[int], number: int) -> list[int]:
+    """Of rows in the ranks' order, the order in which pieces lie one after the other, and in each the ranks.
+
+    Args:
+        sizes: how many rows each rank has.
+        number: of pieces that each rank cuts its rows into.
+    """
+    starts = [sum(sizes[:rank]) for rank in range(len(sizes))]
+    ranges = []
+    for lengths in zip(*(cut(size, number) for size in sizes), strict=True):
+        for rank, length in enumerate(lengths):
+            ranges.extend(range(starts[rank], starts[rank] + length))
+            starts[rank] += length
+    return ranges

@@ -10,7 +10,8 @@ from torch import nn
 
 from l2t_fast import FeatureMatching
 from l2t_fast.bilevel import hypergradient
-from l2t_fast.distributed import ALONE, Group, synchronize_batch_norm
+from l2t_fast.distributed import ALONE, Group, NoPairs, NoWeights, synchronize_batch_norm
+from l2t_fast.distributed.group import rows_by_piece
 from tests.bilevel.test_hypergradient import PAIRS, SOURCE_CHANNELS, WAYS, make_problem
 from tests.distributed.ranks import run_ranks
 
@@ -73,6 +74,87 @@ def test_equals_one_process_on_the_joined_batch(tmp_path, ranks):
             for a, *others, w in zip(*(rank[case][way] for rank in found), wanted, strict=True):
                 assert all(torch.equal(a, b) for b in others), f"{case} {way}: the ranks do not agree"
                 assert (a - w).abs().max().item() <= tolerance * max(scale, 1e-12), f"{case} {way}"
+
+
+#: As `SCENARIOS`, with the rank that has each of the two sources, and the number of pieces of a batch.
+OWN_PAIRS = {
+    2: [
+        ((3, 2), {"net": "plain", "sgd": "momentum"}, False, 2, (0, 1), 1),
+        ((2, 3), {"net": "residual", "sgd": "nesterov"}, False, 3, (1, 1), 1),
+        ((5, 0), {"net": "shared gradient", "sgd": "dampening", "warm": False}, False, 1, (1, 0), 1),
+        ((3, 2), {"net": "residual", "sgd": "plain"}, False, 0, (0, 1), 1),
+        ((3, 2), {"net": "plain", "sgd": "decay", "pair_weights": False}, True, 2, (1, 0), 2),
+        ((1, 4), {"net": "residual", "sgd": "momentum"}, True, 1, (0, 0), 3),
+    ],
+    4: [
+        ((2, 0, 2, 1), {"net": "plain", "sgd": "decay"}, False, 2, (3, 1), 1),
+        ((1, 2, 1, 1), {"net": "residual", "sgd": "nesterov"}, True, 2, (2, 2), 2),
+    ],
+}
+
+
+def own_hypergradients_of_a_rank(group: Group) -> list[dict]:
+    """By scenario and way, the hypergradient of this rank's phi; the ranks have pairs of their own."""
+    found = []
+    for sizes, arguments, evaluation, steps, owners, accumulation in OWN_PAIRS[group.size]:
+        mine = slice(sum(sizes[: group.rank]), sum(sizes[: group.rank + 1]))
+        part = group.part(sizes[group.rank], own_pairs=True)
+        assert part.sizes == sizes
+        order = rows_by_piece(sizes, accumulation)
+        ways = {}
+        for way, (options, _) in WAYS.items():
+            target, matching, meta, optimizer, source_features, x, y = make_problem(**arguments)
+            assert torch.equal(part.joined_images(x[mine], accumulation), x[order])
+            synchronize_batch_norm(target, group).train(not evaluation)
+            maps = [m for m, owner in enumerate(owners) if owner == group.rank]
+            chosen = [p for p, (m, _) in enumerate(PAIRS) if m in maps]
+            matching = matching.some_pairs(chosen, maps) if chosen else NoPairs()
+            meta = meta.some_pairs(chosen, maps) if chosen else NoWeights().double()
+            own = {id(p) for p in (*target.parameters(), *matching.parameters())}
+            own_group = optimizer.param_groups[0]
+            own_group["params"] = [p for p in own_group["params"] if id(p) in own]
+            ways[way] = hypergradient(
+                target,
+                matching,
+                meta,
+                optimizer,
+                [source_features[m][order] for m in maps],
+                x[mine],
+                y[mine],
+                steps=steps,
+                beta=0.7,
+                accumulation=accumulation,
+                part=part,
+                **options,
+            )
+        found.append({"ways": ways, "chosen": chosen})
+    return found
+
+
+@pytest.mark.parametrize("ranks", OWN_PAIRS)
+def test_own_pairs_equal_one_process_on_the_joined_batch(tmp_path, ranks):
+    found = run_ranks(ranks, tmp_path, own_hypergradients_of_a_rank)
+    for case, (_, arguments, evaluation, steps, owners, _) in enumerate(OWN_PAIRS[ranks]):
+        problem = make_problem(**arguments)
+        problem[0].train(not evaluation)
+        meta = problem[2]
+        wanted = hypergradient(*problem, steps=steps, beta=0.7, method="exact")
+        scale = max(w.abs().max().item() for w in wanted)
+        assert scale > 1e-8 or not steps
+        names = [name for name, _ in meta.named_parameters()]
+        for rank in range(ranks):
+            chosen = found[rank][case]["chosen"]
+            assert bool(chosen) == (rank in owners)
+            # phi of pair p has the index p in the name of a layer, as "weight_network.2.bias".
+            own = [w for name, w in zip(names, wanted, strict=True) if int(name.split(".")[1]) in chosen]
+            for way, (_, loose) in WAYS.items():
+                tolerance = loose if way == "finite_difference" else 1e-11
+                ours = found[rank][case]["ways"][way]
+                if not chosen:
+                    assert all(torch.equal(g, torch.zeros_like(g)) for g in ours)
+                    continue
+                for a, w in zip(ours, own, strict=True):
+                    assert (a - w).abs().max().item() <= tolerance * max(scale, 1e-12), f"{case} {way} {rank}"
 
 
 class BatchNormAndMore(nn.BatchNorm2d):

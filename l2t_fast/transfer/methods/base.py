@@ -55,7 +55,7 @@ class Batch:
             return [self]
         logits, features = self.source or ((), ())
         found = []
-        for part, (x, y, *outputs) in pieces(self.part, number, self.x, self.y, *logits, *features):
+        for part, (x, y), outputs in pieces(self.part, number, [self.x, self.y], [*logits, *features]):
             source = SourceOutput(outputs[: len(logits)], outputs[len(logits) :])
             found.append(Batch(x, y, source if self.source is not None else None, part))
         return found
