@@ -11,10 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
-from l2t_fast.ops.triton import kernels
+from l2t_fast.ops.triton import kernels, tuning
 from l2t_fast.ops.triton.arguments import Arguments, check, empty_gradient
 from l2t_fast.ops.triton.planning import Plan, Planner
-from l2t_fast.ops.triton.tiles import INTERPRETER, tile_table
+from l2t_fast.ops.triton.tiles import INTERPRETER, TileTable, tile_table
 
 INTERPRETED = not isinstance(kernels.sum_kernel, triton.runtime.JITFunction)
 """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was imported): then on CPU tensors."""
@@ -126,12 +126,25 @@ def _in_one_dtype_each(
 def _plan(arguments: Arguments, directions: Sequence[Tensor | None] | None, results: list[Tensor | None]) -> Plan:
     device, precision = arguments.alpha.device, float32_precision()
     if INTERPRETED:
-        tiles, processors = INTERPRETER, 2
+        name, tiles, processors = "interpreter", INTERPRETER, 2
     else:
         properties = torch.cuda.get_device_properties(device)
-        tiles = tile_table((properties.major, properties.minor), precision)
+        name, tiles = properties.name, tile_table((properties.major, properties.minor), precision)
         processors = properties.multi_processor_count
-    return Planner(arguments, directions, results, precision=precision, tiles=tiles, processors=processors).plan()
+
+    def planner(table: TileTable) -> Planner:
+        return Planner(arguments, directions, results, precision=precision, tiles=table, processors=processors)
+
+    first = planner(tiles)
+    plan = first.plan()
+    if not tuning.wanted() or not first.classes:
+        return plan
+
+    def seconds(table: TileTable) -> float:
+        tried = planner(table).plan()
+        return tuning.seconds_of(lambda: _launch(tried, arguments, directions, results))
+
+    return planner(tuning.tuned(tiles, f"{name}, {first.setting}", first.classes, seconds)).plan()
 
 
 def _addresses(

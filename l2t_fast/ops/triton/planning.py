@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2t_fast.ops.triton import kernels, records
 from l2t_fast.ops.triton.arguments import Arguments
-from l2t_fast.ops.triton.tiles import Tile, TileTable
+from l2t_fast.ops.triton.tiles import Class, Tile, TileTable
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -94,12 +94,22 @@ class Planner:
         self.v_targets, self.v_weights = moved[:targets], moved[targets : targets + pairs]
         self.v_biases, self.v_alpha = moved[targets + pairs : -1], moved[-1]
         self.batch = arguments.alpha.shape[0]
+        self.classes: set[Class] = set()  # that tiles were chosen for
         self.layers = []
         for n, target in enumerate(arguments.targets):
             of_target = [p for p in range(pairs) if arguments.pairs[2 * p + 1] == n]
             pixels = target.shape[2] * target.shape[3]
             if of_target and pixels:
                 self.layers.append(Layer(n, target.shape[1], pixels, of_target))
+
+    @property
+    def setting(self) -> str:
+        """What decides, besides sizes and the GPU, which tiles are the fastest."""
+        a = self.arguments
+        groups = {"sources": a.sources, "targets": a.targets, "weights": a.weights}
+        types = ", ".join(f"{name} {str(tensors[0].dtype).removeprefix('torch.')}" for name, tensors in groups.items())
+        layout = "channels_last" if all(_channels_last(t) for t in [*a.sources, *a.targets]) else "NCHW"
+        return f"{types}, {layout}, {self.precision}"
 
     def plan(self) -> Plan:
         template, words = self._table()
@@ -275,7 +285,9 @@ class Planner:
         """Layers that share a tile shape share a launch; the costliest launch first."""
         groups: dict[Tile, list[Layer]] = {}
         for layer in layers:
-            groups.setdefault(self.tiles.choose(kernel, self.second, layer.channels), []).append(layer)
+            self.classes.add(Class.of(kernel, self.second, layer.channels, layer.pixels))
+            tile = self.tiles.choose(kernel, self.second, layer.channels, layer.pixels)
+            groups.setdefault(tile, []).append(layer)
         return sorted(groups.items(), key=lambda group: -sum(x.pixels * x.channels * len(x.pairs) for x in group[1]))
 
     def _row_blocks(self, layer: Layer, tile: Tile) -> list[tuple[int, int]]:

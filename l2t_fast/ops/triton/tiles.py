@@ -2,10 +2,11 @@
 
 Every entry compiles without spills, without local memory and within the chip's shared memory, however maps may lie
 (``python -m benchmarks.triton_resources``); that, and counting, is how they were chosen. No tile was timed: the kernels
-were not run on a GPU.
+were not run on a GPU. What was timed on a user's GPU (:mod:`l2t_fast.ops.triton.tuning`) comes before the table.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
@@ -24,15 +25,40 @@ class Tile(NamedTuple):
         return self.step == 0
 
 
+class Class(NamedTuple):
+    """Target maps that one tile is chosen for. The batch is no part of it: another one compiles nothing anew."""
+
+    kernel: str
+    second: bool
+    channels: int  # a power of two, 16 or more: no map of the class has more
+    pixels: int  # a power of four: no map of the class has more
+
+    @classmethod
+    def of(cls, kernel: str, second: bool, channels: int, pixels: int) -> "Class":
+        return cls(
+            kernel, second, max(16, 1 << (channels - 1).bit_length()), 1 << -(-(pixels - 1).bit_length() // 2) * 2
+        )
+
+
 @dataclass(frozen=True)
 class TileTable:
-    """(kernel, second derivative) -> tiles by rising number of channels; the last one serves all above, too."""
+    """(kernel, second derivative) -> tiles by rising number of channels; the last one serves all above, too.
+
+    ``timed`` holds the tiles of single classes, which come first.
+    """
 
     tiles: dict[tuple[str, bool], tuple[Tile, ...]]
+    timed: Mapping[Class, Tile] = field(default_factory=dict)
 
-    def choose(self, kernel: str, second: bool, channels: int) -> Tile:
+    def choose(self, kernel: str, second: bool, channels: int, pixels: int) -> Tile:
+        timed = self.timed.get(Class.of(kernel, second, channels, pixels))
+        if timed is not None:
+            return timed
         tiles = self.tiles[kernel, second]
         return next((tile for tile in tiles if channels <= tile.channels), tiles[-1])
+
+    def with_timed(self, timed: Mapping[Class, Tile]) -> "TileTable":
+        return replace(self, timed=timed)
 
 
 _FEW = (Tile(16, 32, 16, 4, 1), Tile(16, 32, 32, 4, 1, step=16))  # small, so that small problems have several
