@@ -39,7 +39,7 @@ sanitize: $(READY)  ## run the operators' tests with the native code under Addre
 	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DL2T_FAST_SANITIZE=ON -DL2T_FAST_CUDA=OFF
 	$(BIN)/cmake --build $(SANITIZED)/native
 	rm -rf $(SANITIZED)/tree && mkdir -p $(SANITIZED)/tree
-	git ls-files l2t_fast tests pyproject.toml | xargs cp --parents -t $(SANITIZED)/tree
+	git ls-files l2t_fast tests 'benchmarks/*.py' pyproject.toml | xargs cp --parents -t $(SANITIZED)/tree
 	cp $(SANITIZED)/native/_C.*.so $(SANITIZED)/tree/l2t_fast/
 	cd $(SANITIZED)/tree && OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \

@@ -3,20 +3,21 @@
 import math
 import os
 import sys
+import threading
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from l2t_fast.distributed.group import ALONE, Group, PeerError
-from l2t_fast.distributed.watch import Watch, say
+from l2t_fast.distributed.watch import FAILED, LAUNCHER_KEEPS_STORE, Watch, say
 from l2t_fast.errors import L2TFastError
 
 #: Environment variable: seconds after which a rank that gives no sign of life counts as hung.
 PATIENCE = "L2T_FAST_PATIENCE"
 _DEFAULT_PATIENCE = 40.0
 
-#: For ranks to meet, and for what the watch does not see.
+#: For what the watch does not see.
 _TIMEOUT = timedelta(minutes=10)
 
 
@@ -71,28 +72,69 @@ def join_job() -> Job:
     """The job that the environment names (torchrun sets it), or this process alone.
 
     Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, torch.distributed's names; LOCAL_RANK chooses the GPU;
-    L2T_FAST_PATIENCE is the number of seconds after which a rank counts as hung. Tensors on a CPU go by gloo, those on
-    a GPU by NCCL.
+    L2T_FAST_PATIENCE is the number of seconds that ranks wait for each other to come, and after which one counts as
+    hung. Tensors on a CPU go by gloo, those on a GPU by NCCL.
 
     Raises:
-        L2TFastError: the ranks cannot meet, or a variable makes no sense.
+        L2TFastError: the store of the job cannot be reached, or a variable makes no sense. If it is reached and the
+            ranks do not meet, the process ends with a sentence.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Job()
     patience = _patience()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+    # Connecting to a process that is stopped knows no end; to none at all it takes the time of `patience`.
+    silence = threading.Timer(patience + 5, _store_is_silent, [where, patience])
+    silence.daemon = True
+    silence.start()
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
-        store.set_timeout(_TIMEOUT)
-        dist.init_process_group(backend, store=dist.PrefixStore("ranks", store), rank=rank, world_size=size)
+        rank, size = _variable("RANK"), _variable("WORLD_SIZE")
+        store = _connect(rank, size, timedelta(seconds=patience))
+        watch = Watch(dist.PrefixStore("watch", store), rank, size, patience)
+        watch.start()
     except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
-        reason = " ".join(str(error).split())
-        raise L2TFastError(f"the ranks could not meet at {where}, start them with torchrun: {reason}") from error
-    group = Group(dist.group.WORLD)
-    watch = Watch(dist.PrefixStore("watch", store), group, patience)
-    watch.start()
+        raise L2TFastError(f"the ranks could not meet at {where}, start them with torchrun: {_line(error)}") from error
+    finally:
+        silence.cancel()
+    try:
+        store.set_timeout(_TIMEOUT)
+        ranks = dist.PrefixStore("ranks", store)
+        dist.init_process_group(backend, store=ranks, rank=rank, world_size=size, timeout=_TIMEOUT)
+        group = Group(dist.group.WORLD)
+        group.wait()
+    except RuntimeError as error:
+        lost = PeerError(f"rank {rank} of {size} could not connect to the others: {_line(error)}")
+        Job(watch=watch).end(f"error: {lost}", FAILED, lost)
+    watch.follow(group)
     return Job(group, watch)
+
+
+def _connect(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """The job's store, kept by the launcher or by rank 0, which waits for nobody: who does not come, the watch tells.
+
+    A launcher that starts all ranks again may keep the store of the first attempt.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT")
+    keeps = rank == 0 and not LAUNCHER_KEEPS_STORE
+    store = dist.TCPStore(address, port, size, keeps, timeout, wait_for_workers=False, multi_tenant=True)
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _variable(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable {name} is {text!r}, it must be a whole number")
+    return int(text)
+
+
+def _store_is_silent(where: str, patience: float) -> None:
+    say(f"error: the ranks could not meet: the store at {where} has not answered for {patience:g} s")
+    os._exit(FAILED)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _patience() -> float:

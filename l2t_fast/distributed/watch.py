@@ -20,13 +20,13 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from l2t_fast.distributed.group import Group
+from l2t_fast.distributed.group import ALONE, Group
 
 #: Exit code of a rank that ends because another one is gone; the command line's for a failure.
 FAILED = 2
 
 #: torchrun says so; otherwise rank 0 keeps it.
-_LAUNCHER_KEEPS_STORE = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+LAUNCHER_KEEPS_STORE = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 #: Seconds that the main thread gets to write down that it stops.
 _GRACE = 1.0
@@ -47,25 +47,27 @@ class Process:
 
 
 class Watch:
-    """Two threads beside the training.
+    """Two threads beside the training, and beside the meeting of the ranks before it.
 
     Args:
         store: of the job; a connection of its own is made from it.
-        group: the ranks.
-        patience: seconds without a sign of life, or without progress where another rank waits, after which a rank
-            counts as hung.
+        rank: of this process.
+        size: how many ranks there are.
+        patience: seconds to come, without a sign of life, or without progress where another rank waits, after which a
+            rank counts as missing or hung.
 
     Attributes:
         hint: what is added to the sentence: how to go on.
     """
 
-    def __init__(self, store: dist.Store, group: Group, patience: float) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, patience: float) -> None:
         self.hint = ""
-        self._group = group
+        self._rank, self._size = rank, size
+        self._group = ALONE  # until the ranks have met
         self._patience = patience
         self._interval = min(1.0, patience / 10)
         self._main_store, self._store = store, store.clone()
-        self._next = (group.rank + 1) % group.size
+        self._next = (rank + 1) % size
         self._entered = 0
         self._sign = ""
         self._quiet = self._stalled = 0.0
@@ -75,18 +77,13 @@ class Watch:
         self._wake, self._waker = os.pipe()
         self._process: Process | None = None
         self._process_end: int | None = None
+        self._ended = False  # before its end could be watched
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._run, self._guard)]
 
     def start(self) -> None:
-        """A collective operation."""
-        store, group = self._main_store, self._group
-        store.set(f"process/{group.rank}", json.dumps(asdict(Process.this())))
+        """Look, from before the ranks have met: the next one has the time of `patience` to come."""
         self._give_sign()
-        group.wait()  # now the next one's entries are there
-        self._process = Process(**json.loads(store.get(f"process/{self._next}")))
-        if hasattr(os, "pidfd_open") and self._process.machine == _machine():
-            self._process_end = os.pidfd_open(self._process.pid)
-        group.entered = self._count
+        self._main_store.set(f"process/{self._rank}", json.dumps(asdict(Process.this())))
         if threading.current_thread() is threading.main_thread():
             # A signal's number goes into the pipe at once, whatever the main thread does.
             os.set_blocking(self._waker, False)
@@ -94,6 +91,11 @@ class Watch:
             signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         for thread in self._threads:
             thread.start()
+
+    def follow(self, group: Group) -> None:
+        """The ranks have met: from now on look at their progress too."""
+        group.entered = self._count
+        self._group = group
 
     def stop(self) -> None:
         """Look no more."""
@@ -113,13 +115,17 @@ class Watch:
             return False
         return self._first(self._main_store, sentence)
 
-    def exit(self, code: int) -> NoReturn:
-        """End this process, if it keeps the store not before the others have been told."""
+    def exit(self, code: int, store: dist.Store | None = None) -> NoReturn:
+        """End this process, if it keeps the store not before the others have been told.
+
+        A thread other than the main one brings its own connection: the main thread's may be waiting in a call.
+        """
+        store = store or self._main_store
         sys.stdout.flush()
-        if self._group.leads and not _LAUNCHER_KEEPS_STORE:
+        if self._rank == 0 and not LAUNCHER_KEEPS_STORE:
             deadline = time.monotonic() + 5
             with contextlib.suppress(RuntimeError):
-                while self._main_store.add("told", 0) < self._group.size - 1 and time.monotonic() < deadline:
+                while store.add("told", 0) < self._size - 1 and time.monotonic() < deadline:
                     time.sleep(0.05)
         os._exit(code)
 
@@ -134,15 +140,16 @@ class Watch:
     def _give_sign(self) -> None:
         self._looks += 1
         steady = int(self._group.steady)
-        self._store.set(f"sign/{self._group.rank}", f"{self._looks} {self._entered} {steady}")
+        self._store.set(f"sign/{self._rank}", f"{self._looks} {self._entered} {steady}")
 
     def _run(self) -> None:
-        readers = [self._wake, *([] if self._process_end is None else [self._process_end])]
         while not self._stopping.is_set():
+            readers = [self._wake, *([] if self._process_end is None else [self._process_end])]
             began = time.monotonic()
-            ready, _, _ = select.select(readers, [], [], self._interval)
+            interval = self._interval if self._process is not None else self._interval / 10  # the next comes any moment
+            ready, _, _ = select.select(readers, [], [], interval)
             # Time that this process was itself stopped, or had no processor, is nobody else's fault.
-            waited = min(time.monotonic() - began, self._interval)
+            waited = min(time.monotonic() - began, interval)
             told_to_end = False
             if self._wake in ready:
                 self._interval = 0.05  # the main thread waits
@@ -154,7 +161,7 @@ class Watch:
                 if told_to_end and sentence is None:
                     # A launcher tells all ranks to end when one has died: whoever watches that one speaks first.
                     self._wait_for_words()
-                    sentence = f"{self._name(self._group.rank)} was told to end (SIGTERM)"
+                    sentence = f"{self._name(self._rank)} was told to end (SIGTERM)"
             except RuntimeError:
                 gone = self._next == 0 and self._process_end in select.select(readers, [], [], 0.5)[0]
                 keeper = f"{self._keeper()}, which keeps the job's store, cannot be reached"
@@ -175,7 +182,11 @@ class Watch:
         self._give_sign()
         if self._store.check(["reason"]):
             return "", False
-        if dead:  # and it said nothing, so that it had no time to
+        if not self._came():
+            self._quiet += waited
+            missing = f"{self._name(self._next)} has not come in {self._patience:g} s"
+            return (missing if self._quiet > self._patience else None), False
+        if dead or self._ended:  # and it said nothing, so that it had no time to
             return f"{self._name(self._next)} was killed or crashed", False
         sign = self._store.get(f"sign/{self._next}").decode()
         entered, steady = (int(word) for word in sign.split()[1:])
@@ -191,6 +202,17 @@ class Watch:
             return f"{self._name(self._next)} hangs: the others have waited for it for {self._patience:g} s", True
         return None, False
 
+    def _came(self) -> bool:
+        """Whether the next rank has come; from then on its process is known."""
+        if self._process is None and self._store.check([f"process/{self._next}"]):
+            self._process = Process(**json.loads(self._store.get(f"process/{self._next}")))
+            if hasattr(os, "pidfd_open") and self._process.machine == _machine():
+                try:
+                    self._process_end = os.pidfd_open(self._process.pid)
+                except ProcessLookupError:
+                    self._ended = True
+        return self._process is not None
+
     def _guard(self) -> None:
         """The other thread may wait for a store that does not answer."""
         looks, missed = 0, 0.0
@@ -199,7 +221,7 @@ class Watch:
             looks = self._looks
             if missed > self._patience:
                 sentence = f"{self._keeper()} hangs: its store has not answered for {self._patience:g} s"
-                self._end(sentence, hung=self._next == 0 and not _LAUNCHER_KEEPS_STORE, stored=False)
+                self._end(sentence, hung=self._next == 0 and not LAUNCHER_KEEPS_STORE, stored=False)
                 return
 
     def _end(self, sentence: str, *, hung: bool = False, stored: bool = True) -> None:
@@ -217,7 +239,7 @@ class Watch:
             signal.pidfd_send_signal(self._process_end, signal.SIGKILL)
         time.sleep(_GRACE)
         if not self._stopping.is_set():
-            self.exit(FAILED)
+            self.exit(FAILED, self._store)
 
     def _first(self, store: dist.Store, sentence: str) -> bool:
         """Whether nobody has said yet why the job ends."""
@@ -231,12 +253,12 @@ class Watch:
         return False
 
     def _keeper(self) -> str:
-        return "the launcher" if _LAUNCHER_KEEPS_STORE else self._name(0)
+        return "the launcher" if LAUNCHER_KEEPS_STORE else self._name(0)
 
     def _name(self, rank: int) -> str:
         known = self._process if rank == self._next else None
         where = "" if known is None else f" (process {known.pid} on {known.host})"
-        return f"rank {rank} of {self._group.size}{where}"
+        return f"rank {rank} of {self._size}{where}"
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from l2t_fast.cli import main
 from l2t_fast.distributed.job import PATIENCE, join_job
@@ -65,9 +66,13 @@ class RunningJob:
         return [rank.exitcode for rank in self.ranks]
 
     def said(self) -> list[str]:
-        """Our sentences; PyTorch's warnings about lost connections are left out."""
-        lines = [line for path in self.folder.glob("stderr-*") for line in path.read_text().splitlines()]
-        return [line for line in lines if line.startswith("error: ")]
+        return told(self.folder)
+
+
+def told(folder: Path) -> list[str]:
+    """Our sentences; PyTorch's warnings about lost connections are left out."""
+    lines = [line for path in folder.glob("stderr-*") for line in path.read_text().splitlines()]
+    return [line for line in lines if line.startswith("error: ")]
 
 
 # Rank 0 keeps the store here; under torchrun another process does.
@@ -99,6 +104,70 @@ def test_a_rank_that_is_alive_and_stuck(tmp_path):
     assert job.ends() == [FAILED, -signal.SIGKILL]
     (said,) = job.said()
     assert "rank 1 of 2" in said and "hangs: the others have waited for it for 3 s, training stops" in said
+
+
+def early_member(rank: int, size: int, port: int, folder: Path, number: int | None) -> None:
+    """Sends itself a signal when it is about to connect to the other, which has come, or joins the job and waits."""
+    connect = dist.init_process_group
+
+    def instead(*arguments: object, **options: object) -> None:
+        (folder / f"comes-{rank}").touch()
+        while len(list(folder.glob("comes-*"))) < size:
+            time.sleep(0.02)
+        if number is None:
+            connect(*arguments, **options)
+        else:
+            os.kill(os.getpid(), number)
+
+    dist.init_process_group = instead
+    member(rank, size, port, folder, 4.0, None)
+
+
+# Before the ranks have met; the store is rank 0's.
+@pytest.mark.parametrize(
+    ("victim", "number", "said"),
+    [
+        (1, signal.SIGKILL, "was killed or crashed, training stops"),
+        (1, signal.SIGSTOP, "hangs: no sign of life for 4 s, training stops"),
+        (0, signal.SIGSTOP, "hangs: its store has not answered for 4 s, training stops"),
+    ],
+)
+def test_a_rank_is_lost_before_the_ranks_have_met(tmp_path, victim, number, said):
+    port = free_port()
+    ranks = [
+        CONTEXT.Process(target=early_member, args=(i, 2, port, tmp_path, number if i == victim else None), daemon=True)
+        for i in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    ranks[1 - victim].join(TEST_PATIENCE)
+    ranks[victim].kill()  # the other has seen to it, if it had come to know the process
+    assert ranks[1 - victim].exitcode == FAILED
+    (line,) = told(tmp_path)
+    assert line.startswith(f"error: rank {victim} of 2 ") and line.endswith(said)
+
+
+def test_a_rank_that_does_not_come(tmp_path):
+    alone = CONTEXT.Process(target=member, args=(0, 2, free_port(), tmp_path, 2.0, None), daemon=True)
+    alone.start()
+    alone.join(TEST_PATIENCE)
+    assert alone.exitcode == FAILED
+    assert told(tmp_path) == ["error: rank 1 of 2 has not come in 2 s, training stops"]
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_store_that_does_not_answer(tmp_path, listens):
+    """Nobody is there, or somebody who is stopped."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if listens:
+            other.listen()
+        last = CONTEXT.Process(target=member, args=(1, 2, other.getsockname()[1], tmp_path, 1.0, None), daemon=True)
+        last.start()
+        last.join(TEST_PATIENCE)
+    assert last.exitcode == (FAILED if listens else 1)  # what is raised is the command line's to say
+    said = (tmp_path / "stderr-1").read_text()
+    assert "error: the ranks could not meet" in said.replace("L2TFastError", "error").lower()
 
 
 def test_patience_must_be_a_number(monkeypatch):
