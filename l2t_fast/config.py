@@ -146,6 +146,8 @@ class TransferOptions:
             batch normalisation takes each piece by itself, and all else is as with one piece
         compile: run the source, the real step and evaluation through torch.compile; not the look-ahead, since what is
             compiled cannot be differentiated twice
+        cuda_graph: on one GPU, capture the whole step, look-ahead and hypergradient included, into two CUDA graphs that
+            two calls launch; a smaller last batch of an epoch runs without. It needs the step's memory a second time
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
     """
 
@@ -174,6 +176,7 @@ class TransferOptions:
     precision: str = "float32"
     accumulation: int = 1
     compile: bool = False
+    cuda_graph: bool = False
     backend: str = "auto"
 
     def check(self) -> None:

@@ -12,17 +12,22 @@ is what the method's equations say and what the authors' code does on the PyTorc
 gradients to None would skip it.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Scale = float | Tensor
+"""A number that the host knows, or one that only the device does: a tensor () that is never read here, so that a CUDA
+graph takes its value at each replay."""
 
 
 @dataclass(frozen=True)
 class SGDSettings:
     """The numbers of `torch.optim.SGD` that one parameter is updated with."""
 
-    lr: float
+    lr: Scale
     momentum: float
     dampening: float
     weight_decay: float
@@ -33,37 +38,55 @@ class SGDSettings:
         """From one of ``optimizer.param_groups``."""
         if group.get("maximize"):
             raise ValueError("the optimizer maximizes (maximize=True), but the look-ahead minimizes the matching loss")
+        lr = group["lr"]
+        beside_parameters = isinstance(lr, Tensor) and lr.device == group["params"][0].device
         return cls(
-            lr=float(group["lr"]),
+            lr=lr.detach().reshape(()) if beside_parameters else float(lr),
             momentum=float(group["momentum"]),
             dampening=float(group["dampening"]),
             weight_decay=float(group["weight_decay"]),
             nesterov=bool(group["nesterov"]),
         )
 
+    # Each is made once for all parameters of a group: on a device it is a kernel of its own.
+
+    @functools.cached_property
+    def _minus_lr(self) -> Scale:
+        return -self.lr
+
+    @functools.cached_property
+    def _minus_first_lr(self) -> Scale:
+        """Of a step without a momentum buffer."""
+        return -(self.lr * (1 + self.momentum)) if self.nesterov else self._minus_lr
+
+    @functools.cached_property
+    def _minus_share(self) -> Scale:
+        """What theta' moves by with m'."""
+        return -(self.lr * self.momentum) if self.nesterov else self._minus_lr
+
     def step(self, theta: Tensor, gradient: Tensor, buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One update; returns the new parameter and the new momentum buffer (None without momentum)."""
         decayed = gradient.add(theta, alpha=self.weight_decay) if self.weight_decay else gradient
         if not self.momentum:
-            return theta.sub(decayed, alpha=self.lr), None
+            return _plus(theta, decayed, self._minus_lr), None
         fresh = buffer is None
         buffer = decayed if fresh else (buffer * self.momentum).add(decayed, alpha=1 - self.dampening)
         update = decayed.add(buffer, alpha=self.momentum) if self.nesterov else buffer
-        return theta.sub(update, alpha=self.lr), buffer
+        return _plus(theta, update, self._minus_lr), buffer
 
     @torch.no_grad()
     def step_(self, theta: Tensor, gradient: Tensor, buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`step` without a graph and with one new tensor only, theta': ``gradient``'s memory becomes the buffer's."""
         decayed = gradient.add_(theta, alpha=self.weight_decay) if self.weight_decay else gradient
         if not self.momentum:
-            return theta.sub(decayed, alpha=self.lr), None
+            return _plus(theta, decayed, self._minus_lr), None
         if buffer is None:
-            return theta.sub(decayed, alpha=self.lr * (1 + self.momentum) if self.nesterov else self.lr), decayed
+            return _plus(theta, decayed, self._minus_first_lr), decayed
         if self.nesterov:
             buffer = (buffer * self.momentum).add_(decayed, alpha=1 - self.dampening)
-            return theta.sub(decayed.add_(buffer, alpha=self.momentum), alpha=self.lr), buffer
+            return _plus(theta, decayed.add_(buffer, alpha=self.momentum), self._minus_lr), buffer
         buffer = decayed.mul_(1 - self.dampening).add_(buffer, alpha=self.momentum)
-        return theta.sub(buffer, alpha=self.lr), buffer
+        return _plus(theta, buffer, self._minus_lr), buffer
 
     @torch.no_grad()
     def transpose_(
@@ -81,13 +104,13 @@ class SGDSettings:
             `earlier_` makes the adjoint of m from, once the first is not needed any more (they may be one tensor).
         """
         if not self.momentum:
-            gradient_bar, total = theta_bar * -self.lr, None
+            gradient_bar, total = theta_bar * self._minus_lr, None
         else:
-            share = self.lr * self.momentum if self.nesterov else self.lr
-            total = theta_bar * -share if buffer_bar is None else buffer_bar.sub_(theta_bar, alpha=share)
+            share = self._minus_share
+            total = theta_bar * share if buffer_bar is None else _plus(buffer_bar, theta_bar, share, out=buffer_bar)
             gradient_bar = total if first or not self.dampening else total * (1 - self.dampening)
             if self.nesterov:
-                gradient_bar = gradient_bar.sub(theta_bar, alpha=self.lr)
+                gradient_bar = _plus(gradient_bar, theta_bar, self._minus_lr)
         direct = theta_bar.add_(gradient_bar, alpha=self.weight_decay) if self.weight_decay else theta_bar
         return gradient_bar, direct, None if first else total
 
@@ -97,8 +120,18 @@ class SGDSettings:
         return None if total is None else total.mul_(self.momentum)
 
 
+def _plus(a: Tensor, b: Tensor, scale: Scale, *, out: Tensor | None = None) -> Tensor:
+    """a + scale * b, differentiable in a and b; with ``out`` in that tensor's memory."""
+    if isinstance(scale, Tensor):
+        return torch.addcmul(a, b, scale, out=out)
+    return torch.add(a, b, alpha=scale, out=out)
+
+
 class RandomState:
-    """The generators' state at one moment, so that a forward pass can be run again with the same dropout."""
+    """The generators' state at one moment, so that a forward pass can be run again with the same dropout.
+
+    While a CUDA graph is captured, a moment is a place in what one replay draws: PyTorch counts from its beginning.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

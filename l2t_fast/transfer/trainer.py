@@ -31,6 +31,7 @@ from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import random_state, rank_seed, restore_random_state, seed_everything
 from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.source import SourceOutput, config_key, load_sources
+from l2t_fast.transfer.step_graph import CudaRecorder, StepGraph, check_cuda_graph, set_lr, sgd_options
 
 #: What a state may hold in another form than the trainer's own: momenta come with the first step, a Gaussian may be
 #: waiting or not, and GPUs have a generator each.
@@ -67,6 +68,7 @@ class Trainer:
         self.config = config
         self.group = group
         self.device = choose_device(config.device, group)
+        check_cuda_graph(config, self.device, group.size)
         check_backend(config.backend)
         self.progress = progress
         # A seed means other images too; data.seed chooses among several such series.
@@ -109,11 +111,12 @@ class Trainer:
             self._run_source = None if self._run_source is None else torch.compile(self._run_source)
         self.optimizer = torch.optim.SGD(
             [*self.target.parameters(), *self.method.trained_parameters()],
-            lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
+            **sgd_options(config, self.device),
         )
+        self._graph = StepGraph(self, CudaRecorder(self.device)) if config.cuda_graph else None
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.epoch = 0
         self.step = 0
@@ -186,20 +189,42 @@ class Trainer:
         Raises:
             L2TFastError: the loss is not finite; no parameter was changed.
         """
+        cross_entropy, loss, correct = self.plain_step(x, y, joined) if self._graph is None else self._graph(x, y)
+        self.step += 1
+        return cross_entropy, loss - cross_entropy, correct
+
+    def plain_step(self, x: Tensor, y: Tensor, joined: int | None = None) -> Tensor:
+        """`train_batch` without a CUDA graph; returns the numbers that `gradients` does."""
+        batch, numbers = self.gradients(x, y, joined)
+        self.update(batch)
+        return numbers
+
+    def gradients(self, x: Tensor, y: Tensor, joined: int | None = None, *, check: bool = True) -> tuple[Batch, Tensor]:
+        """The first half of a step: the source, and the loss with its gradients, which replace those that are there.
+
+        Args:
+            x, y, joined: as for `train_batch`.
+            check: raise if the loss is not finite, which takes a read of it; otherwise the caller must look.
+
+        Returns:
+            What `update` takes, and (cross-entropy, loss, number of correct predictions), float32 (3,) on the device.
+        """
         part = self.group.part(len(y), joined)
         with self._autocast():
             batch = Batch(x, y, None if self._run_source is None else self._run_source(x), part)
         self.optimizer.zero_grad(set_to_none=True)
-        found = [self._backward(piece) for piece in batch.pieces(self.config.accumulation)]
-        cross_entropy, loss, correct = torch.stack([numbers for numbers, _ in found]).sum(0)
-        if self.group.size > 1 and not math.isfinite(self._join_gradients(loss).item()):
+        found = [self._backward(piece, check) for piece in batch.pieces(self.config.accumulation)]
+        numbers = torch.stack([numbers for numbers, _ in found]).sum(0)
+        if self.group.size > 1 and not math.isfinite(self._join_gradients(numbers[1]).item()):
             own = next((problem for _, problem in found if problem is not None), None)
             raise own or PeerError("the loss of another rank is not finite")
+        return batch, numbers
+
+    def update(self, batch: Batch) -> None:
+        """The second half: the SGD step on the gradients that are there, then the method's own step."""
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.method.after_step(self.target, self.optimizer, batch)
-        self.step += 1
-        return cross_entropy, loss - cross_entropy, correct
 
     def _train_batch_or_advise(self, x: Tensor, y: Tensor, joined: int) -> tuple[Tensor, Tensor, Tensor]:
         """As `train_batch`; a GPU whose memory is too small is told with the batch size that would fit."""
@@ -217,8 +242,8 @@ class Trainer:
             "data.batch_size, or set accumulation to send the batch through in pieces"
         ) from problem
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, L2TFastError | None]:
-        """Add the gradients of a batch, or of a piece of one, to those that are there.
+    def _backward(self, batch: Batch, check: bool) -> tuple[Tensor, L2TFastError | None]:
+        """Add the gradients of a batch, or of a piece of one, to those that are there; ``check`` as in `gradients`.
 
         Returns:
             (cross-entropy, loss, number of correct predictions), float32 (3,) on the device, this rank's shares; and
@@ -232,7 +257,7 @@ class Trainer:
             loss = sum(terms.values(), start=cross_entropy)
         problem = None
         # One read of a number, which a GPU waits for: it keeps NaN out of the weights.
-        if not math.isfinite(loss.item()):
+        if check and not math.isfinite(loss.item()):
             of = batch, self.source, self.target, logits, features, cross_entropy, terms, self.method
             where = f"in epoch {self.epoch + 1}, step {self.step + 1}"
             problem = L2TFastError(f"{where}, {name_non_finite(*of)}: {self._advice()}")
@@ -339,8 +364,7 @@ class Trainer:
     def _run_epoch(self, writer: SummaryWriter | None, check_interrupt: Callable[[], None]) -> None:
         began = time.perf_counter()
         lr = cosine_lr(self.config.lr, self.epoch, self.config.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         self.data.set_epoch(self.epoch)
         if self.group.size > 1:
             # Dropout on other images must not draw the same; by the epoch, so that a resumed run draws as one in a go.

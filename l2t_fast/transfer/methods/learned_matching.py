@@ -36,10 +36,12 @@ class LearnedMatching(FeatureMatchingMethod):
         self.accumulation = options.accumulation
         self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights)
         self.meta_optimizer = torch.optim.Adam(
-            self.meta.parameters(), lr=options.meta_lr, weight_decay=options.meta_weight_decay
+            self.meta.parameters(),
+            lr=options.meta_lr,
+            weight_decay=options.meta_weight_decay,
+            capturable=options.cuda_graph,
         )
         self.group = setup.group
-        self._seen = 0
         self._sums: Tensor | None = None
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -78,21 +80,27 @@ class LearnedMatching(FeatureMatchingMethod):
         self.meta_optimizer.step()
 
     def start_epoch(self) -> None:
-        self._seen, self._sums = 0, None
+        if self._sums is not None:
+            self._sums.zero_()
 
     def _count(self, pair_weights: Sequence[Tensor]) -> None:
-        """Add a batch's lambda to the epoch's sums (2, pairs), on the device and in float64."""
+        """Add a batch to the epoch's sums (3, pairs) of 1, lambda and its square, on the device and in float64.
+
+        In the memory that they are in, and images are counted there too: a CUDA graph of the step does the same again.
+        """
         values = torch.cat(list(pair_weights), dim=1).double()  # (B, pairs)
-        sums = torch.stack([values.sum(0), values.square().sum(0)])
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._seen += len(values)
+        sums = torch.stack([torch.ones_like(values).sum(0), values.sum(0), values.square().sum(0)])
+        if self._sums is None:
+            self._sums = torch.zeros_like(sums)
+        self._sums += sums
 
     def pair_weights(self) -> list[tuple[float, float]] | None:
         if self._sums is None:
             return None
         sums = self._sums.clone()
         self.group.sum_([sums])
-        mean, square = (sums / self.group.total(self._seen)).cpu()
+        count, mean, square = sums.cpu()
+        mean, square = mean / count, square / count
         spread = (square - mean.square()).clamp(min=0).sqrt()
         return list(zip(mean.tolist(), spread.tolist(), strict=True))
 
