@@ -54,12 +54,13 @@ def stages(output: Path) -> list[Stage]:
     return [
         Stage("environment", 30, [*python, "-c", describe], {}),
         Stage("build", 130, [*python, "setup.py", "build_ext", "--inplace"], {}),
-        Stage("tests_triton", 75, [*tests, "tests/ops", "-k", "triton"], one_thread),
+        Stage("tests_triton", 70, [*tests, "tests/ops", "-k", "triton"], one_thread),
         Stage("tests_cuda", 50, [*tests, "tests/ops", "-k", "cuda and not triton"], one_thread),
-        Stage("memcheck", 35, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
-        Stage("racecheck", 30, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
-        Stage("benchmark_loss", 130, [*python, "-m", "benchmarks.gpu_rows", "loss", rows], {}),
-        Stage("benchmark_step", 40, [*python, "-m", "benchmarks.gpu_rows", "step", rows], {}),
+        Stage("tests_graph", 30, [*tests, "tests/transfer/test_step_graph_gpu.py"], one_thread),
+        Stage("memcheck", 30, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
+        Stage("racecheck", 25, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
+        Stage("benchmark_loss", 110, [*python, "-m", "benchmarks.gpu_rows", "loss", rows], {}),
+        Stage("benchmark_step", 45, [*python, "-m", "benchmarks.gpu_rows", "step", rows], {}),
         Stage("tests", 120, [*tests, "tests", "-k", "not triton and not cuda"], one_thread),
     ]
 

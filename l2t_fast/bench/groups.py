@@ -21,6 +21,8 @@ LABELS = {
     "finite_difference": "l2t_fast, finite difference",
     "exact": "l2t_fast, exact",
     "exact_kept": "l2t_fast, exact, graphs kept",
+    "exact_graph": "l2t_fast, exact, CUDA graph",
+    "exact_kept_graph": "l2t_fast, exact, graphs kept, CUDA graph",
     "cpu": "l2t_fast, CPU",
     "triton": "l2t_fast, Triton",
     "cuda": "l2t_fast, CUDA",

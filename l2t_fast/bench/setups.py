@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from l2t_fast.models import build_model
 from l2t_fast.transfer.methods import Setup, find_method
 from l2t_fast.transfer.pairs import resolve_pairs
 from l2t_fast.transfer.source import FrozenSource, FrozenSources
+from l2t_fast.transfer.step_graph import sgd_options
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class StepSetup:
         dtype: torch.dtype = torch.float32,
         hypergradient: str = "exact",
         keep_graphs: bool = False,
+        cuda_graph: bool = False,
         backend: str = "auto",
         channels_last: bool = False,
         seed: int = 0,
@@ -70,6 +73,7 @@ class StepSetup:
             options = TransferOptions(
                 hypergradient=hypergradient,
                 keep_graphs=keep_graphs,
+                cuda_graph=cuda_graph,
                 backend=backend,
                 lookahead_steps=self.steps,
                 lr=self.lr,
@@ -85,9 +89,9 @@ class StepSetup:
         x = x.to(device=device, dtype=dtype, memory_format=layout)
         optimizer = torch.optim.SGD(
             [*target.parameters(), *method.trained_parameters()],
-            lr=options.lr,
             momentum=options.momentum,
             weight_decay=options.weight_decay,
+            **sgd_options(options, device),
         )
         return Training(self, frozen, target, method, optimizer, x, y.to(device))
 
@@ -117,17 +121,31 @@ class Training:
         return list(self.method.meta.parameters())
 
     def remember(self) -> Callable[[], None]:
-        """Keep the present state; the function that is returned puts it back."""
-        parts = [self.target, self.method, self.optimizer, self.meta_optimizer]
-        start = [copy.deepcopy(part.state_dict()) for part in parts]
+        """Keep the present state; the function that is returned puts it back, in the memory that CUDA graphs know."""
+        modules, optimizers = [self.target, self.method], [self.optimizer, self.meta_optimizer]
+        start = [copy.deepcopy(part.state_dict()) for part in (*modules, *optimizers)]
 
         def restore() -> None:
-            for part, state in zip(parts, start, strict=True):
-                part.load_state_dict(copy.deepcopy(state))  # an optimizer keeps the tensors it is given
+            for module, state in zip(modules, start[:2], strict=True):
+                module.load_state_dict(state)
+            for optimizer, state in zip(optimizers, start[2:], strict=True):
+                load_in_place(optimizer, state)
             self.optimizer.zero_grad(set_to_none=True)
             self.meta_optimizer.zero_grad(set_to_none=True)
 
         return restore
+
+
+@torch.no_grad()
+def load_in_place(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """As ``load_state_dict``, which puts new tensors in the place of momenta; here they keep their memory."""
+    present = optimizer.state_dict()["state"]
+    if {i: set(values) for i, values in present.items()} != {i: set(v) for i, v in saved["state"].items()}:
+        optimizer.load_state_dict(copy.deepcopy(saved))  # an optimizer keeps the tensors it is given
+        return
+    for i, values in saved["state"].items():
+        for name, value in values.items():
+            present[i][name].copy_(value)  # which are the optimizer's own
 
 
 @torch.no_grad()

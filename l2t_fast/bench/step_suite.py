@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from l2t_fast.bench.engine import Contender, Protocol, measure
 from l2t_fast.bench.errors import outcome_error, relative_error
 from l2t_fast.bench.hypergradients import hypergradient_providers
 from l2t_fast.bench.rows import OK, Row
-from l2t_fast.bench.setups import StepSetup, Training
+from l2t_fast.bench.setups import StepSetup, Training, load_in_place
 from l2t_fast.bench.step_parts import step_parts
 from l2t_fast.bench.steps import make_step, outcome
 from l2t_fast.bench.timing import Run
@@ -193,5 +192,7 @@ def _truth(
 
 
 def _copy_state(source: Training, destination: Training) -> None:
-    for name in ("target", "method", "optimizer", "meta_optimizer"):
-        getattr(destination, name).load_state_dict(copy.deepcopy(getattr(source, name).state_dict()))
+    for name in ("target", "method"):
+        getattr(destination, name).load_state_dict(getattr(source, name).state_dict())
+    for name in ("optimizer", "meta_optimizer"):
+        load_in_place(getattr(destination, name), getattr(source, name).state_dict())

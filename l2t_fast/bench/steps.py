@@ -16,6 +16,7 @@ from l2t_fast.bench.setups import StepSetup, Training
 from l2t_fast.bench.timing import Run
 from l2t_fast.bilevel import METHODS
 from l2t_fast.transfer.methods import Batch
+from l2t_fast.transfer.step_graph import CudaRecorder, StepGraph
 
 #: Makes the function that trains one step.
 StepProvider = Callable[[Training], Callable[[], object]]
@@ -36,19 +37,48 @@ def naive(training: Training) -> Callable[[], object]:
     return lambda: step(training.x, training.y)
 
 
+class Ours:
+    """The calls of ``l2t_fast.transfer.Trainer`` for a batch, in the halves that a CUDA graph holds."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self.optimizer, self.method = training.optimizer, training.method
+
+    def plain_step(self, x: Tensor, y: Tensor) -> Tensor:
+        batch, numbers = self.gradients(x, y)
+        self.update(batch)
+        return numbers
+
+    def gradients(self, x: Tensor, y: Tensor, *, check: bool = True) -> tuple[Batch, Tensor]:
+        batch = Batch(x, y, self._training.source(x))
+        logits, features = self._training.target(x)
+        cross_entropy = F.cross_entropy(logits, y)
+        loss = sum(self.method.loss_terms(batch, logits, features).values(), start=cross_entropy)
+        if check:
+            loss.item()  # the trainer looks whether it is finite
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return batch, torch.stack([cross_entropy.detach(), loss.detach()])
+
+    def update(self, batch: Batch) -> None:
+        self.optimizer.step()
+        self.method.after_step(self._training.target, self.optimizer, batch)
+
+
 def ours(training: Training) -> Callable[[], object]:
-    """The calls of ``l2t_fast.transfer.Trainer.train_batch``."""
+    """The trainer's step."""
+    step = Ours(training)
+    return lambda: step.plain_step(training.x, training.y)
+
+
+def graphed(training: Training) -> Callable[[], object]:
+    """The same in CUDA graphs; the first call warms up and captures, which is four steps."""
+    graph = StepGraph(Ours(training), CudaRecorder(training.x.device))
 
     def step() -> None:
-        batch = Batch(training.x, training.y, training.source(training.x))
-        logits, features = training.target(batch.x)
-        cross_entropy = F.cross_entropy(logits, batch.y)
-        loss = sum(training.method.loss_terms(batch, logits, features).values(), start=cross_entropy)
-        loss.item()  # the trainer looks whether it is finite
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        training.optimizer.step()
-        training.method.after_step(training.target, training.optimizer, batch)
+        while not graph.is_captured:
+            graph(training.x, training.y)
+        graph(training.x, training.y)
 
     return step
 
@@ -58,13 +88,19 @@ def step_providers() -> dict[str, tuple[StepProvider, dict[str, Any]]]:
 
     ``eager`` is the strongest baseline in plain PyTorch: nested autograd over the reference matching loss, with the
     source run once and nothing deep-copied. The others are our hypergradient methods over the fastest matching loss;
-    ``exact_kept`` is the exact one that keeps its graphs.
+    ``exact_kept`` is the exact one that keeps its graphs, ``exact_graph`` and ``exact_kept_graph`` are the whole step
+    in CUDA graphs, where there is a GPU.
     """
+    graphs = {
+        "exact_graph": (graphed, {"hypergradient": "exact", "cuda_graph": True}),
+        "exact_kept_graph": (graphed, {"hypergradient": "exact", "keep_graphs": True, "cuda_graph": True}),
+    }
     return {
         "naive": (naive, {}),
         "eager": (ours, {"hypergradient": "double_backward", "backend": "reference"}),
         **{method: (ours, {"hypergradient": method}) for method in METHODS},
         "exact_kept": (ours, {"hypergradient": "exact", "keep_graphs": True}),
+        **(graphs if torch.cuda.is_available() else {}),
     }
 
 

@@ -87,6 +87,11 @@ class StepGraph:
         self._warm = 0
         self._captured: _Captured | None = None
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether the next step on a batch of the form of the first one is a replay."""
+        return self._captured is not None
+
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """As ``plain_step`` of the trainer.
 

@@ -12,6 +12,7 @@ from l2t_fast.bench.setups import STEP_SETUPS
 from l2t_fast.bench.step_parts import step_parts
 from l2t_fast.bench.step_suite import measure_hypergradient, measure_step
 from l2t_fast.bench.steps import make_step, outcome, step_providers
+from tests.transfer.graph_stand_in import StandIn, capturable_adam
 
 CPU = torch.device("cpu")
 TINY = STEP_SETUPS["tiny"]
@@ -54,10 +55,27 @@ def test_rows_hold_times_memory_and_parts():
     assert all(milliseconds >= 0 for milliseconds in parts.values())
 
 
-def add_provider(monkeypatch, provider):
+def add_provider(monkeypatch, provider, **options):
     """Register one more step provider, called "added"."""
-    known = {**step_providers(), "added": (provider, {})}
+    known = {**step_providers(), "added": (provider, options)}
     monkeypatch.setattr("l2t_fast.bench.steps.step_providers", lambda: known)
+
+
+def test_the_step_in_graphs_is_judged_by_its_replays(monkeypatch):
+    """Their memory is kept where the state is put back."""
+    recorders = []
+
+    def stand_in(device):
+        recorders.append(StandIn(device))
+        return recorders[-1]
+
+    monkeypatch.setattr(steps, "CudaRecorder", stand_in)
+    capturable_adam(monkeypatch)
+    add_provider(monkeypatch, steps.graphed, cuda_graph=True)
+    exact, added = measure_step(TINY, ["exact", "added"], Protocol(CPU, repeats=1))
+    assert exact.status == added.status == OK and added.median_ms > 0
+    assert math.isclose(added.error, exact.error, rel_tol=0.1)
+    assert recorders[0].captures == 2 and recorders[0].replays >= 2 * 3
 
 
 def test_a_wrong_provider_gets_no_time(monkeypatch):

@@ -6,9 +6,11 @@ nothing: what it changed is put back. And where a CUDA graph cannot be captured,
 number, neither can this.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,6 +143,12 @@ class _Tape(TorchDispatchMode):
         """Run all calls again."""
         for call in self._calls:
             call()
+
+
+def capturable_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Adam's form for CUDA graphs run on the CPU, which PyTorch does not promise."""
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
 
 
 def _tensors(*values: Any) -> Iterator[Tensor]:

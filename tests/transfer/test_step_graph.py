@@ -1,7 +1,5 @@
 """The step in CUDA graphs, without a GPU: a stand-in that replays what was captured must leave the same bits."""
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ import torch.nn.functional as F
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer import Trainer, run, step_graph, trainer
 from l2t_fast.transfer.checkpoint import load_checkpoint
-from tests.transfer.graph_stand_in import NoHost, StandIn
+from tests.transfer.graph_stand_in import NoHost, StandIn, capturable_adam
 from tests.transfer.test_trainer import Interrupting, assert_same_state, without_time
 
 
@@ -19,9 +17,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(trainer, "check_cuda_graph", lambda *_: None)
     monkeypatch.setattr(trainer, "CudaRecorder", StandIn)
     monkeypatch.setattr(step_graph, "WARM_UP", 2)
-    # Adam does not promise that its capturable form runs on a CPU.
-    adam = importlib.import_module("torch.optim.adam")
-    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+    capturable_adam(monkeypatch)
 
 
 class Ordinary:
