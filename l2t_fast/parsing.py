@@ -60,7 +60,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     for path in _config_files(arguments):
         check_yaml(path)
     try:
-        return parser.instantiate_classes(parser.parse_args(arguments))
+        return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
         raise L2TFastError(_sentence(str(error), _option_names(parser, arguments))) from error
     except TypeError as error:  # `source: 3`

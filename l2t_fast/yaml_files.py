@@ -49,23 +49,37 @@ def _text(path: Path) -> str:
 
 
 def _check_shape(text: str, where: str) -> None:
-    """Refuse what is deeper than any configuration, and aliases inside of what has a name.
+    """Refuse what is deeper than any configuration, aliases inside of what has a name, and much by many aliases.
 
     Nine of them, each a list of nine of the one before, are a gigabyte when they are written out.
     """
-    depth, anchored = 0, []
+    depth, size = 0, 0
+    anchored: list[tuple[int, str, int]] = []  # (depth, name, size before it) of what is open and has a name
+    sizes: dict[str, int] = {}
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            size += 1
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if event.anchor is not None:
-                    anchored.append(depth)
+                    anchored.append((depth, event.anchor, size))
             elif isinstance(event, yaml.CollectionEndEvent):
-                if anchored and anchored[-1] == depth:
-                    anchored.pop()
+                if anchored and anchored[-1][0] == depth:
+                    _, name, before = anchored.pop()
+                    sizes[name] = size - before
                 depth -= 1
-            elif isinstance(event, yaml.AliasEvent) and anchored:
-                raise L2TFastError(f"{where} has an alias (*{event.anchor}) inside of an anchor, write its value out")
+            elif isinstance(event, yaml.ScalarEvent):
+                size += len(event.value)
+                if event.anchor is not None:
+                    sizes[event.anchor] = len(event.value)
+            elif isinstance(event, yaml.AliasEvent):
+                if anchored:
+                    raise L2TFastError(
+                        f"{where} has an alias (*{event.anchor}) inside of an anchor, write its value out"
+                    )
+                size += sizes.get(event.anchor, 0)
+            if size > LARGEST:
+                raise L2TFastError(f"{where} is larger than {LARGEST >> 20} MiB when its aliases are written out")
             if depth > 50:
                 raise L2TFastError(f"{where} is nested deeper than 50 levels, which no configuration is")
     except (yaml.YAMLError, ValueError):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.yaml_files import read_yaml
 
 #: Channels, height, width.
 Map = tuple[int, int, int]
@@ -179,11 +179,9 @@ def read_shapes(path: Path) -> list[Workload]:
         L2TFastError: what is wrong, and where in the file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise L2TFastError(f"--shapes {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise L2TFastError(f"--shapes {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+        content = read_yaml(path)
+    except L2TFastError as error:
+        raise L2TFastError(f"--shapes {error}") from error
     entries = content if isinstance(content, list) else [content]
     if not entries:
         raise L2TFastError(f"--shapes {path} is empty, it needs sources and targets")

@@ -28,7 +28,7 @@ from l2t_fast.cli import main
             ["--modes", "forward", "--workloads", "tiny", "--sweep", "pairs", "--sizes", "3"],
             "tiny has 4 pairs a source network, so 3 pairs are not possible",
         ),
-        (["--shapes", "none.yaml"], "--shapes none.yaml: No such file or directory"),
+        (["--shapes", "none.yaml"], "--shapes none.yaml cannot be read: No such file or directory"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, options, message):

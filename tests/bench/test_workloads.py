@@ -66,7 +66,7 @@ def test_shapes_of_a_users_own(tmp_path):
     [
         ("", "must hold the keys sources and targets, not None"),
         ("[]", "is empty, it needs sources and targets"),
-        ("{", "is neither YAML nor JSON"),
+        ("{", "is not YAML of plain values"),
         ("source: [[1, 2, 3]]", "unknown key 'source', known are name, batch, sources"),
         ("sources: [[1, 2, 3]]", "targets must be a list of .channels, height, width., not None"),
         ("sources: [[1, 2]]\ntargets: [[1, 2, 3]]", r"sources: \[1, 2\] is no map, write \[channels, height, width\]"),
