@@ -1,7 +1,7 @@
 """``feature_matching_loss``: argument checks, the None cases, and the choice of backend."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 
 import torch
@@ -57,11 +57,11 @@ def feature_matching_loss(
         TypeError: an argument of the wrong type, or float64 mixed with other dtypes.
         RuntimeError: ``backend`` names one that this installation does not have.
     """
+    _check_features("source_features", source_features)
+    _check_features("target_features", target_features)
     pairs = checked_pairs(
         pairs, _features_side("source", len(source_features)), _features_side("target", len(target_features))
     )
-    _check_features("source_features", source_features)
-    _check_features("target_features", target_features)
     weights, biases = _checked_projections(projections, pairs, source_features, target_features)
     batch = _checked_batch(pairs, source_features, target_features)
     betas = _checked_betas(beta, len(pairs))
@@ -76,9 +76,22 @@ def feature_matching_loss(
     dtype = torch.float64 if used_sources[0].dtype == torch.float64 else torch.float32
     alpha = _coefficients(pairs, source_features, target_features, channel_weights, pair_weights, betas, batch, dtype)
     choice = choose_backend(backend, used_sources, others)
+    source_features = [_ordinary(source) for source in source_features]
     sources, pairs = _without_misfits(source_features, pairs, 0, alpha)
     targets, pairs = _without_misfits(target_features, pairs, 1, alpha)
     return implementation(choice.backend)(sources, targets, weights, biases, alpha, pairs)
+
+
+def _ordinary(source: Tensor) -> Tensor:
+    """A source feature as a tensor that may be saved for a backward pass.
+
+    Who runs the frozen source in ``torch.inference_mode()`` gets tensors that autograd refuses to keep, although no
+    gradient goes to them: another view of the same numbers is kept in their place.
+    """
+    if torch.compiler.is_compiling() or not source.is_inference() or torch.is_inference_mode_enabled():
+        return source
+    view = torch.empty(0, dtype=source.dtype, device=source.device)
+    return view.set_(source.untyped_storage(), source.storage_offset(), source.shape, source.stride())
 
 
 def _without_misfits(
@@ -160,6 +173,8 @@ def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]
         TypeError: an entry that is not two integers.
     """
     checked = []
+    if not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs must be a list of (source index, target index), not {type(pairs).__name__}")
     for p, pair in enumerate(pairs):
         try:
             m, n = pair
@@ -180,6 +195,8 @@ def _features_side(side: str, count: int) -> tuple[str, int, str]:
 
 
 def _check_features(name: str, features: Sequence[Tensor]) -> None:
+    if not hasattr(features, "__len__"):
+        raise TypeError(f"{name} must be a list of tensors (B, C, H, W), not {type(features).__name__}")
     for i, feature in enumerate(features):
         if not isinstance(feature, Tensor):
             raise TypeError(f"{name}[{i}] must be a tensor (B, C, H, W), not {type(feature).__name__}")
@@ -190,6 +207,8 @@ def _check_features(name: str, features: Sequence[Tensor]) -> None:
 
 
 def _check_length(name: str, values: Sequence[object], pairs: Sequence[tuple[int, int]]) -> None:
+    if not hasattr(values, "__len__"):
+        raise TypeError(f"{name} must be a list with one entry a pair, not {type(values).__name__}")
     if len(values) != len(pairs):
         raise ValueError(f"{name} has {len(values)} entries for {len(pairs)} pairs, give one a pair")
 
@@ -237,9 +256,10 @@ def _checked_batch(pairs: list[tuple[int, int]], sources: Sequence[Tensor], targ
 
 
 def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
+    given = [beta] if isinstance(beta, Tensor) else beta if isinstance(beta, (list, tuple)) else []
+    if any(isinstance(b, Tensor) and b.requires_grad for b in given):
+        raise TypeError("beta is a constant of the loss, but the tensor given requires grad")
     if isinstance(beta, Tensor):
-        if beta.requires_grad:
-            raise TypeError("beta is a constant of the loss, but the tensor given requires grad")
         beta = beta.tolist()
     if isinstance(beta, Real):
         return [float(beta)] * count
@@ -267,7 +287,7 @@ def _checked_channel_weights(
                 f"{_pair(p, pairs)}: channel weights have shape {_shape(weight)}, "
                 f"but source {_shape(sources[pairs[p][0]])} needs {wanted}"
             )
-    return weights
+    return list(weights)
 
 
 def _checked_pair_weights(
@@ -284,7 +304,7 @@ def _checked_pair_weights(
                 f"{_pair(p, pairs)}: the pair weight has shape {_shape(weight)}, "
                 f"but a batch of {batch} needs ({batch},), ({batch}, 1) or (1, 1)"
             )
-    return weights
+    return list(weights)
 
 
 def _check_devices_and_dtypes(
@@ -309,6 +329,8 @@ def _check_devices_and_dtypes(
         for name, tensor in named.items():
             if tensor is None:
                 continue
+            if tensor.layout != torch.strided:
+                raise TypeError(f"{_pair(p, pairs)}: the {name} is {tensor.layout}, use a dense tensor")
             if tensor.dtype != torch.float64 and tensor.dtype not in _SINGLE:
                 raise TypeError(
                     f"{_pair(p, pairs)}: the {name} is {tensor.dtype}, use float32, bfloat16, float16 or float64"

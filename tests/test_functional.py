@@ -164,7 +164,20 @@ def test_empty_batch_is_zero_with_gradients():
         (lambda a: a.update(channel_weights=a["channel_weights"][:2]), ValueError, "channel_weights has 2 entries"),
         (lambda a: a.update(beta=[1.0]), ValueError, "beta has 1 entries for 5 pairs"),
         (lambda a: a.update(beta="much"), TypeError, "beta must be a number"),
+        (lambda a: a.update(beta=[*[1.0] * 4, torch.ones((), requires_grad=True)]), TypeError, "requires grad"),
         (lambda a: a.update(backend="fast"), ValueError, "backend='fast' is not a backend"),
+        (
+            lambda a: a.update(pairs=None),
+            TypeError,
+            r"pairs must be a list of \(source index, target index\), not None",
+        ),
+        (lambda a: a.update(target_features=iter(())), TypeError, "target_features must be a list of tensors"),
+        (lambda a: a.update(channel_weights=0.5), TypeError, "channel_weights must be a list with one entry a pair"),
+        (
+            lambda a: a["source_features"].__setitem__(0, a["source_features"][0].to_sparse()),
+            TypeError,
+            r"pair 0 .*: the source feature is torch.sparse_coo, use a dense tensor",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
@@ -221,3 +234,39 @@ def test_torch_func_and_forward_mode_fall_back_to_the_reference():
         dual = loss(torch.autograd.forward_ad.make_dual(targets[0], tangent))
         derivative = torch.autograd.forward_ad.unpack_dual(dual).tangent
     torch.testing.assert_close(derivative, (by_autograd * tangent).sum(), rtol=1e-12, atol=1e-12)
+
+
+def test_weights_may_be_one_tensor():
+    """Of pairs whose sources have equally many channels."""
+    sources, targets, projections, w, lam = make()
+    same = [(0, 0), (0, 1)]
+    arguments = sources, targets, [projections[0], (projections[2][0][:2], projections[2][1][:2])], same
+    as_lists = feature_matching_loss(*arguments, [w[0], w[0]], lam[:2])
+    assert torch.equal(feature_matching_loss(*arguments, torch.stack([w[0], w[0]]), torch.stack(lam[:2])), as_lists)
+
+
+def test_a_source_from_inference_mode():
+    """No gradient goes to it, but it is needed for the target's."""
+    sources, targets, projections, w, lam = make()
+    target = targets[0].requires_grad_()
+    with torch.inference_mode():
+        kept = [source.clone(memory_format=torch.preserve_format) for source in sources]
+    found, wanted = (
+        torch.autograd.grad(feature_matching_loss(s, targets, projections, PAIRS, w, lam), target)[0]
+        for s in (kept, sources)
+    )
+    assert torch.equal(found, wanted)
+
+
+def test_what_a_backend_named_by_hand_cannot_do(monkeypatch):
+    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda backend: None)
+    x = torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"backend=.triton. has no float64"):
+        choose_backend("triton", [x], [x])
+
+    def loss(t):
+        choose_backend("cpu", [x], [t])
+        return t.sum()
+
+    with pytest.raises(ValueError, match=r"backend=.cpu. does not run inside torch\.func"):
+        torch.func.grad(loss)(x)

@@ -146,6 +146,12 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
         elsewhere = [t.device for t in (*sources, *others) if t.device.type not in (name, "meta")]
         if name in ("cpu", "cuda") and elsewhere:
             raise ValueError(f"{named_by}{name!r} takes {name} tensors, but one is on {elsewhere[0]}")
+        if not torch.compiler.is_compiling() and any(
+            torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (*sources, *others)
+        ):
+            raise ValueError(f'{named_by}{name!r} does not run inside torch.func transforms, use backend="reference"')
+        if name in FUSED["cuda"] and any(t.dtype == torch.float64 for t in (*sources, *others)):
+            raise TypeError(f'{named_by}{name!r} has no float64, use backend="reference"')
         return Choice(name, f"{named_by}{name} asks for it")
 
     tensors = sources + others

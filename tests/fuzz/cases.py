@@ -6,7 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FEATURE_LAYOUTS = ("contiguous", "channels_last", "sliced", "sliced channels_last", "transposed", "offset", "expanded")
+FEATURE_LAYOUTS = (
+    *("contiguous", "channels_last", "sliced", "sliced channels_last", "transposed", "offset", "expanded"),
+    *("reversed", "one pixel", "one channel", "overlapping"),
+)
 MATRIX_LAYOUTS = ("contiguous", "transposed", "sliced", "offset", "expanded")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -47,6 +50,8 @@ class Case:
         odd_unused: the maps that no pair uses have another batch size
         scaled_by: the number that comes down to the loss in the backward pass
         algorithm, chunks, threads: the ways of the CPU kernels
+        one_storage: the contiguous maps of a dtype, sources and targets, lie in one storage, one after the other
+        inference: the sources come from ``torch.inference_mode``
     """
 
     seed: int
@@ -65,6 +70,8 @@ class Case:
     algorithm: str = "auto"
     chunks: bool = False
     threads: int = 1
+    one_storage: bool = False
+    inference: bool = False
 
     @property
     def dtypes(self) -> set[str]:
@@ -124,6 +131,8 @@ def draw_case(seed: int, dtypes: Sequence[str] = DTYPES, *, small: bool = False)
         algorithm=rng.choice(["auto", "direct", "gram"]),
         chunks=rng.random() < 0.5,
         threads=rng.choice([1, 1, 2, 3]),
+        one_storage=rng.random() < 0.15,
+        inference=rng.random() < 0.1,
     )
 
 
@@ -140,7 +149,10 @@ def _maps(rng: random.Random, small: bool, large: bool) -> list[tuple[int, int, 
     for _ in range(count):
         height = rng.choice(sides)
         width = rng.choice([height, rng.choice(sides), 1])
-        shapes.append((rng.choice(channels), height, width))
+        wide = rng.choice(channels)
+        if rng.random() < 0.03:  # beside maps of a few pixels
+            height, width, wide = *rng.sample([1, 40, rng.randint(50, 130)], 2), min(wide, 5)
+        shapes.append((wide, height, width))
     return shapes
 
 

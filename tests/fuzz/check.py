@@ -118,9 +118,15 @@ def make_tensors(case: Case) -> Tensors:
         if case.pair_weights:
             shape = {"(B,)": (case.batch,), "(B, 1)": (case.batch, 1), "(1, 1)": (1, 1)}[pair.pair_weight]
             pair_weights.append(normal(shape, case.weight_dtype, "contiguous"))
+    sources, targets = maps(0), maps(1)
+    if case.one_storage:
+        _move_together(sources, targets)
+    if case.inference:
+        with torch.inference_mode():
+            sources = [_in_storage(source.untyped_storage().clone(), source) for source in sources]
     return Tensors(
-        maps(0),
-        maps(1),
+        sources,
+        targets,
         weights,
         biases,
         channel_weights if case.channel_weights is not None else None,
@@ -257,6 +263,17 @@ def _magnitudes(case: Case, tensors: Tensors, wanted: Sequence[bool], directions
 def _laid_out(tensor: Tensor, layout: str) -> Tensor:
     """The same numbers in another memory layout (for "expanded": those of the first row for all)."""
     if tensor.dim() == 4:
+        if layout == "reversed":  # the batch is the innermost dimension in memory, the width the outermost
+            return tensor.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+        if layout == "one pixel":  # of each map
+            return tensor[:, :, :1, :1].expand(tensor.shape)
+        if layout == "one channel":
+            return tensor[:, :1].expand(tensor.shape)
+        if layout == "overlapping":  # pixels of one row lie in the next too
+            batch, channels, height, width = tensor.shape
+            row = tensor.new_zeros(batch, channels, height + width).copy_(tensor.flatten(2)[:, :, :1])
+            row[:, :, : min(row.shape[2], height * width)] = tensor.flatten(2)[:, :, : row.shape[2]]
+            return row.as_strided(tensor.shape, (*row.stride()[:2], 1, 1))
         return laid_out(tensor, layout)
     if layout == "contiguous" or tensor.dim() == 0:
         return tensor
@@ -272,12 +289,27 @@ def _laid_out(tensor: Tensor, layout: str) -> Tensor:
     raise ValueError(layout)
 
 
+def _move_together(*sides: list[Tensor]) -> None:
+    """Put the contiguous maps of each dtype into one storage."""
+    places = [(maps, i) for maps in sides for i in range(len(maps)) if maps[i].is_contiguous()]
+    for dtype in {maps[i].dtype for maps, i in places}:
+        same = [(maps, i) for maps, i in places if maps[i].dtype == dtype]
+        together = torch.cat([maps[i].flatten() for maps, i in same])
+        for (maps, i), piece in zip(same, together.split([maps[i].numel() for maps, i in same]), strict=True):
+            maps[i] = piece.view(maps[i].shape)
+
+
 def _moved(tensor: Tensor, device: str) -> Tensor:
     """On another device with the same strides; `Tensor.to` makes views contiguous."""
     if tensor.device.type == device:
         return tensor
-    storage = torch.empty(0, dtype=tensor.dtype, device=device).set_(tensor.untyped_storage().to(device=device))
-    return storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    return _in_storage(tensor.untyped_storage().to(device=device), tensor)
+
+
+def _in_storage(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
+    """A tensor that lies in `storage` as `like` does in its own."""
+    tensor = torch.empty(0, dtype=like.dtype, device=storage.device)
+    return tensor.set_(storage, like.storage_offset(), like.shape, like.stride())
 
 
 @contextlib.contextmanager

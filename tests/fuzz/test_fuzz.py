@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from l2t_fast.ops import reference
-from tests.fuzz.cases import Case, Map, Pair, draw_case
+from tests.fuzz.cases import FEATURE_LAYOUTS, Case, Map, Pair, draw_case
 from tests.fuzz.check import Wrong, available_backends, check
 from tests.fuzz.shrink import shrink, snippet
 
@@ -39,7 +39,7 @@ def test_what_is_drawn():
     for side in ("sources", "targets"):
         maps = [m for case in cases for m in getattr(case, side)]
         assert {m.dtype for m in maps} == {"float32", "bfloat16", "float16", "float64"}
-        assert len({m.layout for m in maps}) == 7
+        assert {m.layout for m in maps} == set(FEATURE_LAYOUTS)
         assert any(m.height == m.width == 1 for m in maps) and any(m.height != m.width for m in maps)
     assert any(len({(p.source, p.target) for p in case.pairs}) < len(case.pairs) for case in cases)
     assert {(case.channel_weights is None, case.pair_weights) for case in cases} == {
@@ -47,6 +47,8 @@ def test_what_is_drawn():
     }
     assert any(isinstance(case.beta, tuple) for case in cases)
     assert any(len(case.dtypes) == 3 for case in cases)
+    assert any(case.one_storage for case in cases) and any(case.inference for case in cases)
+    assert max(m.height * m.width for case in cases for m in case.targets) > 1000
 
 
 @pytest.fixture
