@@ -10,6 +10,7 @@ What a graph fixes is what the host knew at the capture: shapes, addresses and n
 changes once an epoch, is a tensor on the device, and whatever a step adds up is added up in its place there.
 """
 
+import gc
 import math
 import warnings
 from collections.abc import Callable
@@ -59,8 +60,16 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # "thread_local": a data loader's thread may pin memory meanwhile.
         mode = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, **mode):
-            result = function()
+        # What the collector would free in the middle, such as the graphs of an earlier run, would spoil the capture.
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, **mode):
+                result = function()
+        finally:
+            if collects:
+                gc.enable()
         return result, graph.replay
 
 
@@ -96,7 +105,7 @@ class StepGraph:
         """As ``plain_step`` of the trainer.
 
         Raises:
-            L2TFastError: the loss is not finite; no parameter was changed.
+            L2TFastError: the loss is not finite, or the step cannot be captured; no parameter was changed.
         """
         form = [(t.shape, t.stride(), t.dtype) for t in (x, y)]
         if self._form is None:
@@ -107,12 +116,26 @@ class StepGraph:
             self._warm += 1
             return self._recorder.run(lambda: self._halves.plain_step(x, y))
         if self._captured is None:
-            self._captured = _Captured(self._halves, self._recorder, x, y)
+            self._captured = self._capture(x, y)
         numbers = self._captured.first(x, y)
         if not math.isfinite(numbers[1].item()):
             return self._halves.plain_step(x, y)  # which finds out what is not finite, and raises
         self._captured.second()
         return numbers
+
+    def _capture(self, x: Tensor, y: Tensor) -> "_Captured":
+        try:
+            return _Captured(self._halves, self._recorder, x, y)
+        except RuntimeError as error:
+            # Where a capture is left by an exception, ending it may raise another.
+            for cause in (error, error.__context__):
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from None
+            reason = str(error.__context__ or error).splitlines()[0]
+            raise L2TFastError(
+                f"cuda_graph is true, but the step cannot be captured ({reason}): a network or method reads a number "
+                "of the GPU, or does something else that a graph cannot hold; leave cuda_graph out"
+            ) from error
 
 
 class _Captured:

@@ -34,8 +34,9 @@ HOST_SIDE = {
 
 
 def no_host(func: Any) -> None:
-    """Raise AssertionError for an operation that a CUDA graph cannot hold."""
-    assert func.overloadpacket not in HOST_SIDE, f"{func} needs the host"
+    """Raise RuntimeError, as a capture does, for an operation that a CUDA graph cannot hold."""
+    if func.overloadpacket in HOST_SIDE:
+        raise RuntimeError(f"{func} needs the host")
 
 
 class NoHost(TorchDispatchMode):

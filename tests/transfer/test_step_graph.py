@@ -121,6 +121,33 @@ def test_a_loss_that_is_not_finite_changes_no_parameter(make_config, quiet, stan
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+def test_a_step_that_cannot_be_captured_is_told_in_a_sentence(make_config, quiet, stand_in, tmp_path):
+    made = Trainer(config_of(make_config, tmp_path / "run", method="fm"), quiet)
+    made.target.register_forward_hook(lambda _, inputs, output: (output[0] * output[0].max().item(), output[1]))
+    x, y = next(iter(made.data.train))
+    for _ in range(2):
+        made.train_batch(x, y)
+    with pytest.raises(L2TFastError, match=r"the step cannot be captured \(aten._local_scalar_dense.default needs"):
+        made.train_batch(x, y)
+
+
+def test_memory_that_runs_out_in_a_capture_is_that(make_config, quiet, stand_in, tmp_path, monkeypatch):
+    """Whatever ending the broken capture says: the trainer then looks for the batch that fits."""
+
+    def capture(self, function):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(StandIn, "capture", capture)
+    made = Trainer(config_of(make_config, tmp_path / "run", method="fm"), quiet)
+    with pytest.raises(
+        L2TFastError, match=r"too little memory for a step on 8 images \(a step on 4 was tried and fits\)"
+    ):
+        made.fit()
+
+
 def test_the_gradients_left_behind_are_those_of_the_step(make_config, quiet, stand_in, tmp_path):
     """Also after a step without the graph, which puts other tensors there."""
     found = []
