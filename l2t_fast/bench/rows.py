@@ -12,6 +12,8 @@ from pathlib import Path
 from l2t_fast.errors import L2TFastError
 
 OK, WRONG, OUT_OF_MEMORY, UNSUPPORTED = "ok", "wrong", "out of memory", "unsupported"
+#: The part of a step that comes before it, and is measured by itself.
+DATA = "data"
 
 
 @dataclass(frozen=True)

@@ -138,11 +138,17 @@ class Training:
 
 @torch.no_grad()
 def load_in_place(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """As ``load_state_dict``, which puts new tensors in the place of momenta; here they keep their memory."""
+    """As ``load_state_dict``, which puts new tensors in the place of momenta; here they keep their memory.
+
+    Raises:
+        ValueError: the optimizer has momenta already, of other parameters than the saved ones.
+    """
     present = optimizer.state_dict()["state"]
-    if {i: set(values) for i, values in present.items()} != {i: set(v) for i, v in saved["state"].items()}:
+    if not present:
         optimizer.load_state_dict(copy.deepcopy(saved))  # an optimizer keeps the tensors it is given
         return
+    if {i: set(values) for i, values in present.items()} != {i: set(v) for i, v in saved["state"].items()}:
+        raise ValueError("the two optimizers hold states of different parameters, they must have made the same steps")
     for i, values in saved["state"].items():
         for name, value in values.items():
             present[i][name].copy_(value)  # which are the optimizer's own

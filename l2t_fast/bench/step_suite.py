@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2t_fast.bench.conditions import conditions, now
+from l2t_fast.bench.data_part import data_seconds
 from l2t_fast.bench.engine import Contender, Protocol, measure
 from l2t_fast.bench.errors import outcome_error, relative_error
 from l2t_fast.bench.hypergradients import hypergradient_providers
-from l2t_fast.bench.rows import OK, Row
+from l2t_fast.bench.rows import DATA, OK, Row
 from l2t_fast.bench.setups import StepSetup, Training, load_in_place
 from l2t_fast.bench.step_parts import step_parts
 from l2t_fast.bench.steps import make_step, outcome
@@ -139,13 +140,18 @@ def measure_step(
     found = measure(field.contenders, field.tolerance, protocol)
     shared = conditions(protocol.device) | {"run": began, "flags": protocol.flags} | field.columns
     rows = [Row(**shared, provider=name, **found[name]) for name in providers]
-    for name in providers if parts and protocol.repeats else ():
-        if found[name]["status"] == OK:
+    if not parts or not protocol.repeats:
+        return rows
+    data = {DATA: data_seconds(setup, protocol.device, field.columns["batch"], max(protocol.repeats, 9))}
+    for name in providers:
+        # What replays a CUDA graph calls no part of the step.
+        if found[name]["status"] == OK and not name.endswith("_graph"):
             step = field.contenders[name]
             phase = "all steps" if name == "naive" else "real step"  # its loop does not tell them apart
+            taken = data | step_parts(step.training, step.run, protocol.repeats, phase=phase)
             rows += [
-                Row(**shared, provider=name, part=part, repeats=protocol.repeats, median_ms=1e3 * taken)
-                for part, taken in step_parts(step.training, step.run, protocol.repeats, phase=phase).items()
+                Row(**shared, provider=name, part=part, repeats=protocol.repeats, median_ms=1e3 * seconds)
+                for part, seconds in taken.items()
             ]
     return rows
 

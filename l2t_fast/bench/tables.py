@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from l2t_fast.bench.groups import Group, conditions_line, curves, label, machine_key
-from l2t_fast.bench.rows import OK, Row
+from l2t_fast.bench.rows import DATA, OK, Row
 from l2t_fast.report.wording import DASH
 
 LOSS_MODE_NAMES = {
@@ -185,7 +185,9 @@ def _parts(groups: Sequence[Group]) -> Table | None:
             for row in parts:
                 cells.append([*where, row.part, f"{row.median_ms:.0f}", f"{row.median_ms / total:.0%}"])
             whole = group.row(provider)
-            cells.append([*where, f"**sum** (the step without the clock: {_ms(whole)} ms)", f"{total:.0f}", "100%"])
+            data = " and data" if any(row.part == DATA for row in parts) else ""
+            told = f"**sum** (the step without the clock{data}: {_ms(whole)} ms)"
+            cells.append([*where, told, f"{total:.0f}", "100%"])
     header = ["set-up", "provider", "part", "ms", "share"]
     return Table("Where a step's time goes", header, cells, _conditions(used)) if cells else None
 

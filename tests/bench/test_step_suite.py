@@ -51,7 +51,7 @@ def test_rows_hold_times_memory_and_parts():
     assert whole.peak_mib > 0
     assert (whole.repeats, whole.batch, whole.pairs, whole.flags) == (3, 8, 9, "cold cache")
     parts = {row.part: row.median_ms for row in rows[1:]}
-    assert {"source network", "real step: backward", "SGD and Adam", "rest"} <= set(parts)
+    assert {"data", "source network", "real step: backward", "SGD and Adam", "rest"} <= set(parts)
     assert all(milliseconds >= 0 for milliseconds in parts.values())
 
 
