@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from l2t_fast.config import TrainConfig
 from l2t_fast.data import DataBundle, DataConfig, load_data
@@ -23,6 +22,7 @@ from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
 from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, why_unavailable
 from l2t_fast.transfer.checkpoint import load_checkpoint, load_optimizer, misfit, save_checkpoint
+from l2t_fast.transfer.event_file import EventFile
 from l2t_fast.transfer.finite import first_non_finite_parameter, name_non_finite
 from l2t_fast.transfer.memory import largest_batch_that_fits
 from l2t_fast.transfer.methods import Batch, Setup, find_method
@@ -145,24 +145,20 @@ class Trainer:
             self._log(f"unit_rms divides the source's maps: {scales}")
         if self.group.leads and self.group.size > 1 and self._run_source is not None:
             self._log(f"where the sources run: {self._source_plan()}")
-        writer = None
-        if self.group.leads:
-            writer = SummaryWriter(self.folder.tensorboard, purge_step=self.epoch + 1)
+        events = EventFile(self.folder.tensorboard, self.epoch + 1) if self.group.leads else None
         self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.epoch)
         try:
             self.group.steady = True
             self.group.ending = self._log_reason
             with kept_interrupts() as check_interrupt:
                 while self.epoch < self.config.epochs:
-                    self._run_epoch(writer, check_interrupt)
+                    self._run_epoch(events, check_interrupt)
                 result = self._conclude()
         except (Exception, KeyboardInterrupt) as error:
             self._log_stop(error)
             raise
         finally:
             self.group.steady = False
-            if writer is not None:
-                writer.close()
             self.progress.finish()
         return result
 
@@ -361,7 +357,7 @@ class Trainer:
                 ) from error
         self.target.train()
 
-    def _run_epoch(self, writer: SummaryWriter | None, check_interrupt: Callable[[], None]) -> None:
+    def _run_epoch(self, events: EventFile | None, check_interrupt: Callable[[], None]) -> None:
         began = time.perf_counter()
         lr = cosine_lr(self.config.lr, self.epoch, self.config.epochs)
         set_lr(self.optimizer, lr)
@@ -408,8 +404,8 @@ class Trainer:
         improves = self._improves(row)
         if improves:
             self.best = {name: row[name] for name in self.best}
-        if writer is not None:
-            self._record(row, pair_weights, writer)
+        if events is not None:
+            self._record(row, pair_weights, events)
             self._save(improves)
         self.progress.epoch(row, self.config.epochs, self.best)
 
@@ -429,23 +425,17 @@ class Trainer:
             -self.best["validation_loss"],
         )
 
-    def _record(
-        self, row: dict[str, Any], pair_weights: list[tuple[float, float]] | None, writer: SummaryWriter
-    ) -> None:
+    def _record(self, row: dict[str, Any], pair_weights: list[tuple[float, float]] | None, events: EventFile) -> None:
         self.folder.add_metrics(row)
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                writer.add_scalar(name, value, self.epoch)
+        scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
         if pair_weights is not None:
             rows = [
                 {"epoch": self.epoch, "source_layer": source, "target_layer": target, "mean": mean, "std": std}
                 for (source, target), (mean, std) in zip(self.pair_layers, pair_weights, strict=True)
             ]
             self.folder.add_pair_weights(rows)
-            for entry in rows:
-                writer.add_scalar(
-                    f"pair_weight/{entry['source_layer']}->{entry['target_layer']}", entry["mean"], self.epoch
-                )
+            scalars |= {f"pair_weight/{e['source_layer']}->{e['target_layer']}": e["mean"] for e in rows}
+        events.add(scalars, self.epoch)
 
     def _conclude(self) -> dict[str, Any]:
         """Test the best model, write what the method learned, and the result."""

@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +32,7 @@ class Call(NamedTuple):
 def watch(folder: Path, calls: list[Call], point: Point | None = None) -> None:
     """From now on, and for good, note this process's calls in `calls`, and kill it at `point`.
 
-    Python's own files are replaced by those of `_pyio`, the same in Python, whose every call goes through `os`. The
-    main thread alone counts: the event files of TensorBoard are written by another, in no fixed order.
+    Python's own files are replaced by those of `_pyio`, the same in Python, whose every call goes through `os`.
     """
     root = os.path.realpath(folder)
 
@@ -42,7 +40,7 @@ def watch(folder: Path, calls: list[Call], point: Point | None = None) -> None:
         if isinstance(path, int):
             path = os.readlink(f"/proc/self/fd/{path}")
         path = os.path.realpath(os.fspath(path))
-        if threading.current_thread() is not threading.main_thread() or not path.startswith(root):
+        if not path.startswith(root):
             return False
         calls.append(Call(name, os.path.relpath(path, root)))
         return point is not None and (len(calls) == point.number or (point.full and len(calls) > point.number))
