@@ -8,6 +8,7 @@ from pathlib import Path
 
 from l2t_fast.bench.tables import Table
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import write_text
 
 _MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n)(?P<text>.*?)(<!-- /bench -->)", re.DOTALL)
 _OPENING = re.compile(r"<!-- bench:[\w-]+ -->")
@@ -38,5 +39,5 @@ def fill(path: Path, tables: Mapping[str, Sequence[Table]]) -> bool:
 
     after = _MARKED.sub(replaced, before)
     if after != before:
-        path.write_text(after, encoding="utf-8")
+        write_text(after, path)
     return after != before

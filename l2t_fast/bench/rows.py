@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,14 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
             writer.writerow(COLUMNS)
         for row in rows:
             writer.writerow(_cell(getattr(row, name)) for name in COLUMNS)
-        with path.open("a", newline="", encoding="utf-8") as file:
-            file.write(text.getvalue())
+        before = path.stat().st_size if path.exists() else None
+        try:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        except OSError:
+            if before is not None:
+                os.truncate(path, before)  # no part of a row stays
+            raise
     except OSError as error:
         raise L2TFastError(f"rows cannot be written to {path}: {error.strerror or error}") from error
 

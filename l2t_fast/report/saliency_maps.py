@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import read_arrays, write_text, write_whole
 
 FOLDER = "saliency"
 """In the folder of a comparison."""
@@ -60,7 +60,7 @@ class SaliencyMaps:
     runs: list[Looked]
 
     def write(self, folder: Path) -> None:
-        """Write ``saliency.json`` and ``saliency.npz``, the latter first.
+        """Write ``saliency.npz`` and ``saliency.json``; where the second is there, the first belongs to it.
 
         Raises:
             L2TFastError: the folder cannot be written.
@@ -71,12 +71,13 @@ class SaliencyMaps:
         for number, run in enumerate(self.runs):
             arrays |= {f"{number}/{kind}": map for kind, map in run.maps.items()}
             content["runs"].append({**asdict(run), "maps": list(run.maps)})
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / "saliency.tmp.npz"
-            np.savez_compressed(temporary, **arrays)
-            os.replace(temporary, folder / "saliency.npz")
-            (folder / "saliency.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            (folder / "saliency.json").unlink(missing_ok=True)
+            write_whole(packed.getbuffer(), folder / "saliency.npz")
+            write_text(json.dumps(content, indent=1) + "\n", folder / "saliency.json")
         except OSError as error:
             raise L2TFastError(f"{folder} could not be written: {error.strerror or error}") from error
 
@@ -91,13 +92,45 @@ class SaliencyMaps:
             return None
         try:
             content = json.loads((folder / "saliency.json").read_text(encoding="utf-8"))
-            with np.load(folder / "saliency.npz", allow_pickle=False) as arrays:
-                runs = [
-                    Looked(**{**run, "maps": {kind: arrays[f"{number}/{kind}"] for kind in run["maps"]}})
-                    for number, run in enumerate(content.pop("runs"))
-                ]
-                return cls(**content, images=arrays["images"], runs=runs)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError) as error:
+            arrays = read_arrays(folder / "saliency.npz")
+            runs = [
+                Looked(**{**run, "maps": {kind: arrays[f"{number}/{kind}"] for kind in run["maps"]}})
+                for number, run in enumerate(content.pop("runs"))
+            ]
+            maps = cls(**content, images=arrays["images"], runs=runs)
+            maps._check()
+            return maps
+        except (L2TFastError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise L2TFastError(
                 f"{folder} holds damaged saliency maps ({error}): delete it and make them again"
             ) from error
+
+    def _check(self) -> None:
+        """Raise ValueError where the parts, which come from files, do not fit together."""
+        count, classes = len(self.images), len(self.class_names)
+        shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 4 or 0 in shape or shape[3] not in (1, 3):
+            raise ValueError(f"its images are {self.images.dtype} {shape}")
+        if not isinstance(self.test_set, dict) or not _whole([self.seed], 1) or not _whole(self.indices, count):
+            raise ValueError("its images are not said to be of a test set")
+        if not isinstance(self.class_names, list) or not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("its class_names are not a list of names")
+        for name, labels in {"labels": self.labels, **{run.run: run.predicted for run in self.runs}}.items():
+            if not _whole(labels, count) or not all(0 <= label < classes for label in labels):
+                raise ValueError(f"{name}: not one of {classes} classes an image")
+        for run in self.runs:
+            known = isinstance(run.method, str) and isinstance(run.run, str) and _whole([run.seed], 1)
+            sure = isinstance(run.probability, list) and len(run.probability) == count
+            if not known or not sure or not all(isinstance(p, int | float) for p in run.probability):
+                raise ValueError(f"{run.run}: no method, seed and probabilities of {count} images")
+            for kind, found in run.maps.items():
+                if found.dtype != np.uint8 or found.ndim != 3 or len(found) != count or 0 in found.shape:
+                    raise ValueError(f"{run.run}: {kind} is {found.dtype} {found.shape}")
+
+
+def _whole(numbers: object, count: int) -> bool:
+    return (
+        isinstance(numbers, list)
+        and len(numbers) == count
+        and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    )

@@ -1,6 +1,7 @@
 """Rows: appended, never changed; read back as they were; mistakes in a file told in one sentence."""
 
 import dataclasses
+import resource
 
 import pytest
 
@@ -21,6 +22,19 @@ def test_rows_come_back(tmp_path):
     append_rows(path, rows[1:])
     assert path.read_text().startswith(before)
     assert read_rows(path) == rows
+
+
+def test_a_full_disk_leaves_no_part_of_a_row(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [fake_row()])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(L2TFastError, match="rows cannot be written to .*: File too large"):
+            append_rows(path, [fake_row(), fake_row()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_rows(path) == [fake_row()]
 
 
 def test_a_file_with_other_columns_is_left_alone(tmp_path):

@@ -20,6 +20,10 @@ from tests.ops.problems import laid_out
 #: in whatever order it sums, needs a small multiple of one.
 ROUNDINGS = 64
 
+#: The same per pixel of a source's longest side: where a pixel of the target lies in the source is a number as large as
+#: that, and rounded as such, here and in the oracle.
+ROUNDINGS_A_PIXEL = 4
+
 
 class Wrong(AssertionError):
     """A backend's answer is not what the oracle says."""
@@ -195,7 +199,8 @@ def _check_backend(
     sums = torch.float64 if tensors.sources[case.pairs[0].source].dtype == torch.float64 else torch.float32
     if found.loss.shape != () or found.loss.dtype != sums:
         raise Wrong(f"the loss is {found.loss.dtype} of shape {tuple(found.loss.shape)}, not a scalar of {sums}")
-    _compare(found, exact, magnitude, tensors, sums)
+    precision = _precision(case, sums)
+    _compare(found, exact, magnitude, tensors, precision)
 
     # A first-order backward pass goes another way: without a graph, and by another number than 1.
     moving = tensors.with_inputs([t.detach().requires_grad_(w) for t, w in zip(tensors.inputs, wanted, strict=True)])
@@ -206,7 +211,7 @@ def _check_backend(
     factor = case.scaled_by
     scaled = replace(exact, gradients=[g if g is None else g * factor for g in exact.gradients])
     allowed = replace(magnitude, gradients=[g if g is None else g * abs(factor) for g in magnitude.gradients])
-    _compare(first, scaled, allowed, tensors, sums)
+    _compare(first, scaled, allowed, tensors, precision)
     if not torch.equal(first.loss, found.loss):
         raise Wrong(f"two calls gave two losses, {first.loss.item()!r} and {found.loss.item()!r}")
     for before, after in zip([*kept.sources, *kept.inputs], [*tensors.sources, *tensors.inputs], strict=True):
@@ -214,14 +219,19 @@ def _check_backend(
             raise Wrong(f"an input of shape {tuple(before.shape)} was written to")
 
 
-def _compare(found: Answer, exact: Answer, magnitude: Answer, tensors: Tensors, sums: torch.dtype) -> None:
-    precision = torch.finfo(sums).eps
+def _precision(case: Case, sums: torch.dtype) -> float:
+    """The error allowed for a number that is a sum of magnitudes of one."""
+    longest = max(max(case.sources[pair.source].height, case.sources[pair.source].width) for pair in case.pairs)
+    return max(ROUNDINGS, ROUNDINGS_A_PIXEL * longest) * torch.finfo(sums).eps
+
+
+def _compare(found: Answer, exact: Answer, magnitude: Answer, tensors: Tensors, precision: float) -> None:
     exact_parts, sizes = exact.parts(), magnitude.parts()
     for name, value in found.parts().items():
         right, own = exact_parts[name], torch.finfo(value.dtype)
         if value.shape != right.shape:
             raise Wrong(f"the {name} has shape {tuple(value.shape)}, not {tuple(right.shape)}")
-        allowed = ROUNDINGS * precision * sizes[name] + own.eps * right.abs() + own.smallest_normal
+        allowed = precision * sizes[name] + own.eps * right.abs() + own.smallest_normal
         error = (value.cpu().double() - right).abs()
         # What float16 cannot hold may come back as infinity.
         error = torch.where((right.abs() > own.max) & value.cpu().isinf(), 0.0, error)

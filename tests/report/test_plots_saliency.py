@@ -1,3 +1,6 @@
+import errno
+import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -67,6 +70,56 @@ def test_damaged_maps_do_not_keep_a_page_from_being_made(tmp_path):
         (comparison / FOLDER / "saliency.json").write_text(content)
         with pytest.raises(L2TFastError, match="damaged saliency maps"):
             SaliencyMaps.read(comparison / FOLDER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": [0, 2]},
+        {"labels": [0]},
+        {"labels": "ab"},
+        {"indices": [0.5, 1]},
+        {"class_names": [1, 2]},
+        {"class_names": "cats"},
+        {"seed": None},
+        {"test_set": []},
+        {"runs": 3},
+    ],
+)
+def test_maps_whose_parts_do_not_fit_are_damaged(tmp_path, change):
+    maps_of(["saliency"]).write(tmp_path)
+    content = json.loads((tmp_path / "saliency.json").read_text())
+    (tmp_path / "saliency.json").write_text(json.dumps(content | change))
+    with pytest.raises(L2TFastError, match="damaged saliency maps"):
+        SaliencyMaps.read(tmp_path)
+
+
+def test_answers_and_maps_that_do_not_fit_are_damaged(tmp_path):
+    maps = maps_of(["saliency"])
+    (run,) = maps.runs
+    for wrong in (
+        replace(run, predicted=[0, -1]),
+        replace(run, probability=["1", "2"]),
+        replace(run, maps={"saliency": np.zeros((1, 2, 2), np.uint8)}),
+        replace(run, maps={"saliency": np.zeros((2, 2, 2))}),
+    ):
+        replace(maps, runs=[wrong]).write(tmp_path)
+        with pytest.raises(L2TFastError, match="damaged saliency maps"):
+            SaliencyMaps.read(tmp_path)
+
+
+def test_a_full_disk_leaves_no_halves(tmp_path, monkeypatch):
+    """Neither array file nor table may belong to other maps."""
+    maps_of(["saliency"]).write(tmp_path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(L2TFastError, match="could not be written: No space left on device"):
+            maps_of(["saliency", "Grad-CAM"]).write(tmp_path)
+    assert SaliencyMaps.read(tmp_path) is None and not list(tmp_path.glob("*.tmp*"))
 
 
 def test_runs_of_one_method_are_told_apart_by_their_seeds(tmp_path):
