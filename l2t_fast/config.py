@@ -18,6 +18,7 @@ import yaml
 from l2t_fast.bilevel import METHODS as HYPERGRADIENTS
 from l2t_fast.data import DataConfig
 from l2t_fast.data.config import check_mean_and_std
+from l2t_fast.distributed.source_plan import PLANS
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import write_text
 from l2t_fast.ops import BACKENDS
@@ -149,6 +150,11 @@ class TransferOptions:
         cuda_graph: on one GPU, capture the whole step, look-ahead and hypergradient included, into two CUDA graphs that
             two calls launch; a smaller last batch of an epoch runs without. It needs the step's memory a second time
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
+        source_plan: where several ranks run several sources: images (each rank all, on its own images) | maps (each
+            some, on all images) | pairs (each some, with what is learned about their pairs) | auto (what sends the
+            least bytes and fits the memory; log.txt says why)
+        source_memory: GiB that sources, their maps and the target's maps of other ranks may take on a rank; null is
+            half of what is free on a GPU, and no limit on a CPU
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -178,6 +184,8 @@ class TransferOptions:
     compile: bool = False
     cuda_graph: bool = False
     backend: str = "auto"
+    source_plan: str = "auto"
+    source_memory: float | None = None
 
     def check(self) -> None:
         """Raise L2TFastError for the first value that is out of range, naming its key and what would be right."""
@@ -204,7 +212,14 @@ class TransferOptions:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
             raise L2TFastError("nesterov needs a momentum above 0")
-        choices = (("hypergradient", HYPERGRADIENTS), ("precision", PRECISIONS), ("backend", BACKENDS))
+        if self.source_memory is not None and not 0 < self.source_memory < float("inf"):
+            raise L2TFastError(f"source_memory is {self.source_memory}, it must be a number of GiB above 0, or null")
+        choices = (
+            ("hypergradient", HYPERGRADIENTS),
+            ("precision", PRECISIONS),
+            ("backend", BACKENDS),
+            ("source_plan", ("auto", *PLANS)),
+        )
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
@@ -212,6 +227,10 @@ class TransferOptions:
     def named_sources(self) -> dict[str, SourceConfig]:
         """The sources by name; a single one is called ""."""
         return {"": self.source} if self.sources is None else self.sources
+
+    def may_share_sources(self) -> bool:
+        """Whether several ranks have a choice where the sources run: there are several, or it says to divide them."""
+        return len(self.named_sources()) > 1 or self.source_plan in ("maps", "pairs")
 
     def _check_sources(self) -> None:
         for name, source in self.named_sources().items():

@@ -104,15 +104,19 @@ class Group:
         )
         return incoming
 
-    def to_leader(self, data: bytes) -> list[bytes]:
-        """What every rank has, in the ranks' order, on the rank that leads; nothing on the others."""
+    def collect(self, data: bytes, *, everyone: bool = False) -> list[bytes]:
+        """What every rank has, in the ranks' order: on the rank that leads, or on ``everyone``; else nothing."""
         if self.size == 1:
             return [data]
         sizes = self.each(len(data))
-        outgoing = self._placed(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        sent = [len(data)] + [0] * (self.size - 1)
-        incoming = self.exchange(outgoing, sent, sizes if self.leads else [0] * self.size)
-        return [piece.numpy().tobytes() for piece in incoming.cpu().split(sizes)] if self.leads else []
+        receivers = [everyone or rank == 0 for rank in range(self.size)]
+        own = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        outgoing = self._placed(own).repeat(sum(receivers))
+        receives = receivers[self.rank]
+        incoming = self.exchange(
+            outgoing, [len(data) * takes for takes in receivers], [size * receives for size in sizes]
+        )
+        return [piece.numpy().tobytes() for piece in incoming.cpu().split(sizes)] if receives else []
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -213,6 +217,14 @@ class Part:
     def matched(self) -> int:
         """How many images this rank's loss terms are over: its own, or all ranks' where it has pairs of its own."""
         return self.images if self.sizes is None else sum(self.sizes)
+
+    @property
+    def own_rows(self) -> slice:
+        """Where this rank's images are among :attr:`matched`."""
+        if self.sizes is None:
+            return slice(None)
+        start = sum(self.sizes[: self.group.rank])
+        return slice(start, start + self.images)
 
     @property
     def matched_share(self) -> float:

@@ -19,8 +19,11 @@ def name_non_finite(
     cross_entropy: Tensor,
     terms: Mapping[str, Tensor],
     method: Method,
-) -> str:
-    """A clause that names the first part that is not finite, in the order in which a step computes them."""
+) -> str | None:
+    """A clause that names the first part that is not finite, in the order in which a step computes them.
+
+    None if this rank has pairs of its own and it is another rank's images that spoil their loss.
+    """
     if not _finite(batch.x):
         return "the images are not finite"
     if source is not None and batch.source is not None:
@@ -37,6 +40,8 @@ def name_non_finite(
     part = method.non_finite_part(batch, features)
     if part is not None:
         return f"{part} is not finite"
+    if batch.part.sizes is not None:
+        return None
     for name, term in terms.items():
         if not _finite(term):
             return f"the {name} is not finite"
@@ -96,7 +101,7 @@ def first_non_finite_parameter(modules: Mapping[str, nn.Module]) -> str | None:
         (f"{owner} {name}", tensor)
         for owner, module in modules.items()
         for name, tensor in module.state_dict().items()
-        if tensor.is_floating_point()
+        if tensor.is_floating_point() and not tensor.is_meta
     ]
     if not named:
         return None

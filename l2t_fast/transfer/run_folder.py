@@ -86,7 +86,8 @@ class RunFolder:
 
     def check_same(self, config: TransferOptions) -> None:
         """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
-        check_same_config(self.config, config, may_change=("out", "device", "threads", "data.workers", "data.cache"))
+        elsewhere = ("out", "device", "threads", "data.workers", "data.cache", "source_plan", "source_memory")
+        check_same_config(self.config, config, may_change=elsewhere)
 
     def log(self, text: str) -> None:
         """Add a line, with the time in UTC, to log.txt."""

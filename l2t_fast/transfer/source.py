@@ -108,6 +108,18 @@ class FrozenSources(nn.Module):
         self.num_classes = [source.num_classes for source in sources.values()]
         self._streams: list[torch.cuda.Stream] = []
 
+    def some(self, chosen: Sequence[int]) -> "FrozenSources":
+        """Some of the sources, the same networks, whose maps keep their names; none is possible."""
+        some = FrozenSources({self.names[i]: self.parts[i] for i in chosen})
+        starts = [sum(self.maps_per_source[:i]) for i in chosen]
+        counts = [self.maps_per_source[i] for i in chosen]
+        some.feature_names = [
+            name
+            for start, count in zip(starts, counts, strict=True)
+            for name in self.feature_names[start : start + count]
+        ]
+        return some
+
     @property
     def networks(self) -> list[nn.Module]:
         """The networks, without what prepares their input."""
@@ -159,13 +171,18 @@ def load_sources(sources: Mapping[str, SourceConfig], data: DataBundle) -> Froze
         L2TFastError: a checkpoint is not named, not there or of another network; a package or published weights are
             missing; the images do not suit a source.
     """
-    loaded = {name: _load(name, config, data) for name, config in sources.items()}
-    if any(config.unit_rms for config in sources.values()):
-        x = _some_images(data, SCALE_IMAGES)
-        for name, config in sources.items():
-            if config.unit_rms:
-                loaded[name].to_unit_rms(x)
+    loaded = {name: load_source(name, config, data) for name, config in sources.items()}
+    scale(loaded, sources, data)
     return FrozenSources(loaded)
+
+
+def scale(loaded: Mapping[str, FrozenSource], sources: Mapping[str, SourceConfig], data: DataBundle) -> None:
+    """Let those of the sources that are configured so divide their maps by their root mean square."""
+    wanted = [source for name, source in loaded.items() if sources[name].unit_rms]
+    if wanted:
+        x = _some_images(data, SCALE_IMAGES)
+        for source in wanted:
+            source.to_unit_rms(x)
 
 
 def _some_images(data: DataBundle, count: int) -> Tensor:
@@ -178,7 +195,8 @@ def _some_images(data: DataBundle, count: int) -> Tensor:
     return found[0].cpu()
 
 
-def _load(name: str, config: SourceConfig, data: DataBundle) -> FrozenSource:
+def load_source(name: str, config: SourceConfig, data: DataBundle) -> FrozenSource:
+    """One source with its weights, without the scales of `unit_rms`; errors as of `load_sources`."""
     key = config_key(name)
     checkpoint = _checkpoint(key, config)
     num_classes = config.num_classes if config.num_classes is not None else checkpoint.num_classes

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from l2t_fast.config import TrainConfig
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed.batch_norm import synchronize_batch_norm
-from l2t_fast.distributed.group import ALONE, Group, PeerError
-from l2t_fast.distributed.source_plan import Load, choose
+from l2t_fast.distributed.group import ALONE, Group, Part, PeerError, cut
+from l2t_fast.distributed.source_plan import Load, Plan, bytes_of, output_bytes
 from l2t_fast.errors import L2TFastError
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
@@ -30,8 +30,11 @@ from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import random_state, rank_seed, restore_random_state, seed_everything
 from l2t_fast.transfer.run_folder import RunFolder
-from l2t_fast.transfer.source import SourceOutput, config_key, load_sources
+from l2t_fast.transfer.source import FrozenSources, SourceOutput, config_key, load_sources
+from l2t_fast.transfer.source_placing import UnplacedSources, plan_sources
+from l2t_fast.transfer.source_sharing import SourceSharing
 from l2t_fast.transfer.step_graph import CudaRecorder, StepGraph, check_cuda_graph, set_lr, sgd_options
+from l2t_fast.transfer.whole_state import WholeState
 
 #: What a state may hold in another form than the trainer's own: momenta come with the first step, a Gaussian may be
 #: waiting or not, and GPUs have a generator each.
@@ -85,19 +88,32 @@ class Trainer:
             in_channels=self.data.in_channels,
             layers=config.target.layers,
         ).to(self.device)
-        self.source = None
+        self.source: FrozenSources | None = None
+        unplaced: UnplacedSources | None = None
         self.pairs: list[tuple[int, int]] = []
         self.pair_layers: list[tuple[str, str]] = []
         if method_class.needs_source:
-            self.source = load_sources(config.named_sources(), self.data).to(self.device)
+            if group.size > 1 and method_class.runs_source and config.may_share_sources():
+                unplaced = UnplacedSources(config, self.data, self._check_source_image_size)
+                self.source = unplaced.sources
+            else:
+                self.source = load_sources(config.named_sources(), self.data).to(self.device)
+                for name, part in zip(config.named_sources(), self.source.parts, strict=True):
+                    self._check_source_image_size(name, part)
             if method_class.default_pairs is not None:
                 names = self.source.feature_names, list(self.target.feature_names)
                 wanted = method_class.default_pairs if config.pairs is None else config.pairs
                 self.pairs = resolve_pairs(wanted, *names, self.source.maps_per_source)
                 self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
-        self._check_image_size()
+        self._check_image_size(self.config.target.model, self.target, self.data.image_size, "data.image_size")
         self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes, group))
         self.method.to(self.device)
+        self._sharing: SourceSharing | None = None
+        self._whole_state: WholeState | None = None
+        self.plan: Plan | None = None  # where the sources run, if there was a choice
+        self._plan_reason = "images: there is one source"
+        if unplaced is not None:
+            self._place_sources(unplaced)
         for trained in (self.target, self.method):
             synchronize_batch_norm(trained, group)
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -117,6 +133,8 @@ class Trainer:
             **sgd_options(config, self.device),
         )
         self._graph = StepGraph(self, CudaRecorder(self.device)) if config.cuda_graph else None
+        if self._whole_state is not None:
+            self._whole_state.note(self._optimizers())
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.epoch = 0
         self.step = 0
@@ -144,7 +162,7 @@ class Trainer:
             scales = ", ".join(f"{name} by {scale:.4g}" for name, scale in self.source.scales.items())
             self._log(f"unit_rms divides the source's maps: {scales}")
         if self.group.leads and self.group.size > 1 and self._run_source is not None:
-            self._log(f"where the sources run: {self._source_plan()}")
+            self._log(f"where the sources run: {self._plan_reason}")
         events = EventFile(self.folder.tensorboard, self.epoch + 1) if self.group.leads else None
         self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.epoch)
         try:
@@ -176,7 +194,8 @@ class Trainer:
         Args:
             x: images (B, channels, H, W), float32.
             y: labels (B,), int64.
-            joined: number of images that all ranks together have in this batch; None lets them count.
+            joined: number of images that all ranks together have in this batch, in parts whose sizes differ by one at
+                most; None lets them count.
 
         Returns:
             cross-entropy, sum of the method's terms, and number of correct predictions: scalars on the device, without
@@ -205,15 +224,14 @@ class Trainer:
         Returns:
             What `update` takes, and (cross-entropy, loss, number of correct predictions), float32 (3,) on the device.
         """
-        part = self.group.part(len(y), joined)
+        part, sizes = self._part(len(y), joined)
         with self._autocast():
-            batch = Batch(x, y, None if self._run_source is None else self._run_source(x), part)
+            batch = Batch(x, y, self._source_output(x, part, sizes, self.config.accumulation), part)
         self.optimizer.zero_grad(set_to_none=True)
         found = [self._backward(piece, check) for piece in batch.pieces(self.config.accumulation)]
         numbers = torch.stack([numbers for numbers, _ in found]).sum(0)
         if self.group.size > 1 and not math.isfinite(self._join_gradients(numbers[1]).item()):
-            own = next((problem for _, problem in found if problem is not None), None)
-            raise own or PeerError("the loss of another rank is not finite")
+            raise self._blame(next((problem for _, problem in found if problem is not None), None), x)
         return batch, numbers
 
     def update(self, batch: Batch) -> None:
@@ -254,9 +272,11 @@ class Trainer:
         problem = None
         # One read of a number, which a GPU waits for: it keeps NaN out of the weights.
         if check and not math.isfinite(loss.item()):
-            of = batch, self.source, self.target, logits, features, cross_entropy, terms, self.method
+            source = self.source if self._sharing is None or not self._sharing.own_pairs else self._sharing.own
+            of = batch, source, self.target, logits, features, cross_entropy, terms, self.method
             where = f"in epoch {self.epoch + 1}, step {self.step + 1}"
-            problem = L2TFastError(f"{where}, {name_non_finite(*of)}: {self._advice()}")
+            part = name_non_finite(*of)
+            problem = L2TFastError(f"{where}, {part}: {self._advice()}") if part is not None else None
             if self.group.size == 1:
                 raise problem
         self._scaler.scale(loss).backward()
@@ -268,19 +288,54 @@ class Trainer:
         dtype = getattr(torch, self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
+    def _part(self, images: int, joined: int | None) -> tuple[Part, list[int]]:
+        """This rank's part of a batch, see `train_batch`; if sources are shared out, how many images each rank has."""
+        if self._sharing is None:
+            return self.group.part(images, joined), []
+        sizes = self.group.each(images) if joined is None else cut(joined, self.group.size)
+        return Part(self.group, images, sum(sizes), tuple(sizes) if self._sharing.own_pairs else None), sizes
+
+    def _source_output(self, x: Tensor, part: Part, sizes: list[int], accumulation: int) -> SourceOutput | None:
+        """What the sources make of a batch, None if the method does not have them run."""
+        if self._run_source is None:
+            return None
+        return self._run_source(x) if self._sharing is None else self._sharing.run(x, part, sizes, accumulation)
+
+    def _blame(self, own: L2TFastError | None, x: Tensor) -> L2TFastError:
+        """What this rank raises if the joined loss is not finite: the rank that is nearest to the cause says so."""
+        distance = 2 if own is None else int(bool(torch.isfinite(x).all()))
+        nearest = min(self.group.each(distance))
+        if own is not None and distance == nearest:
+            return own
+        if nearest == 2 and self.group.leads:  # what no rank sees in its own images and parameters
+            where = f"in epoch {self.epoch + 1}, step {self.step + 1}"
+            return L2TFastError(f"{where}, the sum of the ranks' losses is not finite: {self._advice()}")
+        return PeerError("the loss of another rank is not finite")
+
     def _join_gradients(self, loss: Tensor) -> Tensor:
         """Sum the gradients and the loss over the ranks, in one reduction; returns the joined loss."""
         joined_loss = loss.detach().clone()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.group.sum_([*(p.grad for p in parameters if p.grad is not None), joined_loss])
+        if self._whole_state is None:
+            self.group.sum_([*(p.grad for p in parameters if p.grad is not None), joined_loss])
+            return joined_loss
+        # Projections have one rank each. Where the gradient of one overflows in float16, all ranks must leave the step
+        # out: 0 times it, which is NaN then, goes into a gradient that all share.
+        shared = [p.grad for p in self.target.parameters() if p.grad is not None]
+        if self._scaler.is_enabled():
+            own = [p.grad for p in self.method.trained_parameters() if p.grad is not None]
+            shared[0].add_(sum(((g * 0).sum() for g in own), start=torch.zeros_like(joined_loss)))
+        self.group.sum_([*shared, joined_loss])
         return joined_loss
 
     def _check_agreement(self) -> None:
-        """Raise L2TFastError if the ranks do not hold the same networks, bit for bit."""
+        """Raise L2TFastError if the ranks do not hold the same, bit for bit, of the networks that all of them hold."""
         modules = {"target": self.target, "method": self.method}
+        if self._whole_state is not None:
+            del modules["method"]
+        if self.source is not None and self._sharing is None:
+            modules["source"] = self.source
         state = {f"{owner} {name}": t for owner, module in modules.items() for name, t in module.state_dict().items()}
-        if self.source is not None:
-            state |= {f"source {name}": t for name, t in self.source.state_dict().items()}
         name = self.group.disagreement(state)
         if name is not None:
             raise L2TFastError(
@@ -288,22 +343,44 @@ class Trainer:
                 "folder and the same files, and run the same versions"
             )
 
-    def _source_plan(self) -> str:
-        """Which plan of `l2t_fast.distributed.source_plan` moves the least, and why."""
-        size = self.data.image_size
-        image = torch.zeros(1, self.data.in_channels, size, size, device=self.device)
-        meta = getattr(self.method, "meta", nn.Module())
-        load = Load.of(
-            self.source.parts,
-            self.target,
-            self.method.trained_parameters(),
-            meta.parameters(),
-            image,
-            self.config.data.batch_size,
-            self.config.lookahead_steps,
+    def _place_sources(self, unplaced: UnplacedSources) -> None:
+        """Plan where the sources run, load those of this rank, and divide the pairs if that is the plan."""
+        config, source = self.config, unplaced.sources
+        image = torch.zeros(1, self.data.in_channels, self.data.image_size, self.data.image_size, device=self.device)
+        meta = getattr(self.method, "meta", None)
+        owner_of_map = [i for i, maps in enumerate(source.maps_per_source) for _ in range(maps)]
+        with_pairs = [owner_of_map[m] for m, _ in self.pairs]
+        load = Load(
+            source_weights=unplaced.weights,
+            source_maps=unplaced.maps,
+            target_maps=output_bytes(self.target, image, logits=False),
+            image=bytes_of([image]),
+            projections=bytes_of(self.method.trained_parameters()),
+            phi=bytes_of(meta.parameters()) if meta is not None else 0,
+            batch=config.data.batch_size,
+            steps=config.lookahead_steps if meta is not None else 0,
+            keep_graphs=config.keep_graphs,
+            source_pairs=[with_pairs.count(i) for i in range(len(unplaced.weights))],
         )
-        best, reason = choose(load, self.group.size)
-        return reason if best.name == "images" else f"{reason}; images is what runs, the other plans are only counted"
+        self.plan, self._plan_reason = plan_sources(load, config, type(self.method), self.group, self.device)
+        if self.plan.name == "images":
+            unplaced.load(None, self.group)
+            source.to(self.device)
+            return
+        owners = load.owners(self.group.size, self.plan.name)
+        unplaced.load(owners, self.group)
+        self._sharing = SourceSharing(source, owners, self.group, own_pairs=self.plan.name == "pairs")
+        self._sharing.own.to(self.device)
+        if self._sharing.own_pairs:
+            whole = {"optimizer": [*self.target.parameters(), *self.method.trained_parameters()]}
+            for name, optimizer in self.method.optimizers().items():
+                whole[name] = [p for group in optimizer.param_groups for p in group["params"]]
+            self._whole_state = WholeState(self.group, whole, list(self.target.parameters()))
+            self.method.keep_pairs(self._sharing.pairs(self.pairs))
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The target's, called "optimizer", and the method's own."""
+        return {"optimizer": self.optimizer, **self.method.optimizers()}
 
     def _log(self, text: str) -> None:
         if self.group.leads:
@@ -333,29 +410,29 @@ class Trainer:
         loss, accuracy, _ = (total / total[2]).tolist()
         return loss, accuracy
 
+    def _check_source_image_size(self, name: str, source: nn.Module) -> None:
+        """As `_check_image_size`, for the source called `name`."""
+        config = self.config.named_sources()[name]
+        side = config.image_size or self.data.image_size
+        self._check_image_size(config.model, source, side, f"{config_key(name)}.image_size")
+
     @torch.no_grad()
-    def _check_image_size(self) -> None:
+    def _check_image_size(self, name: str, network: nn.Module, side: int, key: str) -> None:
         """Raise L2TFastError if the images are too small for a network: its pooling leaves no pixel."""
-        size = self.data.image_size
-        x = torch.zeros(1, self.data.in_channels, size, size, device=self.device)
+        device = next(network.parameters()).device
+        x = torch.zeros(1, self.data.in_channels, self.data.image_size, self.data.image_size, device=device)
         # In eval mode, a pass changes neither BatchNorm's statistics nor the random generators.
-        self.target.eval()
-        takers = [(self.config.target.model, self.target, size, "data.image_size")]
-        if self.source is not None:
-            for (name, source), part in zip(self.config.named_sources().items(), self.source.parts, strict=True):
-                takers.append((source.model, part, source.image_size or size, f"{config_key(name)}.image_size"))
-        for name, network, side, key in takers:
-            try:
-                network(x)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ValueError, AssertionError) as error:
-                reason = str(error).splitlines()[0]
-                raise L2TFastError(
-                    f"{name} cannot take images of {side}x{side} pixels ({reason}), choose another {key} or another "
-                    "network"
-                ) from error
-        self.target.train()
+        was_training = network.training
+        try:
+            network.eval()(x)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise L2TFastError(
+                f"{name} cannot take images of {side}x{side} pixels ({reason}), choose another {key} or another network"
+            ) from error
+        network.train(was_training)
 
     def _run_epoch(self, events: EventFile | None, check_interrupt: Callable[[], None]) -> None:
         began = time.perf_counter()
@@ -406,17 +483,22 @@ class Trainer:
             self.best = {name: row[name] for name in self.best}
         if events is not None:
             self._record(row, pair_weights, events)
-            self._save(improves)
+        self._save(improves)
         self.progress.epoch(row, self.config.epochs, self.best)
 
     def _save(self, improves: bool) -> None:
+        """Write the checkpoints, on the rank that leads; every rank comes."""
+        state = self._state()
+        if not self.group.leads:
+            return
         # The state comes first: a run that is killed before best.pt follows finds the best networks in last.pt.
-        save_checkpoint(self._state(), self.folder.last)
+        save_checkpoint(state, self.folder.last)
         if improves:
-            self._save_best()
+            self._save_best(state)
 
-    def _save_best(self) -> None:
-        save_checkpoint({**self._networks(), **self.best, **self._task()}, self.folder.best)
+    def _save_best(self, state: dict[str, Any]) -> None:
+        networks = {name: state[name] for name in ("model", "method")}
+        save_checkpoint({**networks, **self.best, **self._task()}, self.folder.best)
 
     def _improves(self, row: dict[str, Any]) -> bool:
         """Higher validation accuracy; at the same accuracy, which is common on few images, lower validation loss."""
@@ -442,7 +524,7 @@ class Trainer:
         self.group.wait()  # until the last checkpoint is written
         best = load_checkpoint(self.folder.best)
         self.target.load_state_dict(best["model"])
-        self.method.load_state_dict(best["method"])
+        self._load_method(best["method"])
         _, test_accuracy = self.evaluate(self.data.test)
         self._write_channel_weights()
         result = {
@@ -468,7 +550,10 @@ class Trainer:
         sums: list[Tensor] | None = None
         count = 0
         for x, _ in self.data.validation:
-            weights = self.method.channel_weights(self.source(self._placed(x)))
+            x = self._placed(x)
+            part, sizes = self._part(len(x), len(x) if self._sharing is None else None)
+            output = self._source_output(x, part, sizes, 1)
+            weights = None if output is None else self.method.channel_weights(output)
             if weights is None:
                 return
             batch = [w.double().sum(0) for w in weights]
@@ -476,6 +561,10 @@ class Trainer:
             count += len(x)
         if sums is None:
             return
+        if self._sharing is not None and self._sharing.own_pairs:
+            own = dict(zip(self._sharing.pairs(self.pairs).chosen, sums, strict=True))
+            widths = [self.source.feature_channels[m] for m, _ in self.pairs]
+            sums = [own.get(p, torch.zeros(c, dtype=torch.float64, device=self.device)) for p, c in enumerate(widths)]
         self.group.sum_(sums)
         count = self.group.total(count)
         if self.group.leads:
@@ -485,19 +574,32 @@ class Trainer:
             }
             self.folder.write_channel_weights(means)
 
-    def _networks(self) -> dict[str, Any]:
-        return {"model": self.target.state_dict(), "method": self.method.state_dict()}
-
     def _task(self) -> dict[str, Any]:
         """What a reader of the weights must know to use the network, as a source for example."""
         return {"num_classes": self.data.num_classes, "normalization": [list(self.data.mean), list(self.data.std)]}
 
     def _state(self) -> dict[str, Any]:
-        """All that the next epoch depends on."""
+        """All that the next epoch depends on, as a process alone would have it.
+
+        Where ranks have pairs of their own it is a collective operation, and whole on the rank that leads.
+        """
+        state = self._own_state()
+        if self._whole_state is not None:
+            self._whole_state.complete(state["method"], {"optimizer": state["optimizer"], **state["method_optimizers"]})
+        return state
+
+    def _own_state(self) -> dict[str, Any]:
+        """What this rank has of `_state`; its form is that of the whole."""
+        whole = self._whole_state
+        optimizers = {
+            name: item.state_dict() if whole is None else whole.optimizer(name, item)
+            for name, item in self._optimizers().items()
+        }
         return {
-            **self._networks(),
-            "optimizer": self.optimizer.state_dict(),
-            "method_optimizers": {name: item.state_dict() for name, item in self.method.optimizers().items()},
+            "model": self.target.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": optimizers.pop("optimizer"),
+            "method_optimizers": optimizers,
             "scaler": self._scaler.state_dict(),
             "random": random_state(),
             "epoch": self.epoch,
@@ -506,19 +608,28 @@ class Trainer:
             "seconds": self.seconds,
         }
 
+    def _load_method(self, saved: dict[str, Tensor]) -> None:
+        """Take the method's state from a checkpoint; of other ranks' pairs there is no memory to take it."""
+        own = self.method.state_dict()
+        self.method.load_state_dict({k: own[k] if k in own and own[k].is_meta else v for k, v in saved.items()})
+
+    def _load_optimizer(self, name: str, saved: Any) -> None:
+        own = saved if self._whole_state is None else self._whole_state.own(name, saved)
+        load_optimizer(self._optimizers()[name], own, name)
+
     def _restore(self, state: dict[str, Any]) -> None:
         """Continue from `_state`; `folder.open` has made sure that the configuration is the same."""
         try:
-            problem = misfit(state, self._state(), skip=_FREE_FORM)
+            problem = misfit(state, self._own_state(), skip=_FREE_FORM)
             if problem is None and not 0 < state["epoch"] <= self.config.epochs:
                 problem = f"it is of epoch {state['epoch']}, and the run has {self.config.epochs}"
             if problem is not None:
                 raise ValueError(problem)
             self.target.load_state_dict(state["model"])
-            self.method.load_state_dict(state["method"])
-            load_optimizer(self.optimizer, state["optimizer"], "optimizer")
-            for name, optimizer in self.method.optimizers().items():
-                load_optimizer(optimizer, state["method_optimizers"][name], name)
+            self._load_method(state["method"])
+            self._load_optimizer("optimizer", state["optimizer"])
+            for name in self.method.optimizers():
+                self._load_optimizer(name, state["method_optimizers"][name])
             self._scaler.load_state_dict(state["scaler"])
             restore_random_state(state["random"])
             self.epoch, self.step = state["epoch"], state["step"]
@@ -531,10 +642,10 @@ class Trainer:
         if spoiled is not None:
             raise L2TFastError(f"{self.folder.last} holds NaN or infinite values in {spoiled}")
         if self.group.leads:
-            self._restore_best()
+            self._restore_best(state)
             self.folder.forget_after(self.epoch)
 
-    def _restore_best(self) -> None:
+    def _restore_best(self, state: dict[str, Any]) -> None:
         """Write best.pt again if the run was killed between last.pt and it."""
         if self.folder.best.exists() and load_checkpoint(self.folder.best).get("epoch") == self.best["epoch"]:
             return
@@ -543,7 +654,7 @@ class Trainer:
                 f"{self.folder.best} is missing or not of epoch {self.best['epoch']}, which was the best: put it "
                 "back, or start the run anew with another --out"
             )
-        self._save_best()
+        self._save_best(state)
 
     def _kept(self) -> str:
         if not self.epoch:

@@ -82,7 +82,8 @@ def layouts_of_a_rank(group: Group) -> dict:
     return {
         "channels_last": gathered.is_contiguous(memory_format=torch.channels_last),
         "sum": sum_scatter(many, group, (1, 1))[0],
-        "bytes": [list(piece) for piece in group.to_leader(b"x" * (group.rank + 3))],
+        "bytes": [list(piece) for piece in group.collect(b"x" * (group.rank + 3))],
+        "all bytes": [list(piece) for piece in group.collect(b"x" * group.rank, everyone=True)],
         "each": group.each(10 + group.rank),
         "part": list(group.part(group.rank + 1, own_pairs=True).sizes),
     }
@@ -93,6 +94,7 @@ def test_layouts_half_precision_and_bytes(tmp_path):
     for rank, result in enumerate(found):
         assert result["channels_last"] and result["sum"].item() == 2 * (1 + 2**-7)
         assert result["bytes"] == ([[120] * 3, [120] * 4] if rank == 0 else [])
+        assert result["all bytes"] == [[], [120]]
         assert result["each"] == [10, 11] and result["part"] == [1, 2]
 
 

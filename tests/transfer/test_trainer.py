@@ -283,7 +283,7 @@ def test_killed_between_the_state_and_the_best_model_the_best_is_written_again(m
     """And nothing is trained again for it, which on another number of ranks might give other bits."""
     config = make_config(method="fm", epochs=1)
 
-    def killed(trainer):
+    def killed(trainer, *_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_save_best", killed)

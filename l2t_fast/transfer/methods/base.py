@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from l2t_fast.config import TransferOptions
 from l2t_fast.distributed.group import ALONE, WHOLE, Group, Part, pieces
 from l2t_fast.transfer.source import FrozenSources, SourceOutput
+from l2t_fast.transfer.source_sharing import OwnPairs
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Batch:
     Attributes:
         x: images (B, channels, H, W), float32, normalised
         y: labels (B,), int64
-        source: the frozen networks' outputs for x, or None if the method does not have the sources run
+        source: the frozen networks' outputs for x, or None if the method does not have the sources run; where each rank
+            has pairs of its own, those of this rank's networks for the images of all ranks
         part: which part of the joined batch they are, where several ranks train together
     """
 
@@ -72,15 +74,26 @@ class Method(nn.Module):
         needs_source: whether there must be a pretrained source
         runs_source: whether it runs for each batch
         default_pairs: matching scheme when the user names none; None if the method matches no feature maps
+        shares_pairs: whether each of several ranks can have pairs of its own, see `keep_pairs`
     """
 
     name: ClassVar[str]
     needs_source: ClassVar[bool] = True
     runs_source: ClassVar[bool] = True
     default_pairs: ClassVar[str | None] = "one-to-one"
+    shares_pairs: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
+
+    def keep_pairs(self, own: OwnPairs) -> None:
+        """From now on this rank has only some of the pairs, or none; called once, before anything is trained.
+
+        Loss terms are then over the pairs and the images in ``batch.source``, with ``batch.part.gathered(features)``,
+        and `trained_parameters` and `optimizers` have no others. Names in `state_dict` stay, and what belongs to other
+        ranks' pairs goes to the "meta" device. Only for methods that have ``shares_pairs``.
+        """
+        raise NotImplementedError(f"the pairs of {self.name} cannot be shared out over ranks")
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Own parameters that the target's SGD trains together with the target."""

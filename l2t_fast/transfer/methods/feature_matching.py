@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast import FeatureMatching, feature_matching_loss
+from l2t_fast.distributed.no_pairs import NoPairs
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
 from l2t_fast.transfer.source import SourceOutput
+from l2t_fast.transfer.source_sharing import OwnPairs
 
 
 class FeatureMatchingMethod(Method):
@@ -17,6 +19,7 @@ class FeatureMatchingMethod(Method):
     """
 
     name = "fm"
+    shares_pairs = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -31,8 +34,22 @@ class FeatureMatchingMethod(Method):
             backend=setup.options.backend,
         )
 
+        self.own_pairs: OwnPairs | None = None
+        # Not registered: the layers are those of `matching`, or none.
+        self._own: dict[str, nn.Module] = {}
+
+    @property
+    def own_matching(self) -> FeatureMatching | NoPairs:
+        """The pairs that this process looks at: all, but where ranks have pairs of their own."""
+        return self._own.get("matching", self.matching)
+
+    def keep_pairs(self, own: OwnPairs) -> None:
+        self.own_pairs = own
+        self._own["matching"] = self.matching.some_pairs(own.chosen, own.source_maps) if own.chosen else NoPairs()
+        forget_other_pairs(self.matching, own)
+
     def trained_parameters(self) -> list[nn.Parameter]:
-        return list(self.matching.parameters())
+        return list(self.own_matching.parameters())
 
     def weights(self, source_features: Sequence[Tensor]) -> tuple[list[Tensor] | None, list[Tensor] | None]:
         """Channel weights and pair weights of the loss for a batch, without gradients; None where they are constant."""
@@ -40,6 +57,7 @@ class FeatureMatchingMethod(Method):
 
     def loss_terms(self, batch: Batch, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
         assert batch.source is not None
+        features = batch.part.gathered(features)
         return self.matching_term(batch.source, features, *self.weights(batch.source.features))
 
     def matching_term(
@@ -50,17 +68,21 @@ class FeatureMatchingMethod(Method):
         pair_weights: Sequence[Tensor] | None,
     ) -> dict[str, Tensor]:
         """beta times the matching loss under the given weights, as a loss term."""
-        loss = self.matching(source.features, features, channel_weights, self.beta, pair_weights)
+        loss = self.own_matching(source.features, features, channel_weights, self.beta, pair_weights)
         return {"matching loss": loss}
 
     @torch.no_grad()
     def non_finite_part(self, batch: Batch, features: Sequence[Tensor]) -> str | None:
         assert batch.source is not None
-        channel_weights, pair_weights = self.weights(batch.source.features)
-        for p, (m, n) in enumerate(self.matching.pairs):
-            projection = self.matching[p]
+        # Where the source's maps are of all ranks' images, this rank's among them: the target's maps of others are not
+        # at hand, and those ranks look at them.
+        source_features = [f[batch.part.own_rows] for f in batch.source.features]
+        channel_weights, pair_weights = self.weights(source_features)
+        chosen = range(len(self.matching)) if self.own_pairs is None else self.own_pairs.chosen
+        for p, (m, n), i in zip(range(len(chosen)), self.own_matching.pairs, chosen, strict=True):
+            projection = self.matching[i]
             loss = feature_matching_loss(
-                [batch.source.features[m]],
+                [source_features[m]],
                 [features[n]],
                 [(projection.weight, projection.bias)],
                 [(0, 0)],
@@ -69,5 +91,13 @@ class FeatureMatchingMethod(Method):
                 backend="reference",
             )
             if not torch.isfinite(loss):
+                m, n = self.matching.pairs[i]
                 return f"the matching loss of pair {self.source_layers[m]}->{self.target_layers[n]}"
         return None
+
+
+def forget_other_pairs(layers: nn.ModuleList, own: OwnPairs) -> None:
+    """Let go of the memory of the layers, one a pair, of other ranks' pairs."""
+    for p, layer in enumerate(layers):
+        if p not in set(own.chosen):
+            layer.to("meta")

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from l2t_fast import MetaNetworks
 from l2t_fast.bilevel import hypergradient
+from l2t_fast.distributed.no_pairs import NoWeights
 from l2t_fast.transfer.methods.base import Batch, Setup
-from l2t_fast.transfer.methods.feature_matching import FeatureMatchingMethod
+from l2t_fast.transfer.methods.feature_matching import FeatureMatchingMethod, forget_other_pairs
 from l2t_fast.transfer.source import SourceOutput
+from l2t_fast.transfer.source_sharing import OwnPairs
 
 
 class LearnedMatching(FeatureMatchingMethod):
@@ -35,35 +37,48 @@ class LearnedMatching(FeatureMatchingMethod):
         self.keep_graphs = options.keep_graphs
         self.accumulation = options.accumulation
         self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights)
-        self.meta_optimizer = torch.optim.Adam(
-            self.meta.parameters(),
-            lr=options.meta_lr,
-            weight_decay=options.meta_weight_decay,
-            capturable=options.cuda_graph,
-        )
+        self._adam = {
+            "lr": options.meta_lr,
+            "weight_decay": options.meta_weight_decay,
+            "capturable": options.cuda_graph,
+        }
+        self.meta_optimizer = torch.optim.Adam(self.meta.parameters(), **self._adam)
         self.group = setup.group
         self._sums: Tensor | None = None
+
+    @property
+    def own_meta(self) -> MetaNetworks | NoWeights:
+        """The weight networks of `own_matching`'s pairs."""
+        return self._own.get("meta", self.meta)
+
+    def keep_pairs(self, own: OwnPairs) -> None:
+        super().keep_pairs(own)
+        self._own["meta"] = self.meta.some_pairs(own.chosen, own.source_maps) if own.chosen else NoWeights()
+        for network in self.meta.children():
+            forget_other_pairs(network, own)
+        self.meta_optimizer = torch.optim.Adam(self.own_meta.parameters(), **self._adam)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"meta": self.meta_optimizer}
 
     @torch.no_grad()
     def weights(self, source_features: Sequence[Tensor]) -> tuple[list[Tensor] | None, list[Tensor] | None]:
-        return self.meta(source_features)
+        return self.own_meta(source_features)
 
     def loss_terms(self, batch: Batch, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
         assert batch.source is not None
         channel_weights, pair_weights = self.weights(batch.source.features)
-        if pair_weights is not None:
-            self._count(pair_weights)
+        if self.meta.loss_weight_network is not None:
+            self._count(pair_weights or [], batch.x.device)
+        features = batch.part.gathered(features)
         return self.matching_term(batch.source, features, channel_weights, pair_weights)
 
     def after_step(self, target: nn.Module, optimizer: torch.optim.SGD, batch: Batch) -> None:
         assert batch.source is not None
         gradients = hypergradient(
             target,
-            self.matching,
-            self.meta,
+            self.own_matching,
+            self.own_meta,
             optimizer,
             batch.source.features,
             batch.x,
@@ -75,7 +90,7 @@ class LearnedMatching(FeatureMatchingMethod):
             accumulation=self.accumulation,
             part=batch.part,
         )
-        for parameter, gradient in zip(self.meta.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(self.own_meta.parameters(), gradients, strict=True):
             parameter.grad = gradient
         self.meta_optimizer.step()
 
@@ -83,12 +98,12 @@ class LearnedMatching(FeatureMatchingMethod):
         if self._sums is not None:
             self._sums.zero_()
 
-    def _count(self, pair_weights: Sequence[Tensor]) -> None:
-        """Add a batch to the epoch's sums (3, pairs) of 1, lambda and its square, on the device and in float64.
+    def _count(self, pair_weights: Sequence[Tensor], device: torch.device) -> None:
+        """Add a batch to the epoch's sums (3, own pairs) of 1, lambda and its square, on the device and in float64.
 
         In the memory that they are in, and images are counted there too: a CUDA graph of the step does the same again.
         """
-        values = torch.cat(list(pair_weights), dim=1).double()  # (B, pairs)
+        values = torch.cat(list(pair_weights) or [torch.zeros(0, 0, device=device)], dim=1).double()  # (B, pairs)
         sums = torch.stack([torch.ones_like(values).sum(0), values.sum(0), values.square().sum(0)])
         if self._sums is None:
             self._sums = torch.zeros_like(sums)
@@ -98,6 +113,9 @@ class LearnedMatching(FeatureMatchingMethod):
         if self._sums is None:
             return None
         sums = self._sums.clone()
+        if self.own_pairs is not None:
+            sums = sums.new_zeros(len(sums), len(self.matching))
+            sums[:, list(self.own_pairs.chosen)] = self._sums
         self.group.sum_([sums])
         count, mean, square = sums.cpu()
         mean, square = mean / count, square / count
@@ -105,4 +123,5 @@ class LearnedMatching(FeatureMatchingMethod):
         return list(zip(mean.tolist(), spread.tolist(), strict=True))
 
     def channel_weights(self, source: SourceOutput) -> list[Tensor] | None:
-        return self.weights(source.features)[0]
+        weights = self.weights(source.features)[0]
+        return weights if self.own_pairs is None or self.own_pairs.chosen else []
