@@ -2,8 +2,9 @@
 
     python -m benchmarks.source_plans [--output FILE]
 
-Eight VGG9-BN with random weights are the sources of another, on scikit-learn's digits at 16 pixels: 200 pairs, L2T-ww,
-T = 2, 4 ranks. The second step is measured. A row is a rank; times are not taken, since the ranks share a few cores.
+Eight VGG9-BN with random weights are the sources of a VGG5-BN, on scikit-learn's digits at 16 pixels: all pairs,
+L2T-ww, T = 2, 4 ranks. Steps after the first are measured. A row is a rank; times are not taken: ranks share a few
+cores.
 ``sent`` is what a rank sends to others, a reduction taken for a ring; ``counted`` is what the planner expects of the
 plan beside what all plans send; ``held`` is the networks', optimizers' and gradients' memory between steps, and
 ``peak`` what the step takes beyond it, as PyTorch's allocator hands it out (`l2t_fast.bench.memory`).
@@ -43,7 +44,7 @@ def configuration(folder: Path, plan: str) -> TrainConfig:
     return TrainConfig(
         method="l2t-ww",
         sources=sources,
-        target=TargetConfig("vgg9bn"),
+        target=TargetConfig("vgg5bn"),
         data=DataConfig(dataset="digits", image_size=16, batch_size=BATCH),
         device="cpu",
         source_plan=plan,

@@ -212,7 +212,8 @@ def resumed_rank(group: Group, config: TrainConfig) -> dict:
 def said_by_a_rank(group: Group, configs: list[TrainConfig]) -> list[str]:
     """What the ranks say of NaN in an image of rank 1, a projection of rank 0, a source of rank 1; of plans."""
     found = []
-    for config, spoiled in zip(configs, ("image", "projection", "source", "choice", "choice"), strict=True):
+    kinds = ("image", "projection", "source", "overflow", "choice", "choice")
+    for config, spoiled in zip(configs, kinds, strict=True):
         trainer = Trainer(config, silent(), group=group)
         if spoiled == "choice":
             found.append(trainer._plan_reason)
@@ -227,8 +228,14 @@ def said_by_a_rank(group: Group, configs: list[TrainConfig]) -> list[str]:
                 trainer.method.own_matching[1].weight[0, 0] = torch.nan
             if spoiled == "source" and group.rank == 1:
                 next(trainer._sharing.own.parameters()).fill_(torch.nan)
+        if spoiled == "overflow":
+            trainer._scaler = torch.amp.GradScaler("cpu", init_scale=1.0)  # nothing else overflows
+        if spoiled == "overflow" and group.rank == 0:
+            trainer.method.own_matching[1].weight.register_hook(lambda gradient: gradient * torch.inf)
         try:
+            scale = trainer._scaler.get_scale()
             trainer.train_batch(x, y, 16)
+            found.append(str(trainer._scaler.get_scale() / scale))
         except L2TFastError as error:
             found.append(f"{type(error).__name__}: {error}")
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.target.parameters(), strict=True))
@@ -237,7 +244,15 @@ def said_by_a_rank(group: Group, configs: list[TrainConfig]) -> list[str]:
 
 def test_the_rank_that_knows_says_it(tmp_path, make_config, three_sources):  # noqa: F811
     same = {"method": "l2t-ww", "source_plan": "pairs"}
-    changes = [same, same, same, {"method": "at", "source_plan": "pairs"}, {"method": "fm", "source_memory": 1e-6}]
+    half = {"method": "fm", "source_plan": "pairs", "precision": "float16"}
+    changes = [
+        same,
+        same,
+        same,
+        half,
+        {"method": "at", "source_plan": "pairs"},
+        {"method": "fm", "source_memory": 1e-6},
+    ]
     configs = [*configurations(make_config, three_sources, dict(enumerate(changes))).values()]
     found = run_ranks(2, tmp_path / "ranks", said_by_a_rank, configs)
     other = "PeerError: the loss of another rank is not finite"
@@ -245,6 +260,7 @@ def test_the_rank_that_knows_says_it(tmp_path, make_config, three_sources):  # n
     name = "the matching loss of pair b/layer1.0->features.6 is not finite"
     assert name in found[0][1] and found[1][1] == other
     assert found[0][2] == other and "feature map a/layer1.0 of the source is not finite" in found[1][2]
-    assert found[0][3] == found[1][3] and found[0][3].startswith("images: it sends the least")
-    assert found[0][3].endswith("; pairs cannot be shared out by at")
-    assert "no plan's sources fit into 0 MB, and it holds the least" in found[0][4]
+    assert [rank[3] for rank in found] == ["0.5", "0.5"], "a gradient of one rank overflows, and all leave out the step"
+    assert found[0][4] == found[1][4] and found[0][4].startswith("images: it sends the least")
+    assert found[0][4].endswith("; pairs cannot be shared out by at")
+    assert "no plan's sources fit into 0 MB, and it holds the least" in found[0][5]

@@ -19,7 +19,8 @@ class Setup:
 
     Attributes:
         options: the run's configuration
-        source: the frozen networks, or None if the method has ``needs_source = False``
+        source: the frozen networks, or None if the method has ``needs_source = False``; if it runs them and several
+            ranks may share them out, they have no weights yet
         target: the network to train
         pairs: per pair (source index, target index); empty without a source
         num_classes: of the target's task
