@@ -30,7 +30,7 @@ def test_a_full_disk_leaves_no_part_of_a_row(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
     try:
-        with pytest.raises(L2TFastError, match="rows cannot be written to .*: File too large"):
+        with pytest.raises(L2TFastError, match=r"rows cannot be written to .*: File too large"):
             append_rows(path, [fake_row(), fake_row()])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,5 +1,6 @@
 """Whole runs on several ranks: what is written, resuming on the same and on another number, NaN on one rank."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from rich.console import Console
 
 from l2t_fast.config import TrainConfig
-from l2t_fast.distributed import Group
+from l2t_fast.distributed import ALONE, Group
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer import Trainer, TrainingProgress, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
@@ -70,6 +71,33 @@ def test_runs_resume_and_equal_one_process(configurations, tmp_path, quiet):  # 
     weights = without_time(Path(alone.out) / "pair_weights.csv")
     for row, wanted in zip(without_time(Path(straight.out) / "pair_weights.csv"), weights, strict=True):
         assert float(row["mean"]) == pytest.approx(float(wanted["mean"]), rel=1e-3)
+
+
+def one_epoch(group: Group, config: TrainConfig) -> str:
+    """Begin or continue a run, which stops in the second epoch from there."""
+    try:
+        run(config, resume=True, progress=Interrupting(silent(), epoch=2), group=group)
+    except KeyboardInterrupt:
+        group.wait()
+        return "stopped"
+    return "finished"
+
+
+def test_a_run_goes_on_on_more_ranks(configurations, tmp_path, quiet):  # noqa: F811
+    """An epoch each on one process, on two, on four."""
+    straight, moved = (dataclasses.replace(config, epochs=3) for config in configurations)
+    run(straight, progress=quiet)
+    assert one_epoch(ALONE, moved) == "stopped"
+    assert run_ranks(2, tmp_path / "two", one_epoch, moved) == ["stopped"] * 2
+    assert run_ranks(4, tmp_path / "four", one_epoch, moved) == ["finished"] * 4
+    log = (Path(moved.out) / "log.txt").read_text()
+    assert "2 ranks; starts after epoch 1" in log and "4 ranks; starts after epoch 2" in log
+    for name, values in metrics(moved).items():
+        assert values == pytest.approx(metrics(straight)[name], rel=2e-3, abs=1e-6), name
+    last, wanted = (load_checkpoint(Path(c.out) / "checkpoints" / "last.pt") for c in (moved, straight))
+    assert last["step"] == wanted["step"] and last["model"].keys() == wanted["model"].keys()
+    for name, value in wanted["model"].items():
+        torch.testing.assert_close(last["model"][name], value, rtol=2e-3, atol=2e-3)
 
 
 def spoiled_rank(group: Group, config: TrainConfig) -> dict:
