@@ -148,7 +148,7 @@ class TransferOptions:
         compile: run the source, the real step and evaluation through torch.compile; not the look-ahead, since what is
             compiled cannot be differentiated twice
         cuda_graph: on one GPU, capture the whole step, look-ahead and hypergradient included, into two CUDA graphs that
-            two calls launch; a smaller last batch of an epoch runs without. It needs the step's memory a second time
+            two calls launch; a smaller last batch of an epoch runs without. The step's memory stays taken between steps
         backend: implementation of the matching loss: auto | reference | cpu | cuda | triton
         source_plan: where several ranks run several sources: images (each rank all, on its own images) | maps (each
             some, on all images) | pairs (each some, with what is learned about their pairs) | auto (what sends the
