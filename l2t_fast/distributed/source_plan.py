@@ -83,7 +83,7 @@ class Load:
 
     @property
     def crossings(self) -> int:
-        """How often the target's maps of all images cross between the ranks in a step of ``pairs``.
+        """How often the target's maps of all images cross between the ranks in a step of ``pairs``, with "exact".
 
         The matching loss is looked at in the real step and in T look-ahead steps (maps in, gradients out), once for
         tangents (maps and directions in), and in the T - 1 other transposed steps (directions in, derivatives of the
