@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.second_order import CheapSecondDerivatives
-from l2t_fast.bilevel.transposition import HeadWeights, Step, flat, vector_jacobian
+from l2t_fast.bilevel.transposition import HeadWeights, Step, edges, flat, vector_jacobian
 
 
 class Exact:
@@ -32,9 +32,10 @@ class Exact:
         self.keep_graphs = keep_graphs
 
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
-        if self.keep_graphs and not step.first:
-            step.kept = self._with_graph(problem, head_weights, step)
-            return [g.detach().clone() for g in step.kept]
+        if (self.keep_graphs or step.last) and not step.first:
+            found = self._with_graph(problem, head_weights, step)
+            step.kept = edges(found)
+            return [g.detach().clone() for g in found]  # what is overwritten must not be what the graph has saved
         return gradients(problem.lookahead_loss(step.theta, *head_weights, last=step.last), step.theta)
 
     def products(
@@ -45,7 +46,7 @@ class Exact:
             return [None] * len(step.theta), _mixed_products(problem, head_weights, step, direction)
         if not step.kept:
             step.random_state.restore()
-            step.kept = self._with_graph(problem, head_weights, step)
+            step.kept = edges(self._with_graph(problem, head_weights, step))
         found, step.kept = step.kept, []
         products = vector_jacobian(found, direction, [*step.theta, *flat(head_weights)])
         return products[: len(step.theta)], products[len(step.theta) :]
@@ -75,4 +76,4 @@ def _mixed_products(
     tangents = gathered[len(features) :]
     loss = problem.matching_loss(parameters, features, *head_weights)
     found = gradients(loss, [*features, *parameters], create_graph=True)
-    return vector_jacobian(found, [*tangents, *(direction[i] for i in slots)], flat(head_weights))
+    return vector_jacobian(edges(found), [*tangents, *(direction[i] for i in slots)], flat(head_weights))

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from l2t_fast.bilevel.kinks import Notes
 from l2t_fast.bilevel.lookahead import RandomState
@@ -27,7 +28,8 @@ class Step:
         random_state: of the generators before the step's forward pass.
         last: it steps on cross-entropy, not on the matching loss.
         first: the look-ahead starts with it.
-        kept: tensors that the second-order method keeps from the first-order pass.
+        kept: where the step's gradient hangs in its graph, if the second-order method keeps that from the first-order
+            pass.
         kinks: which way that pass went at rectifiers and poolings, if the method needs to know.
     """
 
@@ -35,7 +37,7 @@ class Step:
     random_state: RandomState
     last: bool
     first: bool
-    kept: list[Tensor] = field(default_factory=list)
+    kept: list[GradientEdge | None] = field(default_factory=list)
     kinks: Notes = field(default_factory=list)
 
 
@@ -152,17 +154,22 @@ def flat(head_weights: HeadWeights) -> list[Tensor]:
     return [t for w in head_weights if w is not None for t in w]
 
 
+def edges(tensors: Sequence[Tensor]) -> list[GradientEdge | None]:
+    """Where each tensor hangs in its graph, None where in none: enough to differentiate it, without its memory."""
+    return [get_gradient_edge(t) if t.requires_grad else None for t in tensors]
+
+
 def pull_back(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """Vector-Jacobian product, with zeros where no output depends on an input."""
-    found = vector_jacobian(outputs, adjoints, inputs)
+    found = vector_jacobian(edges(outputs), adjoints, inputs)
     return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
 
 
 def vector_jacobian(
-    outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Sequence[Tensor]
+    outputs: Sequence[GradientEdge | None], adjoints: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """Vector-Jacobian product, with None where no output depends on an input."""
-    reached = [(o, a) for o, a in zip(outputs, adjoints, strict=True) if o.requires_grad]
+    """Vector-Jacobian product of what hangs at some :func:`edges`, with None where no output depends on an input."""
+    reached = [(o, a) for o, a in zip(outputs, adjoints, strict=True) if o is not None]
     if not reached:
         return [None] * len(inputs)
     return list(
