@@ -129,7 +129,7 @@ class TransferOptions:
         lookahead_steps: T, steps on the matching loss that the hypergradient looks ahead
         hypergradient: exact | finite_difference (first-order passes only, an approximation) | double_backward (slow,
             for checking)
-        keep_graphs: the exact hypergradient keeps the graphs of all look-ahead steps: a fifth less arithmetic, more
+        keep_graphs: the exact hypergradient keeps the graphs of all look-ahead steps: a tenth less arithmetic, more
             memory
         epochs: passes over the training images
         lr: learning rate of the target at the start; it falls to 0 along a half cosine, once an epoch

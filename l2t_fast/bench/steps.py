@@ -62,6 +62,7 @@ class Ours:
 
     def update(self, batch: Batch) -> None:
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(self._training.target, self.optimizer, batch)
 
 

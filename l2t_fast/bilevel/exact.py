@@ -1,7 +1,8 @@
 """``method="exact"``: Hessian-vector products of one look-ahead step at a time, by reverse over reverse.
 
 The gradient of step t is made with its graph, and that graph is differentiated in direction v_t: no graph spans two
-steps, so memory does not grow with their number beyond the look-ahead parameters, and the second derivatives of
+steps, so memory does not grow with their number beyond the look-ahead parameters (the last step's graph waits for the
+gradient at the end, which takes less than what is done with the graph then), and the second derivatives of
 convolution and batch normalisation are cheap ones (:mod:`l2t_fast.bilevel.second_order`). docs/design.md counts why
 this is chosen over forward over reverse, which has to run the network once more where the graph is at hand.
 
@@ -14,42 +15,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge
 
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.second_order import CheapSecondDerivatives
-from l2t_fast.bilevel.transposition import HeadWeights, Step, edges, flat, vector_jacobian
+from l2t_fast.bilevel.transposition import HeadWeights, Step, edges, flat, pull_back_onto_
 
 
 class Exact:
     """Second derivatives by autograd.
 
     Args:
-        keep_graphs: keep the graphs of all steps' gradients instead of making them again. A fifth less arithmetic,
-            but one step's activations more a look-ahead step.
+        keep_graphs: keep the graphs of all steps' gradients, not only the last one's, instead of making them again. A
+            tenth less arithmetic at T = 2, but one step's activations more a look-ahead step.
     """
 
     def __init__(self, *, keep_graphs: bool = False) -> None:
         self.keep_graphs = keep_graphs
 
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
-        if (self.keep_graphs or step.last) and not step.first:
+        if (self.keep_graphs or step.next) and not step.first:
             found = self._with_graph(problem, head_weights, step)
             step.kept = edges(found)
             return [g.detach().clone() for g in found]  # what is overwritten must not be what the graph has saved
         return gradients(problem.lookahead_loss(step.theta, *head_weights, last=step.last), step.theta)
 
-    def products(
-        self, problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    def add_products_(
+        self,
+        problem: BilevelProblem,
+        head_weights: HeadWeights,
+        step: Step,
+        direction: Sequence[Tensor],
+        theta_bar: Sequence[Tensor],
+        weight_bars: Sequence[Tensor],
+    ) -> None:
+        weights = flat(head_weights)
         if step.first:
             step.random_state.restore()
-            return [None] * len(step.theta), _mixed_products(problem, head_weights, step, direction)
+            pull_back_onto_(*_mixed_gradients(problem, head_weights, step, direction), weights, weight_bars)
+            return
         if not step.kept:
             step.random_state.restore()
             step.kept = edges(self._with_graph(problem, head_weights, step))
         found, step.kept = step.kept, []
-        products = vector_jacobian(found, direction, [*step.theta, *flat(head_weights)])
-        return products[: len(step.theta)], products[len(step.theta) :]
+        pull_back_onto_(found, direction, [*step.theta, *weights], [*theta_bar, *weight_bars])
 
     @staticmethod
     def _with_graph(problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
@@ -58,10 +67,14 @@ class Exact:
         return gradients(loss, step.theta, create_graph=True)
 
 
-def _mixed_products(
+def _mixed_gradients(
     problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """(d2 f / d weights d theta) v of the matching loss: the network on dual numbers, then K2 for the weights alone."""
+) -> tuple[list[GradientEdge | None], list[Tensor]]:
+    """What, pulled back to the weights, is (d2 f / d weights d theta) v of the matching loss, which K2 does.
+
+    Its gradient for features and projections, where it hangs in its graph, and their tangents in direction v: the
+    network on dual numbers.
+    """
     slots = problem.matching_slots
     parameters = [step.theta[i] for i in slots]
     with torch.no_grad(), forward_ad.dual_level():
@@ -76,4 +89,4 @@ def _mixed_products(
     tangents = gathered[len(features) :]
     loss = problem.matching_loss(parameters, features, *head_weights)
     found = gradients(loss, [*features, *parameters], create_graph=True)
-    return vector_jacobian(edges(found), [*tangents, *(direction[i] for i in slots)], flat(head_weights))
+    return edges(found), [*tangents, *(direction[i] for i in slots)]

@@ -35,9 +35,15 @@ class FiniteDifference:
         own = found[: len(step.theta)]
         return own if step.first else [g.clone() for g in own]
 
-    def products(
-        self, problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    def add_products_(
+        self,
+        problem: BilevelProblem,
+        head_weights: HeadWeights,
+        step: Step,
+        direction: Sequence[Tensor],
+        theta_bar: Sequence[Tensor],
+        weight_bars: Sequence[Tensor],
+    ) -> None:
         epsilon = self._epsilon(problem, step.theta, direction)
         with torch.no_grad():
             moved = [v.mul(epsilon).add_(p).requires_grad_() for p, v in zip(step.theta, direction, strict=True)]
@@ -48,10 +54,10 @@ class FiniteDifference:
             else:
                 there = _gradients(problem, head_weights, step, moved)
         differences = [t.sub_(here).div_(epsilon) for t, here in zip(there, step.kept, strict=True)]
-        if step.first:
-            return [None] * len(moved), differences
-        mixed = [None] * len(flat(head_weights)) if step.last else differences[len(moved) :]
-        return differences[: len(moved)], mixed
+        # Of the first step they are the weights' alone, of the last one theta's alone.
+        sums = weight_bars if step.first else theta_bar if step.last else [*theta_bar, *weight_bars]
+        with torch.no_grad():
+            torch._foreach_add_(list(sums), differences)
 
     @staticmethod
     def _epsilon(problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:

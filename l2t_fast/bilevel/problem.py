@@ -91,6 +91,11 @@ class BilevelProblem:
         return len(self._x) if self._part.sizes is None else self._part.matched
 
     @property
+    def joint(self) -> bool:
+        """Whether several ranks hold parts of the batch."""
+        return self._part.group.size > 1
+
+    @property
     def device(self) -> torch.device:
         """Where the batch is."""
         return self._x.device

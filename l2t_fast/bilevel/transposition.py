@@ -28,6 +28,7 @@ class Step:
         random_state: of the generators before the step's forward pass.
         last: it steps on cross-entropy, not on the matching loss.
         first: the look-ahead starts with it.
+        next: its second derivative is the first one that is made, right after the look-ahead's end.
         kept: where the step's gradient hangs in its graph, if the second-order method keeps that from the first-order
             pass.
         kinks: which way that pass went at rectifiers and poolings, if the method needs to know.
@@ -37,6 +38,7 @@ class Step:
     random_state: RandomState
     last: bool
     first: bool
+    next: bool
     kept: list[GradientEdge | None] = field(default_factory=list)
     kinks: Notes = field(default_factory=list)
 
@@ -47,10 +49,16 @@ class SecondOrder(Protocol):
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
         """d f_t / d theta, one a parameter, which the caller may overwrite."""
 
-    def products(
-        self, problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """H v, one a parameter (None is zero), and the mixed derivative times v, one a head weight in order.
+    def add_products_(
+        self,
+        problem: BilevelProblem,
+        head_weights: HeadWeights,
+        step: Step,
+        direction: Sequence[Tensor],
+        theta_bar: Sequence[Tensor],
+        weight_bars: Sequence[Tensor],
+    ) -> None:
+        """Add H v to `theta_bar` and the mixed derivative times v to `weight_bars`, which follow the head weights.
 
         On the first step H v is not needed, on the last one the mixed derivative is zero.
         """
@@ -83,7 +91,9 @@ def transposed(
         trajectory.append([])
         found: list[Tensor | None] = [None] * len(leaves)
         for piece, head_weights in zip(problems, pieces, strict=True):
-            step = Step(leaves, RandomState(problem.device), last=t == steps, first=t == 0)
+            last = t == steps
+            soon = last and piece is problems[-1]
+            step = Step(leaves, RandomState(problem.device), last=last, first=t == 0, next=soon)
             trajectory[-1].append(step)
             found = _sum(found, second_order.gradients(piece, head_weights, step))
         problem.joined_(found, last=t == steps)
@@ -114,15 +124,14 @@ def transposed(
         del stepped
         if first and last:
             break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
-        # Autograd may hand out one tensor for two parameters, which cannot be added to.
-        own_memory = len(problems) > 1 and not first
-        products = [torch.zeros_like(t) if own_memory else None for t in theta_bar]
-        for i, (piece, head_weights) in enumerate(zip(problems, pieces, strict=True)):
-            of_piece, bars = second_order.products(piece, head_weights, of_pieces.pop(0), direction)
-            products, weight_bars[i] = _sum(products, of_piece), _sum(weight_bars[i], bars)
-            del of_piece, bars
-        problem.joined_(products, last=last)
-        theta_bar = _sum(theta_bar, products)
+        # One process adds to the adjoint itself; ranks sum what they add before.
+        joint = problem.joint and not first
+        products = [torch.zeros_like(t) for t in theta_bar] if joint else theta_bar
+        for piece, head_weights, bars in reversed(list(zip(problems, pieces, weight_bars, strict=True))):
+            second_order.add_products_(piece, head_weights, of_pieces.pop(), direction, products, bars)
+        if joint:
+            problem.joined_(products, last=last)
+            theta_bar = _sum(theta_bar, products)
         del products, direction  # the next step needs their memory
         buffer_bars = [s.earlier_(total) for s, total in zip(problem.settings, totals, strict=True)]
     end.restore()
@@ -161,17 +170,33 @@ def edges(tensors: Sequence[Tensor]) -> list[GradientEdge | None]:
 
 def pull_back(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """Vector-Jacobian product, with zeros where no output depends on an input."""
-    found = vector_jacobian(edges(outputs), adjoints, inputs)
+    reached = [(o, a) for o, a in zip(outputs, adjoints, strict=True) if o.requires_grad]
+    if not reached:
+        return [torch.zeros_like(i) for i in inputs]
+    differentiated, along = zip(*reached, strict=True)
+    found = torch.autograd.grad(differentiated, inputs, along, allow_unused=True)
     return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
 
 
-def vector_jacobian(
-    outputs: Sequence[GradientEdge | None], adjoints: Sequence[Tensor], inputs: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Vector-Jacobian product of what hangs at some :func:`edges`, with None where no output depends on an input."""
+def pull_back_onto_(
+    outputs: Sequence[GradientEdge | None],
+    adjoints: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    sums: Sequence[Tensor],
+) -> None:
+    """Add the vector-Jacobian product of what hangs at some :func:`edges` to `sums`, one tensor an input.
+
+    Each input's product is added as soon as it is complete and its memory is free again, so that no second set of
+    tensors of theta's size ever exists. Inputs are leaves; their ``grad`` is left as it was.
+    """
     reached = [(o, a) for o, a in zip(outputs, adjoints, strict=True) if o is not None]
     if not reached:
-        return [None] * len(inputs)
-    return list(
-        torch.autograd.grad([o for o, _ in reached], inputs, grad_outputs=[a for _, a in reached], allow_unused=True)
-    )
+        return
+    before = [i.grad for i in inputs]
+    try:
+        for i, total in zip(inputs, sums, strict=True):
+            i.grad = total
+        torch.autograd.backward([o for o, _ in reached], [a for _, a in reached], inputs=list(inputs))
+    finally:
+        for i, grad in zip(inputs, before, strict=True):
+            i.grad = grad

@@ -238,6 +238,7 @@ class Trainer:
         """The second half: the SGD step on the gradients that are there, then the method's own step."""
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)  # the look-ahead needs their memory
         self.method.after_step(self.target, self.optimizer, batch)
 
     def _train_batch_or_advise(self, x: Tensor, y: Tensor, joined: int) -> tuple[Tensor, Tensor, Tensor]:
