@@ -53,8 +53,8 @@ def hypergradient(
         method: "exact" (Hessian-vector products of one step at a time), "finite_difference" (first-order passes only,
             in full float32 whatever autocast and TF32 say; its cosine with exact is above 0.999 as a rule) or
             "double_backward" (one nested graph, the slow oracle). The first and the last agree to rounding.
-        keep_graphs: of "exact": keep every step's graph, not only the last one's, instead of making it again, which is
-            a tenth less arithmetic at T = 2 for the activations of one more step a look-ahead step. The others ignore it.
+        keep_graphs: of "exact": keep every step's graph, not only the last one's, instead of making it again: a tenth
+            less arithmetic at T = 2 for the activations of one more step a look-ahead step. The others ignore it.
         accumulation: number of pieces in which the batch goes through the networks, one after the other; memory is that
             of one piece. Batch normalisation in training mode normalises each piece by itself, otherwise the result is
             the same to rounding.
