@@ -257,8 +257,13 @@ def test_hyperparameters_come_from_the_configuration_and_not_from_a_checkpoint(c
     assert run(config, resume=True, progress=quiet())["epochs"] == 1
 
 
+#: A number that no float holds, where an accuracy is due.
+HUGE = json.dumps(
+    {"method": "x", "seed": 0, "best_epoch": 1, "validation_accuracy": 10**400, "test_accuracy": 0, "epochs": 1}
+    | {"seconds": 1}
+).encode()
 TABLES = {
-    "result.json": [b"\xff\xfe", b"[]", b"null", b'{"method": 3}', b"[" * 100_000, b'{"best_epoch": 1e999}'],
+    "result.json": [b"\xff\xfe", b"[]", b"null", b'{"method": 3}', b"[" * 100_000, b'{"best_epoch": 1e999}', HUGE],
     "metrics.csv": [b"\xff", b"epoch\n1\n", b"\x00\x00", b"epoch,step\n\x1b[2J,1\n"],
     "channel_weights.npz": [b"", b"PK\x03\x04 no", b"\x93NUMPY" + b"\xff" * 80],
     "pair_weights.csv": [b"\xff", b"epoch,source_layer,target_layer,mean,std\n1,a,b,x,y\n"],

@@ -25,6 +25,8 @@ Pair = tuple[str, str]
 """(source layer name, target layer name)."""
 
 RUN_FILES = ("result.json", "metrics.csv", "config.yaml", "failure.json")
+LARGEST = 1e30
+"""Beyond any loss or weight."""
 RUN_NAME = re.compile(r"^(?P<method>.+?)(-n(?P<per_class>\d+))?-seed(?P<seed>\d+)$")
 
 
@@ -285,7 +287,8 @@ def _read_channel_weights(path: Path, problems: list[str]) -> dict[Pair, np.ndar
     for key, values in arrays.items():
         source, arrow, target = key.partition("->")
         if arrow and values.ndim == 1 and values.size and np.issubdtype(values.dtype, np.floating):
-            weights[source, target] = values.astype(np.float64)
+            values = values.astype(np.float64)
+            weights[source, target] = np.where(np.abs(values) < LARGEST, values, np.nan)
     return weights
 
 
@@ -319,14 +322,16 @@ def _last_lines(path: Path, count: int) -> list[str]:
 
 
 def _number(value: Any) -> float:
+    """NaN for what is no number that a run writes; figures have no room for infinity and its neighbours."""
     if isinstance(value, bool):
         return math.nan
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+    return number if abs(number) < LARGEST else math.nan
 
 
 def _integer(value: Any) -> int | None:
     number = _number(value)
-    return int(number) if math.isfinite(number) else None
+    return int(number) if abs(number) < 1 << 53 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import write_text
+from l2t_fast.files import write_whole
 from l2t_fast.report import plots_accuracy, plots_saliency, plots_sweep, plots_weights
 from l2t_fast.report.conditions import conditions_of
 from l2t_fast.report.figure import Plot
@@ -58,12 +59,17 @@ def build_report(compare_dir: Path) -> Path:
     try:
         page = render_page(comparison)
         path = comparison.path / "report.html"
-        write_text(page, path)
+        write_whole(_text(page), path)
     except OSError as error:
         raise L2TFastError(
             f"the report could not be written into {comparison.path}: {error.strerror or error}."
         ) from error
     return path
+
+
+def _text(page: str) -> bytes:
+    """In UTF-8, without what no text holds: files may bring control characters, and halves of characters."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", page).encode("utf-8")
 
 
 def render_page(comparison: Comparison) -> str:

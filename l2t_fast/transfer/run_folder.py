@@ -140,7 +140,9 @@ class RunFolder:
             raise L2TFastError(f"{self.result} cannot be read: {error}") from error
         for name, kind in RESULT.items():
             found = result.get(name) if isinstance(result, dict) else None
-            if not isinstance(found, kind) or isinstance(found, bool):
+            # A comparison that is also wrong of NaN, and of integers that no float holds.
+            unheard_of = isinstance(found, int | float) and not -(1 << 53) < found < 1 << 53
+            if not isinstance(found, kind) or isinstance(found, bool) or unheard_of:
                 raise L2TFastError(f"{self.result} is damaged: its {name} is {found!r:.100}; remove it to run again")
         return result
 

@@ -234,3 +234,19 @@ def run_chromium(tmp_path, page, *flags: str) -> str:
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]
     return subprocess.run(command, check=True, timeout=120, capture_output=True, text=True).stdout
+
+
+def test_what_no_page_can_hold(tmp_path):
+    """Halves of characters, control characters, numbers beyond all others."""
+    comparison = fake_comparison(tmp_path, methods=("scratch", "l2t-ww"), seeds=(0,), epochs=2)
+    run = comparison / "runs" / "l2t-ww-seed0"
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(environment | {"python": "\ud800", "torch": "\x1b[2J"}))
+    (run / "config.yaml").write_text('data: {per_class: 1.0e+308}\nlabel: "\\uD800"\n')
+    for name in ("metrics.csv", "pair_weights.csv"):
+        lines = (run / name).read_text().splitlines()
+        fields = lines[1].split(",")
+        lines[1] = ",".join([fields[0], *("1e400" if re.fullmatch(r"[-.\de]+", f) else f for f in fields[1:])])
+        (run / name).write_text("\n".join(lines) + "\n")
+    page = build_report(comparison).read_text(encoding="utf-8")
+    assert "\x1b" not in page and "\N{REPLACEMENT CHARACTER}" in page
