@@ -66,7 +66,7 @@ def test_replays_are_the_ordinary_step(make_config, quiet, case):
     found, wanted = train(ours), train(plain)
     assert ours._graph.is_captured
     if CASES[case].get("precision") == "bfloat16":
-        # Rounded to bfloat16, a difference in the eighth digit is one of percents a few steps later, also without graphs.
+        # In bfloat16, a difference in the eighth digit is one of percents a few steps later, also without graphs.
         assert_close(found[0][:15], wanted[0][:15], 5e-2)
         return
     for f, w in zip(found, wanted, strict=True):
