@@ -134,7 +134,7 @@ def _install(stack: contextlib.ExitStack, training: Training, parts: _Parts) -> 
     stack.enter_context(_NativeOps(parts))
     # With its graphs made again in it, where they are not kept.
     for second_order in (Exact, FiniteDifference):
-        _in_phase(stack, second_order, "products", parts, "second order")
+        _in_phase(stack, second_order, "add_products_", parts, "second order")
 
 
 def _hook(stack: contextlib.ExitStack, parts: _Parts, module: torch.nn.Module, name: Callable[[], str]) -> None:

@@ -54,14 +54,15 @@ class Work:
 def passes(steps: int) -> tuple[int, int, int]:
     """How many forward passes of the target, of them going backward, and products with the maps, a step is worth.
 
-    With "exact" and T > 0 steps on the matching loss. A gradient is 3 forward passes, a Hessian-vector product 6 and 3
-    more to make its graph again. There are the real step's gradient, T + 1 and one at the end in the look-ahead, T
-    products, and one pass of tangents, which is 3. A gradient of the matching loss is 3 products (T + 1 times, T - 1
-    for graphs made again, and once for the tangents), a Hessian-vector product 7 (T - 1 times), and 3 where only the
-    weights' derivative is wanted.
+    With "exact" and T > 0 steps on the matching loss. A gradient is 3 forward passes, a Hessian-vector product 6 and,
+    but for the last step's, 3 more to make its graph again. There are the real step's gradient, T + 1 and one at the
+    end in the look-ahead, T products, and one pass of tangents, which is 3. A gradient of the matching loss is 3
+    products (T + 1 times, T - 1 for graphs made again, and once for the tangents), a Hessian-vector product 7 (T - 1
+    times), and 3 where only the weights' derivative is wanted.
     """
-    target = 3 + 3 * (steps + 2) + 9 * steps + 3
-    backward = 2 + 2 * (steps + 2) + 8 * steps
+    again = max(steps - 1, 0)  # the last step's graph is kept
+    target = 3 + 3 * (steps + 2) + 6 * steps + 3 * again + 3
+    backward = 2 + 2 * (steps + 2) + 6 * steps + 2 * again
     products = 3 * (1 + steps + (steps - 1) + 1) + 7 * (steps - 1) + 3
     return target, backward, products
 
@@ -132,7 +133,7 @@ def table(source: str, target: str, image_size: int, classes: int, steps: int, c
     work = Work.of(*networks, image)
     projections = 4 * sum(m * n + m for m in channels[0] for n in channels[1])
     phi = 4 * sum(m * m + m + m + 1 for m in channels[0]) * len(channels[1])
-    sizes = Sizes.of(networks[1], nn.Module(), nn.Module(), image)
+    sizes = Sizes.of(networks[1], nn.Module(), nn.Module())
     columns = (
         f"{source} to {target}, T = {steps}",
         "pairs",

@@ -23,35 +23,21 @@ class Sizes:
 
     Attributes:
         target: parameters of the target network
-        classifier: those of them that no matched feature map depends on
         projections: parameters of the 1x1 convolutions
         phi: parameters of the meta networks
         batch_norm: channels of each batch normalisation of the target, if it is in training mode
     """
 
     target: int
-    classifier: int
     projections: int
     phi: int
     batch_norm: tuple[int, ...]
 
     @classmethod
-    def of(cls, target: nn.Module, matching: nn.Module, meta: nn.Module, image: torch.Tensor) -> "Sizes":
-        """Count; ``image`` (1, channels, H, W) is run through the target once, in eval mode."""
+    def of(cls, target: nn.Module, matching: nn.Module, meta: nn.Module) -> "Sizes":
+        """Count."""
         channels = [m.num_features for m in target.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        was_training = target.training
-        _, features = target.eval()(image)
-        target.train(was_training)
-        parameters = list(target.parameters())
-        found = torch.autograd.grad(sum(f.sum() for f in features), parameters, allow_unused=True)
-        unused = [p for p, g in zip(parameters, found, strict=True) if g is None]
-        return cls(
-            _count(parameters),
-            _count(unused),
-            _count(matching.parameters()),
-            _count(meta.parameters()),
-            tuple(channels),
-        )
+        return cls(*(_count(module.parameters()) for module in (target, matching, meta)), tuple(channels))
 
 
 def step_bytes(sizes: Sizes, steps: int, *, value: int = 4, keep_graphs: bool = False) -> dict[str, int]:
@@ -61,7 +47,8 @@ def step_bytes(sizes: Sizes, steps: int, *, value: int = 4, keep_graphs: bool = 
         sizes: of what is trained.
         steps: T, look-ahead steps on the matching loss, with second derivatives by "exact".
         value: bytes of a parameter.
-        keep_graphs: whether the graphs of the look-ahead are kept, so that its passes are not run again.
+        keep_graphs: whether all graphs of the look-ahead are kept, and not only the last step's, so that none of its
+            passes is run again.
 
     Batch normalisation sums two float64 numbers a channel and one count in a forward pass, two values a channel in a
     backward pass or for tangents, and five in the pass that differentiates a backward pass.
@@ -69,16 +56,16 @@ def step_bytes(sizes: Sizes, steps: int, *, value: int = 4, keep_graphs: bool = 
     channels = sum(sizes.batch_norm)
     forward = 8 * (2 * channels + len(sizes.batch_norm))
     backward = tangents = 2 * channels * value
-    twice = backward + 5 * channels * value + (0 if keep_graphs else forward + backward)
+    twice = backward + 5 * channels * value
+    again = 0 if keep_graphs else steps - 1
     theta = sizes.target + sizes.projections
-    reached = theta - sizes.classifier
     return {
         "gradient of the real step, and the loss": value * (theta + 1),
         "gradients of T + 1 look-ahead steps and at their end": value * (steps * theta + 2 * sizes.target),
-        "Hessian-vector products, T": value * ((steps - 1) * reached + sizes.target) if steps else 0,
+        "Hessian-vector products, T": value * ((steps - 1) * theta + sizes.target) if steps else 0,
         "hypergradient": value * sizes.phi,
         "batch normalisation": (steps + 3) * (forward + backward)
-        + (steps * twice + forward + tangents if steps else 0),
+        + (steps * twice + again * (forward + backward) + forward + tangents if steps else 0),
     }
 
 
@@ -90,12 +77,12 @@ def _networks(source: str, target: str, classes: int) -> tuple[nn.Module, nn.Mod
     return build_model(source, classes), build_model(target, classes)
 
 
-def _step_table(source: str, target: str, image_size: int, classes: int, steps: int) -> str:
+def _step_table(source: str, target: str, classes: int, steps: int) -> str:
     networks = _networks(source, target, classes)
     channels = [list(n.feature_channels) for n in networks]
     pairs = [(m, n) for m in range(len(channels[0])) for n in range(len(channels[1]))]
     matching, meta = FeatureMatching(*channels, pairs), MetaNetworks(channels[0], pairs)
-    sizes = Sizes.of(networks[1], matching, meta, torch.zeros(1, 3, image_size, image_size))
+    sizes = Sizes.of(networks[1], matching, meta)
     rows = step_bytes(sizes, steps)
     lines = [f"| {source} to {target}, {len(pairs)} pairs, T = {steps} | MB a step |", "|---|---:|"]
     lines += [f"| {part} | {count / 1e6:.3f} |" for part, count in (*rows.items(), ("sum", sum(rows.values())))]
@@ -139,8 +126,8 @@ _SETUPS = (
 
 def main() -> None:
     """Print the tables of docs/distributed.md."""
-    for *setup, _ in _SETUPS:
-        print(_step_table(*setup), end="\n\n")
+    for source, target, _, classes, steps, _ in _SETUPS:
+        print(_step_table(source, target, classes, steps), end="\n\n")
     for setup in _SETUPS:
         print(_plan_table(*setup), end="\n\n")
 
