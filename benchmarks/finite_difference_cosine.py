@@ -9,12 +9,12 @@ method in float32 can find it.
 
 import argparse
 import copy
-import csv
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.csv_rows import append
 from l2t_fast.bench.conditions import conditions, now
 from l2t_fast.bench.setups import STEP_SETUPS
 from l2t_fast.bilevel import hypergradient
@@ -32,12 +32,7 @@ def main() -> None:
     for name, batch, steps, lr in RUNS:
         for row in judge(name, batch, steps, lr):
             row = {"run": began, **conditions(torch.device("cpu")), **row}
-            new = not output.exists()
-            with open(output, "a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append([row], output)
             print(
                 {
                     k: row[k]

@@ -7,12 +7,12 @@ same for any batch. On a GPU optimizers join some calls, and the matching loss i
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.csv_rows import append
 from l2t_fast.bench.conditions import conditions, now
 from l2t_fast.bench.setups import STEP_SETUPS
 from l2t_fast.bench.steps import make_step
@@ -50,12 +50,7 @@ def main() -> None:
                 run.call()
             counted = {"workload": name, "batch": BATCH, "provider": provider}
             row = shared | counted | {"operators": count.operators, "views": count.views}
-            new = not output.exists()
-            with open(output, "a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append([row], output)
             print(counted, count.operators, flush=True)
 
 

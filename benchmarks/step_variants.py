@@ -8,7 +8,6 @@ what it differs by is what rounding alone does to a run.
 """
 
 import argparse
-import csv
 import dataclasses
 import datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.csv_rows import append
 from l2t_fast.bench.conditions import code_commit
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, embedded_config
 from l2t_fast.environment import describe_environment
@@ -62,7 +62,7 @@ def main() -> None:
         for seed in range(options.seeds):
             for variant in VARIANTS:
                 rows.append(conditions | train(config, source, variant, seed, options.runs, progress))
-                append(rows[-1], options.output)
+                append(rows[-1:], options.output)
     print(table(rows))
 
 
@@ -101,16 +101,6 @@ def train(
         "test_accuracy": result["test_accuracy"],
         "seconds": round(result["seconds"], 1),
     }
-
-
-def append(row: dict[str, Any], path: Path) -> None:
-    """Add `row` to the file, with its columns' names if it is the first."""
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,6 @@ chip has, or computes its products without tensor cores.
 """
 
 import argparse
-import csv
 import os
 import re
 import subprocess
@@ -24,6 +23,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.csv_rows import append
 from benchmarks.machine_code import SHARED_BYTES
 from l2t_fast.ops.triton import kernels
 from l2t_fast.ops.triton.tiles import Tile, tile_table
@@ -172,12 +172,7 @@ def main() -> int:
                     taken = f"{found.registers:>3} registers {found.shared / 1024:>6.1f} KiB {found.instruction:<5}"
                     print(f"{facts} {products:<8} {layout:<20} {taken} {found.problem or ''}", flush=True)
     if arguments.output and rows:
-        new = not arguments.output.exists()
-        with arguments.output.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(map(asdict, rows))
+        append([asdict(row) for row in rows], arguments.output)
     return 1 if any(row.problem for row in rows) else 0
 
 

@@ -98,6 +98,7 @@ class FeatureMatchingMethod(Method):
 
 def forget_other_pairs(layers: nn.ModuleList, own: OwnPairs) -> None:
     """Let go of the memory of the layers, one a pair, of other ranks' pairs."""
+    chosen = set(own.chosen)
     for p, layer in enumerate(layers):
-        if p not in set(own.chosen):
+        if p not in chosen:
             layer.to("meta")
