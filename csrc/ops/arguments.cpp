@@ -2,6 +2,9 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <algorithm>
+#include <iterator>
+#include <map>
 #include <utility>
 
 namespace l2t_fast {
@@ -31,6 +34,15 @@ void check_map(const at::Tensor& map, const at::Tensor& alpha, const char* what,
                     alpha.sizes(), "; one batch size is needed");
   check_float(map, what, index);
   check_same_computation(map, alpha, what, index);
+}
+
+// A weight (C_m, C_n) or (C_m, C_n, 1, 1), or what has its shape, as a matrix.
+at::Tensor matrix(const at::Tensor& weight) {
+  return weight.defined() && weight.dim() == 4 ? weight.squeeze(at::IntArrayRef{2, 3}) : weight;
+}
+
+bool is_matrix(const at::Tensor& weight, int64_t rows, int64_t columns) {
+  return weight.sizes() == at::IntArrayRef{rows, columns} || weight.sizes() == at::IntArrayRef{rows, columns, 1, 1};
 }
 
 }  // namespace
@@ -71,10 +83,9 @@ MatchingProblem checked_problem(const Arguments& arguments) {
     const auto& target = targets[n];
     const auto& weight = weights[p];
     const std::optional<at::Tensor> bias = biases.get(p);
-    TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == source.size(1) && weight.size(1) == target.size(1),
-                      "pair ", p, " (", m, ", ", n, "): the weight has shape ", weight.sizes(), " where source ",
-                      source.sizes(), " and target ", target.sizes(), " need [", source.size(1), ", ", target.size(1),
-                      "]");
+    TORCH_CHECK_VALUE(is_matrix(weight, source.size(1), target.size(1)), "pair ", p, " (", m, ", ", n,
+                      "): the weight has shape ", weight.sizes(), " where source ", source.sizes(), " and target ",
+                      target.sizes(), " need [", source.size(1), ", ", target.size(1), "]");
     check_float(weight, "weight of pair", p);
     check_same_computation(weight, alpha, "weight of pair", p);
     if (bias.has_value() && bias->defined()) {
@@ -94,7 +105,8 @@ MatchingProblem checked_problem(const Arguments& arguments) {
                     " where the pairs' source channels sum to ", columns);
   problem.sources = sources;
   problem.targets = targets;
-  problem.weights = weights;
+  problem.weights.reserve(pair_count);
+  for (const auto& weight : weights) problem.weights.push_back(matrix(weight));
   problem.alpha = alpha;
   return problem;
 }
@@ -142,19 +154,55 @@ Direction checked_direction(const Arguments& arguments, const OptionalTensorList
   const auto first_weight = slots.begin() + static_cast<ptrdiff_t>(targets);
   const auto first_bias = first_weight + static_cast<ptrdiff_t>(pairs);
   const auto alpha = first_bias + static_cast<ptrdiff_t>(pairs);
-  return {{slots.begin(), first_weight}, {first_weight, first_bias}, {first_bias, alpha}, *alpha};
+  Direction direction{{slots.begin(), first_weight}, {}, {first_bias, alpha}, *alpha};
+  std::transform(first_weight, first_bias, std::back_inserter(direction.weights), matrix);
+  return direction;
 }
 
-std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs) {
+std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs, at::TensorList weights) {
   std::vector<at::Tensor> list;
   for (size_t i = 0; i < needs.targets.size(); ++i)
     if (needs.targets[i]) list.push_back(result.targets[i]);
   for (size_t i = 0; i < needs.weights.size(); ++i)
-    if (needs.weights[i]) list.push_back(result.weights[i]);
+    if (needs.weights[i])
+      list.push_back(weights[i].dim() == 4 ? result.weights[i].view(weights[i].sizes()) : result.weights[i]);
   for (size_t i = 0; i < needs.biases.size(); ++i)
     if (needs.biases[i]) list.push_back(result.biases[i]);
   if (needs.alpha) list.push_back(result.alpha);
   return list;
+}
+
+namespace {
+
+// A GPU scales many tensors in one launch if they and the factor have one type.
+template <typename Scale>
+void for_each_type(at::TensorList tensors, const at::Tensor& factor, const Scale& scale) {
+  std::map<at::ScalarType, std::vector<size_t>> places;
+  for (size_t i = 0; i < tensors.size(); ++i) places[tensors[i].scalar_type()].push_back(i);
+  for (const auto& [type, of_type] : places) {
+    std::vector<at::Tensor> group;
+    for (const size_t place : of_type) group.push_back(tensors[place]);
+    // a scalar on the CPU is not rounded to the tensors' type there
+    scale(group, factor.is_cpu() ? factor : factor.to(type), of_type);
+  }
+}
+
+}  // namespace
+
+void scale_in_place(at::TensorList tensors, const at::Tensor& factor) {
+  for_each_type(tensors, factor, [](const std::vector<at::Tensor>& group, const at::Tensor& of_type, const auto&) {
+    at::_foreach_mul_(group, of_type);
+  });
+}
+
+std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor) {
+  std::vector<at::Tensor> results(tensors.size());
+  for_each_type(tensors, factor,
+                [&results](const std::vector<at::Tensor>& group, const at::Tensor& of_type, const auto& places) {
+                  auto products = at::_foreach_mul(group, of_type);
+                  for (size_t i = 0; i < places.size(); ++i) results[places[i]] = std::move(products[i]);
+                });
+  return results;
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& a) {

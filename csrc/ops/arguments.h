@@ -23,7 +23,7 @@ inline size_t slot_count(size_t targets, size_t pairs) { return targets + 2 * pa
 struct Arguments {
   std::vector<at::Tensor> sources;
   std::vector<at::Tensor> targets;
-  std::vector<at::Tensor> weights;
+  std::vector<at::Tensor> weights;  // (C_m, C_n), or (C_m, C_n, 1, 1) as a convolution has it
   OptionalTensorList biases;
   at::Tensor alpha;
   std::vector<int64_t> pairs;  // m0, n0, m1, n1, ...
@@ -38,8 +38,12 @@ MatchingProblem checked_problem(const Arguments& arguments);
 Needs checked_needs(const Arguments& arguments);
 Direction checked_direction(const Arguments& arguments, const OptionalTensorList& directions);
 
-// The result's defined tensors in slot order: the ones whose need is set.
-std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs);
+// The result's defined tensors in slot order: the ones whose need is set, in the shape of their inputs.
+std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs, at::TensorList weights);
+
+// Times a scalar on their device, in as few launches as the device can: one for many tensors of one type on a GPU.
+void scale_in_place(at::TensorList tensors, const at::Tensor& factor);
+std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor);
 
 // Typed calls through the dispatcher.
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& arguments);

@@ -294,7 +294,7 @@ struct MatchingForward : Function<MatchingForward> {
       if (!consume) {
         chosen = call_matching_backward(grad_loss, chosen, asked);
       } else if (!grad_loss.is_cpu() || grad_loss.item<double>() != 1) {
-        for (auto& gradient : chosen) gradient.mul_(grad_loss);
+        scale_in_place(chosen, grad_loss);
       }
       slots = spread(asked.needs, std::move(chosen));
     }

@@ -32,7 +32,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> forward_on(at::TensorList source
   const auto wanted = checked_needs(arguments);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   auto [loss, gradient] = compute(problem, wanted);
-  return {std::move(loss), needed_only(gradient, wanted)};
+  return {std::move(loss), needed_only(gradient, wanted, weights)};
 }
 
 template <HessianVectorProduct* compute>
@@ -43,7 +43,7 @@ std::vector<at::Tensor> hvp_on(at::TensorList sources, at::TensorList targets, a
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return needed_only(compute(problem, checked_direction(arguments, directions), wanted), wanted);
+  return needed_only(compute(problem, checked_direction(arguments, directions), wanted), wanted, weights);
 }
 
 LossAndGradient forward_cpu_or_emulated(const MatchingProblem& problem, const Needs& needs) {
@@ -61,10 +61,7 @@ HessianVector hvp_cpu_or_emulated(const MatchingProblem& problem, const Directio
 std::vector<at::Tensor> backward_scale(const at::Tensor& grad_loss, at::TensorList gradients, at::TensorList,
                                        at::TensorList, at::TensorList, const OptionalTensorList&, const at::Tensor&,
                                        at::IntArrayRef, const c10::List<bool>&) {
-  std::vector<at::Tensor> scaled;
-  scaled.reserve(gradients.size());
-  for (const auto& gradient : gradients) scaled.push_back(at::mul(gradient, grad_loss));
-  return scaled;
+  return scaled(gradients, grad_loss);
 }
 
 // Times one is the usual case, and all that a double backward needs of this operator is the graph: such a copy is made
