@@ -3,8 +3,7 @@
     python -m benchmarks.cuda_resources --output benchmarks/results/cuda_resources.csv
 
 Exit code 1 if any kernel spills registers or takes local memory, or computes its products without tensor cores.
-Shared memory is taken at launch and not in the machine code: its largest amount, for K2 in float32, is the same
-everywhere, and more than it no chip is asked for.
+Shared memory is taken at launch and not in the machine code: every kernel that multiplies takes the same amount.
 """
 
 import argparse
@@ -21,8 +20,11 @@ from l2t_fast import _native
 REGISTERS = 65_536
 """Of a multiprocessor, on all of them."""
 
-THREADS = 128
+THREADS = 256
 """Of a block, csrc/cuda/records.h."""
+
+MULTIPLY = ("differences", "gradients")
+KERNELS = (*MULTIPLY, "pack", "finish", "upload", "witness")
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Resources:
     compiler: str  # nvcc's version
     architecture: int
     kernel: str
-    products: str  # of a matching kernel: tf32, tf32x3 or bfloat16
-    derivative: int  # 1: loss and gradient, 2: Hessian times vector; 0: neither
+    products: str  # tf32, tf32x3 or bfloat16, of kernels that differ in it
+    derivative: int  # 1: loss and gradient, 2: Hessian times vector; 0: the same kernel serves both
     registers: int
     stack: int  # bytes a thread, spilled registers among them
     local: int  # bytes a thread
@@ -45,7 +47,7 @@ class Resources:
     def problem(self) -> str | None:
         if self.stack or self.local:
             return f"takes {self.stack} bytes of stack and {self.local} of local memory a thread"
-        if self.derivative and not self.tensor_core_instructions:
+        if self.kernel in MULTIPLY and not self.tensor_core_instructions:
             return "uses no tensor cores"
         if self.registers * THREADS > REGISTERS:
             return f"takes {self.registers} registers a thread, more than a processor has"
@@ -82,13 +84,12 @@ def kernels_of(library: Path, cuobjdump: str, compiler: str, sass: bool = True) 
             name = match[1]
         elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
             products = re.search(r"(tf32x3|tf32|bfloat16)", name, re.IGNORECASE)
-            matching = "matching_kernel" in name
-            kernel = next((k for k in ("matching", "add_up", "upload", "witness") if k in name), name)
-            derivative = (2 if "Lb1E" in name else 1) if matching else 0
+            kernel = next((k for k in KERNELS if f"{k}_kernel" in name or k in name), name)
+            derivative = (2 if "Lb1E" in name else 1) if kernel == "differences" else 0
             numbers = [int(number) for number in match.groups()]
             found.append(
                 Resources(
-                    *(compiler, architecture, kernel, products[1].lower() if products and matching else ""),
+                    *(compiler, architecture, kernel, products[1].lower() if products else ""),
                     *(derivative, numbers[0], numbers[1], numbers[3], numbers[2]),
                     *counts.get((architecture, name), (0, 0)),
                 )

@@ -2,8 +2,10 @@
 
 #include <cstring>
 
+#include "differences.h"
 #include "emulator.h"
-#include "kernel.h"
+#include "gradients.h"
+#include "sums.h"
 
 namespace l2t_fast::cuda {
 namespace {
@@ -16,25 +18,30 @@ class EmulatedRunner : public Runner {
 
   void upload(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
 
-  void matching(Products products, bool second, const Problem* problem, const Launch& launch) override {
+  void run(Products products, bool second, const Problem* problem, const Launch& launch) override {
     if (products == Products::tf32)
-      second ? run<Tf32, true>(*problem, launch) : run<Tf32, false>(*problem, launch);
+      run<Tf32>(second, *problem, launch);
     else if (products == Products::tf32x3)
-      second ? run<Tf32x3, true>(*problem, launch) : run<Tf32x3, false>(*problem, launch);
+      run<Tf32x3>(second, *problem, launch);
     else
-      second ? run<Bfloat16, true>(*problem, launch) : run<Bfloat16, false>(*problem, launch);
-  }
-
-  void add_up(const Problem* problem, const Launch& launch) override {
-    emulate(launch.blocks, launch.shared_bytes, reversed_,
-            [&](EmulatedThread& thread) { cuda::add_up(thread, *problem, launch); });
+      run<Bfloat16>(second, *problem, launch);
   }
 
  private:
-  template <class Mode, bool second>
-  void run(const Problem& problem, const Launch& launch) {
-    emulate(launch.blocks, launch.shared_bytes, reversed_,
-            [&](EmulatedThread& thread) { cuda::matching<Mode, second>(thread, problem, launch); });
+  template <class Mode>
+  void run(bool second, const Problem& problem, const Launch& launch) {
+    emulate(launch.blocks, shared_bytes, reversed_, [&](EmulatedThread& thread) {
+      if (launch.kernel == Kernel::pack)
+        pack<Mode>(thread, problem, launch);
+      else if (launch.kernel == Kernel::gradients)
+        gradients<Mode>(thread, problem, launch);
+      else if (launch.kernel == Kernel::finish)
+        finish(thread, problem, launch);
+      else if (second)
+        differences<Mode, true>(thread, problem, launch);
+      else
+        differences<Mode, false>(thread, problem, launch);
+    });
   }
 
   const Chip chip_;

@@ -1,7 +1,6 @@
+// The checked longjmp takes a jump to another coroutine's stack for an error: CMakeLists.txt compiles this file without.
 #include "emulator.h"
 
-// The checked longjmp takes a jump to another coroutine's stack for an error.
-#undef _FORTIFY_SOURCE
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 #include <setjmp.h>
@@ -68,9 +67,9 @@ class EmulatedBlock {
   const int number;
   unsigned char* const shared;
   float exchanged[threads];
-  Sums* sums[threads];
-  const uint32_t (*a[threads])[2][4];
-  const uint32_t (*b[threads])[4][2];
+  float (*sums[threads])[4][4];
+  const uint32_t (*a[threads])[4];
+  const uint32_t (*b[threads])[2];
 
  private:
   struct Fiber {
@@ -135,7 +134,8 @@ class EmulatedBlock {
   const bool reversed_;
   const std::function<void(EmulatedThread&)>& kernel_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  Meeting all_, of_warp_[warps] = {{warp_size}, {warp_size}, {warp_size}, {warp_size}};
+  Meeting all_;
+  std::vector<Meeting> of_warp_{warps, Meeting{warp_size}};
   Fiber* running_ = nullptr;
   jmp_buf scheduler_;
   int finished_ = 0;
@@ -161,14 +161,19 @@ void EmulatedThread::request(void* to, const void* from, int bytes, bool lives) 
   copies_.push_back({to, from, bytes, lives});
 }
 
-void EmulatedThread::wait() {
-  for (const Copy& copy : copies_) {
+void EmulatedThread::arrive(size_t groups_left) {
+  if (groups_.size() <= groups_left) return;
+  const size_t count = groups_[groups_.size() - groups_left - 1];
+  for (size_t i = 0; i < count; ++i) {
+    const Copy& copy = copies_[i];
     if (copy.lives)
       std::memcpy(copy.to, copy.from, copy.bytes);
     else
       std::memset(copy.to, 0, copy.bytes);
   }
-  copies_.clear();
+  copies_.erase(copies_.begin(), copies_.begin() + ptrdiff_t(count));
+  groups_.erase(groups_.begin(), groups_.end() - ptrdiff_t(groups_left));
+  for (size_t& group : groups_) group -= count;
 }
 
 uint32_t EmulatedThread::split_tf32(uint32_t& bits) const {
@@ -178,73 +183,47 @@ uint32_t EmulatedThread::split_tf32(uint32_t& bits) const {
 }
 
 // Layout of registers: PTX, "Matrix fragments for mma.m16n8k8" and "mma.m16n8k16".
-template <int depth>
-struct Operands {
-  float left[32][depth], right[depth][32];
-};
-
-template <int depth>
-void multiply(EmulatedBlock& block, int first, const Operands<depth>& operands) {
-  float sum[32][32];
-  const auto each = [&](const auto& action) {
+void EmulatedThread::multiply(float (*sums)[4][4], const uint32_t (*a)[4], const uint32_t (*b)[2], int blocks,
+                              bool bfloat16) {
+  EmulatedBlock& block = block_;
+  block.sums[number_] = sums;
+  block.a[number_] = a;
+  block.b[number_] = b;
+  block.meet_warp(number_, [&block, first = number_ / warp_size * warp_size, blocks, bfloat16] {
+    const int words = bfloat16 ? 2 : 1, depth = 8 * words;  // terms a register, terms in all
+    const auto value = [bfloat16](uint32_t bits, int word) {
+      if (!bfloat16) return float_of(bits & 0xffffe000);  // the others are not looked at
+      return float_of(word ? bits & 0xffff0000 : bits << 16);
+    };
+    float left[64][16], right[16][32], sum[64][32];
     for (int lane = 0; lane < warp_size; ++lane)
-      for (int i = 0; i < 2; ++i)
-        for (int j = 0; j < 4; ++j)
+      for (int word = 0; word < words; ++word) {
+        const int group = lane / 4, k = lane % 4 * words + word;
+        for (int i = 0; i < blocks; ++i)
           for (int e = 0; e < 4; ++e)
-            action((*block.sums[first + lane])[i][j][e],
-                   sum[16 * i + lane / 4 + e / 2 * 8][8 * j + lane % 4 * 2 + e % 2]);
-  };
-  each([](float& own, float& whole) { whole = own; });
-  for (int row = 0; row < 32; ++row)
-    for (int k = 0; k < depth; ++k)
-      for (int column = 0; column < 32; ++column) sum[row][column] += operands.left[row][k] * operands.right[k][column];
-  each([](float& own, float& whole) { own = whole; });
-}
-
-void EmulatedThread::multiply_tf32(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) {
-  EmulatedBlock& block = block_;
-  block.sums[number_] = &sums;
-  block.a[number_] = &a;
-  block.b[number_] = &b;
-  block.meet_warp(number_, [&block, first = number_ / warp_size * warp_size] {
-    const auto value = [](uint32_t bits) { return float_of(bits & 0xffffe000); };  // the others are not looked at
-    Operands<8> operands;
-    for (int lane = 0; lane < warp_size; ++lane) {
-      const int group = lane / 4, k = lane % 4;
-      for (int i = 0; i < 2; ++i)
-        for (int e = 0; e < 4; ++e)
-          operands.left[16 * i + group + e % 2 * 8][k + e / 2 * 4] = value((*block.a[first + lane])[i][e]);
-      for (int j = 0; j < 4; ++j)
-        for (int e = 0; e < 2; ++e) operands.right[k + 4 * e][8 * j + group] = value((*block.b[first + lane])[j][e]);
-    }
-    multiply(block, first, operands);
-  });
-}
-
-void EmulatedThread::multiply_bfloat16(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) {
-  EmulatedBlock& block = block_;
-  block.sums[number_] = &sums;
-  block.a[number_] = &a;
-  block.b[number_] = &b;
-  block.meet_warp(number_, [&block, first = number_ / warp_size * warp_size] {
-    Operands<16> operands;
-    for (int lane = 0; lane < warp_size; ++lane) {
-      const int group = lane / 4;
-      for (int half = 0; half < 2; ++half) {
-        const int k = lane % 4 * 2 + half;
-        const auto value = [half](uint32_t bits) { return float_of(half ? bits & 0xffff0000 : bits << 16); };
-        for (int i = 0; i < 2; ++i)
-          for (int e = 0; e < 4; ++e)
-            operands.left[16 * i + group + e % 2 * 8][k + e / 2 * 8] = value((*block.a[first + lane])[i][e]);
+            left[16 * i + group + e % 2 * 8][k + e / 2 * 4 * words] = value(block.a[first + lane][i][e], word);
         for (int j = 0; j < 4; ++j)
-          for (int e = 0; e < 2; ++e) operands.right[k + 8 * e][8 * j + group] = value((*block.b[first + lane])[j][e]);
+          for (int e = 0; e < 2; ++e)
+            right[k + 4 * words * e][8 * j + group] = value(block.b[first + lane][j][e], word);
       }
-    }
-    multiply(block, first, operands);
+    const auto each = [&](const auto& action) {
+      for (int lane = 0; lane < warp_size; ++lane)
+        for (int i = 0; i < blocks; ++i)
+          for (int j = 0; j < 4; ++j)
+            for (int e = 0; e < 4; ++e)
+              action(block.sums[first + lane][i][j][e],
+                     sum[16 * i + lane / 4 + e / 2 * 8][8 * j + lane % 4 * 2 + e % 2]);
+    };
+    each([](float& own, float& whole) { whole = own; });
+    for (int row = 0; row < 16 * blocks; ++row)
+      for (int k = 0; k < depth; ++k)
+        for (int column = 0; column < 32; ++column) sum[row][column] += left[row][k] * right[k][column];
+    each([](float& own, float& whole) { own = whole; });
   });
 }
 
 float EmulatedThread::as_float(uint32_t bits) const { return float_of(bits); }
+uint32_t EmulatedThread::as_bits(float value) const { return bits_of(value); }
 float EmulatedThread::from_half(uint16_t bits) const { return c10::Half(bits, c10::Half::from_bits()); }
 uint16_t EmulatedThread::to_half(float value) const { return c10::Half(value).x; }
 uint16_t EmulatedThread::to_bfloat16(float value) const { return c10::BFloat16(value).x; }

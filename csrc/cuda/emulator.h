@@ -28,16 +28,34 @@ class EmulatedThread {
   void barrier();
   float exchange(float value, int mask);  // the value of the thread whose number in the warp differs by `mask`
 
+  template <class T>
+  T read(const T* from) const {
+    return *from;
+  }
   void copy16(void* to, const void* from, bool lives) { request(to, from, 16, lives); }
   void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
-  void wait();
+  void commit() { groups_.push_back(copies_.size()); }
+  template <int groups>
+  void wait_for_all_but() {
+    arrive(groups);
+  }
 
   uint32_t tf32(uint32_t bits) const { return (bits + 0x1000) & 0xffffe000; }  // nearest; ties away from zero
+  void round_to_tf32(float* piece) const {
+    for (int i = 0; i < 4; ++i) piece[i] = as_float(tf32(as_bits(piece[i])));
+  }
   uint32_t split_tf32(uint32_t& bits) const;
-  void multiply_tf32(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]);
-  void multiply_bfloat16(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]);
+  template <int blocks>
+  void multiply_tf32(Sums<blocks>& sums, const uint32_t (&a)[blocks][4], const uint32_t (&b)[4][2]) {
+    multiply(sums, a, b, blocks, false);
+  }
+  template <int blocks>
+  void multiply_bfloat16(Sums<blocks>& sums, const uint32_t (&a)[blocks][4], const uint32_t (&b)[4][2]) {
+    multiply(sums, a, b, blocks, true);
+  }
 
   float as_float(uint32_t bits) const;
+  uint32_t as_bits(float value) const;
   float from_half(uint16_t bits) const;
   uint16_t to_half(float value) const;
   uint16_t to_bfloat16(float value) const;
@@ -51,10 +69,13 @@ class EmulatedThread {
   };
 
   void request(void* to, const void* from, int bytes, bool lives);
+  void arrive(size_t groups_left);
+  void multiply(float (*sums)[4][4], const uint32_t (*a)[4], const uint32_t (*b)[2], int blocks, bool bfloat16);
 
   EmulatedBlock& block_;
   int number_;
   std::vector<Copy> copies_;
+  std::vector<size_t> groups_;  // how many copies had been requested when a group was closed
 };
 
 // Runs `kernel` once a thread, for blocks 0 .. `blocks`, one after the other. An exception of any thread ends it.

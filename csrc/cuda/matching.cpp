@@ -29,6 +29,12 @@ void* data_of(const at::Tensor& tensor, bool written) {
   return written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
 }
 
+int32_t small(int64_t size) {
+  TORCH_CHECK_VALUE(size < int64_t(1) << 31, "a size of ", size,
+                    " is too large; the cuda backend takes maps of fewer than 2^31 elements a sample");
+  return int32_t(size);
+}
+
 // Whether 16 bytes at a time can be copied into tiles: the type is theirs, every piece begins at a multiple of 16
 // bytes.
 bool aligned(const at::Tensor& tensor, Products products, at::IntArrayRef steps) {
@@ -39,15 +45,23 @@ bool aligned(const at::Tensor& tensor, Products products, at::IntArrayRef steps)
   return true;
 }
 
-Map map_of(const at::Tensor& tensor, Products products, bool written = false) {
+// Whether neighbours in memory are channels rather than pixels.
+bool channels_last(const at::Tensor& tensor) {
+  const int64_t by_channel = tensor.stride(1), by_column = tensor.stride(3);
+  return by_channel == 1 ? by_column != 1 || tensor.size(1) > 1 : by_channel < by_column;
+}
+
+// `last`: tiles are filled along channels. A map that lies otherwise is read element by element.
+Map map_of(const at::Tensor& tensor, Products products, bool last, bool written = false) {
   if (!tensor.defined()) return {};
   const int64_t vector = 16 / element_bytes(products);
   const int64_t by_sample = tensor.stride(0), by_channel = tensor.stride(1), by_row = tensor.stride(2),
                 by_column = tensor.stride(3), channels = tensor.size(1), height = tensor.size(2),
                 width = tensor.size(3);
-  Map map{data_of(tensor, written), by_sample, by_channel, by_row, by_column, type_of(tensor), false, false};
-  map.channels_last = by_channel == 1 ? by_column != 1 || channels > 1 : by_channel < by_column;
-  if (map.channels_last)
+  small((channels - 1) * by_channel + (height - 1) * by_row + (width - 1) * by_column);
+  Map map{data_of(tensor, written), by_sample,       int32_t(by_channel), int32_t(by_row), int32_t(by_column),
+          type_of(tensor),          last,            false};
+  if (last)
     map.vectors =
         by_channel == 1 && channels % vector == 0 && aligned(tensor, products, {by_sample, by_row, by_column});
   else
@@ -56,11 +70,9 @@ Map map_of(const at::Tensor& tensor, Products products, bool written = false) {
   return map;
 }
 
-Matrix matrix_of(const at::Tensor& tensor, Products products, bool written = false) {
+Matrix matrix_of(const at::Tensor& tensor, bool written = false) {
   if (!tensor.defined()) return {};
-  const bool vectors = tensor.stride(1) == 1 && tensor.size(1) % (16 / element_bytes(products)) == 0 &&
-                       aligned(tensor, products, {tensor.stride(0)});
-  return {data_of(tensor, written), tensor.stride(0), tensor.stride(1), type_of(tensor), vectors};
+  return {data_of(tensor, written), tensor.stride(0), tensor.stride(1), type_of(tensor)};
 }
 
 Vector vector_of(const at::Tensor& tensor, bool written = false) {
@@ -74,19 +86,13 @@ Coefficients coefficients_of(const at::Tensor& tensor) {
 }
 
 // What convolutions of float32 are told, this holds to: a 1x1 convolution is what it replaces. Products of bfloat16 are
-// exact, but E is rounded to it too, and only where it may be.
+// exact, but E is rounded to it too, and weights, and only where they may be.
 Products products_of(const MatchingProblem& problem) {
   if (!at::globalContext().allowTF32CuDNN(at::Float32Op::CONV)) return Products::tf32x3;
   for (const auto* tensors : {&problem.targets, &problem.weights})
     for (const at::Tensor& tensor : *tensors)
       if (tensor.scalar_type() != at::kBFloat16) return Products::tf32;
   return Products::bfloat16;
-}
-
-int32_t small(int64_t size) {
-  TORCH_CHECK_VALUE(size < int64_t(1) << 31, "a size of ", size,
-                    " is too large; the cuda backend takes sizes below 2^31");
-  return int32_t(size);
 }
 
 class Call {
@@ -117,10 +123,18 @@ class Call {
   void describe() {
     for (const auto& [n, pairs] : pairs_by_target(problem_, needs_, result_)) {
       const at::Tensor& map = problem_.targets[n];
-      small(map.size(2) * map.size(3) + tile_size);
-      targets_.push_back({map_of(map, products_), map_of(direction(&Direction::targets, n), products_),
-                          map_of(result_.targets[n], products_, /*written=*/true), small(map.size(1)),
-                          small(map.size(2)), small(map.size(3)), int32_t(pairs_.size()), int32_t(pairs.size())});
+      const bool last = channels_last(map);
+      Target target{};
+      target.map = map_of(map, products_, last);
+      target.direction = map_of(direction(&Direction::targets, n), products_, last);
+      target.result = map_of(result_.targets[n], products_, last, /*written=*/true);
+      target.channels = small(map.size(1));
+      target.height = small(map.size(2));
+      target.width = small(map.size(3));
+      small(map.size(2) * map.size(3) + tile_width);
+      target.first_pair = int32_t(pairs_.size());
+      target.pairs = int32_t(pairs.size());
+      targets_.push_back(target);
       for (const int64_t p : pairs) describe_pair(p);
     }
   }
@@ -128,10 +142,10 @@ class Call {
   void describe_pair(int64_t p) {
     const at::Tensor& source = problem_.sources[problem_.pairs[p].source];
     Pair pair{};
-    pair.source = map_of(source, products_);
-    pair.weight = matrix_of(problem_.weights[p], products_);
-    pair.weight_direction = matrix_of(direction(&Direction::weights, p), products_);
-    pair.weight_result = matrix_of(result_.weights[p], products_, /*written=*/true);
+    pair.source = map_of(source, products_, channels_last(source));
+    pair.weight = matrix_of(problem_.weights[p]);
+    pair.weight_direction = matrix_of(direction(&Direction::weights, p));
+    pair.weight_result = matrix_of(result_.weights[p], /*written=*/true);
     pair.bias = vector_of(problem_.biases[p]);
     pair.bias_direction = vector_of(direction(&Direction::biases, p));
     pair.bias_result = vector_of(result_.biases[p], /*written=*/true);
@@ -140,20 +154,34 @@ class Call {
     pair.width = small(source.size(3));
     pair.target = int32_t(targets_.size()) - 1;
     pair.column = problem_.pairs[p].alpha_begin;
+    // Within a tile of columns a source's elements are counted in 32 bits; so many samples it may touch.
+    const at::Tensor& target = problem_.targets[problem_.pairs[p].target];
+    const int64_t touched = std::min(source.size(0), (tile_width - 1) / (target.size(2) * target.size(3)) + 2);
+    TORCH_CHECK_VALUE(touched * std::max<int64_t>(pair.source.sample, 1) <= int64_t(1) << 32, "source feature ",
+                      problem_.pairs[p].source, " has samples ", pair.source.sample,
+                      " elements apart, which is too far for the cuda backend");
     pairs_.push_back(pair);
   }
 
-  // One workspace: the table, then the partial sums.
+  Wishes wishes() const {
+    Wishes wishes{direction_ != nullptr, false};
+    for (const Target& target : targets_) wishes.differences |= target.direction.data != nullptr;
+    for (const Pair& pair : pairs_) wishes.differences |= pair.weight_direction.data != nullptr;
+    return wishes;
+  }
+
+  // One workspace: what the plan places there, then the table.
   void launch(const at::Tensor& loss) {
-    const Plan plan = make_plan(problem_.alpha.size(0), targets_, pairs_, needs_.alpha, direction_ != nullptr,
-                                products_, runner_.chip());
+    Plan plan = make_plan(problem_.alpha.size(0), targets_, pairs_, wishes(), products_, runner_.chip());
     const auto bytes_of = [](const auto& list) { return (list.size() * sizeof(list[0]) + 15) / 16 * 16; };
     const size_t targets_at = (sizeof(Problem) + 15) / 16 * 16, pairs_at = targets_at + bytes_of(targets_);
-    const size_t segments_at = pairs_at + bytes_of(pairs_), table_bytes = segments_at + bytes_of(plan.segments);
-    const int64_t floats = plan.weight_sums + plan.bias_sums + plan.loss_sums;
+    const size_t parts_at = pairs_at + bytes_of(pairs_), segments_at = parts_at + bytes_of(plan.parts);
+    const size_t table_bytes = segments_at + bytes_of(plan.segments);
     const at::Tensor workspace =
-        at::empty({int64_t(table_bytes + floats * sizeof(float))}, problem_.alpha.options().dtype(at::kByte));
+        at::empty({plan.bytes + int64_t(table_bytes)}, problem_.alpha.options().dtype(at::kByte));
     auto* const base = workspace.mutable_data_ptr<uint8_t>();
+    bind(plan, targets_, base);
+    auto* const on_device = base + plan.bytes;
 
     Problem header{};
     header.batch = problem_.alpha.size(0);
@@ -161,24 +189,26 @@ class Call {
     if (direction_) header.alpha_direction = coefficients_of(direction_->alpha);
     header.squares = result_.alpha.defined() ? result_.alpha.mutable_data_ptr<float>() : nullptr;
     header.columns = problem_.alpha.size(1);
-    header.weight_sums = reinterpret_cast<float*>(base + table_bytes);
-    header.bias_sums = header.weight_sums + plan.weight_sums;
-    header.loss_sums = header.bias_sums + plan.bias_sums;
-    header.loss_count = small(plan.loss_sums);
+    header.loss_sums = reinterpret_cast<float*>(base + plan.loss_sums);
+    header.loss_count = small(plan.loss_count);
     header.loss = loss.defined() ? loss.mutable_data_ptr<float>() : nullptr;
-    header.targets = reinterpret_cast<const Target*>(base + targets_at);
-    header.pairs = reinterpret_cast<const Pair*>(base + pairs_at);
-    header.segments = reinterpret_cast<const Segment*>(base + segments_at);
+    header.targets = reinterpret_cast<const Target*>(on_device + targets_at);
+    header.pairs = reinterpret_cast<const Pair*>(on_device + pairs_at);
+    header.parts = reinterpret_cast<const Part*>(on_device + parts_at);
+    header.segments = reinterpret_cast<const Segment*>(on_device + segments_at);
 
     std::vector<uint8_t> table(table_bytes);
     std::memcpy(table.data(), &header, sizeof header);
-    std::memcpy(table.data() + targets_at, targets_.data(), targets_.size() * sizeof(Target));
-    std::memcpy(table.data() + pairs_at, pairs_.data(), pairs_.size() * sizeof(Pair));
-    std::memcpy(table.data() + segments_at, plan.segments.data(), plan.segments.size() * sizeof(Segment));
-    runner_.upload(base, table.data(), table.size());
-    const auto* const on_device = reinterpret_cast<const Problem*>(base);
-    for (const Launch& launch : plan.launches) runner_.matching(products_, direction_ != nullptr, on_device, launch);
-    if (plan.sums.blocks) runner_.add_up(on_device, plan.sums);
+    const auto put = [&table](size_t at, const auto& list) {
+      std::memcpy(table.data() + at, list.data(), list.size() * sizeof(list[0]));
+    };
+    put(targets_at, targets_);
+    put(pairs_at, pairs_);
+    put(parts_at, plan.parts);
+    put(segments_at, plan.segments);
+    runner_.upload(on_device, table.data(), table.size());
+    const auto* const problem = reinterpret_cast<const Problem*>(on_device);
+    for (const Launch& launch : plan.launches) runner_.run(products_, direction_ != nullptr, problem, launch);
   }
 
   Runner& runner_;

@@ -5,13 +5,11 @@
 namespace l2t_fast::cuda {
 namespace {
 
-// Items of projections there should be for each processor: so many that an uneven end costs little, and so few
-// that their partial sums are small beside the maps.
-constexpr int64_t items_per_processor = 6;
-constexpr int64_t fewest_pixels = 256;  // of a run: below that, writing the partial sums is what takes the time
+// Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits.
+constexpr int64_t bytes_of_differences = int64_t(48) << 20;
+constexpr int64_t fewest_tiles = 8;  // of a sum that is split: below that, writing the partial sums takes the time
 
 int64_t cut(int64_t length, int64_t into) { return (length + into - 1) / into; }
-int64_t tiles_of(int64_t length) { return cut(length, tile_size); }
 
 struct Cut {
   Segment segment;
@@ -21,146 +19,213 @@ struct Cut {
 
 class Planner {
  public:
-  Planner(int64_t batch, const std::vector<Target>& targets, std::vector<Pair>& pairs, bool wants_squares, bool second,
+  Planner(int64_t batch, std::vector<Target>& targets, std::vector<Pair>& pairs, const Wishes& wishes,
           Products products, const Chip& chip)
-      : batch_(batch),
-        targets_(targets),
-        pairs_(pairs),
-        wants_squares_(wants_squares),
-        second_(second),
-        chip_(chip),
-        slot_bytes_((second ? 2 : 1) * tile_size * tile_size * element_bytes(products)),
-        fixed_bytes_(reserved_bytes + std::max<int64_t>(slot_bytes_, tile_size * tile_size * sizeof(float))) {}
+      : batch_(batch), targets_(targets), pairs_(pairs), wishes_(wishes), chip_(chip), element_(element_bytes(products)) {}
 
   Plan plan() {
-    for (Pair& pair : pairs_) place_sums(pair);
-    // Targets of one tile of channels need less shared memory, so that more blocks run at once: a launch of their own.
-    std::vector<Cut> narrow, wide;
-    for (size_t n = 0; n < targets_.size(); ++n) cut_target(int(n), channel_tiles(int(n)) > 1 ? wide : narrow);
-    launch(wide, hold_of_wide());
-    launch(narrow, 1);
-    add_sums();
+    for (size_t n = 0; n < targets_.size(); ++n) place(int(n));
+    pack();
+    cut_into_phases();
+    finish();
     return std::move(plan_);
   }
 
  private:
-  int64_t channel_tiles(int target) const { return tiles_of(targets_[target].channels); }
-  int64_t pixels(int target) const { return int64_t(targets_[target].height) * targets_[target].width; }
-  bool wants_sums(const Pair& pair) const { return pair.weight_result.data || pair.bias_result.data; }
-  bool projected(const Pair& pair) const { return !second_ || wants_squares_ || wants_sums(pair); }
+  int64_t terms() const { return row_bytes / element_; }  // of a tile
+  int64_t columns_of_tile() const { return wishes_.second ? tile_width / 2 : tile_width; }
+  static int64_t height(const Target& target) { return target.channels > 64 ? 128 : 64; }  // of a tile of gradients
+  static int64_t pixels(const Target& target) { return int64_t(target.height) * target.width; }
+  int kept() const { return wishes_.second && wishes_.differences ? 2 : 1; }
 
-  // Blocks of channels that a projection's items are cut into; without dW one is enough for Q.
-  int64_t groups(const Pair& pair) const {
-    return pair.weight_result.data ? std::max<int64_t>(1, cut(channel_tiles(pair.target), channel_blocks)) : 1;
+  bool wants_weights(const Target& target) const {
+    for (int p = target.first_pair; p < target.first_pair + target.pairs; ++p)
+      if (pairs_[p].weight_result.data) return true;
+    return false;
   }
 
-  // Products of tiles for each tile of pixels: those of D, and those with E.
-  int64_t products(const Pair& pair) const {
-    const int64_t all = channel_tiles(pair.target);
-    return all + (pair.weight_result.data ? std::min<int64_t>(all, channel_blocks) : 0) + 1;
+  int64_t take(int64_t bytes) {
+    const int64_t at = plan_.bytes;
+    plan_.bytes += cut(bytes, 256) * 256;
+    return at;
   }
 
-  int64_t work_of_sample(const Pair& pair) const { return pixels(pair.target) * products(pair); }
-
-  void place_sums(Pair& pair) {
-    if (!projected(pair)) return;
-    if (!total_work_)
-      for (const Pair& each : pairs_)
-        if (projected(each)) total_work_ += work_of_sample(each) * batch_ * tiles_of(each.channels) * groups(each);
-    const int64_t of_item = total_work_ / (items_per_processor * chip_.processors);
-    const int64_t samples = std::clamp(of_item / work_of_sample(pair), cut(fewest_pixels, pixels(pair.target)),
-                                       std::max(batch_, cut(fewest_pixels, pixels(pair.target))));
-    pair.runs = int32_t(cut(batch_, samples));
-    const int64_t parts = pair.runs * tiles_of(pair.channels);
-    pair.weight_sums = plan_.weight_sums;
-    pair.bias_sums = plan_.bias_sums;
-    pair.loss_sums = plan_.loss_sums;
-    if (pair.weight_result.data) plan_.weight_sums += parts * channel_tiles(pair.target) * tile_size * tile_size;
-    if (pair.bias_result.data) plan_.bias_sums += parts * tile_size;
-    if (!second_) plan_.loss_sums += parts;
+  int64_t stride_of(int64_t columns) const { return cut(columns * element_, 16) * 16 / element_; }
+  int64_t bytes_of(const Target& target, int64_t samples) const {
+    return cut(stride_of(samples * pixels(target)) * target.rows * element_, 256) * 256;
   }
 
-  void cut_target(int index, std::vector<Cut>& cuts) const {
-    const Target& target = targets_[index];
-    int64_t row_tiles = 0;
+  static Divisor divisor(int64_t by) {
+    int shift = 31;
+    while (int64_t(1) << (shift - 31) < by) ++shift;
+    return {uint32_t(((uint64_t(1) << shift) + uint64_t(by) - 1) / uint64_t(by)), shift};
+  }
+
+  void place(int n) {
+    Target& target = targets_[n];
+    target.by_pixels = divisor(pixels(target));
+    target.by_width = divisor(target.width);
+    Places places;
+    int32_t row = 0;
     for (int p = target.first_pair; p < target.first_pair + target.pairs; ++p) {
-      const Pair& pair = pairs_[p];
-      row_tiles += tiles_of(pair.channels);
-      if (!projected(pair)) continue;
-      const int64_t steps = tiles_of(cut(batch_, pair.runs) * pixels(index));
-      cuts.push_back({{Segment::Kind::projection, 0, p, int32_t(groups(pair))},
-                      pair.runs * tiles_of(pair.channels) * groups(pair),
-                      steps * products(pair)});
+      pairs_[p].first_row = row;
+      row += pairs_[p].channels;
     }
-    if (!target.result.data || !target.channels) return;
-    const int64_t groups = cut(channel_tiles(index), channel_blocks);
-    cuts.push_back({{Segment::Kind::target, 0, index, int32_t(groups)},
-                    tiles_of(batch_ * pixels(index)) * groups,
-                    row_tiles * (channel_tiles(index) + std::min<int64_t>(channel_tiles(index), channel_blocks) + 1)});
+    target.rows = row;
+    target.stride = int32_t(stride_of(target.channels));
+    bool moves = false;
+    for (int p = target.first_pair; p < target.first_pair + target.pairs; ++p)
+      moves |= pairs_[p].weight_direction.data != nullptr;
+    target.keeps = target.channels > 0 && (target.result.data || wants_weights(target));
+    const int64_t packed = std::max<int64_t>(1, int64_t(row) * target.stride * element_);
+    places.weight = take(packed);
+    places.weight_direction = moves ? take(packed) : -1;
+
+    const int64_t per_sample = bytes_of(target, 1) * kept();
+    const int64_t samples = target.keeps ? bytes_of_differences / per_sample : batch_;
+    const int64_t fewest_parts = cut(batch_, std::clamp<int64_t>(samples, 1, batch_));
+    target.part_samples = int32_t(cut(batch_, fewest_parts));
+    const int64_t parts = cut(batch_, target.part_samples);
+    target.tiles = int32_t(cut(target.part_samples * pixels(target), columns_of_tile()));
+    target.slots = int32_t(std::min<int64_t>(target.part_samples, (columns_of_tile() - 1) / pixels(target) + 2));
+    places.row_sums = take(parts * target.tiles * target.slots * target.rows * 2 * int64_t(sizeof(float)));
+    places.bias_sums = take(batch_ * target.rows * int64_t(sizeof(float)));
+
+    if (target.keeps && wants_weights(target)) {
+      const int64_t items = cut(target.channels, height(target)) * cut(target.rows, tile_width);
+      const int64_t sum = cut(target.part_samples * pixels(target), terms());
+      target.splits = int32_t(std::clamp<int64_t>(cut(2 * chip_.processors, items), 1, std::max<int64_t>(1, sum / fewest_tiles)));
+      places.weight_sums = take(int64_t(target.splits) * target.rows * target.channels * int64_t(sizeof(float)));
+    }
+    plan_.places.push_back(places);
   }
 
-  // A held target of k tiles of channels takes 2 k + 1 slots, one that is not held 4.
-  int64_t shared_bytes(int64_t slots) const { return fixed_bytes_ + slots * slot_bytes_; }
+  void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0}); }
 
-  // As many as leave room for a second block on the processor, if that is possible at all.
-  int hold_of_wide() const {
-    const int64_t half = chip_.shared_per_processor / 2 - 1024;  // the driver keeps 1 KB a block for itself
-    const int64_t limit = std::min(shared_bytes(4) <= half ? half : chip_.shared_per_block, chip_.shared_per_block);
-    int hold = 1;
-    while (shared_bytes(2 * (hold + 1) + 1) <= limit) ++hold;
-    return hold;
+  void add(Segment::Kind kind, size_t index, int64_t items) {
+    Launch& launch = plan_.launches.back();
+    if (!items) return;
+    plan_.segments.push_back({kind, launch.blocks, int32_t(index)});
+    ++launch.count;
+    launch.blocks += int32_t(items);
   }
 
-  // The hardware hands out blocks in order, as others end: the longest go first.
-  void launch(std::vector<Cut>& cuts, int hold) {
-    if (cuts.empty()) return;
+  void pack() {
+    begin(Kernel::pack);
+    for (size_t n = 0; n < targets_.size(); ++n)
+      add(Segment::Kind::pack, n, cut(int64_t(targets_[n].rows) * targets_[n].stride, threads * 4));
+    if (!plan_.launches.back().blocks) plan_.launches.pop_back();
+  }
+
+  // Parts are taken together as long as their E fits; each such phase is a launch of E and one of the gradients.
+  void cut_into_phases() {
+    std::vector<std::vector<int>> phases;
+    int64_t filled = 0, most = 0;
+    std::vector<int64_t> places;
+    for (size_t n = 0; n < targets_.size(); ++n) {
+      const Target& target = targets_[n];
+      for (int64_t first = 0; first < batch_; first += target.part_samples) {
+        const int64_t samples = std::min<int64_t>(target.part_samples, batch_ - first);
+        const int64_t bytes = target.keeps ? bytes_of(target, samples) * kept() : 0;
+        if (phases.empty() || filled + bytes > bytes_of_differences) {
+          if (phases.empty() || !phases.back().empty()) phases.emplace_back();
+          filled = 0;
+        }
+        phases.back().push_back(int(plan_.parts.size()));
+        places.push_back(filled);
+        plan_.parts.push_back({int32_t(n), int32_t(first / target.part_samples), int32_t(first), int32_t(samples),
+                               stride_of(samples * pixels(target)), {}});
+        filled += bytes;
+        most = std::max(most, filled);
+      }
+    }
+    const int64_t differences = take(most);
+    for (size_t i = 0; i < plan_.parts.size(); ++i) {
+      Part& part = plan_.parts[i];
+      const Target& target = targets_[part.target];
+      const int64_t at = differences + places[i];
+      part.differences[0] = reinterpret_cast<void*>(at);
+      part.differences[1] = reinterpret_cast<void*>(at + (kept() > 1 ? bytes_of(target, part.samples) : 0));
+    }
+    for (const auto& phase : phases) {
+      std::vector<Cut> first, then;
+      for (const int i : phase) cut_part(i, first, then);
+      launch(Kernel::differences, first);
+      launch(Kernel::gradients, then);
+    }
+  }
+
+  void cut_part(int index, std::vector<Cut>& first, std::vector<Cut>& then) const {
+    const Part& part = plan_.parts[index];
+    const Target& target = targets_[part.target];
+    const int64_t columns = part.samples * pixels(target), terms_of_w = cut(target.channels, terms());
+    const int64_t row_tiles = cut(target.rows, tile_width), channel_tiles = cut(target.channels, height(target));
+    first.push_back({{Segment::Kind::differences, 0, index}, cut(columns, columns_of_tile()) * row_tiles, terms_of_w});
+    if (!target.keeps) return;
+    const int64_t share = height(target) / 64;
+    if (target.result.data)
+      then.push_back({{Segment::Kind::target, 0, index},
+                      cut(columns, tile_width) * channel_tiles,
+                      cut(target.rows, terms()) * share});
+    if (target.splits)
+      then.push_back({{Segment::Kind::projection, 0, index},
+                      row_tiles * channel_tiles * target.splits,
+                      cut(part.stride, terms()) / target.splits * share});
+  }
+
+  // The longest items first, so that the last ones to end are short.
+  void launch(Kernel kernel, std::vector<Cut>& cuts) {
     std::stable_sort(cuts.begin(), cuts.end(), [](const Cut& a, const Cut& b) { return a.work > b.work; });
-    int64_t blocks = 0, slots = 3;
-    const int first = int(plan_.segments.size());
-    for (Cut& cut : cuts) {
-      cut.segment.first = int32_t(blocks);
-      blocks += cut.items;
-      plan_.segments.push_back(cut.segment);
-      const int target =
-          cut.segment.kind == Segment::Kind::target ? cut.segment.index : pairs_[cut.segment.index].target;
-      const int64_t tiles = channel_tiles(target);
-      slots = std::max<int64_t>(slots, tiles <= hold ? 2 * tiles + 1 : 4);
-    }
-    plan_.launches.push_back({first, int32_t(cuts.size()), int32_t(blocks), hold, shared_bytes(slots)});
+    begin(kernel);
+    for (const Cut& part : cuts) add(part.segment.kind, part.segment.index, part.items);
+    if (!plan_.launches.back().blocks) plan_.launches.pop_back();
   }
 
-  void add_sums() {
-    int64_t blocks = 0;
-    const int first = int(plan_.segments.size());
-    const auto add = [&](Segment::Kind kind, size_t index, int64_t elements) {
-      plan_.segments.push_back({kind, int32_t(blocks), int32_t(index), 1});
-      blocks += cut(elements, threads);
-    };
-    for (size_t p = 0; p < pairs_.size(); ++p) {
-      const Pair& pair = pairs_[p];
-      if (pair.weight_result.data && targets_[pair.target].channels)
-        add(Segment::Kind::weight, p, int64_t(pair.channels) * targets_[pair.target].channels);
-      if (pair.bias_result.data) add(Segment::Kind::bias, p, pair.channels);
-    }
-    if (!second_) add(Segment::Kind::loss, 0, 1);
-    plan_.sums = {first, int32_t(plan_.segments.size()) - first, int32_t(blocks), 0, threads * sizeof(float)};
+  void finish() {
+    begin(Kernel::finish);
+    for (size_t n = 0; n < targets_.size(); ++n)
+      add(Segment::Kind::squares, n, cut(batch_ * targets_[n].rows, threads));
+    plan_.loss_count = plan_.launches.back().blocks;
+    plan_.loss_sums = take(plan_.loss_count * int64_t(sizeof(float)));
+    for (size_t p = 0; p < pairs_.size(); ++p)
+      if (pairs_[p].weight_result.data)
+        add(Segment::Kind::weight, p, cut(int64_t(pairs_[p].channels) * targets_[pairs_[p].target].channels, threads));
+    begin(Kernel::finish);
+    for (size_t p = 0; p < pairs_.size(); ++p)
+      if (pairs_[p].bias_result.data) add(Segment::Kind::bias, p, cut(pairs_[p].channels, threads));
+    if (!wishes_.second) add(Segment::Kind::loss, 0, 1);
+    if (!plan_.launches.back().blocks) plan_.launches.pop_back();
   }
 
   const int64_t batch_;
-  const std::vector<Target>& targets_;
+  std::vector<Target>& targets_;
   std::vector<Pair>& pairs_;
-  const bool wants_squares_, second_;
+  const Wishes wishes_;
   const Chip chip_;
-  const int64_t slot_bytes_, fixed_bytes_;
-  int64_t total_work_ = 0;
+  const int64_t element_;
   Plan plan_;
 };
 
 }  // namespace
 
-Plan make_plan(int64_t batch, const std::vector<Target>& targets, std::vector<Pair>& pairs, bool wants_squares,
-               bool second, Products products, const Chip& chip) {
-  return Planner(batch, targets, pairs, wants_squares, second, products, chip).plan();
+Plan make_plan(int64_t batch, std::vector<Target>& targets, std::vector<Pair>& pairs, const Wishes& wishes,
+               Products products, const Chip& chip) {
+  return Planner(batch, targets, pairs, wishes, products, chip).plan();
+}
+
+void bind(Plan& plan, std::vector<Target>& targets, unsigned char* workspace) {
+  const auto floats = [workspace](int64_t at) { return reinterpret_cast<float*>(workspace + at); };
+  for (size_t n = 0; n < targets.size(); ++n) {
+    Target& target = targets[n];
+    const Places& places = plan.places[n];
+    target.weight = workspace + places.weight;
+    target.weight_direction = places.weight_direction < 0 ? nullptr : workspace + places.weight_direction;
+    target.weight_sums = floats(places.weight_sums);
+    target.row_sums = floats(places.row_sums);
+    target.bias_sums = floats(places.bias_sums);
+  }
+  for (Part& part : plan.parts)
+    for (void*& differences : part.differences) differences = workspace + reinterpret_cast<int64_t>(differences);
 }
 
 }  // namespace l2t_fast::cuda

@@ -5,17 +5,21 @@
 
 namespace l2t_fast::cuda {
 
-inline constexpr int tile_size = 64;         // rows, pixels and channels alike
-inline constexpr int threads = 128;          // a block: 4 warps, 2 by 2, each with 32 by 32 of a tile's products
-inline constexpr int channel_blocks = 2;     // tiles of channels whose sums one item keeps in registers
-inline constexpr int reserved_bytes = 3072;  // of shared memory, beside tiles: struct Small in kernel.h
+inline constexpr int threads = 256;     // a block: 8 warps, 2 by 4, each with 16 or 32 rows by 32 columns of a tile
+inline constexpr int tile_width = 128;  // columns of a block's tile; its rows are 128 or 64
+inline constexpr int stages = 3;        // tiles on their way from memory at once, and being worked on
+inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or 64 bfloat16
+inline constexpr int tile_bytes = tile_width * row_bytes;
+inline constexpr int pipeline_bytes = stages * 2 * tile_bytes;
+inline constexpr int reserved_bytes = 2048;  // of shared memory, beside tiles: the tile's spots
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 
 // Strides are in elements. data is null where there is no tensor: a direction that is zero, a result nobody wants.
 struct Map {  // (batch, channels, height, width)
   void* data;
-  int64_t sample, channel, row, column;
+  int64_t sample;
+  int32_t channel, row, column;  // a sample's elements are fewer than 2^31
   Type type;
   bool channels_last;  // neighbours in memory are channels, not pixels
   bool vectors;        // 16 bytes in a row have the tiles' type, are aligned, and live or not together
@@ -25,7 +29,6 @@ struct Matrix {  // (source channels, target channels)
   void* data;
   int64_t row, column;
   Type type;
-  bool vectors;
 };
 
 struct Vector {
@@ -39,31 +42,55 @@ struct Coefficients {  // (batch, source channels of all pairs), float32
   int64_t sample, column;
 };
 
-struct Target {
-  Map map, direction, result;
-  int32_t channels, height, width;
-  int32_t first_pair, pairs;  // its own lie together in the table
-};
-
 struct Pair {
   Map source;
   Matrix weight, weight_direction, weight_result;
   Vector bias, bias_direction, bias_result;
   int32_t channels, height, width;  // of the source
   int32_t target;
-  int64_t column;       // first of its columns in the coefficients
-  int64_t weight_sums;  // where its partial sums of weight_result begin: (runs, row blocks, channel blocks, 64, 64)
-  int64_t bias_sums, loss_sums;  // (runs, row blocks, 64) and (runs, row blocks)
-  int32_t runs;
+  int32_t first_row;  // among the rows of its target
+  int64_t column;     // first of its columns in the coefficients
+};
+
+// Division by a number known beforehand, of numbers below 2^31: a product and a shift. magic is 2^shift over the divisor,
+// rounded up, with so large a shift that the rounding does not show.
+struct Divisor {
+  uint32_t magic;
+  int32_t shift;
+};
+
+// A row is a source channel of one of the target's pairs, which lie together in the table. A column is a pixel of a
+// sample; those of all samples of a part stand in one line.
+struct Target {
+  Map map, direction, result;
+  int32_t channels, height, width;
+  Divisor by_pixels, by_width;
+  int32_t first_pair, pairs;
+  int32_t rows;
+  int32_t stride;  // of a row of the packed weights
+  bool keeps;      // E is kept for the gradients
+  void *weight, *weight_direction;  // packed: (rows, stride) of the tiles' type, zeros beyond the channels
+  float* weight_sums;               // (splits, rows, channels)
+  float* row_sums;                  // (parts, tiles, slots, rows, 2): of D^2 and of E by sample, for each tile of columns
+  float* bias_sums;                 // (batch, rows): of E over a sample
+  int32_t splits;
+  int32_t part_samples, tiles, slots;  // of a part: samples, tiles of columns, samples that a tile touches at most
+};
+
+// Some samples of a target, whose E is in memory at one time.
+struct Part {
+  int32_t target, number;
+  int32_t first_sample, samples;
+  int64_t stride;        // of a row of E: the columns, up to a multiple of 16 bytes; zeros beyond them
+  void* differences[2];  // E, the factor of W and T; in K2 E' is, and E, the factor of their directions, is the second
 };
 
 // A stretch of items (thread blocks) of one kind.
 struct Segment {
-  enum class Kind : int32_t { target, projection, weight, bias, loss };
+  enum class Kind : int32_t { pack, differences, target, projection, squares, weight, bias, loss };
   Kind kind;
-  int32_t first;   // number of its first item in the launch
-  int32_t index;   // of the target or pair
-  int32_t groups;  // of channel blocks
+  int32_t first;  // number of its first item in the launch
+  int32_t index;  // of the target (pack, squares), the part (differences, target, projection) or the pair
 };
 
 struct Problem {
@@ -71,20 +98,22 @@ struct Problem {
   Coefficients alpha, alpha_direction;
   float* squares;  // Q or its derivative, (batch, columns) contiguous; null where nobody wants it
   int64_t columns;
-  float *weight_sums, *bias_sums, *loss_sums;  // partial sums
+  float* loss_sums;
   int32_t loss_count;
   float* loss;
   const Target* targets;
   const Pair* pairs;
+  const Part* parts;
   const Segment* segments;
 };
 
+enum class Kernel : int32_t { pack, differences, gradients, finish };
+
 // What one launch works on: `count` segments of the table from `first` on.
 struct Launch {
+  Kernel kernel;
   int32_t first, count;
   int32_t blocks;
-  int32_t hold;  // targets of so many channel blocks or fewer keep one operand's tiles for the whole item
-  int64_t shared_bytes;
 };
 
 }  // namespace l2t_fast::cuda

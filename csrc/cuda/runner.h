@@ -12,12 +12,11 @@ enum class Products { tf32, tf32x3, bfloat16 };
 
 inline constexpr int64_t element_bytes(Products products) { return products == Products::bfloat16 ? 2 : 4; }
 
-// What a block must be able to have, for K2 in float32: an A100's 163 KB.
-inline constexpr int64_t least_shared_bytes = reserved_bytes + 10 * tile_size * tile_size * int64_t(sizeof(float));
+// What a block takes of shared memory, in every kernel that multiplies.
+inline constexpr int64_t shared_bytes = pipeline_bytes + reserved_bytes;
 
 struct Chip {
   int processors;
-  int64_t shared_per_block, shared_per_processor;  // bytes
 };
 
 class Runner {
@@ -26,8 +25,7 @@ class Runner {
   virtual Chip chip() const = 0;
   // Bytes into memory of the device; the source is free again when this returns.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
-  virtual void matching(Products products, bool second, const Problem* problem, const Launch& launch) = 0;
-  virtual void add_up(const Problem* problem, const Launch& launch) = 0;
+  virtual void run(Products products, bool second, const Problem* problem, const Launch& launch) = 0;
 };
 
 }  // namespace l2t_fast::cuda

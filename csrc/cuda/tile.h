@@ -1,4 +1,4 @@
-// Tiles of 64 by 64 elements in shared memory, and products of them by the tensor cores.
+// Tiles in shared memory, and products of them by the tensor cores.
 //
 // Everything here is written for a Machine: gpu/device.h, whose operations are the GPU's instructions, or emulator.h,
 // which runs the same code on the CPU. Registers of a warp's matrix products are laid out as PTX defines for mma.sync.
@@ -19,71 +19,79 @@
 
 namespace l2t_fast::cuda {
 
-inline constexpr int tile_elements = tile_size * tile_size;
-
-// How products are computed. `Element` is what tiles hold, `depth` how many terms of a sum one instruction adds up.
+// How products are computed. `Element` is what tiles hold. What is packed or kept in memory between two kernels is
+// rounded there (`rounds`: to tf32); what comes from the caller's maps is rounded when it has arrived in a tile.
 struct Tf32 {
   using Element = float;
-  static constexpr int depth = 8;
+  static constexpr bool rounds = true;
 };
-struct Tf32x3 : Tf32 {
+struct Tf32x3 {
+  using Element = float;
+  static constexpr bool rounds = false;
 };  // float32 nearly in full: each operand is the sum of two of tf32, of their products the smallest is left out
 struct Bfloat16 {
   using Element = uint16_t;
-  static constexpr int depth = 16;
+  static constexpr bool rounds = false;
 };
 
 template <class Element>
-inline constexpr int tile_bytes = tile_elements * int(sizeof(Element));
-
-// Where element (i, j) of a tile lies. Rows are cut into pieces of 16 bytes, whose order is permuted by row, so that a
-// warp finds 32 different banks whether it reads 8 rows at 4 neighbouring words (an operand whose sum runs along j), or
-// 4 rows at 8 neighbouring floats or 8 rows at 8 neighbouring bfloat16 (one whose sum runs along i).
+inline constexpr int depth = row_bytes / int(sizeof(Element));  // terms of the sum that a tile holds
 template <class Element>
-L2T_FAST_KERNEL int at(int i, int j) {
-  constexpr int vector = 16 / int(sizeof(Element));
-  const int turn = (i & 3) << 1 | (i >> 2 & 1);
-  return i * tile_size + (((j / vector) ^ turn) * vector) + j % vector;
+inline constexpr int vector = 16 / int(sizeof(Element));  // elements copied at a time
+
+// A tile holds `length` rows (or columns) of an operand and `depth` terms of the sum. Its lines run along the sum
+// (AlongSum: one a row of the operand) or along the rows (one a term). Lines are cut into pieces of 16 bytes, whose
+// order is permuted by line, so that a warp that reads 8 rows at 4 neighbouring words finds 32 different banks.
+template <bool AlongSum, int length, class Element>
+L2T_FAST_KERNEL int place(int line, int piece) {
+  if constexpr (AlongSum)
+    return line * depth<Element> + (piece ^ (line & 7)) * vector<Element>;
+  else
+    return line * length + (piece ^ (sizeof(Element) == 4 ? (line & 3) << 1 : line & 7)) * vector<Element>;
 }
 
-// Two registers of an operand: rows (or columns) `base` .. `base` + 8 of it, `depth` terms from `k` on. SumAlongI: the
-// tile is laid out (terms, rows) instead of (rows, terms).
-template <bool SumAlongI>
-L2T_FAST_KERNEL void fragment(const float* tile, int base, int k, int lane, uint32_t& low, uint32_t& high) {
-  const uint32_t* bits = reinterpret_cast<const uint32_t*>(tile);
-  const int row = base + lane / 4, term = k + lane % 4;
-  low = bits[SumAlongI ? at<float>(term, row) : at<float>(row, term)];
-  high = bits[SumAlongI ? at<float>(term + 4, row) : at<float>(row, term + 4)];
+// A register of an operand: rows first + 8 block + lane / 4 (first: a multiple of 32), of step `step` of the four the
+// half `half`. A word is a float, or two neighbouring terms of bfloat16.
+template <bool AlongSum, int length>
+L2T_FAST_KERNEL uint32_t fragment(const float* tile, int first, int block, int step, int half, int lane) {
+  const uint32_t* const bits = reinterpret_cast<const uint32_t*>(tile);
+  if constexpr (AlongSum)
+    return bits[(first + 8 * block + lane / 4) * 32 + (((2 * step + half) ^ (lane / 4)) * 4) + lane % 4];
+  else
+    return bits[(8 * step + 4 * half + lane % 4) * length +
+                ((first / 4 + 2 * block + lane / 16) ^ ((lane % 4) << 1)) * 4 + lane / 4 % 4];
 }
 
-template <bool SumAlongI>
-L2T_FAST_KERNEL void fragment(const uint16_t* tile, int base, int k, int lane, uint32_t& low, uint32_t& high) {
-  const int row = base + lane / 4, term = k + 2 * (lane % 4);
-  if constexpr (SumAlongI) {
-    low = tile[at<uint16_t>(term, row)] | uint32_t(tile[at<uint16_t>(term + 1, row)]) << 16;
-    high = tile[at<uint16_t>(term + 8, row)] | uint32_t(tile[at<uint16_t>(term + 9, row)]) << 16;
+template <bool AlongSum, int length>
+L2T_FAST_KERNEL uint32_t fragment(const uint16_t* tile, int first, int block, int step, int half, int lane) {
+  if constexpr (AlongSum) {
+    return fragment<true, length>(reinterpret_cast<const float*>(tile), first, block, step, half, lane);
   } else {
-    low = *reinterpret_cast<const uint32_t*>(tile + at<uint16_t>(row, term));
-    high = *reinterpret_cast<const uint32_t*>(tile + at<uint16_t>(row, term + 8));
+    const int term = 16 * step + 8 * half + 2 * (lane % 4), piece = first / 8 + block;
+    const uint16_t* const line = tile + term * length + lane / 4;
+    return line[(piece ^ (term & 7)) * 8] | uint32_t(line[length + (piece ^ (term & 7 | 1)) * 8]) << 16;
   }
 }
 
-// A thread's part of a 64 by 64 product: [2 x 16 rows][4 x 8 columns][element]; position() says where it lies.
-using Sums = float[2][4][4];
+// A thread's part of a product of 32 * blocks rows and 128 columns: [16 rows][8 columns][element]. Warps stand 2 by 4.
+template <int blocks>
+using Sums = float[blocks][4][4];
 
 struct Position {
   int row, column;
 };
 
-// The thread's rows are position(..., 0, 0, 0 and 2) and (..., 1, 0, 0 and 2): four; its columns eight.
+template <int blocks>
 L2T_FAST_KERNEL Position position(int thread, int i, int j, int element) {
   const int warp = thread / 32, lane = thread % 32;
-  return {warp / 2 * 32 + i * 16 + lane / 4 + element / 2 * 8, warp % 2 * 32 + j * 8 + lane % 4 * 2 + element % 2};
+  return {warp / 4 * 16 * blocks + i * 16 + lane / 4 + element / 2 * 8,
+          warp % 4 * 32 + j * 8 + lane % 4 * 2 + element % 2};
 }
 
-L2T_FAST_KERNEL void clear(Sums& sums) {
+template <int blocks>
+L2T_FAST_KERNEL void clear(Sums<blocks>& sums) {
   L2T_FAST_UNROLL
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < blocks; ++i) {
     L2T_FAST_UNROLL
     for (int j = 0; j < 4; ++j) {
       L2T_FAST_UNROLL
@@ -92,26 +100,16 @@ L2T_FAST_KERNEL void clear(Sums& sums) {
   }
 }
 
-template <class M>
-L2T_FAST_KERNEL void multiply(M& m, Tf32, Sums& sums, uint32_t (&a)[2][4], uint32_t (&b)[4][2]) {
-  L2T_FAST_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    L2T_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) a[i][e] = m.tf32(a[i][e]);
-  }
-  L2T_FAST_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    L2T_FAST_UNROLL
-    for (int e = 0; e < 2; ++e) b[j][e] = m.tf32(b[j][e]);
-  }
+template <int blocks, class M>
+L2T_FAST_KERNEL void multiply(M& m, Tf32, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[4][2]) {
   m.multiply_tf32(sums, a, b);
 }
 
-template <class M>
-L2T_FAST_KERNEL void multiply(M& m, Tf32x3, Sums& sums, uint32_t (&a)[2][4], uint32_t (&b)[4][2]) {
-  uint32_t a_rest[2][4], b_rest[4][2];
+template <int blocks, class M>
+L2T_FAST_KERNEL void multiply(M& m, Tf32x3, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[4][2]) {
+  uint32_t a_rest[blocks][4], b_rest[4][2];
   L2T_FAST_UNROLL
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < blocks; ++i) {
     L2T_FAST_UNROLL
     for (int e = 0; e < 4; ++e) a_rest[i][e] = m.split_tf32(a[i][e]);
   }
@@ -125,41 +123,91 @@ L2T_FAST_KERNEL void multiply(M& m, Tf32x3, Sums& sums, uint32_t (&a)[2][4], uin
   m.multiply_tf32(sums, a, b);
 }
 
-template <class M>
-L2T_FAST_KERNEL void multiply(M& m, Bfloat16, Sums& sums, uint32_t (&a)[2][4], uint32_t (&b)[4][2]) {
+template <int blocks, class M>
+L2T_FAST_KERNEL void multiply(M& m, Bfloat16, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[4][2]) {
   m.multiply_bfloat16(sums, a, b);
 }
 
-// sums += A B over 64 terms. A's rows and B's columns are the tiles' other axis. Unrolled in
-// full, which makes constants of most of the addresses: a loop of two took one and a half times the instructions.
-template <class Mode, bool SumAlongIOfA, bool SumAlongIOfB, class M>
-L2T_FAST_KERNEL void product(M& m, Sums& sums, const typename Mode::Element* a, const typename Mode::Element* b) {
+// One operand of a product of tiles: whether lines of its tiles run along the sum.
+template <bool along_sum_>
+struct Layout {
+  static constexpr bool along_sum = along_sum_;
+};
+
+// sums += A B^T over the terms of two tiles, A of 32 * blocks rows, B of 128.
+template <class Mode, class A, class B, int blocks, class M>
+L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Element* a,
+                             const typename Mode::Element* b) {
   const int thread = m.thread(), warp = thread / 32, lane = thread % 32;
   L2T_FAST_UNROLL
-  for (int k = 0; k < tile_size; k += Mode::depth) {
-    uint32_t from_a[2][4], from_b[4][2];
+  for (int step = 0; step < 4; ++step) {
+    uint32_t from_a[blocks][4], from_b[4][2];
     L2T_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < blocks; ++i) {
       L2T_FAST_UNROLL
-      for (int half = 0; half < 2; ++half)
-        fragment<SumAlongIOfA>(a, warp / 2 * 32 + i * 16 + half * 8, k, lane, from_a[i][half], from_a[i][2 + half]);
+      for (int e = 0; e < 4; ++e)
+        from_a[i][e] =
+            fragment<A::along_sum, 32 * blocks>(a, warp / 4 * 16 * blocks, 2 * i + e % 2, step, e / 2, lane);
     }
     L2T_FAST_UNROLL
-    for (int j = 0; j < 4; ++j) fragment<SumAlongIOfB>(b, warp % 2 * 32 + j * 8, k, lane, from_b[j][0], from_b[j][1]);
+    for (int j = 0; j < 4; ++j) {
+      L2T_FAST_UNROLL
+      for (int e = 0; e < 2; ++e)
+        from_b[j][e] = fragment<B::along_sum, tile_width>(b, warp % 4 * 32, j, step, e, lane);
+    }
     multiply(m, Mode{}, sums, from_a, from_b);
   }
 }
 
+// sums += the products of `count` pairs of tiles. fill(number, a, b) requests a pair; while one is worked on, the next
+// ones are on their way. settle(number, a, b) is what a thread does to what it requested, once that is there. Ends with shared
+// memory free again for all threads.
+template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
+L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, const Fill& fill, const Settle& settle) {
+  using Element = typename Mode::Element;
+  const auto tile = [&m](int slot) { return reinterpret_cast<Element*>(m.shared() + slot * 2 * tile_bytes); };
+  constexpr int second = tile_bytes / int(sizeof(Element));
+  L2T_FAST_UNROLL
+  for (int number = 0; number < stages - 1; ++number) {
+    if (number < count) fill(number, tile(number), tile(number) + second);
+    m.commit();
+  }
+  int slot = 0, free = stages - 1;
+  for (int number = 0; number < count; ++number) {
+    m.template wait_for_all_but<stages - 2>();
+    settle(number, tile(slot), tile(slot) + second);
+    m.barrier();
+    if (number + stages - 1 < count) fill(number + stages - 1, tile(free), tile(free) + second);
+    m.commit();
+    product<Mode, A, B>(m, sums, tile(slot), tile(slot) + second);
+    free = slot;
+    slot = slot + 1 == stages ? 0 : slot + 1;
+  }
+  m.barrier();
+}
+
 // ---- between memory and tiles
 
+template <Type type>
+struct Stored {
+  using Element = uint16_t;
+};
+template <>
+struct Stored<Type::float32> {
+  using Element = float;
+};
+template <Type type>
+using Storage = typename Stored<type>::Element;
+
+// Of the caller's tensors, which no kernel writes.
 template <Type type, class M>
 L2T_FAST_KERNEL float load(M& m, const void* data, int64_t offset) {
   if constexpr (type == Type::float32)
-    return static_cast<const float*>(data)[offset];
+    return m.read(static_cast<const float*>(data) + offset);
   else if constexpr (type == Type::bfloat16)
-    return m.as_float(uint32_t(static_cast<const uint16_t*>(data)[offset]) << 16);
+    return m.as_float(uint32_t(m.read(static_cast<const uint16_t*>(data) + offset)) << 16);
   else
-    return m.from_half(static_cast<const uint16_t*>(data)[offset]);
+    return m.from_half(m.read(static_cast<const uint16_t*>(data) + offset));
 }
 
 template <class M>
@@ -179,48 +227,95 @@ L2T_FAST_KERNEL void store(M& m, void* data, Type type, int64_t offset, float va
     static_cast<uint16_t*>(data)[offset] = m.to_half(value);
 }
 
-template <class M>
-L2T_FAST_KERNEL void put(M&, float* tile, int i, int j, float value) {
-  tile[at<float>(i, j)] = value;
+// What a kernel leaves for the next one's tiles.
+template <class Mode, class M>
+L2T_FAST_KERNEL void keep(M& m, void* data, int64_t offset, float value) {
+  if constexpr (sizeof(typename Mode::Element) == 2)
+    static_cast<uint16_t*>(data)[offset] = m.to_bfloat16(value);
+  else
+    static_cast<float*>(data)[offset] = Mode::rounds ? m.as_float(m.tf32(m.as_bits(value))) : value;
 }
 
-template <class M>
-L2T_FAST_KERNEL void put(M& m, uint16_t* tile, int i, int j, float value) {
-  tile[at<uint16_t>(i, j)] = m.to_bfloat16(value);
-}
-
-// A tile from memory, asynchronously where no type changes (but for bfloat16 that lies unfavourably). offset(i, j) is
-// an element's place, or negative where there is none: that is 0 in the tile.
-template <class Element, class M, class Offset>
-L2T_FAST_KERNEL void fill(M& m, Element* tile, const void* data, Type type, bool vectors, const Offset& offset) {
-  constexpr int vector = 16 / int(sizeof(Element)), pieces = tile_size / vector;
-  constexpr Type own = sizeof(Element) == 4 ? Type::float32 : Type::bfloat16;
+// Rows first .. first + count of a tile, from memory: asynchronously where no type changes. An element lies at
+// along(its place in the line) + across(line); where either is negative there is none, and the tile gets 0.
+template <bool AlongSum, int length, int count, class Element, class M, class Along, class Across>
+L2T_FAST_KERNEL void fill(M& m, Element* tile, int first, const void* data, Type type, bool vectors, const Along& along,
+                          const Across& across) {
+  constexpr int lines = AlongSum ? count : depth<Element>;
+  constexpr int width = AlongSum ? depth<Element> : count, pieces = width / vector<Element>;
+  const int first_line = AlongSum ? first : 0, first_piece = AlongSum ? 0 : first / vector<Element>;
+  const int thread = m.thread();
+  const auto* const from = static_cast<const Element*>(data);
   if (vectors) {
-    L2T_FAST_UNROLL_BY(2)
-    for (int piece = m.thread(); piece < tile_size * pieces; piece += threads) {
-      const int i = piece / pieces, j = piece % pieces * vector;
-      const int64_t from = offset(i, j);
-      m.copy16(tile + at<Element>(i, j), static_cast<const Element*>(data) + (from < 0 ? 0 : from), from >= 0);
+    const int piece = thread % pieces;
+    const int64_t begin = along(piece * vector<Element>);
+    L2T_FAST_UNROLL
+    for (int line = thread / pieces; line < lines; line += threads / pieces) {
+      const int64_t rest = across(line);
+      const bool lives = begin >= 0 && rest >= 0;
+      m.copy16(tile + place<AlongSum, length, Element>(first_line + line, first_piece + piece),
+               from + (lives ? begin + rest : 0), lives);
     }
-  } else if (sizeof(Element) == 4 && type == own) {
-    L2T_FAST_UNROLL_BY(2)
-    for (int element = m.thread(); element < tile_elements; element += threads) {
-      const int i = element / tile_size, j = element % tile_size;
-      const int64_t from = offset(i, j);
-      m.copy4(tile + at<Element>(i, j), static_cast<const Element*>(data) + (from < 0 ? 0 : from), from >= 0);
-    }
-  } else {  // 2 bytes each: what is of one type with the tiles is copied, the rest is widened
-    L2T_FAST_UNROLL_BY(4)
-    for (int element = m.thread(); element < tile_elements; element += threads) {
-      const int i = element / tile_size, j = element % tile_size;
-      const int64_t from = offset(i, j);
-      const uint16_t bits = from < 0 ? uint16_t(0) : static_cast<const uint16_t*>(data)[from];
-      if constexpr (sizeof(Element) == 4)
-        tile[at<float>(i, j)] = type == Type::float16 ? m.from_half(bits) : m.as_float(uint32_t(bits) << 16);
+    return;
+  }
+  const int within = thread % width, piece = first_piece + within / vector<Element>;
+  const int64_t begin = along(within);
+  L2T_FAST_UNROLL_BY(4)
+  for (int line = thread / width; line < lines; line += threads / width) {
+    const int64_t rest = across(line), offset = begin + rest;
+    const bool lives = begin >= 0 && rest >= 0;
+    Element* const to =
+        tile + place<AlongSum, length, Element>(first_line + line, piece) + within % vector<Element>;
+    if constexpr (sizeof(Element) == 4) {
+      if (type == Type::float32)
+        m.copy4(to, from + (lives ? offset : 0), lives);
       else
-        tile[at<uint16_t>(i, j)] = bits;
+        *to = lives ? load(m, data, type, offset) : 0.f;
+    } else {
+      *to = lives ? from[offset] : uint16_t(0);
     }
   }
+}
+
+// Rounds what the thread filled in with the same arguments, where products take tf32.
+template <class Mode, bool AlongSum, int length, int count, class M>
+L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int first, bool vectors) {
+  if constexpr (Mode::rounds) {
+    constexpr int lines = AlongSum ? count : depth<float>, width = AlongSum ? depth<float> : count;
+    constexpr int pieces = width / vector<float>;
+    const int first_line = AlongSum ? first : 0, first_piece = AlongSum ? 0 : first / vector<float>;
+    const int thread = m.thread();
+    if (vectors) {
+      L2T_FAST_UNROLL
+      for (int line = thread / pieces; line < lines; line += threads / pieces)
+        m.round_to_tf32(tile + place<AlongSum, length, float>(first_line + line, first_piece + thread % pieces));
+      return;
+    }
+    const int within = thread % width, piece = first_piece + within / vector<float>;
+    L2T_FAST_UNROLL_BY(4)
+    for (int line = thread / width; line < lines; line += threads / width) {
+      float& element = tile[place<AlongSum, length, float>(first_line + line, piece) + within % vector<float>];
+      element = m.as_float(m.tf32(m.as_bits(element)));
+    }
+  }
+}
+
+// A matrix that a kernel packed or kept, (lines, stride), in whole pieces.
+struct Packed {
+  const void* data;
+  int64_t stride;
+  int lines;
+};
+
+// From its line `line` and place `begin` on.
+template <bool AlongSum, int length, class Element, class M>
+L2T_FAST_KERNEL void fill_packed(M& m, Element* tile, const Packed& matrix, int line, int begin) {
+  const int64_t stride = matrix.stride;
+  const int lines = matrix.lines;
+  fill<AlongSum, length, length>(
+      m, tile, 0, matrix.data, sizeof(Element) == 4 ? Type::float32 : Type::bfloat16, true,
+      [=](int within) { return begin + within < stride ? int64_t(begin + within) : int64_t(-1); },
+      [=](int number) { return line + number < lines ? (line + number) * stride : int64_t(-1); });
 }
 
 }  // namespace l2t_fast::cuda

@@ -23,21 +23,33 @@ class Device {
   L2T_FAST_KERNEL void barrier() const { __syncthreads(); }
   L2T_FAST_KERNEL float exchange(float value, int mask) const { return __shfl_xor_sync(0xffffffff, value, mask); }
 
-  // Where nothing lives, nothing is read: so many bytes of zeros are written.
+  template <class T>
+  L2T_FAST_KERNEL T read(const T* from) const {
+    return __ldg(from);
+  }
+
+  // Where nothing lives, nothing is read: so many bytes of zeros are written. What is copied is read behind a barrier,
+  // which orders it for the compiler too: one that clobbers memory here would have all records read anew.
   L2T_FAST_KERNEL void copy16(void* to, const void* from, bool lives) const {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 16 : 0)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 16 : 0));
   }
   L2T_FAST_KERNEL void copy4(void* to, const void* from, bool lives) const {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 4 : 0)
-                 : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 4 : 0));
   }
-  L2T_FAST_KERNEL void wait() const { asm volatile("cp.async.wait_all;" ::: "memory"); }
+  L2T_FAST_KERNEL void commit() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  template <int groups>
+  L2T_FAST_KERNEL void wait_for_all_but() const {
+    asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+  }
 
   L2T_FAST_KERNEL uint32_t tf32(uint32_t bits) const {
     uint32_t rounded;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
     return rounded;
+  }
+  L2T_FAST_KERNEL void round_to_tf32(float* piece) const {
+    uint4& bits = *reinterpret_cast<uint4*>(piece);
+    bits = make_uint4(tf32(bits.x), tf32(bits.y), tf32(bits.z), tf32(bits.w));
   }
   L2T_FAST_KERNEL uint32_t split_tf32(uint32_t& bits) const {
     const float whole = __uint_as_float(bits);
@@ -45,9 +57,11 @@ class Device {
     return tf32(__float_as_uint(whole - __uint_as_float(bits)));
   }
 
-  L2T_FAST_KERNEL void multiply_tf32(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) const {
+  template <int blocks>
+  L2T_FAST_KERNEL void multiply_tf32(Sums<blocks>& sums, const uint32_t (&a)[blocks][4],
+                                     const uint32_t (&b)[4][2]) const {
     L2T_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < blocks; ++i) {
       L2T_FAST_UNROLL
       for (int j = 0; j < 4; ++j) {
         float (&s)[4] = sums[i][j];
@@ -57,9 +71,11 @@ class Device {
       }
     }
   }
-  L2T_FAST_KERNEL void multiply_bfloat16(Sums& sums, const uint32_t (&a)[2][4], const uint32_t (&b)[4][2]) const {
+  template <int blocks>
+  L2T_FAST_KERNEL void multiply_bfloat16(Sums<blocks>& sums, const uint32_t (&a)[blocks][4],
+                                         const uint32_t (&b)[4][2]) const {
     L2T_FAST_UNROLL
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < blocks; ++i) {
       L2T_FAST_UNROLL
       for (int j = 0; j < 4; ++j) {
         float (&s)[4] = sums[i][j];
@@ -71,6 +87,7 @@ class Device {
   }
 
   L2T_FAST_KERNEL float as_float(uint32_t bits) const { return __uint_as_float(bits); }
+  L2T_FAST_KERNEL uint32_t as_bits(float value) const { return __float_as_uint(value); }
   L2T_FAST_KERNEL float from_half(uint16_t bits) const { return __half2float(__ushort_as_half(bits)); }
   L2T_FAST_KERNEL uint16_t to_half(float value) const { return __half_as_ushort(__float2half_rn(value)); }
   L2T_FAST_KERNEL uint16_t to_bfloat16(float value) const {

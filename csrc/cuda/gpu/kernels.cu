@@ -1,45 +1,44 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../kernel.h"
-#include "device.h"
 #include "kernels.h"
 
 namespace l2t_fast::cuda {
 namespace {
 
+// As much as the parameters of a kernel hold, and a small one for small tables.
+template <int capacity>
 struct Bytes {
-  static constexpr int capacity = 4000;  // with the other parameters less than the 4 KB that every driver takes
   uint4 pieces[capacity / sizeof(uint4)];
 };
+constexpr int small = 4000, large = 32000;
 
-__global__ void __launch_bounds__(threads) upload_kernel(const __grid_constant__ Bytes bytes, uint4* to, int pieces) {
+template <int capacity>
+__global__ void __launch_bounds__(threads) upload_kernel(const __grid_constant__ Bytes<capacity> bytes, uint4* to,
+                                                         int pieces) {
   for (int i = int(threadIdx.x); i < pieces; i += threads) to[i] = bytes.pieces[i];
 }
 
-__global__ void __launch_bounds__(threads) add_up_kernel(const Problem* problem, Launch launch) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  Device device(shared);
-  add_up(device, *problem, launch);
+template <int capacity>
+cudaError_t upload(unsigned char* to, const unsigned char* from, size_t bytes, cudaStream_t stream) {
+  Bytes<capacity> part;
+  std::memcpy(part.pieces, from, bytes);
+  upload_kernel<capacity><<<1, threads, 0, stream>>>(part, reinterpret_cast<uint4*>(to), int(bytes / sizeof(uint4)));
+  return cudaPeekAtLastError();
 }
 
 }  // namespace
 
 cudaError_t launch_upload(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-  for (size_t done = 0; done < bytes; done += Bytes::capacity) {
-    const size_t size = std::min<size_t>(Bytes::capacity, bytes - done);
-    Bytes part;
-    std::memcpy(part.pieces, static_cast<const unsigned char*>(from) + done, size);
-    auto* const begin = reinterpret_cast<uint4*>(static_cast<unsigned char*>(to) + done);
-    upload_kernel<<<1, threads, 0, stream>>>(part, begin, int(size / sizeof(uint4)));
-    if (const cudaError_t error = cudaPeekAtLastError(); error != cudaSuccess) return error;
+  auto* const begin = static_cast<unsigned char*>(to);
+  const auto* const source = static_cast<const unsigned char*>(from);
+  for (size_t done = 0; done < bytes; done += large) {
+    const size_t size = std::min<size_t>(large, bytes - done);
+    const auto function = size <= small ? upload<small> : upload<large>;
+    if (const cudaError_t error = function(begin + done, source + done, size, stream); error != cudaSuccess)
+      return error;
   }
   return cudaSuccess;
-}
-
-cudaError_t launch_add_up(const Problem* problem, const Launch& launch, cudaStream_t stream) {
-  add_up_kernel<<<launch.blocks, threads, launch.shared_bytes, stream>>>(problem, launch);
-  return cudaPeekAtLastError();
 }
 
 }  // namespace l2t_fast::cuda

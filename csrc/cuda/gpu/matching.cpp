@@ -15,32 +15,23 @@ class GpuRunner : public Runner {
  public:
   GpuRunner() : stream_(at::cuda::getCurrentCUDAStream()) {
     const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
-    TORCH_CHECK(device.sharedMemPerBlockOptin >= least_shared_bytes, device.name, " has ",
+    TORCH_CHECK(int64_t(device.sharedMemPerBlockOptin) >= shared_bytes, device.name, " has ",
                 device.sharedMemPerBlockOptin, " bytes of shared memory a block, the cuda backend needs ",
-                least_shared_bytes);
+                shared_bytes);
   }
 
-  Chip chip() const override {
-    const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
-    return {device.multiProcessorCount, int64_t(device.sharedMemPerBlockOptin),
-            int64_t(device.sharedMemPerMultiprocessor)};
-  }
+  Chip chip() const override { return {at::cuda::getCurrentDeviceProperties()->multiProcessorCount}; }
 
   void upload(void* to, const void* from, size_t bytes) override {
     C10_CUDA_CHECK(launch_upload(to, from, bytes, stream_));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  void matching(Products products, bool second, const Problem* problem, const Launch& launch) override {
+  void run(Products products, bool second, const Problem* problem, const Launch& launch) override {
     const auto function = products == Products::tf32     ? launch_tf32
                           : products == Products::tf32x3 ? launch_tf32x3
                                                          : launch_bfloat16;
     C10_CUDA_CHECK(function(second, problem, launch, stream_));
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
-  void add_up(const Problem* problem, const Launch& launch) override {
-    C10_CUDA_CHECK(launch_add_up(problem, launch, stream_));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 

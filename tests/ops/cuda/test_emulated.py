@@ -84,23 +84,6 @@ def arguments_of(problem):
     return problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, problem.pairs
 
 
-@pytest.mark.parametrize("allow_tf32", [False, True])
-def test_little_shared_memory(emulate, allow_tf32):
-    """Of many channels tiles are kept for a whole item, or pass by twice: the same sums in the same order."""
-    problem = draw([(20, 4, 4)], [(300, 4, 5)], [(0, 0)], dtype=torch.float32)
-    directions, needs = draw_directions(problem), [True] * len(problem.slots)
-    found = []
-    with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
-        for for_gradient, for_product in ((85_000, 166_912), (1_000_000, 1_000_000)):
-            emulate(shared_bytes=for_gradient)
-            loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)
-            emulate(shared_bytes=for_product)
-            products = native.hessian_vector_product(*arguments_of(problem), directions, needs)
-            found.append(Answer(loss, gradients, products))
-    assert_accurate(found[0], problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
-    assert same_bits(found[0].parts(), found[1].parts())
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_some_needs_and_some_directions(emulate, seed):
     problem = draw(*SHAPES["several tiles"], biased=[True, False, True], dtype=torch.float32)

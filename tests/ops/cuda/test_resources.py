@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cuda_resources import Resources, find_cuobjdump, kernels_of
+from benchmarks.cuda_resources import KERNELS, MULTIPLY, Resources, find_cuobjdump, kernels_of
 from benchmarks.machine_code import SHARED_BYTES, read_resources
 from l2t_fast import _native
 
 REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "cuda_resources.csv"
-MATCHING = {(products, derivative) for products in ("tf32", "tf32x3", "bfloat16") for derivative in (1, 2)}
+MULTIPLYING = {
+    (kernel, products, derivative)
+    for products in ("tf32", "tf32x3", "bfloat16")
+    for kernel, derivative in (("differences", 1), ("differences", 2), ("gradients", 0))
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +29,14 @@ def kernels():
 @pytest.mark.parametrize("architecture", SHARED_BYTES)
 def test_no_kernel_spills(kernels, architecture):
     own = [kernel for kernel in kernels if kernel.architecture == architecture]
-    assert {(k.products, k.derivative) for k in own if k.derivative} == MATCHING
+    assert {(k.kernel, k.products, k.derivative) for k in own if k.kernel in MULTIPLY} == MULTIPLYING
     for kernel in own:
         assert kernel.stack == kernel.local == 0, kernel
-        assert kernel.registers <= 255, kernel
+        # two blocks of 256 threads a processor; what takes more registers runs alone
+        assert kernel.registers <= (255 if kernel.products == "tf32x3" else 128), kernel
 
 
 def test_the_shared_memory_it_asks_for_is_there(kernels):
-    """What K2 takes in float32 is the least that a chip must have, and no launch is planned with more than it has."""
     for kernel in kernels:
         assert _native.extension.cuda_shared_bytes + kernel.static_shared <= SHARED_BYTES[kernel.architecture], kernel
 
@@ -42,6 +46,6 @@ def test_the_recorded_report_has_every_kernel_and_no_problem():
     rows = read_resources(REPORT, Resources)
     for architecture in SHARED_BYTES:
         own = [row for row in rows if row.architecture == architecture]
-        assert {(row.products, row.derivative) for row in own if row.derivative} == MATCHING
-        assert {row.kernel for row in own} >= {"matching", "add_up", "upload"}
+        assert {(row.kernel, row.products, row.derivative) for row in own if row.kernel in MULTIPLY} == MULTIPLYING
+        assert {row.kernel for row in own} == set(KERNELS)
     assert not [row for row in rows if row.problem]

@@ -1,0 +1,103 @@
+"""Where the time of the matching loss goes on a GPU: each kernel's time, the GPU's in all, and the host's.
+
+    python -m benchmarks.gpu_profile [--workloads cifar ...] [--backends cuda ...]
+
+``host`` is what a call takes to return, without waiting for the GPU; ``events`` what it takes between two CUDA events
+on a cold cache; ``graph`` the same of a replayed CUDA graph, in which the host takes no part.
+"""
+
+import argparse
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS
+from l2t_fast.bench.timing import Stopwatch
+from l2t_fast.bench.workloads import WORKLOADS
+
+CALLS = 5
+DEVICE = torch.device("cuda")
+
+
+def kernel_times(call: Callable[[], object]) -> dict[str, tuple[int, float]]:
+    """Launches and microseconds of one call by kernel, the longest first."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize()
+    found: dict[str, list[float]] = defaultdict(list)
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            found[event.name].append(event.device_time)
+    by_time = sorted(found.items(), key=lambda item: -sum(item[1]))
+    return {name: (len(times) // CALLS, sum(times) / CALLS) for name, times in by_time}
+
+
+def host_seconds(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def event_seconds(call: Callable[[], object], repeats: int = 15) -> float:
+    watch = Stopwatch(DEVICE)
+    return statistics.median(watch.seconds(call) for _ in range(repeats))
+
+
+def graph_seconds(call: Callable[[], object]) -> float | None:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            kept = call()  # noqa: F841  (the graph writes into it)
+    except Exception as problem:
+        print(f"    no graph: {problem}")
+        return None
+    return event_seconds(graph.replay)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=["tiny", "cifar", "imagenet", "multi_source_128"])
+    parser.add_argument("--backends", nargs="+", default=["cuda", "triton"])
+    parser.add_argument("--modes", nargs="+", default=["forward_backward", "second_order"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--kernels", type=int, default=12, help="so many kernels are listed")
+    arguments = parser.parse_args()
+    print(torch.cuda.get_device_name())
+    for dtype in arguments.dtypes:
+        for name in arguments.workloads:
+            case = WORKLOADS[name].case(DEVICE, dtype=dtype)
+            tensors = case.tensors(DEVICE)
+            for backend in arguments.backends:
+                loss = LOSS_PROVIDERS[backend].make()
+                for mode in arguments.modes:
+
+                    def call(loss=loss, mode=mode, tensors=tensors) -> object:
+                        return LOSS_MODES[mode](loss, tensors)
+
+                    for _ in range(3):
+                        call()
+                    torch.cuda.synchronize()
+                    kernels = kernel_times(call)
+                    total = sum(time for _, time in kernels.values())
+                    graph = graph_seconds(call)
+                    print(
+                        f"{name} B={case.batch} {dtype} {backend} {mode}: host {host_seconds(call) * 1e3:.3f} ms, "
+                        f"events {event_seconds(call) * 1e3:.3f} ms, "
+                        + ("" if graph is None else f"graph {graph * 1e3:.3f} ms, ")
+                        + f"kernels {total / 1e3:.3f} ms in {sum(n for n, _ in kernels.values())} launches"
+                    )
+                    for kernel, (launches, taken) in list(kernels.items())[: arguments.kernels]:
+                        print(f"    {taken:9.1f} us  {launches:4d} x  {kernel[:100]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

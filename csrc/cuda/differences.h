@@ -1,0 +1,321 @@
+// E = 2 alpha D, with D = W T + b - S~, and what is summed over a sample's pixels: D^2 and E. With `second` the direction
+// derivatives V = W vT + vW T + vb and E' = 2 alpha V + 2 valpha D beside them, and sums of 2 D V and E'.
+#pragma once
+
+#include "lines.h"
+#include "tile.h"
+
+namespace l2t_fast::cuda {
+
+// Of a block's tile, which takes the pipeline's place once the products are done: rows of columns, and room that makes
+// the banks of eight rows differ.
+inline constexpr int staged_width = tile_width + 8;
+static_assert(tile_width * staged_width * int(sizeof(float)) <= pipeline_bytes);
+
+// Half-pixel centres, as torch.nn.functional.interpolate(align_corners=False), in integers: exact to one rounding.
+struct Tap {
+  int32_t lower;
+  bool inside;  // whether there is an upper neighbour
+  float share;  // of the upper one
+};
+
+template <class Integer>
+L2T_FAST_KERNEL Tap tap_in(int position, int size_in, int size_out) {
+  const Integer ahead = Integer(2 * Integer(position) + 1) * Integer(size_in);
+  const Integer twice = ahead > Integer(size_out) ? ahead - Integer(size_out) : 0, whole = 2 * Integer(size_out);
+  const Integer lower = twice / whole;
+  return {int32_t(lower), int32_t(lower) + 1 < size_in, float(twice - lower * whole) / float(whole)};
+}
+
+L2T_FAST_KERNEL Tap tap(int position, int size_in, int size_out) {
+  const bool small = size_in < 1 << 15 && size_out < 1 << 15;  // 32 bits hold all products
+  return small ? tap_in<uint32_t>(position, size_in, size_out) : tap_in<uint64_t>(position, size_in, size_out);
+}
+
+template <class Mode, bool second, class M>
+class Differences {
+  using Element = typename Mode::Element;
+  static constexpr int columns = second ? tile_width / 2 : tile_width;  // of the tile; beside those of D stand those of V
+  static constexpr int own = columns / 32;                              // of a lane, when a warp goes through a row
+  static constexpr int rows_of_warp = tile_width / (threads / 32);
+  static constexpr int together = 2;  // rows
+
+ public:
+  L2T_FAST_KERNEL Differences(M& m, const Problem& problem, const Part& part)
+      : m_(m), problem_(problem), part_(part), target_(problem.targets[part.target]) {}
+
+  L2T_FAST_KERNEL void run(int item) {
+    const int row_tiles = (target_.rows + tile_width - 1) / tile_width;
+    const int tile = item / row_tiles, first_row = item % row_tiles * tile_width;
+    find_spots<columns>(m_, Line(target_, part_), tile * columns);
+    if (target_.map.channels_last)
+      multiply<true>(first_row);
+    else
+      multiply<false>(first_row);
+    go_through_rows(first_row, tile);
+  }
+
+ private:
+  L2T_FAST_KERNEL float* staged() const { return reinterpret_cast<float*>(m_.shared()); }
+
+  // Half of a tile (or all of it): the map's columns that the block's spots name, from a channel on.
+  template <bool channels_last>
+  L2T_FAST_KERNEL void fill_columns(Element* tile, int half, const Map& map, bool lives, int first_channel) {
+    const Spot* const found = spots(m_);
+    const Map from = map;
+    const int channels = target_.channels;
+    const auto column = [=](int number) {
+      const Spot spot = found[number];
+      return spot.sample < 0 || !lives ? int64_t(-1) : offset_of(from, spot);
+    };
+    const auto channel = [=](int number) {
+      return first_channel + number < channels ? int64_t(first_channel + number) * from.channel : int64_t(-1);
+    };
+    if constexpr (channels_last)
+      fill<true, tile_width, columns>(m_, tile, half * columns, from.data, from.type, from.vectors, channel, column);
+    else
+      fill<false, tile_width, columns>(m_, tile, half * columns, from.data, from.type, from.vectors, column, channel);
+  }
+
+  // The map beside T: in W vT its direction; in vW T, or where it has none, itself.
+  L2T_FAST_KERNEL const Map& of_second_half(bool moves) const {
+    return !moves && target_.direction.data ? target_.direction : target_.map;
+  }
+
+  // W T, and V's products in the right half, into staged().
+  template <bool channels_last>
+  L2T_FAST_KERNEL void multiply(int first_row) {
+    constexpr int terms_of_tile = depth<Element>;
+    const int count = (target_.channels + terms_of_tile - 1) / terms_of_tile;
+    const bool weights_move = second && target_.weight_direction;
+    Sums<4> sums;
+    clear<4>(sums);
+    multiply_tiles<Mode, Layout<true>, Layout<channels_last>, 4>(
+        m_, sums, weights_move ? 2 * count : count,
+        [=, this](int number, Element* a, Element* b) {
+          const bool moves = second && number >= count;  // then vW T, which is V's alone
+          const int first_channel = (moves ? number - count : number) * terms_of_tile;
+          const Packed weight{moves ? target_.weight_direction : target_.weight, target_.stride, target_.rows};
+          fill_packed<true, tile_width>(m_, a, weight, first_row, first_channel);
+          fill_columns<channels_last>(b, 0, target_.map, !moves, first_channel);
+          if constexpr (second) {
+            const bool lives = moves || target_.direction.data;
+            fill_columns<channels_last>(b, 1, of_second_half(moves), lives, first_channel);
+          }
+        },
+        [=, this](int number, Element*, Element* b) {
+          round_filled<Mode, channels_last, tile_width, columns>(m_, b, 0, target_.map.vectors);
+          if constexpr (second)
+            round_filled<Mode, channels_last, tile_width, columns>(m_, b, columns,
+                                                                   of_second_half(number >= count).vectors);
+        });
+    L2T_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      L2T_FAST_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        L2T_FAST_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const Position where = position<4>(m_.thread(), i, j, e);
+          staged()[where.row * staged_width + where.column] = sums[i][j][e];
+        }
+      }
+    }
+    m_.barrier();
+  }
+
+  // What a lane knows of its columns: where they lie in the source of the pair at hand, counted from the tile's first
+  // sample, whether they have right and lower neighbours (a bit each), and the neighbours' shares.
+  struct Columns {
+    uint32_t offset[own], beside, below;
+    float along[own], down[own];
+  };
+
+  L2T_FAST_KERNEL Columns find_columns(const Pair& pair, bool resized, int first_sample) const {
+    const int lane = m_.thread() % 32, height = target_.height, width = target_.width;
+    const Map map = pair.source;
+    Columns found;
+    found.beside = found.below = 0;
+    L2T_FAST_UNROLL
+    for (int i = 0; i < own; ++i) {
+      const Spot spot = spots(m_)[lane + 32 * i];
+      Tap row{spot.row, false, 0}, column{spot.column, false, 0};
+      if (resized) {
+        row = tap(spot.row, pair.height, height);
+        column = tap(spot.column, pair.width, width);
+      }
+      found.offset[i] = uint32_t(offset_of(map, {spot.sample - first_sample, row.lower, column.lower}));
+      found.below |= uint32_t(row.inside) << i;
+      found.beside |= uint32_t(column.inside) << i;
+      found.down[i] = row.share;
+      found.along[i] = column.share;
+    }
+    return found;
+  }
+
+  // S~ at the lane's columns of `count` rows, the first of which begins at `data`.
+  template <Type type>
+  L2T_FAST_KERNEL void resize(const void* data, const Map& map, int count, const Columns& at, bool resized,
+                              uint32_t live, float (&values)[together][own]) {
+    const int32_t by_channel = map.channel, by_row = map.row, by_column = map.column;
+    L2T_FAST_UNROLL
+    for (int r = 0; r < together; ++r) {
+      const auto* const channel = static_cast<const Storage<type>*>(data) + int64_t(r) * by_channel;
+      L2T_FAST_UNROLL
+      for (int i = 0; i < own; ++i) {
+        const uint32_t upper = at.offset[i], lower = upper + (at.below >> i & 1 ? by_row : 0);
+        const uint32_t beside = at.beside >> i & 1 ? by_column : 0;
+        float value = 0;
+        if (r < count && live >> i & 1) {
+          value = load<type>(m_, channel, upper);
+          if (resized) {
+            const float right = load<type>(m_, channel, upper + beside);
+            const float below = load<type>(m_, channel, lower);
+            const float both = load<type>(m_, channel, lower + beside);
+            const float first = value + at.along[i] * (right - value);
+            value = first + at.down[i] * (below + at.along[i] * (both - below) - first);
+          }
+        }
+        values[r][i] = value;
+      }
+    }
+  }
+
+  // Twice the coefficient.
+  L2T_FAST_KERNEL float coefficient(const Coefficients& coefficients, int sample, int64_t column) const {
+    if (!coefficients.data) return 0;
+    return 2 * m_.read(coefficients.data + sample * coefficients.sample + column * coefficients.column);
+  }
+
+  L2T_FAST_KERNEL void go_through_rows(int first_row, int tile) {
+    const int first_column = tile * columns;
+    const Line line(target_, part_);
+    const int end = first_column + columns < line.columns ? first_column + columns : line.columns;
+    const int first = line.sample(first_column), last = line.sample(end - 1);  // counted from the part's
+    if (first == last && end - first_column == columns && target_.keeps)
+      go_through_rows<true>(first_row, tile, first, last);
+    else
+      go_through_rows<false>(first_row, tile, first, last);
+  }
+
+  // A warp goes through some rows, a few of them together so that many loads are under way. `simple`: all columns live
+  // and are of one sample.
+  template <bool simple>
+  L2T_FAST_KERNEL void go_through_rows(int first_row, int tile, int first, int last) {
+    const int thread = m_.thread(), lane = thread % 32, first_column = tile * columns;
+    const int first_sample = part_.first_sample + first;
+    const int begin_row = first_row + thread / 32 * rows_of_warp, rows = target_.rows;
+    const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
+    if (begin_row >= end_row) return;
+
+    int sample[own];
+    uint32_t live = ~0u, kept = ~0u;
+    const int64_t stride = part_.stride;
+    if constexpr (!simple) {
+      live = kept = 0;
+      L2T_FAST_UNROLL
+      for (int i = 0; i < own; ++i) {
+        sample[i] = spots(m_)[lane + 32 * i].sample;
+        live |= uint32_t(sample[i] >= 0) << i;
+        kept |= uint32_t(target_.keeps && first_column + lane + 32 * i < stride) << i;
+        if (sample[i] < 0) sample[i] = part_.first_sample + last;
+      }
+    }
+    void *const differences = part_.differences[0], *const others = part_.differences[1];
+    const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
+    float* const row_sums = row_sums_of(target_, part_.number, tile, 0);
+
+    const Pair* pair = pair_of(problem_, target_, begin_row);
+    for (int row = begin_row; row < end_row; ++pair) {
+      const bool resized = pair->height != target_.height || pair->width != target_.width;
+      const Columns at = find_columns(*pair, resized, first_sample);
+      const int pair_row = pair->first_row, pair_end = pair_row + pair->channels;
+      const int until = pair_end < end_row ? pair_end : end_row;
+      const Map& map = pair->source;
+      const int32_t by_channel = map.channel;
+      const Type type = map.type;
+      const int bytes = type == Type::float32 ? 4 : 2;
+      const auto* source = static_cast<const unsigned char*>(map.data) +
+                           (first_sample * map.sample + int64_t(row - pair_row) * by_channel) * bytes;
+      const int64_t first_alpha = pair->column - pair_row;
+      const Vector bias = pair->bias, bias_direction = pair->bias_direction;
+      for (; row < until; row += together, source += int64_t(together) * by_channel * bytes) {
+        const int count = until - row < together ? until - row : together;
+        float values[together][own];
+        if (type == Type::float32)
+          resize<Type::float32>(source, map, count, at, resized, live, values);
+        else if (type == Type::bfloat16)
+          resize<Type::bfloat16>(source, map, count, at, resized, live, values);
+        else
+          resize<Type::float16>(source, map, count, at, resized, live, values);
+        L2T_FAST_UNROLL
+        for (int r = 0; r < together; ++r) {
+          if (r >= count) break;
+          const int here = row + r;
+          const float shift = value_at(m_, bias, here - pair_row);
+          const float shift_direction = second ? value_at(m_, bias_direction, here - pair_row) : 0.f;
+          const float* const products = staged() + (here - first_row) * staged_width + lane;
+          const int64_t place = here * stride + first_column + lane;
+          float squares[own], factors[own];
+          float twice = 0, twice_direction = 0;
+          if (simple) {
+            twice = coefficient(alpha, first_sample, first_alpha + here);
+            if constexpr (second) twice_direction = coefficient(alpha_direction, first_sample, first_alpha + here);
+          }
+          L2T_FAST_UNROLL
+          for (int i = 0; i < own; ++i) {
+            if constexpr (!simple) {
+              twice = coefficient(alpha, sample[i], first_alpha + here);
+              if constexpr (second) twice_direction = coefficient(alpha_direction, sample[i], first_alpha + here);
+            }
+            const bool lives = live >> i & 1;
+            const float difference = lives ? products[32 * i] + (shift - values[r][i]) : 0.f;
+            if constexpr (second) {
+              const float moved = lives ? products[columns + 32 * i] + shift_direction : 0.f;
+              factors[i] = twice * moved + twice_direction * difference;
+              squares[i] = 2 * difference * moved;
+              if (kept >> i & 1) keep<Mode>(m_, others, place + 32 * i, twice * difference);
+            } else {
+              factors[i] = twice * difference;
+              squares[i] = difference * difference;
+            }
+            if (kept >> i & 1) keep<Mode>(m_, differences, place + 32 * i, factors[i]);
+          }
+          for (int its = first; its <= last; ++its) {
+            float square = 0, factor = 0;
+            L2T_FAST_UNROLL
+            for (int i = 0; i < own; ++i) {
+              const bool counts = simple || sample[i] == first_sample + its - first;
+              square += counts ? squares[i] : 0.f;
+              factor += counts ? factors[i] : 0.f;
+            }
+            L2T_FAST_UNROLL
+            for (int mask = 16; mask > 0; mask /= 2) {
+              square += m_.exchange(square, mask);
+              factor += m_.exchange(factor, mask);
+            }
+            if (lane == 0) {
+              float* const to = row_sums + 2 * (int64_t(its - first) * rows + here);
+              to[0] = square;
+              to[1] = factor;
+            }
+            if (simple) break;
+          }
+        }
+      }
+      row = until;
+    }
+  }
+
+  M& m_;
+  const Problem& problem_;
+  const Part& part_;
+  const Target& target_;
+};
+
+template <class Mode, bool second, class M>
+L2T_FAST_KERNEL void differences(M& m, const Problem& problem, const Launch& launch) {
+  const Segment& segment = segment_of(m, problem, launch);
+  Differences<Mode, second, M>(m, problem, problem.parts[segment.index]).run(m.block() - segment.first);
+}
+
+}  // namespace l2t_fast::cuda

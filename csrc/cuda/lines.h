@@ -1,0 +1,94 @@
+// Rows and columns: which pair and which pixel they are. A row is a source channel of a pair, a column a pixel of a
+// sample; records.h says how they stand in line.
+#pragma once
+
+#include "tile.h"
+
+namespace l2t_fast::cuda {
+
+// Where a tile's column lies; sample -1: beyond the end.
+struct Spot {
+  int32_t sample, row, column;
+};
+static_assert(tile_width * sizeof(Spot) <= reserved_bytes);
+
+L2T_FAST_KERNEL int64_t offset_of(const Map& map, const Spot& spot) {
+  return spot.sample * map.sample + (spot.row * map.row + spot.column * map.column);
+}
+
+// How a part's columns stand in line. Fields of records are copied before they are used in a loop: between copies into
+// shared memory the compiler would read them again from memory.
+struct Line {
+  int pixels, width, first_sample, columns;  // columns of a part are fewer than 2^31
+  Divisor by_pixels, by_width;
+
+  L2T_FAST_KERNEL Line(const Target& target, const Part& part)
+      : pixels(target.height * target.width),
+        width(target.width),
+        first_sample(part.first_sample),
+        columns(part.samples * pixels),
+        by_pixels(target.by_pixels),
+        by_width(target.by_width) {}
+
+  L2T_FAST_KERNEL int sample(int column) const { return divide(column, by_pixels); }
+
+  L2T_FAST_KERNEL Spot spot(int column) const {
+    if (column >= columns) return {-1, 0, 0};
+    const int before = sample(column), pixel = column - before * pixels, row = divide(pixel, by_width);
+    return {first_sample + before, row, pixel - row * width};
+  }
+
+ private:
+  static L2T_FAST_KERNEL int divide(int number, const Divisor& by) {
+    return int(uint64_t(uint32_t(number)) * by.magic >> by.shift);
+  }
+};
+
+// Those of the block's tile, in shared memory.
+template <class M>
+L2T_FAST_KERNEL Spot* spots(M& m) {
+  return reinterpret_cast<Spot*>(m.shared() + pipeline_bytes);
+}
+
+template <int columns, class M>
+L2T_FAST_KERNEL void find_spots(M& m, const Line& line, int first_column) {
+  if (const int thread = m.thread(); thread < columns) spots(m)[thread] = line.spot(first_column + thread);
+  m.barrier();
+}
+
+L2T_FAST_KERNEL const Pair* pair_of(const Problem& problem, const Target& target, int row) {
+  int low = target.first_pair, high = target.first_pair + target.pairs - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (problem.pairs[middle].first_row <= row)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return problem.pairs + low;
+}
+
+template <class M>
+L2T_FAST_KERNEL float value_at(M& m, const Vector& vector, int64_t index) {
+  return vector.data ? load(m, vector.data, vector.type, index * vector.step) : 0.f;
+}
+
+L2T_FAST_KERNEL float* row_sums_of(const Target& target, int part, int tile, int slot) {
+  return target.row_sums + ((int64_t(part) * target.tiles + tile) * target.slots + slot) * target.rows * 2;
+}
+
+// The segment of the launch that a block's item is in.
+template <class M>
+L2T_FAST_KERNEL const Segment& segment_of(M& m, const Problem& problem, const Launch& launch) {
+  int low = launch.first, high = launch.first + launch.count - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (problem.segments[middle].first <= m.block())
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return problem.segments[low];
+}
+
+}  // namespace l2t_fast::cuda

@@ -1,0 +1,103 @@
+// Before the products: weights side by side, in the tiles' type. After them: partial sums, added in order.
+#pragma once
+
+#include "lines.h"
+
+namespace l2t_fast::cuda {
+
+inline constexpr int packed_at_once = 4;  // elements a thread
+
+template <class Mode, class M>
+L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
+  const Segment& segment = segment_of(m, problem, launch);
+  const Target& target = problem.targets[segment.index];
+  const int64_t first = int64_t(m.block() - segment.first) * threads * packed_at_once + m.thread();
+  for (int i = 0; i < packed_at_once; ++i) {
+    const int64_t element = first + int64_t(i) * threads;
+    if (element >= int64_t(target.rows) * target.stride) return;
+    const int row = int(element / target.stride), channel = int(element % target.stride);
+    const Pair& pair = *pair_of(problem, target, row);
+    const auto value = [&](const Matrix& matrix) {
+      if (!matrix.data || channel >= target.channels) return 0.f;
+      return load(m, matrix.data, matrix.type, (row - pair.first_row) * matrix.row + channel * matrix.column);
+    };
+    keep<Mode>(m, target.weight, element, value(pair.weight));
+    if (target.weight_direction) keep<Mode>(m, target.weight_direction, element, value(pair.weight_direction));
+  }
+}
+
+// Q of a sample and row (or its derivative), the sum of E for the bias, and the loss of the block's samples and rows.
+template <class M>
+L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& target, int block) {
+  const int64_t element = int64_t(block) * threads + m.thread();
+  float loss = 0;
+  if (element < problem.batch * target.rows) {
+    const int sample = int(element / target.rows), row = int(element % target.rows);
+    const int part = sample / target.part_samples, local = sample % target.part_samples;
+    const int pixels = target.height * target.width;
+    const int columns = problem.loss ? tile_width : tile_width / 2;  // as Differences has them
+    const int64_t begin = int64_t(local) * pixels, end = begin + pixels;
+    float square = 0, factor = 0;
+    for (int tile = int(begin / columns); tile * int64_t(columns) < end; ++tile) {
+      const int first = int(tile * int64_t(columns) / pixels);
+      const float* const from = row_sums_of(target, part, tile, local - first) + 2 * int64_t(row);
+      square += from[0];
+      factor += from[1];
+    }
+    target.bias_sums[element] = factor;
+    const Pair& pair = *pair_of(problem, target, row);
+    const int64_t column = pair.column + row - pair.first_row;
+    if (problem.squares) problem.squares[sample * problem.columns + column] = square;
+    if (problem.loss) loss = problem.alpha.data[sample * problem.alpha.sample + column * problem.alpha.column] * square;
+  }
+  if (!problem.loss) return;
+  float* const parts = reinterpret_cast<float*>(m.shared());
+  parts[m.thread()] = loss;
+  for (int half = threads / 2; half > 0; half /= 2) {
+    m.barrier();
+    if (m.thread() < half) parts[m.thread()] += parts[m.thread() + half];
+  }
+  if (m.thread() == 0) problem.loss_sums[m.block()] = parts[0];
+}
+
+template <class M>
+L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) {
+  const Segment& segment = segment_of(m, problem, launch);
+  const int block = m.block() - segment.first;
+  if (segment.kind == Segment::Kind::squares) {
+    finish_squares(m, problem, problem.targets[segment.index], block);
+    return;
+  }
+  const int64_t element = int64_t(block) * threads + m.thread();
+  if (segment.kind == Segment::Kind::loss) {
+    float* const parts = reinterpret_cast<float*>(m.shared());
+    float sum = 0;
+    for (int i = m.thread(); i < problem.loss_count; i += threads) sum += problem.loss_sums[i];
+    parts[m.thread()] = sum;
+    for (int half = threads / 2; half > 0; half /= 2) {
+      m.barrier();
+      if (m.thread() < half) parts[m.thread()] += parts[m.thread() + half];
+    }
+    if (m.thread() == 0) *problem.loss = parts[0];
+    return;
+  }
+  const Pair& pair = problem.pairs[segment.index];
+  const Target& target = problem.targets[pair.target];
+  float sum = 0;
+  if (segment.kind == Segment::Kind::bias) {
+    if (element >= pair.channels) return;
+    for (int64_t sample = 0; sample < problem.batch; ++sample)
+      sum += target.bias_sums[sample * target.rows + pair.first_row + element];
+    store(m, pair.bias_result.data, pair.bias_result.type, element * pair.bias_result.step, sum);
+    return;
+  }
+  const int channels = target.channels;
+  if (element >= int64_t(pair.channels) * channels) return;
+  const int64_t row = element / channels, channel = element % channels;
+  const float* part = target.weight_sums + (pair.first_row + row) * channels + channel;
+  for (int split = 0; split < target.splits; ++split, part += int64_t(target.rows) * channels) sum += *part;
+  const Matrix& result = pair.weight_result;
+  store(m, result.data, result.type, row * result.row + channel * result.column, sum);
+}
+
+}  // namespace l2t_fast::cuda
