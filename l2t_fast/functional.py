@@ -2,16 +2,24 @@
 
 import operator
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from numbers import Real
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
+from l2t_fast import _native
+from l2t_fast.coefficients import Sizes, at_once, by_pair
 from l2t_fast.ops import choose_backend, implementation
 
 Projection = tuple[Tensor, Tensor | None]
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+_SEQUENCES = {list, tuple}
+_TENSORS = {Tensor, nn.Parameter}
+_arguments_fit = getattr(torch.ops.l2t_fast, "arguments_fit", None) if _native.extension is not None else None
 
 
 def feature_matching_loss(
@@ -57,6 +65,87 @@ def feature_matching_loss(
         TypeError: an argument of the wrong type, or float64 mixed with other dtypes.
         RuntimeError: ``backend`` names one that this installation does not have.
     """
+    given = (source_features, target_features, projections, pairs, channel_weights, pair_weights, beta)
+    arguments = _checked_at_once(*given) or _checked_one_by_one(*given)
+    pairs, weights, biases = arguments.pairs, arguments.weights, arguments.biases
+
+    used_sources = [source_features[m] for m in sorted({m for m, _ in pairs})]
+    others = ()
+    if not arguments.uniform or forward_ad._current_level >= 0:
+        others = [target_features[n] for n in sorted({n for _, n in pairs})]
+        others += [*weights, *(b for b in biases if b is not None)]
+        others += [*(arguments.channel_weights or ()), *(arguments.pair_weights or ())]
+    choice = choose_backend(backend, used_sources, others)
+
+    alpha = _coefficients(arguments, source_features, target_features, choice.backend)
+    sources, targets = _savable(source_features), target_features
+    if not arguments.uniform:
+        sources, pairs = _without_misfits(sources, pairs, 0, alpha)
+        targets, pairs = _without_misfits(targets, pairs, 1, alpha)
+    if choice.backend not in ("cpu", "cuda"):  # these take a convolution's weight as it is
+        weights = [weight.flatten(1) for weight in weights]
+    return implementation(choice.backend)(sources, targets, weights, biases, alpha, pairs)
+
+
+class _Arguments(NamedTuple):
+    """Arguments that fit, one entry a pair.
+
+    ``uniform``: all tensors have one device and one kind of dtype, and maps that no pair uses fit beside the others.
+    """
+
+    pairs: Sequence[tuple[int, int]]
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor | None]
+    channel_weights: Sequence[Tensor] | None
+    pair_weights: Sequence[Tensor] | None
+    betas: list[float]
+    uniform: bool
+
+
+def _checked_at_once(
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    projections: Sequence[Projection],
+    pairs: Sequence[tuple[int, int]],
+    channel_weights: Sequence[Tensor] | None,
+    pair_weights: Sequence[Tensor] | None,
+    beta: float | Sequence[float],
+) -> _Arguments | None:
+    """The arguments, if one look of the native code at all of them finds nothing to ask further about.
+
+    Else None: the checks one by one find out what is wrong, and take what is only unusual.
+    """
+    if _arguments_fit is None or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
+        return None
+    weights_given = [weights for weights in (channel_weights, pair_weights) if weights is not None]
+    if not set(map(type, (sources, targets, projections, pairs, *weights_given))) <= _SEQUENCES or not pairs:
+        return None
+    if {len(values) for values in (projections, *weights_given)} != {len(pairs)}:
+        return None
+    if not set(map(type, chain(projections, pairs))) <= _SEQUENCES or set(map(len, chain(projections, pairs))) != {2}:
+        return None
+    weights, biases = zip(*projections, strict=True)
+    tensors = chain(sources, targets, weights, (bias for bias in biases if bias is not None), *weights_given)
+    indices = list(chain.from_iterable(pairs))
+    if not set(map(type, tensors)) <= _TENSORS or set(map(type, indices)) != {int}:
+        return None
+    lists = (sources, targets, weights, biases, channel_weights or (), pair_weights or ())
+    if not _arguments_fit(*map(list, lists), indices):
+        return None
+    betas = _checked_betas(beta, len(pairs))
+    return _Arguments(list(map(tuple, pairs)), weights, biases, channel_weights, pair_weights, betas, uniform=True)
+
+
+def _checked_one_by_one(
+    source_features: Sequence[Tensor],
+    target_features: Sequence[Tensor],
+    projections: Sequence[Projection],
+    pairs: Sequence[tuple[int, int]],
+    channel_weights: Sequence[Tensor] | None,
+    pair_weights: Sequence[Tensor] | None,
+    beta: float | Sequence[float],
+) -> _Arguments:
+    """The arguments, or an error that names what does not fit."""
     _check_features("source_features", source_features)
     _check_features("target_features", target_features)
     pairs = checked_pairs(
@@ -67,29 +156,52 @@ def feature_matching_loss(
     betas = _checked_betas(beta, len(pairs))
     channel_weights = _checked_channel_weights(channel_weights, pairs, source_features, batch)
     pair_weights = _checked_pair_weights(pair_weights, pairs, batch)
-
-    used_sources = [source_features[m] for m in sorted({m for m, _ in pairs})]
-    others = [target_features[n] for n in sorted({n for _, n in pairs})]
-    others += [*weights, *(b for b in biases if b is not None), *(channel_weights or ()), *(pair_weights or ())]
     _check_devices_and_dtypes(pairs, source_features, target_features, weights, biases, channel_weights, pair_weights)
-
-    dtype = torch.float64 if used_sources[0].dtype == torch.float64 else torch.float32
-    alpha = _coefficients(pairs, source_features, target_features, channel_weights, pair_weights, betas, batch, dtype)
-    choice = choose_backend(backend, used_sources, others)
-    source_features = [_ordinary(source) for source in source_features]
-    sources, pairs = _without_misfits(source_features, pairs, 0, alpha)
-    targets, pairs = _without_misfits(target_features, pairs, 1, alpha)
-    return implementation(choice.backend)(sources, targets, weights, biases, alpha, pairs)
+    return _Arguments(pairs, weights, biases, channel_weights, pair_weights, betas, uniform=False)
 
 
-def _ordinary(source: Tensor) -> Tensor:
-    """A source feature as a tensor that may be saved for a backward pass.
+def _coefficients(arguments: _Arguments, sources: Sequence[Tensor], targets: Sequence[Tensor], backend: str) -> Tensor:
+    """alpha (B, sum of C_m) = beta lambda w / (B P): one coefficient a sample and channel, differentiable in w, lambda.
+
+    Everything that scales a pair is folded into one tensor, so that the kernels know nothing of the None cases.
+    """
+    what, where = arguments.channel_weights, arguments.pair_weights
+    first = sources[arguments.pairs[0][0]]
+    sizes = Sizes(
+        tuple(arguments.pairs),
+        tuple(source.shape[1] for source in sources),
+        tuple(target.shape[2] * target.shape[3] for target in targets),
+        tuple(arguments.betas),
+        first.shape[0],
+        what is None,
+    )
+    everyday = backend != "reference" and _everyday(chain(targets, what or (), where or ()))
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    return (at_once if everyday else by_pair)(sizes, what, where, dtype, first.device)
+
+
+def _everyday(tensors: Iterable[Tensor]) -> bool:
+    """Whether nothing but autograd's reverse mode looks on: no compiler, torch.func transform, tangent or subclass."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._functorch.peek_interpreter_stack()
+        and forward_ad._current_level < 0
+        and set(map(type, tensors)) <= _TENSORS
+    )
+
+
+def _savable(sources: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Source features as tensors that may be saved for a backward pass.
 
     Who runs the frozen source in ``torch.inference_mode()`` gets tensors that autograd refuses to keep, although no
-    gradient goes to them: another view of the same numbers is kept in their place.
+    gradient goes to them: other views of the same numbers are kept in their place.
     """
-    if torch.compiler.is_compiling() or not source.is_inference() or torch.is_inference_mode_enabled():
-        return source
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return sources
+    return [_viewed(source) if source.is_inference() else source for source in sources]
+
+
+def _viewed(source: Tensor) -> Tensor:
     view = torch.empty(0, dtype=source.dtype, device=source.device)
     return view.set_(source.untyped_storage(), source.storage_offset(), source.shape, source.stride())
 
@@ -119,38 +231,6 @@ def _without_misfits(
     place = {old: new for new, old in enumerate(kept)}
     renamed = [(place[m], n) if side == 0 else (m, place[n]) for m, n in pairs]
     return [features[i] for i in kept], renamed
-
-
-def _coefficients(
-    pairs: list[tuple[int, int]],
-    sources: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    channel_weights: Sequence[Tensor] | None,
-    pair_weights: Sequence[Tensor] | None,
-    betas: list[float],
-    batch: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """alpha (B, sum of C_m) = beta lambda w / (B P): one coefficient a sample and channel, differentiable in w, lambda.
-
-    Everything that scales a pair is folded into one tensor, so that the kernels know nothing of the None cases.
-    """
-    columns = []
-    for p, (m, n) in enumerate(pairs):
-        channels, pixels = sources[m].shape[1], targets[n].shape[2] * targets[n].shape[3]
-        scale = betas[p] / (max(batch, 1) * pixels)
-        if channel_weights is None:
-            scale /= channels
-        if pair_weights is not None:
-            column = (pair_weights[p].reshape(-1, 1).to(dtype) * scale).expand(batch, channels)
-            if channel_weights is not None:
-                column = column * channel_weights[p].to(dtype)
-        elif channel_weights is not None:
-            column = channel_weights[p].to(dtype) * scale
-        else:
-            column = torch.full((1, 1), scale, dtype=dtype, device=targets[n].device).expand(batch, channels)
-        columns.append(column)
-    return torch.cat(columns, dim=1)
 
 
 def _pair(p: int, pairs: Sequence[tuple[int, int]]) -> str:
@@ -239,7 +319,7 @@ def _checked_projections(
                 f"{_pair(p, pairs)}: the projection's bias has shape {_shape(bias)}, but source {_shape(sources[m])} "
                 f"needs {wanted[:1]}"
             )
-        weights.append(weight.reshape(wanted))
+        weights.append(weight)
         biases.append(bias)
     return weights, biases
 
@@ -317,6 +397,13 @@ def _check_devices_and_dtypes(
     pair_weights: Sequence[Tensor] | None,
 ) -> None:
     first = sources[pairs[0][0]]
+    tensors = [*(sources[m] for m, _ in pairs), *(targets[n] for _, n in pairs), *weights]
+    tensors += [*(bias for bias in biases if bias is not None), *(channel_weights or ()), *(pair_weights or ())]
+    dtypes = {tensor.dtype for tensor in tensors}
+    if (dtypes == {torch.float64} or dtypes <= set(_SINGLE)) and all(
+        tensor.layout == torch.strided and tensor.device == first.device for tensor in tensors
+    ):
+        return
     for p, (m, n) in enumerate(pairs):
         named = {
             "source feature": sources[m],

@@ -15,7 +15,9 @@ def needs_of(
 ) -> list[bool]:
     """Which slots' gradients the backward pass will ask for: none under ``torch.no_grad()``."""
     slots = (*targets, *weights, *biases, alpha)
-    return [torch.is_grad_enabled() and slot is not None and slot.requires_grad for slot in slots]
+    if not torch.is_grad_enabled():
+        return [False] * len(slots)
+    return [slot is not None and slot.requires_grad for slot in slots]
 
 
 def flat(pairs: Sequence[tuple[int, int]]) -> list[int]:

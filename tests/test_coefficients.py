@@ -1,0 +1,272 @@
+"""alpha computed at once: the bits of the definition, its derivatives, and how many operators it takes."""
+
+import collections
+import itertools
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from l2t_fast import coefficients, feature_matching_loss
+from l2t_fast.coefficients import Sizes, at_once, by_pair
+from l2t_fast.ops import why_unavailable
+
+CPU = torch.device("cpu")
+# Numbers of channels without a common divisor, with one, all equal.
+CHANNELS = [(2, 3, 4), (4, 8, 12), (6, 6)]
+WHERE = {
+    "none": None,
+    "(B,)": lambda batch, p: (batch,),
+    "(B, 1)": lambda batch, p: (batch, 1),
+    "(1, 1)": lambda batch, p: (1, 1),
+    "mixed": lambda batch, p: [(batch,), (batch, 1), (1, 1)][p % 3],
+}
+DTYPES = {
+    "float64": [torch.float64],
+    "float32": [torch.float32],
+    "bfloat16": [torch.bfloat16],
+    "mixed": [torch.float32, torch.bfloat16, torch.float16],
+}
+
+
+def draw(channels, what, where, dtypes, batch):
+    """(sizes, channel weights or None, pair weights or None), weights that require grad."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = tuple((m, n) for m in range(len(channels)) for n in range(2))
+
+    def weight(shape, p):
+        number = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1
+        return number.to(dtypes[p % len(dtypes)]).requires_grad_()
+
+    channel_weights = [weight((batch, channels[m]), p) for p, (m, _) in enumerate(pairs)] if what else None
+    shape = WHERE[where]
+    pair_weights = [weight(shape(batch, p), p + 1) for p in range(len(pairs))] if shape else None
+    betas = tuple(0.5 + p for p in range(len(pairs)))
+    return Sizes(pairs, channels, (6, 35), betas, batch, not what), channel_weights, pair_weights
+
+
+def derivatives(alpha, inputs):
+    """The gradients along fixed numbers, and the gradients of these."""
+    generator = torch.Generator().manual_seed(1)
+
+    def numbers(like):
+        return torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    outer = numbers(alpha).requires_grad_()
+    first = torch.autograd.grad(alpha, inputs, outer, create_graph=True)
+    second = torch.autograd.grad(first, [*inputs, outer], [numbers(g) for g in first], materialize_grads=True)
+    return [*first, *second]
+
+
+@pytest.mark.parametrize("batch", [3, 1, 0])
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("what", [True, False])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_it_has_the_bits_and_the_derivatives_of_the_definition(channels, what, where, dtypes, batch):
+    sizes, *weights = draw(channels, what, where, DTYPES[dtypes], batch)
+    dtype = torch.float64 if dtypes == "float64" else torch.float32
+    found, wanted = (function(sizes, *weights, dtype, CPU) for function in (at_once, by_pair))
+    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+    inputs = [weight for given in weights if given for weight in given]
+    if not inputs:
+        return
+    for f, w in zip(derivatives(found, inputs), derivatives(wanted, inputs), strict=True):
+        assert f.dtype == w.dtype
+        torch.testing.assert_close(f, w)
+
+
+# ---- through the loss -----------------------------------------------------------------------------------------------
+
+
+def fused():
+    problem = why_unavailable("cpu")
+    if problem is not None:
+        pytest.skip(f"the cpu backend is not available: {problem}")
+
+
+def problem(count, *, what=True, where="(B, 1)", convolutions=False, dtype=torch.float32, batch=2):
+    """A call of the loss with so many pairs: (function of no argument, its inputs that learn)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    sources = [normal(batch, channels, 3, 2) for channels in (2, 5, 3)]
+    targets = [normal(batch, channels, 2, 2).requires_grad_() for channels in (4, 3)]
+    pairs = [(p % 3, p % 2) for p in range(count)]
+    ones = (1, 1) if convolutions else ()
+    projections = [
+        (normal(sources[m].shape[1], targets[n].shape[1], *ones).requires_grad_(), normal(sources[m].shape[1]))
+        for m, n in pairs
+    ]
+    channel_weights = [normal(batch, sources[m].shape[1]).abs().requires_grad_() for m, _ in pairs] if what else None
+    shape = WHERE[where]
+    pair_weights = [normal(*shape(batch, p)).abs().requires_grad_() for p in range(count)] if shape else None
+    inputs = [*targets, *(weight for weight, _ in projections), *(channel_weights or ()), *(pair_weights or ())]
+
+    def loss():
+        return feature_matching_loss(
+            sources, targets, projections, pairs, channel_weights, pair_weights, 0.5, backend="cpu"
+        )
+
+    return loss, inputs
+
+
+class Operators(TorchDispatchMode):
+    """Counts of the operators that ran, but for ``detach``, by which autograd keeps a tensor: no device sees that."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten.detach.default:
+            self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def first_order(loss, inputs):
+    return torch.autograd.grad(loss(), inputs)
+
+
+def second_order(loss, inputs):
+    gradients = torch.autograd.grad(loss(), inputs, create_graph=True)
+    return torch.autograd.grad(gradients, inputs, [tensor.detach() for tensor in inputs])
+
+
+@pytest.mark.parametrize("derivative", [first_order, second_order])
+@pytest.mark.parametrize("where", ["none", "(B,)", "(B, 1)", "(1, 1)"])
+@pytest.mark.parametrize("what", [True, False])
+def test_the_number_of_operators_does_not_grow_with_the_pairs(derivative, what, where):
+    fused()
+    counts = []
+    for pairs in (6, 60):
+        loss, inputs = problem(pairs, what=what, where=where, convolutions=True)
+        derivative(loss, inputs)  # the constants of the sizes are made once
+        with Operators() as operators:
+            derivative(loss, inputs)
+        counts.append(operators.counts)
+    assert counts[0] == counts[1]
+    assert counts[0].total() < (30 if derivative is first_order else 80)
+
+
+@pytest.mark.parametrize("where", ["(B,)", "(B, 1)", "(1, 1)", "mixed"])
+def test_second_derivatives_through_weights_of_unequally_many_channels(where):
+    fused()
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    pairs = [(0, 0), (1, 0), (2, 1), (1, 1)]
+    channels = [2, 5, 3]
+    sources, targets = [normal(2, c, 3, 2) for c in channels], [normal(2, c, 2, 2) for c in (4, 3)]
+    projections = [(normal(channels[m], (4, 3)[n]), None) for m, n in pairs]
+    what = [normal(2, channels[m]) for m, _ in pairs]
+    inputs = [*what, *(normal(*WHERE[where](2, p)) for p in range(len(pairs)))]
+
+    def loss(*weights):
+        return feature_matching_loss(
+            sources, targets, projections, pairs, weights[:4], weights[4:], [0.5, 1, 2, 3], backend="cpu"
+        )
+
+    inputs = [weight.requires_grad_() for weight in inputs]
+    assert gradcheck(loss, inputs)
+    assert gradgradcheck(loss, inputs)
+
+
+def test_the_same_bits_from_run_to_run():
+    fused()
+    loss, inputs = problem(20)
+    for derivative in (first_order, second_order):
+        wanted = derivative(loss, inputs)
+        for _ in range(3):
+            assert all(map(torch.equal, derivative(loss, inputs), wanted))
+
+
+def test_constants_first_made_in_inference_mode_serve_a_training_step(monkeypatch):
+    fused()
+    monkeypatch.setattr(coefficients, "_layouts", {})
+    loss, inputs = problem(4)
+    with torch.inference_mode():
+        loss()
+    assert all(gradient.isfinite().all() for gradient in first_order(loss, inputs))
+
+
+def test_tensors_without_data_leave_no_constants_behind(monkeypatch):
+    fused()
+    layouts = {}
+    monkeypatch.setattr(coefficients, "_layouts", layouts)
+    with FakeTensorMode():
+        loss, inputs = problem_without_data()
+        first_order(loss, inputs)
+    assert not layouts
+
+
+def problem_without_data():
+    sources, targets = [torch.empty(2, 3, 2, 2)], [torch.empty(2, 4, 2, 2, requires_grad=True)]
+    weights = [torch.empty(2, 3, requires_grad=True)]
+    projections = [(torch.empty(3, 4), None)]
+    return lambda: feature_matching_loss(sources, targets, projections, [(0, 0)], weights, backend="cpu"), targets
+
+
+def test_a_tangent_still_raises_where_a_fused_backend_is_named():
+    fused()
+    sources, target = [torch.randn(2, 3, 2, 2)], torch.randn(2, 4, 2, 2)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode tangent"):
+        where = [forward_ad.make_dual(torch.rand(2, 1), torch.ones(2, 1))]
+        feature_matching_loss(sources, [target], [(torch.randn(3, 4), None)], [(0, 0)], None, where, backend="cpu")
+
+
+# ---- the constants that are kept ------------------------------------------------------------------------------------
+
+
+def sizes_of(beta):
+    return Sizes(((0, 0), (1, 0)), (2, 3), (4,), (beta, beta), 2, True)
+
+
+def test_no_more_constants_are_kept_than_a_few(monkeypatch):
+    layouts = {}
+    monkeypatch.setattr(coefficients, "_layouts", layouts)
+    for beta in range(2 * coefficients._KEPT):
+        coefficients._layout(sizes_of(float(beta)), torch.float32, CPU)
+    assert len(layouts) == coefficients._KEPT
+    last = coefficients._layout(sizes_of(float(beta)), torch.float32, CPU)
+    assert last is coefficients._layout(sizes_of(float(beta)), torch.float32, CPU)
+
+
+def test_a_capture_copies_nothing_and_what_it_reads_stays(monkeypatch):
+    layouts, captured = {}, {}
+    monkeypatch.setattr(coefficients, "_layouts", layouts)
+    monkeypatch.setattr(coefficients, "_captured", captured)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    gpu = torch.device("cuda")
+    assert coefficients._layout(sizes_of(1.0), torch.float32, gpu) is None
+    warm = coefficients._layout(sizes_of(1.0), torch.float32, CPU)
+    layouts[sizes_of(1.0), torch.float32, gpu] = warm
+    assert coefficients._layout(sizes_of(1.0), torch.float32, gpu) is warm
+    layouts.clear()
+    assert coefficients._layout(sizes_of(1.0), torch.float32, gpu) is warm
+
+
+# ---- the checks at once ---------------------------------------------------------------------------------------------
+
+
+def test_usual_arguments_are_checked_at_once(monkeypatch):
+    fused()
+    monkeypatch.setattr("l2t_fast.functional._checked_one_by_one", lambda *_: pytest.fail("asked one by one"))
+    for what, where, convolutions in itertools.product([True, False], WHERE, [True, False]):
+        loss, _ = problem(5, what=what, where=where, convolutions=convolutions)
+        assert loss().isfinite()
+
+
+def test_errors_that_cancel_in_the_sums_are_found():
+    """Two channel weights in each other's place have as many columns together."""
+    sources, targets = [torch.randn(2, 3, 2, 2), torch.randn(2, 5, 2, 2)], [torch.randn(2, 4, 2, 2)]
+    projections = [(torch.randn(3, 4), None), (torch.randn(5, 4), None)]
+    swapped = [torch.rand(2, 5), torch.rand(2, 3)]
+    with pytest.raises(ValueError, match=r"pair 0 .*: channel weights have shape \(2, 5\)"):
+        feature_matching_loss(sources, targets, projections, [(0, 0), (1, 0)], swapped)
