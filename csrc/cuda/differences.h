@@ -38,24 +38,32 @@ class Differences {
   static constexpr int columns = second ? tile_width / 2 : tile_width;  // of the tile; beside those of D stand those of V
   static constexpr int own = columns / 32;                              // of a lane, when a warp goes through a row
   static constexpr int rows_of_warp = tile_width / (threads / 32);
-  static constexpr int together = 2;  // rows
+  static constexpr int together = 1;  // rows
 
  public:
-  L2T_FAST_KERNEL Differences(M& m, const Problem& problem, const Part& part)
-      : m_(m), problem_(problem), part_(part), target_(problem.targets[part.target]) {}
+  L2T_FAST_KERNEL Differences(M& m, const Problem& problem) : m_(m), problem_(problem) {}
 
   L2T_FAST_KERNEL void run(int item) {
-    const int row_tiles = (target_.rows + tile_width - 1) / tile_width;
+    const int row_tiles = (target().rows + tile_width - 1) / tile_width;
     const int tile = item / row_tiles, first_row = item % row_tiles * tile_width;
-    find_spots<columns>(m_, Line(target_, part_), tile * columns);
-    if (target_.map.channels_last)
-      multiply<true>(first_row);
+    const Line line(target(), part());
+    find_spots<columns>(m_, line, tile * columns);
+    const int first_column = tile * columns;
+    const int live = line.columns - first_column < columns ? line.columns - first_column : columns;
+    const int first = line.sample(first_column), last = line.sample(first_column + live - 1);
+    if (target().map.channels_last)
+      multiply<true>(first_row, first == last ? live : 0);
     else
-      multiply<false>(first_row);
-    go_through_rows(first_row, tile);
+      multiply<false>(first_row, first == last ? live : 0);
+    if (first == last && live == columns && target().keeps)
+      go_through_rows<true>(first_row, tile, first, last);
+    else
+      go_through_rows<false>(first_row, tile, first, last);
   }
 
  private:
+  L2T_FAST_KERNEL const Part& part() const { return *work(m_).part; }
+  L2T_FAST_KERNEL const Target& target() const { return *work(m_).target; }
   L2T_FAST_KERNEL float* staged() const { return reinterpret_cast<float*>(m_.shared()); }
 
   // Half of a tile (or all of it): the map's columns that the block's spots name, from a channel on.
@@ -63,7 +71,7 @@ class Differences {
   L2T_FAST_KERNEL void fill_columns(Element* tile, int half, const Map& map, bool lives, int first_channel) {
     const Spot* const found = spots(m_);
     const Map from = map;
-    const int channels = target_.channels;
+    const int channels = target().channels;
     const auto column = [=](int number) {
       const Spot spot = found[number];
       return spot.sample < 0 || !lives ? int64_t(-1) : offset_of(from, spot);
@@ -77,38 +85,38 @@ class Differences {
       fill<false, tile_width, columns>(m_, tile, half * columns, from.data, from.type, from.vectors, column, channel);
   }
 
-  // The map beside T: in W vT its direction; in vW T, or where it has none, itself.
-  L2T_FAST_KERNEL const Map& of_second_half(bool moves) const {
-    return !moves && target_.direction.data ? target_.direction : target_.map;
+  // Tiles of consecutive channels at the block's spots, where pieces are of one sample.
+  using ColumnsFeed = Feed<false, tile_width, columns, Element>;
+  L2T_FAST_KERNEL ColumnsFeed feed_columns(const Map& map, bool lives) const {
+    constexpr int pieces = columns / vector<Element>;
+    const int thread = m_.thread(), within = thread % pieces * vector<Element>;
+    const Spot spot = spots(m_)[within];
+    if (!lives || spot.sample < 0) return {};
+    const auto* const from = static_cast<const Element*>(map.data) + offset_of(map, spot);
+    return {thread, from - within, map.channel, target().channels, columns};
   }
 
-  // W T, and V's products in the right half, into staged().
+  // The map beside T: in W vT its direction; in vW T, or where it has none, itself.
+  L2T_FAST_KERNEL const Map& of_second_half(bool moves) const {
+    return !moves && target().direction.data ? target().direction : target().map;
+  }
+
+  // D's products, and V's in the right half, into staged(): W T, less what `by_products` says of S~. `one_sample`: how
+  // many columns live, if they are of one sample.
   template <bool channels_last>
-  L2T_FAST_KERNEL void multiply(int first_row) {
-    constexpr int terms_of_tile = depth<Element>;
-    const int count = (target_.channels + terms_of_tile - 1) / terms_of_tile;
-    const bool weights_move = second && target_.weight_direction;
+  L2T_FAST_KERNEL void multiply(int first_row, int one_sample) {
     Sums<4> sums;
     clear<4>(sums);
-    multiply_tiles<Mode, Layout<true>, Layout<channels_last>, 4>(
-        m_, sums, weights_move ? 2 * count : count,
-        [=, this](int number, Element* a, Element* b) {
-          const bool moves = second && number >= count;  // then vW T, which is V's alone
-          const int first_channel = (moves ? number - count : number) * terms_of_tile;
-          const Packed weight{moves ? target_.weight_direction : target_.weight, target_.stride, target_.rows};
-          fill_packed<true, tile_width>(m_, a, weight, first_row, first_channel);
-          fill_columns<channels_last>(b, 0, target_.map, !moves, first_channel);
-          if constexpr (second) {
-            const bool lives = moves || target_.direction.data;
-            fill_columns<channels_last>(b, 1, of_second_half(moves), lives, first_channel);
-          }
-        },
-        [=, this](int number, Element*, Element* b) {
-          round_filled<Mode, channels_last, tile_width, columns>(m_, b, 0, target_.map.vectors);
-          if constexpr (second)
-            round_filled<Mode, channels_last, tile_width, columns>(m_, b, columns,
-                                                                   of_second_half(number >= count).vectors);
-        });
+    multiply_weights<channels_last>(sums, first_row);
+    if (one_sample) {
+      int first_row_of_next;
+      const Pair* pair = pair_of(problem_, target(), first_row);
+      do {
+        if (pair->by_products) subtract_source(sums, *pair, first_row, one_sample);
+        first_row_of_next = pair->first_row + pair->channels;
+        ++pair;
+      } while (first_row_of_next < first_row + tile_width && first_row_of_next < target().rows);
+    }
     L2T_FAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       L2T_FAST_UNROLL
@@ -123,6 +131,107 @@ class Differences {
     m_.barrier();
   }
 
+  template <bool channels_last>
+  L2T_FAST_KERNEL void multiply_weights(Sums<4>& sums, int first_row) {
+    constexpr int terms_of_tile = depth<Element>;
+    const int count = (target().channels + terms_of_tile - 1) / terms_of_tile;
+    const bool weights_move = second && target().weight_direction;
+    const bool feeds = !channels_last && target().map.vectors &&
+                       (!second || !target().direction.data || target().direction.vectors);
+    multiply_tiles<Mode, Layout<true>, Layout<channels_last>, 4>(
+        m_, sums, weights_move ? 2 * count : count,
+        [=, this, from_a = Feed<true, tile_width, tile_width, Element>(), left = ColumnsFeed(), right = ColumnsFeed()](
+            int number, Element* a, Element* b) mutable {
+          const bool moves = second && number >= count;  // then vW T, which is V's alone
+          const int first_channel = (moves ? number - count : number) * terms_of_tile;
+          if (number == 0 || (second && number == count)) {
+            const Packed weight{moves ? target().weight_direction : target().weight, target().stride, target().rows};
+            from_a = feed_packed<true, tile_width, Element>(m_, weight, first_row, 0);
+            if (feeds) {
+              left = feed_columns(target().map, !moves);
+              if constexpr (second)
+                right = feed_columns(of_second_half(moves), moves || target().direction.data);
+            }
+          }
+          from_a.next(m_, a);
+          if (feeds) {
+            left.next(m_, b);
+            if constexpr (second) right.next(m_, b, columns);
+            return;
+          }
+          fill_columns<channels_last>(b, 0, target().map, !moves, first_channel);
+          if constexpr (second) {
+            const bool lives = moves || target().direction.data;
+            fill_columns<channels_last>(b, 1, of_second_half(moves), lives, first_channel);
+          }
+        },
+        [=, this](int number, Element*, Element* b) {
+          round_filled<Mode, channels_last, tile_width, columns>(m_, b, 0, target().map.vectors);
+          if constexpr (second)
+            round_filled<Mode, channels_last, tile_width, columns>(m_, b, columns,
+                                                                   of_second_half(number >= count).vectors);
+        });
+  }
+
+  // sums -= S U^T, of the pair's rows in the tile: U holds the bilinear shares that a column takes of source pixels. The
+  // columns, of one sample and consecutive, take of a stretch of pixels.
+  L2T_FAST_KERNEL void subtract_source(Sums<4>& sums, const Pair& pair, int first_row, int live) {
+    constexpr int terms_of_tile = depth<Element>, half = terms_of_tile / 2;  // two threads a column
+    const Tap bottom = tap(spots(m_)[live - 1].row, pair.height, target().height);
+    const int begin =
+        tap(spots(m_)[0].row, pair.height, target().height).lower * pair.width / vector<Element> * vector<Element>;
+    const int end = (bottom.lower + (bottom.inside ? 2 : 1)) * pair.width;
+    if (const int column = m_.thread(); column < live) {
+      const Spot spot = spots(m_)[column];
+      const Tap down = tap(spot.row, pair.height, target().height), along = tap(spot.column, pair.width, target().width);
+      shares(m_)[column] = {down.lower * pair.width + along.lower, along.inside ? along.share : 0.f,
+                            down.inside ? down.share : 0.f};
+    }
+    m_.barrier();
+    multiply_tiles<Mode, Layout<true>, Layout<true>, 4>(
+        m_, sums, (end - begin + terms_of_tile - 1) / terms_of_tile,
+        [=, this, &pair](int number, Element* a, Element* b) {
+          const int pixel = begin + number * terms_of_tile;
+          fill_source(a, pair, first_row, pixel);
+          const int column = m_.thread() / 2, part = m_.thread() % 2 * half;
+          L2T_FAST_UNROLL
+          for (int piece = 0; piece < half / vector<Element>; ++piece)
+            m_.zero16(b + place<true, tile_width, Element>(column, part / vector<Element> + piece));
+          if (column >= live) return;
+          const Shares found = shares(m_)[column];
+          const auto put = [=, this](int at, float share) {
+            const int within = at - pixel;
+            if (within >= part && within < part + half)
+              keep<Mode>(m_, b,
+                         place<true, tile_width, Element>(column, within / vector<Element>) + within % vector<Element>,
+                         -share);
+          };
+          put(found.first, (1 - found.lower) * (1 - found.right));
+          if (found.right > 0) put(found.first + 1, (1 - found.lower) * found.right);
+          if (found.lower > 0) {
+            put(found.first + pair.width, found.lower * (1 - found.right));
+            if (found.right > 0) put(found.first + pair.width + 1, found.lower * found.right);
+          }
+        },
+        [=, this, &pair](int, Element* a, Element*) {
+          round_filled<Mode, true, tile_width, tile_width>(m_, a, 0, pair.source.vectors);
+        });
+  }
+
+  // The pair's rows in the tile at some pixels of the tile's sample.
+  L2T_FAST_KERNEL void fill_source(Element* tile, const Pair& pair, int first_row, int pixel) {
+    const Map map = pair.source;
+    const auto* const from = static_cast<const Element*>(map.data) + spots(m_)[0].sample * map.sample + pixel;
+    const int left = pair.height * pair.width - pixel, before = first_row - pair.first_row, channels = pair.channels;
+    fill<true, tile_width, tile_width>(
+        m_, tile, 0, from, map.type, map.vectors,
+        [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
+        [=](int row) {
+          const int channel = before + row;
+          return channel >= 0 && channel < channels ? int64_t(channel) * map.channel : int64_t(-1);
+        });
+  }
+
   // What a lane knows of its columns: where they lie in the source of the pair at hand, counted from the tile's first
   // sample, whether they have right and lower neighbours (a bit each), and the neighbours' shares.
   struct Columns {
@@ -131,7 +240,7 @@ class Differences {
   };
 
   L2T_FAST_KERNEL Columns find_columns(const Pair& pair, bool resized, int first_sample) const {
-    const int lane = m_.thread() % 32, height = target_.height, width = target_.width;
+    const int lane = m_.thread() % 32, height = target().height, width = target().width;
     const Map map = pair.source;
     Columns found;
     found.beside = found.below = 0;
@@ -180,21 +289,18 @@ class Differences {
     }
   }
 
+  static L2T_FAST_KERNEL void clear_values(float (&values)[together][own]) {
+    L2T_FAST_UNROLL
+    for (int r = 0; r < together; ++r) {
+      L2T_FAST_UNROLL
+      for (int i = 0; i < own; ++i) values[r][i] = 0;
+    }
+  }
+
   // Twice the coefficient.
   L2T_FAST_KERNEL float coefficient(const Coefficients& coefficients, int sample, int64_t column) const {
     if (!coefficients.data) return 0;
     return 2 * m_.read(coefficients.data + sample * coefficients.sample + column * coefficients.column);
-  }
-
-  L2T_FAST_KERNEL void go_through_rows(int first_row, int tile) {
-    const int first_column = tile * columns;
-    const Line line(target_, part_);
-    const int end = first_column + columns < line.columns ? first_column + columns : line.columns;
-    const int first = line.sample(first_column), last = line.sample(end - 1);  // counted from the part's
-    if (first == last && end - first_column == columns && target_.keeps)
-      go_through_rows<true>(first_row, tile, first, last);
-    else
-      go_through_rows<false>(first_row, tile, first, last);
   }
 
   // A warp goes through some rows, a few of them together so that many loads are under way. `simple`: all columns live
@@ -202,32 +308,33 @@ class Differences {
   template <bool simple>
   L2T_FAST_KERNEL void go_through_rows(int first_row, int tile, int first, int last) {
     const int thread = m_.thread(), lane = thread % 32, first_column = tile * columns;
-    const int first_sample = part_.first_sample + first;
-    const int begin_row = first_row + thread / 32 * rows_of_warp, rows = target_.rows;
+    const int first_sample = part().first_sample + first;
+    const int begin_row = first_row + thread / 32 * rows_of_warp, rows = target().rows;
     const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
     if (begin_row >= end_row) return;
 
     int sample[own];
     uint32_t live = ~0u, kept = ~0u;
-    const int64_t stride = part_.stride;
+    const int64_t stride = part().stride;
     if constexpr (!simple) {
       live = kept = 0;
       L2T_FAST_UNROLL
       for (int i = 0; i < own; ++i) {
         sample[i] = spots(m_)[lane + 32 * i].sample;
         live |= uint32_t(sample[i] >= 0) << i;
-        kept |= uint32_t(target_.keeps && first_column + lane + 32 * i < stride) << i;
-        if (sample[i] < 0) sample[i] = part_.first_sample + last;
+        kept |= uint32_t(target().keeps && first_column + lane + 32 * i < stride) << i;
+        if (sample[i] < 0) sample[i] = part().first_sample + last;
       }
     }
-    void *const differences = part_.differences[0], *const others = part_.differences[1];
+    void *const differences = part().differences[0], *const others = part().differences[1];
     const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
-    float* const row_sums = row_sums_of(target_, part_.number, tile, 0);
+    float* const row_sums = row_sums_of(target(), part().number, tile, 0);
 
-    const Pair* pair = pair_of(problem_, target_, begin_row);
+    const Pair* pair = pair_of(problem_, target(), begin_row);
     for (int row = begin_row; row < end_row; ++pair) {
-      const bool resized = pair->height != target_.height || pair->width != target_.width;
-      const Columns at = find_columns(*pair, resized, first_sample);
+      const bool subtracted = pair->by_products && first == last;
+      const bool resized = pair->height != target().height || pair->width != target().width;
+      const Columns at = find_columns(*pair, resized && !subtracted, first_sample);
       const int pair_row = pair->first_row, pair_end = pair_row + pair->channels;
       const int until = pair_end < end_row ? pair_end : end_row;
       const Map& map = pair->source;
@@ -241,7 +348,9 @@ class Differences {
       for (; row < until; row += together, source += int64_t(together) * by_channel * bytes) {
         const int count = until - row < together ? until - row : together;
         float values[together][own];
-        if (type == Type::float32)
+        if (subtracted)
+          clear_values(values);
+        else if (type == Type::float32)
           resize<Type::float32>(source, map, count, at, resized, live, values);
         else if (type == Type::bfloat16)
           resize<Type::bfloat16>(source, map, count, at, resized, live, values);
@@ -308,14 +417,14 @@ class Differences {
 
   M& m_;
   const Problem& problem_;
-  const Part& part_;
-  const Target& target_;
 };
 
 template <class Mode, bool second, class M>
 L2T_FAST_KERNEL void differences(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  Differences<Mode, second, M>(m, problem, problem.parts[segment.index]).run(m.block() - segment.first);
+  const int item = m.block() - segment.first;
+  begin_work(m, problem, segment.index);
+  Differences<Mode, second, M>(m, problem).run(item);
 }
 
 }  // namespace l2t_fast::cuda

@@ -69,7 +69,8 @@ class EmulatedBlock {
   float exchanged[threads];
   float (*sums[threads])[4][4];
   const uint32_t (*a[threads])[4];
-  const uint32_t (*b[threads])[2];
+  const uint32_t (*b[threads])[4];
+  const void* rows[threads];
 
  private:
   struct Fiber {
@@ -182,8 +183,32 @@ uint32_t EmulatedThread::split_tf32(uint32_t& bits) const {
   return tf32(bits_of(whole - float_of(bits)));
 }
 
+void EmulatedThread::load_matrices(uint32_t (&registers)[4], const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) throw std::logic_error("a matrix's row is not aligned");
+  const int lane = number_ % warp_size, first = number_ - lane;
+  block_.rows[number_] = row;
+  block_.meet_warp(number_, [] {});
+  for (int matrix = 0; matrix < 4; ++matrix)
+    registers[matrix] = static_cast<const uint32_t*>(block_.rows[first + 8 * matrix + lane / 4])[lane % 4];
+  block_.meet_warp(number_, [] {});
+}
+
+void EmulatedThread::load_transposed(uint32_t (&registers)[4], const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) throw std::logic_error("a matrix's row is not aligned");
+  const int lane = number_ % warp_size, first = number_ - lane;
+  block_.rows[number_] = row;
+  block_.meet_warp(number_, [] {});
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const auto element = [&](int line) {
+      return uint32_t(static_cast<const uint16_t*>(block_.rows[first + 8 * matrix + line])[lane / 4]);
+    };
+    registers[matrix] = element(lane % 4 * 2) | element(lane % 4 * 2 + 1) << 16;
+  }
+  block_.meet_warp(number_, [] {});
+}
+
 // Layout of registers: PTX, "Matrix fragments for mma.m16n8k8" and "mma.m16n8k16".
-void EmulatedThread::multiply(float (*sums)[4][4], const uint32_t (*a)[4], const uint32_t (*b)[2], int blocks,
+void EmulatedThread::multiply(float (*sums)[4][4], const uint32_t (*a)[4], const uint32_t (*b)[4], int blocks,
                               bool bfloat16) {
   EmulatedBlock& block = block_;
   block.sums[number_] = sums;
@@ -204,7 +229,7 @@ void EmulatedThread::multiply(float (*sums)[4][4], const uint32_t (*a)[4], const
             left[16 * i + group + e % 2 * 8][k + e / 2 * 4 * words] = value(block.a[first + lane][i][e], word);
         for (int j = 0; j < 4; ++j)
           for (int e = 0; e < 2; ++e)
-            right[k + 4 * words * e][8 * j + group] = value(block.b[first + lane][j][e], word);
+            right[k + 4 * words * e][8 * j + group] = value(block.b[first + lane][j / 2][j % 2 * 2 + e], word);
       }
     const auto each = [&](const auto& action) {
       for (int lane = 0; lane < warp_size; ++lane)

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -34,6 +35,7 @@ class EmulatedThread {
   }
   void copy16(void* to, const void* from, bool lives) { request(to, from, 16, lives); }
   void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
+  void zero16(void* to) { std::memset(to, 0, 16); }
   void commit() { groups_.push_back(copies_.size()); }
   template <int groups>
   void wait_for_all_but() {
@@ -45,12 +47,14 @@ class EmulatedThread {
     for (int i = 0; i < 4; ++i) piece[i] = as_float(tf32(as_bits(piece[i])));
   }
   uint32_t split_tf32(uint32_t& bits) const;
+  void load_matrices(uint32_t (&registers)[4], const void* row);
+  void load_transposed(uint32_t (&registers)[4], const void* row);
   template <int blocks>
-  void multiply_tf32(Sums<blocks>& sums, const uint32_t (&a)[blocks][4], const uint32_t (&b)[4][2]) {
+  void multiply_tf32(Sums<blocks>& sums, const uint32_t (&a)[blocks][4], const uint32_t (&b)[2][4]) {
     multiply(sums, a, b, blocks, false);
   }
   template <int blocks>
-  void multiply_bfloat16(Sums<blocks>& sums, const uint32_t (&a)[blocks][4], const uint32_t (&b)[4][2]) {
+  void multiply_bfloat16(Sums<blocks>& sums, const uint32_t (&a)[blocks][4], const uint32_t (&b)[2][4]) {
     multiply(sums, a, b, blocks, true);
   }
 
@@ -70,7 +74,7 @@ class EmulatedThread {
 
   void request(void* to, const void* from, int bytes, bool lives);
   void arrive(size_t groups_left);
-  void multiply(float (*sums)[4][4], const uint32_t (*a)[4], const uint32_t (*b)[2], int blocks, bool bfloat16);
+  void multiply(float (*sums)[4][4], const uint32_t (*a)[4], const uint32_t (*b)[4], int blocks, bool bfloat16);
 
   EmulatedBlock& block_;
   int number_;

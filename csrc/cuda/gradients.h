@@ -13,58 +13,105 @@ class Gradients {
   static constexpr int terms_of_tile = depth<Element>;
 
  public:
-  L2T_FAST_KERNEL Gradients(M& m, const Problem& problem, const Part& part)
-      : m_(m), part_(part), target_(problem.targets[part.target]) {}
+  L2T_FAST_KERNEL explicit Gradients(M& m) : m_(m) {}
 
   L2T_FAST_KERNEL void run_target(int item) {
-    if (target_.channels > 64)
-      target<4>(item);
+    if (target().channels > 64)
+      gradient_of_target<4>(item);
     else
-      target<2>(item);
+      gradient_of_target<2>(item);
   }
 
   L2T_FAST_KERNEL void run_projection(int item) {
-    const bool last = target_.map.channels_last;
-    if (target_.channels > 64)
+    const bool last = target().map.channels_last;
+    if (target().channels > 64)
       last ? projection<4, true>(item) : projection<4, false>(item);
     else
       last ? projection<2, true>(item) : projection<2, false>(item);
   }
 
  private:
+  L2T_FAST_KERNEL const Part& part() const { return *work(m_).part; }
+  L2T_FAST_KERNEL const Target& target() const { return *work(m_).target; }
   static L2T_FAST_KERNEL int tiles(int64_t length, int size) { return int((length + size - 1) / size); }
 
-  // The factors of the sums' first term, or of the second: of what moves. Read from the records anew for every tile,
-  // since registers are full of sums.
+  // Tiles of a map's channels and consecutive columns, where pieces are of one sample.
+  template <int height>
+  class ColumnFeed {
+    static constexpr int pieces = terms_of_tile / vector<Element>, step = threads / pieces;
+
+   public:
+    bool vectors = false;
+
+    ColumnFeed() = default;
+    L2T_FAST_KERNEL ColumnFeed(int thread, const Map& map, const Line& line, int first_column, int first_channel,
+                               int channels)
+        : vectors(map.vectors),
+          from_(static_cast<const Element*>(map.data) + int64_t(first_channel + thread / pieces) * map.channel +
+                line.first_sample * map.sample),
+          by_sample_(map.sample),
+          by_channel_(map.channel),
+          pixels_(line.pixels),
+          columns_(line.columns),
+          by_pixels_(line.by_pixels),
+          column_(first_column + thread % pieces * vector<Element>),
+          channels_(channels - first_channel - thread / pieces) {}
+
+    L2T_FAST_KERNEL void next(M& m, Element* tile) {
+      const int thread = m.thread(), sample = divide(column_, by_pixels_);
+      const bool lives = column_ < columns_;
+      const Element* at = from_ + (lives ? sample * by_sample_ + (column_ - sample * pixels_) : 0);
+      L2T_FAST_UNROLL
+      for (int i = 0; i < height / step; ++i) {
+        m.copy16(tile + place<true, height, Element>(thread / pieces + i * step, thread % pieces), at,
+                 lives && i * step < channels_);
+        at += step * by_channel_;
+      }
+      column_ += terms_of_tile;
+    }
+
+   private:
+    const Element* from_;
+    int64_t by_sample_;
+    int by_channel_, pixels_, columns_;
+    Divisor by_pixels_;
+    int column_, channels_;
+  };
+
+  // The factors of the sums' first term, or of the second: of what moves.
   L2T_FAST_KERNEL Packed weight(bool moves) const {
-    return {moves ? target_.weight_direction : target_.weight, target_.stride, target_.rows};
+    return {moves ? target().weight_direction : target().weight, target().stride, target().rows};
   }
   L2T_FAST_KERNEL Packed differences(bool moves) const {
-    return {part_.differences[moves ? 1 : 0], part_.stride, target_.rows};
+    return {part().differences[moves ? 1 : 0], part().stride, target().rows};
   }
 
   // A tile of channels and columns of dT.
   template <int blocks>
-  L2T_FAST_KERNEL void target(int item) {
+  L2T_FAST_KERNEL void gradient_of_target(int item) {
     constexpr int height = 32 * blocks;
-    const int channel_tiles = tiles(target_.channels, height);
+    const int channel_tiles = tiles(target().channels, height);
     const int first_channel = item % channel_tiles * height;
     const int first_column = item / channel_tiles * tile_width;
-    find_spots<tile_width>(m_, Line(target_, part_), first_column);
-    const int count = tiles(target_.rows, terms_of_tile);
+    find_spots<tile_width>(m_, Line(target(), part()), first_column);
+    const int count = tiles(target().rows, terms_of_tile);
     Sums<blocks> sums;
     clear<blocks>(sums);
     multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
-        m_, sums, target_.weight_direction ? 2 * count : count,
-        [=, this](int number, Element* a, Element* b) {
-          const bool moves = number >= count;
-          const int row = (moves ? number - count : number) * terms_of_tile;
-          fill_packed<false, height>(m_, a, weight(moves), row, first_channel);
-          fill_packed<false, tile_width>(m_, b, differences(moves), row, first_column);
+        m_, sums, target().weight_direction ? 2 * count : count,
+        [=, this, from_a = Feed<false, height, height, Element>(),
+         from_b = Feed<false, tile_width, tile_width, Element>()](int number, Element* a, Element* b) mutable {
+          if (number == 0 || number == count) {
+            const bool moves = number > 0;
+            from_a = feed_packed<false, height, Element>(m_, weight(moves), 0, first_channel);
+            from_b = feed_packed<false, tile_width, Element>(m_, differences(moves), 0, first_column);
+          }
+          from_a.next(m_, a);
+          from_b.next(m_, b);
         },
         [](int, Element*, Element*) {});
-    const Map result = target_.result;
-    const int channels = target_.channels;
+    const Map result = target().result;
+    const int channels = target().channels;
     L2T_FAST_UNROLL
     for (int j = 0; j < 4; ++j) {
       L2T_FAST_UNROLL
@@ -86,20 +133,33 @@ class Gradients {
   template <int blocks, bool channels_last>
   L2T_FAST_KERNEL void projection(int item) {
     constexpr int height = 32 * blocks;
-    const int channel_tiles = tiles(target_.channels, height), row_tiles = tiles(target_.rows, tile_width);
+    const int channel_tiles = tiles(target().channels, height), row_tiles = tiles(target().rows, tile_width);
     const int first_channel = item % channel_tiles * height;
     const int first_row = item / channel_tiles % row_tiles * tile_width, split = item / channel_tiles / row_tiles;
-    const int count = tiles(part_.stride, terms_of_tile), all = target_.direction.data ? 2 * count : count;
-    const int begin = int(int64_t(all) * split / target_.splits), end = int(int64_t(all) * (split + 1) / target_.splits);
+    const int count = tiles(part().stride, terms_of_tile), all = target().direction.data ? 2 * count : count;
+    const int begin = int(int64_t(all) * split / target().splits), end = int(int64_t(all) * (split + 1) / target().splits);
     Sums<blocks> sums;
     clear<blocks>(sums);
     multiply_tiles<Mode, Layout<!channels_last>, Layout<true>, blocks>(
         m_, sums, end - begin,
-        [=, this](int number, Element* a, Element* b) {
+        [=, this, from_a = ColumnFeed<height>(),
+         from_b = Feed<true, tile_width, tile_width, Element>()](int number, Element* a, Element* b) mutable {
           const bool moves = begin + number >= count;
-          const Map map = moves ? target_.direction : target_.map;
-          const Line line(target_, part_);
-          const int channels = target_.channels, first_column = (begin + number - (moves ? count : 0)) * terms_of_tile;
+          const int first_column = (begin + number - (moves ? count : 0)) * terms_of_tile;
+          if (number == 0 || begin + number == count) {
+            from_b = feed_packed<true, tile_width, Element>(m_, differences(moves), first_row, first_column);
+            if (!channels_last)
+              from_a = {m_.thread(), moves ? target().direction : target().map, Line(target(), part()), first_column,
+                        first_channel, target().channels};
+          }
+          from_b.next(m_, b);
+          if (!channels_last && from_a.vectors) {
+            from_a.next(m_, a);
+            return;
+          }
+          const Map map = moves ? target().direction : target().map;
+          const Line line(target(), part());
+          const int channels = target().channels;
           const auto column = [=](int within) {
             const Spot spot = line.spot(first_column + within);
             return spot.sample < 0 ? int64_t(-1) : offset_of(map, spot);
@@ -111,15 +171,14 @@ class Gradients {
             fill<false, height, height>(m_, a, 0, map.data, map.type, map.vectors, channel, column);
           else
             fill<true, height, height>(m_, a, 0, map.data, map.type, map.vectors, column, channel);
-          fill_packed<true, tile_width>(m_, b, differences(moves), first_row, first_column);
         },
         [=, this](int number, Element* a, Element*) {
-          const Map& map = begin + number >= count ? target_.direction : target_.map;
+          const Map& map = begin + number >= count ? target().direction : target().map;
           round_filled<Mode, !channels_last, height, height>(m_, a, 0, map.vectors);
         });
-    const int rows = target_.rows, channels = target_.channels;
-    float* const to = target_.weight_sums + int64_t(split) * rows * channels;
-    const bool adds = part_.number > 0;
+    const int rows = target().rows, channels = target().channels;
+    float* const to = target().weight_sums + int64_t(split) * rows * channels;
+    const bool adds = part().number > 0;
     L2T_FAST_UNROLL
     for (int i = 0; i < blocks; ++i) {
       L2T_FAST_UNROLL
@@ -137,18 +196,18 @@ class Gradients {
   }
 
   M& m_;
-  const Part& part_;
-  const Target& target_;
 };
 
 template <class Mode, class M>
 L2T_FAST_KERNEL void gradients(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  Gradients<Mode, M> item(m, problem, problem.parts[segment.index]);
-  if (segment.kind == Segment::Kind::target)
-    item.run_target(m.block() - segment.first);
+  const int item = m.block() - segment.first;
+  const bool of_target = segment.kind == Segment::Kind::target;
+  begin_work(m, problem, segment.index);
+  if (of_target)
+    Gradients<Mode, M>(m).run_target(item);
   else
-    item.run_projection(m.block() - segment.first);
+    Gradients<Mode, M>(m).run_projection(item);
 }
 
 }  // namespace l2t_fast::cuda

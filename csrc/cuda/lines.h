@@ -10,10 +10,19 @@ namespace l2t_fast::cuda {
 struct Spot {
   int32_t sample, row, column;
 };
-static_assert(tile_width * sizeof(Spot) <= reserved_bytes);
+
+// What a column takes of a pair's source: its upper left pixel, and the shares of the right and lower ones.
+struct Shares {
+  int32_t first;
+  float right, lower;
+};
 
 L2T_FAST_KERNEL int64_t offset_of(const Map& map, const Spot& spot) {
   return spot.sample * map.sample + (spot.row * map.row + spot.column * map.column);
+}
+
+L2T_FAST_KERNEL int divide(int number, const Divisor& by) {
+  return int(uint64_t(uint32_t(number)) * by.magic >> by.shift);
 }
 
 // How a part's columns stand in line. Fields of records are copied before they are used in a loop: between copies into
@@ -37,17 +46,35 @@ struct Line {
     const int before = sample(column), pixel = column - before * pixels, row = divide(pixel, by_width);
     return {first_sample + before, row, pixel - row * width};
   }
-
- private:
-  static L2T_FAST_KERNEL int divide(int number, const Divisor& by) {
-    return int(uint64_t(uint32_t(number)) * by.magic >> by.shift);
-  }
 };
 
 // Those of the block's tile, in shared memory.
 template <class M>
 L2T_FAST_KERNEL Spot* spots(M& m) {
   return reinterpret_cast<Spot*>(m.shared() + pipeline_bytes);
+}
+
+template <class M>
+L2T_FAST_KERNEL Shares* shares(M& m) {
+  return reinterpret_cast<Shares*>(m.shared() + pipeline_bytes + tile_width * sizeof(Spot));
+}
+
+// What a block works on. In shared memory too, because registers are full of sums.
+struct Work {
+  const Part* part;
+  const Target* target;
+};
+static_assert(tile_width * (sizeof(Spot) + sizeof(Shares)) + sizeof(Work) <= reserved_bytes);
+
+template <class M>
+L2T_FAST_KERNEL Work& work(M& m) {
+  return *reinterpret_cast<Work*>(m.shared() + pipeline_bytes + tile_width * (sizeof(Spot) + sizeof(Shares)));
+}
+
+template <class M>
+L2T_FAST_KERNEL void begin_work(M& m, const Problem& problem, int part) {
+  if (m.thread() == 0) work(m) = {problem.parts + part, problem.targets + problem.parts[part].target};
+  m.barrier();
 }
 
 template <int columns, class M>

@@ -154,6 +154,7 @@ class Call {
     pair.width = small(source.size(3));
     pair.target = int32_t(targets_.size()) - 1;
     pair.column = problem_.pairs[p].alpha_begin;
+    pair.by_products = resized_by_products(pair, targets_.back());
     // Within a tile of columns a source's elements are counted in 32 bits; so many samples it may touch.
     const at::Tensor& target = problem_.targets[problem_.pairs[p].target];
     const int64_t touched = std::min(source.size(0), (tile_width - 1) / (target.size(2) * target.size(3)) + 2);
@@ -161,6 +162,16 @@ class Call {
                       problem_.pairs[p].source, " has samples ", pair.source.sample,
                       " elements apart, which is too far for the cuda backend");
     pairs_.push_back(pair);
+  }
+
+  // Where the source has fewer pixels, a tile of columns is made of few of them: a short sum. It has to lie in memory as
+  // tiles do.
+  bool resized_by_products(const Pair& pair, const Target& target) const {
+    const bool smaller = pair.height <= target.height && pair.width <= target.width &&
+                         (pair.height < target.height || pair.width < target.width);
+    const Map& map = pair.source;
+    return smaller && pair.channels >= 32 && !map.channels_last && map.column == 1 && map.row == pair.width &&
+           map.type == (products_ == Products::bfloat16 ? Type::bfloat16 : Type::float32);
   }
 
   Wishes wishes() const {

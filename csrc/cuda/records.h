@@ -11,7 +11,7 @@ inline constexpr int stages = 3;        // tiles on their way from memory at onc
 inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or 64 bfloat16
 inline constexpr int tile_bytes = tile_width * row_bytes;
 inline constexpr int pipeline_bytes = stages * 2 * tile_bytes;
-inline constexpr int reserved_bytes = 2048;  // of shared memory, beside tiles: the tile's spots
+inline constexpr int reserved_bytes = 3200;  // of shared memory, beside tiles: see lines.h
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 
@@ -50,6 +50,7 @@ struct Pair {
   int32_t target;
   int32_t first_row;  // among the rows of its target
   int64_t column;     // first of its columns in the coefficients
+  bool by_products;   // a smaller source whose resize is cheaper by the tensor cores than tap by tap
 };
 
 // Division by a number known beforehand, of numbers below 2^31: a product and a shift. magic is 2^shift over the divisor,

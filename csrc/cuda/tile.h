@@ -50,26 +50,27 @@ L2T_FAST_KERNEL int place(int line, int piece) {
     return line * length + (piece ^ (sizeof(Element) == 4 ? (line & 3) << 1 : line & 7)) * vector<Element>;
 }
 
-// A register of an operand: rows first + 8 block + lane / 4 (first: a multiple of 32), of step `step` of the four the
-// half `half`. A word is a float, or two neighbouring terms of bfloat16.
-template <bool AlongSum, int length>
-L2T_FAST_KERNEL uint32_t fragment(const float* tile, int first, int block, int step, int half, int lane) {
-  const uint32_t* const bits = reinterpret_cast<const uint32_t*>(tile);
-  if constexpr (AlongSum)
-    return bits[(first + 8 * block + lane / 4) * 32 + (((2 * step + half) ^ (lane / 4)) * 4) + lane % 4];
-  else
-    return bits[(8 * step + 4 * half + lane % 4) * length +
-                ((first / 4 + 2 * block + lane / 16) ^ ((lane % 4) << 1)) * 4 + lane / 4 % 4];
-}
-
-template <bool AlongSum, int length>
-L2T_FAST_KERNEL uint32_t fragment(const uint16_t* tile, int first, int block, int step, int half, int lane) {
+// Four registers of an operand: of 16 rows first .. (a multiple of 32) + 16 block, step `step` of the four. Register e holds
+// row 8 (e % 2) + lane / 4, half e / 2 of the step; with `of_b` row 8 (e / 2) + lane / 4, half e % 2. A register is a
+// float, or two neighbouring terms of bfloat16. `lane` names the rows that the thread hands to the warp's loads.
+template <bool AlongSum, int length, bool of_b, class Element, class M>
+L2T_FAST_KERNEL void fragments(M& m, const Element* tile, int first, int block, int step, int lane,
+                               uint32_t (&registers)[4]) {
+  const int matrix = lane / 8, line = lane % 8;
+  const int rows = of_b ? matrix / 2 : matrix % 2, half = of_b ? matrix % 2 : matrix / 2;
+  const int row = first + 16 * block + 8 * rows;
   if constexpr (AlongSum) {
-    return fragment<true, length>(reinterpret_cast<const float*>(tile), first, block, step, half, lane);
+    m.load_matrices(registers, tile + (row + line) * depth<Element> + ((2 * step + half) ^ line) * vector<Element>);
+  } else if constexpr (sizeof(Element) == 2) {
+    m.load_transposed(registers, tile + (16 * step + 8 * half + line) * length + ((row / 8) ^ line) * 8);
   } else {
-    const int term = 16 * step + 8 * half + 2 * (lane % 4), piece = first / 8 + block;
-    const uint16_t* const line = tile + term * length + lane / 4;
-    return line[(piece ^ (term & 7)) * 8] | uint32_t(line[length + (piece ^ (term & 7 | 1)) * 8]) << 16;
+    const uint32_t* const bits = reinterpret_cast<const uint32_t*>(tile);
+    L2T_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      const int piece = first / 4 + 4 * block + 2 * (of_b ? e / 2 : e % 2) + lane / 16;
+      registers[e] = bits[(8 * step + 4 * (of_b ? e % 2 : e / 2) + lane % 4) * length +
+                          (piece ^ ((lane % 4) << 1)) * 4 + lane / 4 % 4];
+    }
   }
 }
 
@@ -101,22 +102,22 @@ L2T_FAST_KERNEL void clear(Sums<blocks>& sums) {
 }
 
 template <int blocks, class M>
-L2T_FAST_KERNEL void multiply(M& m, Tf32, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[4][2]) {
+L2T_FAST_KERNEL void multiply(M& m, Tf32, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[2][4]) {
   m.multiply_tf32(sums, a, b);
 }
 
 template <int blocks, class M>
-L2T_FAST_KERNEL void multiply(M& m, Tf32x3, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[4][2]) {
-  uint32_t a_rest[blocks][4], b_rest[4][2];
+L2T_FAST_KERNEL void multiply(M& m, Tf32x3, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[2][4]) {
+  uint32_t a_rest[blocks][4], b_rest[2][4];
   L2T_FAST_UNROLL
   for (int i = 0; i < blocks; ++i) {
     L2T_FAST_UNROLL
     for (int e = 0; e < 4; ++e) a_rest[i][e] = m.split_tf32(a[i][e]);
   }
   L2T_FAST_UNROLL
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < 2; ++j) {
     L2T_FAST_UNROLL
-    for (int e = 0; e < 2; ++e) b_rest[j][e] = m.split_tf32(b[j][e]);
+    for (int e = 0; e < 4; ++e) b_rest[j][e] = m.split_tf32(b[j][e]);
   }
   m.multiply_tf32(sums, a_rest, b);
   m.multiply_tf32(sums, a, b_rest);
@@ -124,7 +125,7 @@ L2T_FAST_KERNEL void multiply(M& m, Tf32x3, Sums<blocks>& sums, uint32_t (&a)[bl
 }
 
 template <int blocks, class M>
-L2T_FAST_KERNEL void multiply(M& m, Bfloat16, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[4][2]) {
+L2T_FAST_KERNEL void multiply(M& m, Bfloat16, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[2][4]) {
   m.multiply_bfloat16(sums, a, b);
 }
 
@@ -141,20 +142,13 @@ L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Elem
   const int thread = m.thread(), warp = thread / 32, lane = thread % 32;
   L2T_FAST_UNROLL
   for (int step = 0; step < 4; ++step) {
-    uint32_t from_a[blocks][4], from_b[4][2];
+    uint32_t from_a[blocks][4], from_b[2][4];
     L2T_FAST_UNROLL
-    for (int i = 0; i < blocks; ++i) {
-      L2T_FAST_UNROLL
-      for (int e = 0; e < 4; ++e)
-        from_a[i][e] =
-            fragment<A::along_sum, 32 * blocks>(a, warp / 4 * 16 * blocks, 2 * i + e % 2, step, e / 2, lane);
-    }
+    for (int i = 0; i < blocks; ++i)
+      fragments<A::along_sum, 32 * blocks, false>(m, a, warp / 4 * 16 * blocks, i, step, lane, from_a[i]);
     L2T_FAST_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      L2T_FAST_UNROLL
-      for (int e = 0; e < 2; ++e)
-        from_b[j][e] = fragment<B::along_sum, tile_width>(b, warp % 4 * 32, j, step, e, lane);
-    }
+    for (int j = 0; j < 2; ++j)
+      fragments<B::along_sum, tile_width, true>(m, b, warp % 4 * 32, j, step, lane, from_b[j]);
     multiply(m, Mode{}, sums, from_a, from_b);
   }
 }
@@ -163,7 +157,7 @@ L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Elem
 // ones are on their way. settle(number, a, b) is what a thread does to what it requested, once that is there. Ends with shared
 // memory free again for all threads.
 template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
-L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, const Fill& fill, const Settle& settle) {
+L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fill, const Settle& settle) {
   using Element = typename Mode::Element;
   const auto tile = [&m](int slot) { return reinterpret_cast<Element*>(m.shared() + slot * 2 * tile_bytes); };
   constexpr int second = tile_bytes / int(sizeof(Element));
@@ -260,7 +254,7 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int first, const void* data, Type
   }
   const int within = thread % width, piece = first_piece + within / vector<Element>;
   const int64_t begin = along(within);
-  L2T_FAST_UNROLL_BY(4)
+  L2T_FAST_UNROLL_BY(1)
   for (int line = thread / width; line < lines; line += threads / width) {
     const int64_t rest = across(line), offset = begin + rest;
     const bool lives = begin >= 0 && rest >= 0;
@@ -292,7 +286,7 @@ L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int first,
       return;
     }
     const int within = thread % width, piece = first_piece + within / vector<float>;
-    L2T_FAST_UNROLL_BY(4)
+    L2T_FAST_UNROLL_BY(1)
     for (int line = thread / width; line < lines; line += threads / width) {
       float& element = tile[place<AlongSum, length, float>(first_line + line, piece) + within % vector<float>];
       element = m.as_float(m.tf32(m.as_bits(element)));
@@ -300,22 +294,63 @@ L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int first,
   }
 }
 
-// A matrix that a kernel packed or kept, (lines, stride), in whole pieces.
+// An operand's tiles one after the other along the sum, in whole pieces. All that decides where a thread reads next is
+// in registers, so that little stands between two products.
+template <bool AlongSum, int length, int count, class Element>
+class Feed {
+  static constexpr int pieces = (AlongSum ? depth<Element> : count) / vector<Element>;  // of a line
+  static constexpr int step = threads / pieces;  // between the lines that a thread copies
+  static constexpr int lines = (AlongSum ? count : depth<Element>) / step;
+
+ public:
+  // Of zeros alone.
+  L2T_FAST_KERNEL Feed() : from_(nullptr), stride_(0), terms_(0), others_(0) {}
+
+  // `from`: the first line's first element; lines lie `stride` apart. AlongSum: of `lines` lines with `terms` elements;
+  // else of `terms` lines with `others` elements.
+  L2T_FAST_KERNEL Feed(int thread, const void* from, int64_t stride, int terms, int others)
+      : from_(static_cast<const Element*>(from) + thread / pieces * stride + thread % pieces * vector<Element>),
+        stride_(stride) {
+    const int line = thread / pieces, place = thread % pieces * vector<Element>;
+    terms_ = terms - (AlongSum ? place : line);
+    others_ = others - (AlongSum ? line : place);
+  }
+
+  template <class M>
+  L2T_FAST_KERNEL void next(M& m, Element* tile, int first = 0) {
+    const int thread = m.thread();
+    const int line = (AlongSum ? first : 0) + thread / pieces;
+    const int piece = (AlongSum ? 0 : first / vector<Element>) + thread % pieces;
+    const Element* at = from_;
+    L2T_FAST_UNROLL
+    for (int i = 0; i < lines; ++i) {
+      const bool lives = AlongSum ? terms_ > 0 && i * step < others_ : i * step < terms_ && others_ > 0;
+      m.copy16(tile + place<AlongSum, length, Element>(line + i * step, piece), at, lives);
+      at += step * stride_;
+    }
+    from_ += AlongSum ? depth<Element> : depth<Element> * stride_;
+    terms_ -= depth<Element>;
+  }
+
+ private:
+  const Element* from_;
+  int64_t stride_;
+  int terms_, others_;  // left from the thread's first on
+};
+
+// A matrix that a kernel packed or kept, (lines, stride).
 struct Packed {
   const void* data;
   int64_t stride;
   int lines;
 };
 
-// From its line `line` and place `begin` on.
+// Its tiles from a line and a place in it on.
 template <bool AlongSum, int length, class Element, class M>
-L2T_FAST_KERNEL void fill_packed(M& m, Element* tile, const Packed& matrix, int line, int begin) {
-  const int64_t stride = matrix.stride;
-  const int lines = matrix.lines;
-  fill<AlongSum, length, length>(
-      m, tile, 0, matrix.data, sizeof(Element) == 4 ? Type::float32 : Type::bfloat16, true,
-      [=](int within) { return begin + within < stride ? int64_t(begin + within) : int64_t(-1); },
-      [=](int number) { return line + number < lines ? (line + number) * stride : int64_t(-1); });
+L2T_FAST_KERNEL Feed<AlongSum, length, length, Element> feed_packed(M& m, const Packed& matrix, int line, int begin) {
+  const auto* const from = static_cast<const Element*>(matrix.data) + line * matrix.stride + begin;
+  const int lines = matrix.lines - line, within = int(matrix.stride) - begin;
+  return {m.thread(), from, matrix.stride, AlongSum ? within : lines, AlongSum ? lines : within};
 }
 
 }  // namespace l2t_fast::cuda
