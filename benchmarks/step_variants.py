@@ -9,16 +9,13 @@ what it differs by is what rounding alone does to a run.
 
 import argparse
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.csv_rows import append
+from benchmarks.training_rows import training_row
 from l2t_fast.bench.conditions import code_commit
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, embedded_config
-from l2t_fast.environment import describe_environment
 from l2t_fast.parsing import read_config
 from l2t_fast.report.statistics import paired_difference, summarise
 from l2t_fast.transfer.progress import TrainingProgress
@@ -47,27 +44,25 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(embedded_config(), CompareConfig)
     config.device = "cpu"
-    facts = describe_environment()
-    conditions = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": code_commit(),  # of what runs, whatever is edited meanwhile
-        "device": facts["machine"]["processor"],
-        "threads": config.threads,
-        "torch": torch.__version__,
-        "python": facts["versions"]["python"],
-    }
+    commit = code_commit()  # of what runs, whatever is edited meanwhile
     rows: list[dict[str, Any]] = []
     with TrainingProgress(epoch_lines=False, runs=options.seeds * len(VARIANTS) + 1) as progress:
         source = pretrained_source(config, options.runs / "source", progress)
         for seed in range(options.seeds):
             for variant in VARIANTS:
-                rows.append(conditions | train(config, source, variant, seed, options.runs, progress))
+                rows.append(train(config, source, variant, seed, options.runs, commit, progress))
                 append(rows[-1:], options.output)
     print(table(rows))
 
 
 def train(
-    config: TransferOptions, source: SourceConfig, variant: str, seed: int, runs: Path, progress: TrainingProgress
+    config: TransferOptions,
+    source: SourceConfig,
+    variant: str,
+    seed: int,
+    runs: Path,
+    commit: str | None,
+    progress: TrainingProgress,
 ) -> dict[str, Any]:
     """One run as a row: with which settings, what came out."""
     common = {item.name: getattr(config, item.name) for item in dataclasses.fields(TransferOptions)}
@@ -76,31 +71,11 @@ def train(
     training = TrainConfig(**changed, method=METHOD, label=variant, seed=seed, out=str(out))
     trainer = Trainer(training, progress)
     result = trainer.fit()
-    return {
-        "method": METHOD,
-        "variant": variant,
-        "pairs": len(result["pairs"]),
-        "source": source.model,
-        "target": training.target.model,
-        "dataset": training.data.dataset,
-        "classes": " ".join(str(c) for c in training.data.classes),
-        "per_class": training.data.per_class,
+    images = {
         "validation_images": len(trainer.data.validation.dataset),
         "test_images": len(trainer.data.test.dataset),
-        "batch_size": training.data.batch_size,
-        "augment": training.data.augment,
-        "epochs": training.epochs,
-        "updates": training.epochs * len(trainer.data.train),
-        "lr": training.lr,
-        "beta": training.beta,
-        "lookahead_steps": training.lookahead_steps,
-        "meta_lr": training.meta_lr,
-        "seed": seed,
-        "best_epoch": result["best_epoch"],
-        "validation_accuracy": result["validation_accuracy"],
-        "test_accuracy": result["test_accuracy"],
-        "seconds": round(result["seconds"], 1),
     }
+    return training_row(training, result, images, commit=commit, more={"variant": variant})
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -63,13 +63,13 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
         source = pretrained_source(config, out / "source", shown) if pretrains else config.source
-        images = _LastImages()
+        images = LastImages()
         _check_setups(config, source, shown, images)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             write_config(config, saved)
         rows: list[dict[str, Any]] = []
-        for training in _trainings(config, source):
+        for training in trainings(config, source):
             # A seed with all its methods and numbers of images comes before the next: what there is early shows all.
             if rows and rows[-1]["seed"] != training.seed:
                 build_report(out)
@@ -94,7 +94,7 @@ def parse_method(entry: str) -> tuple[str, str | None]:
     return find_method(entry).name, None
 
 
-class _LastImages:
+class LastImages:
     """The images of the run before: all methods at one N and seed share them, and decode them once."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class _LastImages:
         return self._bundle
 
 
-def _trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConfig]:
+def trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConfig]:
     """All runs, in order: seed by seed, within a seed from few images to many."""
     common = {item.name: getattr(config, item.name) for item in dataclasses.fields(TransferOptions)}
     for seed in config.seeds:
@@ -123,15 +123,15 @@ def _trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainCon
                 yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
 
 
-def _check_setups(config: CompareConfig, source: SourceConfig, progress: TrainingProgress, images: _LastImages) -> None:
+def _check_setups(config: CompareConfig, source: SourceConfig, progress: TrainingProgress, images: LastImages) -> None:
     """Set up one run a method, with the most images, so that a mistake is told now and not after hours."""
-    largest = {training.label: training for training in _trainings(config, source) if training.seed == config.seeds[0]}
+    largest = {training.label: training for training in trainings(config, source) if training.seed == config.seeds[0]}
     for training in largest.values():
         if not RunFolder(training.folder()).result.exists():
             Trainer(training, progress, load=images.load)
 
 
-def _attempt(training: TrainConfig, progress: TrainingProgress, images: _LastImages) -> dict[str, Any]:
+def _attempt(training: TrainConfig, progress: TrainingProgress, images: LastImages) -> dict[str, Any]:
     """The row of results.csv of one run, whether it is read, made, or fails."""
     folder = RunFolder(training.folder())
     number = training.data.per_class

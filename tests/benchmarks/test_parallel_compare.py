@@ -1,0 +1,53 @@
+"""Runs of a comparison by several processes: those that finish, those that fail, and those that the time ends."""
+
+import csv
+import multiprocessing
+
+import pytest
+
+from benchmarks.parallel_compare import main, table
+from l2t_fast.errors import L2TFastError
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    rows = ["--rows", str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out"), "--commit", "abc"]
+    data = ["--data.classes", "[5, 6]", "--data.batch_size", "8", "--target.model", "vgg5bn"]
+    runs = ["--methods", "[scratch]", "--per_class", "[8, 4]", "--seeds", "[0]", "--epochs", "2"]
+    return [*rows, *data, *runs, "--device", "cpu", "--threads", "1"]
+
+
+def test_runs_become_rows(arguments, tmp_path, capsys):
+    """No class has 400 images: that run fails, and stops no other."""
+    own = ["--workers", "2", "--seconds", "300", "--epochs_at", "8=1"]
+    assert main([*own, *arguments, "--per_class", "[8, 400, 4]"]) == 2
+    with open(tmp_path / "rows.csv", newline="") as file:
+        rows = {row["per_class"]: row for row in csv.DictReader(file)}
+    told = {n: (row["epochs"], row["updates"], row["commit"], row["pairs"]) for n, row in rows.items()}
+    assert told == {"4": ("2", "2", "abc", "0"), "8": ("1", "2", "abc", "0")}
+    out = capsys.readouterr().out
+    assert "scratch-n400-seed0: failed: class" in out and "2 of 3 runs finished" in out
+    with pytest.raises(L2TFastError, match="exists"):
+        main(["--seconds", "300", *arguments])
+
+
+def test_time_ends_the_processes(arguments, tmp_path, capsys):
+    assert main(["--workers", "1", "--seconds", "0", *arguments]) == 0
+    assert "0 of 2 runs finished" in capsys.readouterr().out
+    assert not (tmp_path / "rows.csv").exists()
+    for process in multiprocessing.active_children():
+        process.join(10)
+    assert not multiprocessing.active_children()
+
+
+def test_table():
+    rows = [
+        {"label": label, "per_class": n, "test_accuracy": accuracy}
+        for label, n, accuracy in [("fm", 100, 0.5), ("scratch", 50, 0.25), ("fm", 50, 0.5), ("fm", 50, 0.75)]
+    ]
+    assert table(rows).splitlines() == [
+        "| method | N=50 | N=100 |",
+        "|---|---|---|",
+        "| fm | 62.50% ± 17.68% (2) | 50.00% (1) |",
+        "| scratch | 25.00% (1) |  |",
+    ]
