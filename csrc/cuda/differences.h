@@ -1,5 +1,5 @@
-// E = 2 alpha D, with D = W T + b - S~, and what is summed over a sample's pixels: D^2 and E. With `second` the direction
-// derivatives V = W vT + vW T + vb and E' = 2 alpha V + 2 valpha D beside them, and sums of 2 D V and E'.
+// E = 2 alpha D, with D = W T + b - S~, and what is summed over a sample's pixels: D^2 and E. With `second` the
+// direction derivatives V = W vT + vW T + vb and E' = 2 alpha V + 2 valpha D beside them, and sums of 2 D V and E'.
 #pragma once
 
 #include "lines.h"
@@ -35,10 +35,10 @@ L2T_FAST_KERNEL Tap tap(int position, int size_in, int size_out) {
 template <class Mode, bool second, class M>
 class Differences {
   using Element = typename Mode::Element;
-  static constexpr int columns = second ? tile_width / 2 : tile_width;  // of the tile; beside those of D stand those of V
-  static constexpr int own = columns / 32;                              // of a lane, when a warp goes through a row
+  static constexpr int columns =
+      second ? tile_width / 2 : tile_width;  // of the tile; beside those of D stand those of V
+  static constexpr int own = columns / 32;   // of a lane, when a warp goes through a row
   static constexpr int rows_of_warp = tile_width / (threads / 32);
-  static constexpr int together = 1;  // rows
 
  public:
   L2T_FAST_KERNEL Differences(M& m, const Problem& problem) : m_(m), problem_(problem) {}
@@ -47,23 +47,37 @@ class Differences {
     const int row_tiles = (target().rows + tile_width - 1) / tile_width;
     const int tile = item / row_tiles, first_row = item % row_tiles * tile_width;
     const Line line(target(), part());
-    find_spots<columns>(m_, line, tile * columns);
-    const int first_column = tile * columns;
-    const int live = line.columns - first_column < columns ? line.columns - first_column : columns;
-    const int first = line.sample(first_column), last = line.sample(first_column + live - 1);
+    const int ahead = target().tiles_of_sample, step = target().step;
+    const int begin = ahead ? tile / ahead * line.pixels : 0, end = ahead ? begin + line.pixels : line.columns;
+    const int first_column = begin + (ahead ? tile % ahead : tile) * step;
+    const int live = end - first_column < step ? end - first_column : step;
+    const int first = line.sample(first_column),
+              last = line.sample(first_column + live - 1);  // counted from the part's
+    find_spots<columns>(m_, line, first_column, live);
+    Sums<4> sums;
+    clear<4>(sums);
     if (target().map.channels_last)
-      multiply<true>(first_row, first == last ? live : 0);
+      multiply<true>(sums, first_row);
     else
-      multiply<false>(first_row, first == last ? live : 0);
-    if (first == last && live == columns && target().keeps)
-      go_through_rows<true>(first_row, tile, first, last);
-    else
-      go_through_rows<false>(first_row, tile, first, last);
+      multiply<false>(sums, first_row);
+    const Tile here{first_row, first_column, live, tile};
+    if (first == last && finishes_at_once(sums, here)) return;
+    stage(sums);
+    go_through_rows(here, first, last);
   }
 
  private:
   L2T_FAST_KERNEL const Part& part() const { return *work(m_).part; }
   L2T_FAST_KERNEL const Target& target() const { return *work(m_).target; }
+  struct Tile {
+    int first_row, first_column, live, number;  // live: its columns
+
+    // Whether E has a column there: its own, and zeros between the last column and the stride.
+    L2T_FAST_KERNEL bool keeps(int column, int columns_of_part, int64_t stride) const {
+      return column < live || (first_column + column >= columns_of_part && first_column + column < stride);
+    }
+  };
+
   L2T_FAST_KERNEL float* staged() const { return reinterpret_cast<float*>(m_.shared()); }
 
   // Half of a tile (or all of it): the map's columns that the block's spots name, from a channel on.
@@ -80,9 +94,9 @@ class Differences {
       return first_channel + number < channels ? int64_t(first_channel + number) * from.channel : int64_t(-1);
     };
     if constexpr (channels_last)
-      fill<true, tile_width, columns>(m_, tile, half * columns, from.data, from.type, from.vectors, channel, column);
+      fill<true, tile_width, columns>(m_, tile, half, from.data, from.type, from.vectors, channel, column);
     else
-      fill<false, tile_width, columns>(m_, tile, half * columns, from.data, from.type, from.vectors, column, channel);
+      fill<false, tile_width, columns>(m_, tile, half, from.data, from.type, from.vectors, column, channel);
   }
 
   // Tiles of consecutive channels at the block's spots, where pieces are of one sample.
@@ -101,22 +115,25 @@ class Differences {
     return !moves && target().direction.data ? target().direction : target().map;
   }
 
-  // D's products, and V's in the right half, into staged(): W T, less what `by_products` says of S~. `one_sample`: how
-  // many columns live, if they are of one sample.
-  template <bool channels_last>
-  L2T_FAST_KERNEL void multiply(int first_row, int one_sample) {
-    Sums<4> sums;
-    clear<4>(sums);
-    multiply_weights<channels_last>(sums, first_row);
-    if (one_sample) {
-      int first_row_of_next;
-      const Pair* pair = pair_of(problem_, target(), first_row);
-      do {
-        if (pair->by_products) subtract_source(sums, *pair, first_row, one_sample);
-        first_row_of_next = pair->first_row + pair->channels;
-        ++pair;
-      } while (first_row_of_next < first_row + tile_width && first_row_of_next < target().rows);
+  // A tile of one sample whose sources all are maps that lie as its own, or small: from the products to E where they
+  // are. Other tiles, and other sources, go by way of shared memory.
+  L2T_FAST_KERNEL bool finishes_at_once(Sums<4>& sums, const Tile& tile) {
+    if (!target().keeps) return false;
+    const int after = tile.first_row + tile_width < target().rows ? tile.first_row + tile_width : target().rows;
+    const Pair* const first = pair_of(problem_, target(), tile.first_row);
+    for (const Pair* pair = first;; ++pair) {
+      if (pair->resize == Pair::Resize::taps) return false;
+      if (pair->first_row + pair->channels >= after) break;
     }
+    for (const Pair* pair = first;; ++pair) {
+      if (pair->resize == Pair::Resize::products) subtract_source(sums, *pair, tile.first_row, tile.live);
+      if (pair->first_row + pair->channels >= after) break;
+    }
+    finish_sums(sums, tile);
+    return true;
+  }
+
+  L2T_FAST_KERNEL void stage(const Sums<4>& sums) {
     L2T_FAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       L2T_FAST_UNROLL
@@ -131,13 +148,128 @@ class Differences {
     m_.barrier();
   }
 
+  // What a row of the tile adds to its products; `source` is its first pixel of the sample where S~ is S.
+  struct Facts {
+    float shift, shift_direction, twice, twice_direction;
+    const void* source;
+    Type type;
+    bool lives;
+  };
+
+  L2T_FAST_KERNEL Facts facts_of(int row) {
+    if (row >= target().rows) return {0, 0, 0, 0, nullptr, Type::float32, false};
+    const Pair& pair = *pair_of(problem_, target(), row);
+    const int own = row - pair.first_row, sample = spots(m_)[0].sample;
+    const int64_t column = pair.column + own;
+    const void* source = nullptr;
+    if (pair.resize == Pair::Resize::none)
+      source = static_cast<const unsigned char*>(pair.source.data) +
+               (sample * pair.source.sample + int64_t(own) * pair.source.channel +
+                (spots(m_)[0].row * target().width + spots(m_)[0].column)) *
+                   (pair.source.type == Type::float32 ? 4 : 2);
+    return {value_at(m_, pair.bias, own),
+            second ? value_at(m_, pair.bias_direction, own) : 0.f,
+            coefficient(problem_.alpha, sample, column),
+            second ? coefficient(problem_.alpha_direction, sample, column) : 0.f,
+            source,
+            pair.source.type,
+            true};
+  }
+
+  // D = products + b (- S), E and the sums, in registers; two columns at a time.
+  L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile& tile) {
+    constexpr int warps_across = 4, blocks = second ? 2 : 4;  // of 8 columns: of D; those of V follow
+    auto* const facts = reinterpret_cast<Facts*>(m_.shared());
+    float* const parts = reinterpret_cast<float*>(m_.shared() + tile_width * sizeof(Facts));
+    const int thread = m_.thread(), lane = thread % 32, across = thread / 32 % warps_across;
+    if (thread < tile_width) facts[thread] = facts_of(tile.first_row + thread);
+    m_.barrier();
+    const int64_t stride = part().stride;
+    const int columns_of_part = part().samples * target().height * target().width;
+    void *const differences = part().differences[0], *const others = part().differences[1];
+    uint32_t lives = 0, kept = 0;  // two bits a block
+    L2T_FAST_UNROLL
+    for (int j = 0; j < blocks; ++j) {
+      const int column = 8 * (blocks * across + j) + lane % 4 * 2;
+      lives |= uint32_t(column < tile.live) << 2 * j | uint32_t(column + 1 < tile.live) << (2 * j + 1);
+      kept |= uint32_t(tile.keeps(column, columns_of_part, stride)) << 2 * j |
+              uint32_t(tile.keeps(column + 1, columns_of_part, stride)) << (2 * j + 1);
+    }
+    const bool even = tile.first_column % 2 == 0;
+    L2T_FAST_UNROLL
+    for (int r = 0; r < 8; ++r) {
+      const int i = r / 2, e = r % 2 * 2, row = position<4>(thread, i, 0, e).row;
+      const Facts own = facts[row];
+      const int64_t place = (tile.first_row + row) * stride + tile.first_column;
+      float square = 0, factor = 0;
+      L2T_FAST_UNROLL
+      for (int j = 0; j < blocks; ++j) {
+        const int column = 8 * (blocks * across + j) + lane % 4 * 2;
+        const bool one = lives >> 2 * j & 1, two = lives >> (2 * j + 1) & 1;
+        float a = sums[i][j][e] + own.shift, b = sums[i][j][e + 1] + own.shift;
+        if (own.source) {
+          a -= one ? load(m_, own.source, own.type, column) : 0.f;
+          b -= two ? load(m_, own.source, own.type, column + 1) : 0.f;
+        }
+        if (!one) a = 0;
+        if (!two) b = 0;
+        float from_a = own.twice * a, from_b = own.twice * b;
+        const bool first_kept = own.lives && kept >> 2 * j & 1, second_kept = own.lives && kept >> (2 * j + 1) & 1;
+        if constexpr (second) {
+          const float va = one ? sums[i][j + 2][e] + own.shift_direction : 0.f;
+          const float vb = two ? sums[i][j + 2][e + 1] + own.shift_direction : 0.f;
+          put(others, place + column, from_a, from_b, first_kept, second_kept, even);
+          from_a = own.twice * va + own.twice_direction * a;
+          from_b = own.twice * vb + own.twice_direction * b;
+          square += 2 * a * va + 2 * b * vb;
+        } else {
+          square += a * a + b * b;
+        }
+        factor += from_a + from_b;
+        put(differences, place + column, from_a, from_b, first_kept, second_kept, even);
+      }
+      square += m_.exchange(square, 1);
+      factor += m_.exchange(factor, 1);
+      square += m_.exchange(square, 2);
+      factor += m_.exchange(factor, 2);
+      if (lane % 4 == 0) {
+        parts[2 * (row * warps_across + across)] = square;
+        parts[2 * (row * warps_across + across) + 1] = factor;
+      }
+    }
+    m_.barrier();
+    if (thread >= tile_width || tile.first_row + thread >= target().rows) return;
+    float square = 0, factor = 0;
+    for (int w = 0; w < warps_across; ++w) {
+      square += parts[2 * (thread * warps_across + w)];
+      factor += parts[2 * (thread * warps_across + w) + 1];
+    }
+    write_row_sums(tile.number, 0, tile.first_row + thread, square, factor);
+  }
+
+  L2T_FAST_KERNEL void put(void* to, int64_t place, float a, float b, bool first, bool second_too, bool even) {
+    if (first && second_too && even) {
+      keep_two<Mode>(m_, to, place, a, b);
+      return;
+    }
+    if (first) keep<Mode>(m_, to, place, a);
+    if (second_too) keep<Mode>(m_, to, place + 1, b);
+  }
+
+  L2T_FAST_KERNEL void write_row_sums(int tile, int slot, int row, float square, float factor) {
+    float* const to = row_sums_of(target(), part().number, tile, slot) + 2 * int64_t(row);
+    to[0] = square;
+    to[1] = factor;
+  }
+
+  // sums += W T, and in V's half W vT + vW T.
   template <bool channels_last>
-  L2T_FAST_KERNEL void multiply_weights(Sums<4>& sums, int first_row) {
+  L2T_FAST_KERNEL void multiply(Sums<4>& sums, int first_row) {
     constexpr int terms_of_tile = depth<Element>;
     const int count = (target().channels + terms_of_tile - 1) / terms_of_tile;
     const bool weights_move = second && target().weight_direction;
-    const bool feeds = !channels_last && target().map.vectors &&
-                       (!second || !target().direction.data || target().direction.vectors);
+    const bool feeds =
+        !channels_last && target().map.vectors && (!second || !target().direction.data || target().direction.vectors);
     multiply_tiles<Mode, Layout<true>, Layout<channels_last>, 4>(
         m_, sums, weights_move ? 2 * count : count,
         [=, this, from_a = Feed<true, tile_width, tile_width, Element>(), left = ColumnsFeed(), right = ColumnsFeed()](
@@ -149,14 +281,13 @@ class Differences {
             from_a = feed_packed<true, tile_width, Element>(m_, weight, first_row, 0);
             if (feeds) {
               left = feed_columns(target().map, !moves);
-              if constexpr (second)
-                right = feed_columns(of_second_half(moves), moves || target().direction.data);
+              if constexpr (second) right = feed_columns(of_second_half(moves), moves || target().direction.data);
             }
           }
           from_a.next(m_, a);
           if (feeds) {
             left.next(m_, b);
-            if constexpr (second) right.next(m_, b, columns);
+            if constexpr (second) right.next(m_, b, 1);
             return;
           }
           fill_columns<channels_last>(b, 0, target().map, !moves, first_channel);
@@ -168,13 +299,12 @@ class Differences {
         [=, this](int number, Element*, Element* b) {
           round_filled<Mode, channels_last, tile_width, columns>(m_, b, 0, target().map.vectors);
           if constexpr (second)
-            round_filled<Mode, channels_last, tile_width, columns>(m_, b, columns,
-                                                                   of_second_half(number >= count).vectors);
+            round_filled<Mode, channels_last, tile_width, columns>(m_, b, 1, of_second_half(number >= count).vectors);
         });
   }
 
-  // sums -= S U^T, of the pair's rows in the tile: U holds the bilinear shares that a column takes of source pixels. The
-  // columns, of one sample and consecutive, take of a stretch of pixels.
+  // sums -= S U^T, of the pair's rows in the tile: U holds the bilinear shares that a column takes of source pixels.
+  // The columns, of one sample and consecutive, take of a stretch of pixels.
   L2T_FAST_KERNEL void subtract_source(Sums<4>& sums, const Pair& pair, int first_row, int live) {
     constexpr int terms_of_tile = depth<Element>, half = terms_of_tile / 2;  // two threads a column
     const Tap bottom = tap(spots(m_)[live - 1].row, pair.height, target().height);
@@ -183,7 +313,8 @@ class Differences {
     const int end = (bottom.lower + (bottom.inside ? 2 : 1)) * pair.width;
     if (const int column = m_.thread(); column < live) {
       const Spot spot = spots(m_)[column];
-      const Tap down = tap(spot.row, pair.height, target().height), along = tap(spot.column, pair.width, target().width);
+      const Tap down = tap(spot.row, pair.height, target().height),
+                along = tap(spot.column, pair.width, target().width);
       shares(m_)[column] = {down.lower * pair.width + along.lower, along.inside ? along.share : 0.f,
                             down.inside ? down.share : 0.f};
     }
@@ -193,17 +324,18 @@ class Differences {
         [=, this, &pair](int number, Element* a, Element* b) {
           const int pixel = begin + number * terms_of_tile;
           fill_source(a, pair, first_row, pixel);
-          const int column = m_.thread() / 2, part = m_.thread() % 2 * half;
+          const int line = m_.thread() / 2, part = m_.thread() % 2 * half;
+          const int column = !second ? line : line % 32 < 16 ? line / 32 * 16 + line % 16 : tile_width;  // spread()
           L2T_FAST_UNROLL
           for (int piece = 0; piece < half / vector<Element>; ++piece)
-            m_.zero16(b + place<true, tile_width, Element>(column, part / vector<Element> + piece));
+            m_.zero16(b + place<true, tile_width, Element>(line, part / vector<Element> + piece));
           if (column >= live) return;
           const Shares found = shares(m_)[column];
           const auto put = [=, this](int at, float share) {
             const int within = at - pixel;
             if (within >= part && within < part + half)
               keep<Mode>(m_, b,
-                         place<true, tile_width, Element>(column, within / vector<Element>) + within % vector<Element>,
+                         place<true, tile_width, Element>(line, within / vector<Element>) + within % vector<Element>,
                          -share);
           };
           put(found.first, (1 - found.lower) * (1 - found.right));
@@ -261,39 +393,27 @@ class Differences {
     return found;
   }
 
-  // S~ at the lane's columns of `count` rows, the first of which begins at `data`.
+  // S~ at the lane's columns of the row that begins at `data`.
   template <Type type>
-  L2T_FAST_KERNEL void resize(const void* data, const Map& map, int count, const Columns& at, bool resized,
-                              uint32_t live, float (&values)[together][own]) {
-    const int32_t by_channel = map.channel, by_row = map.row, by_column = map.column;
+  L2T_FAST_KERNEL void resize(const void* data, const Map& map, const Columns& at, bool resized, uint32_t live,
+                              float (&values)[own]) {
+    const int32_t by_row = map.row, by_column = map.column;
     L2T_FAST_UNROLL
-    for (int r = 0; r < together; ++r) {
-      const auto* const channel = static_cast<const Storage<type>*>(data) + int64_t(r) * by_channel;
-      L2T_FAST_UNROLL
-      for (int i = 0; i < own; ++i) {
-        const uint32_t upper = at.offset[i], lower = upper + (at.below >> i & 1 ? by_row : 0);
-        const uint32_t beside = at.beside >> i & 1 ? by_column : 0;
-        float value = 0;
-        if (r < count && live >> i & 1) {
-          value = load<type>(m_, channel, upper);
-          if (resized) {
-            const float right = load<type>(m_, channel, upper + beside);
-            const float below = load<type>(m_, channel, lower);
-            const float both = load<type>(m_, channel, lower + beside);
-            const float first = value + at.along[i] * (right - value);
-            value = first + at.down[i] * (below + at.along[i] * (both - below) - first);
-          }
+    for (int i = 0; i < own; ++i) {
+      const uint32_t upper = at.offset[i], lower = upper + (at.below >> i & 1 ? by_row : 0);
+      const uint32_t beside = at.beside >> i & 1 ? by_column : 0;
+      float value = 0;
+      if (live >> i & 1) {
+        value = load<type>(m_, data, upper);
+        if (resized) {
+          const float right = load<type>(m_, data, upper + beside);
+          const float below = load<type>(m_, data, lower);
+          const float both = load<type>(m_, data, lower + beside);
+          const float first = value + at.along[i] * (right - value);
+          value = first + at.down[i] * (below + at.along[i] * (both - below) - first);
         }
-        values[r][i] = value;
       }
-    }
-  }
-
-  static L2T_FAST_KERNEL void clear_values(float (&values)[together][own]) {
-    L2T_FAST_UNROLL
-    for (int r = 0; r < together; ++r) {
-      L2T_FAST_UNROLL
-      for (int i = 0; i < own; ++i) values[r][i] = 0;
+      values[i] = value;
     }
   }
 
@@ -303,38 +423,32 @@ class Differences {
     return 2 * m_.read(coefficients.data + sample * coefficients.sample + column * coefficients.column);
   }
 
-  // A warp goes through some rows, a few of them together so that many loads are under way. `simple`: all columns live
-  // and are of one sample.
-  template <bool simple>
-  L2T_FAST_KERNEL void go_through_rows(int first_row, int tile, int first, int last) {
-    const int thread = m_.thread(), lane = thread % 32, first_column = tile * columns;
+  // A warp a row, from staged().
+  L2T_FAST_KERNEL void go_through_rows(const Tile& tile, int first, int last) {
+    const int thread = m_.thread(), lane = thread % 32;
     const int first_sample = part().first_sample + first;
-    const int begin_row = first_row + thread / 32 * rows_of_warp, rows = target().rows;
+    const int begin_row = tile.first_row + thread / 32 * rows_of_warp, rows = target().rows;
     const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
     if (begin_row >= end_row) return;
 
     int sample[own];
-    uint32_t live = ~0u, kept = ~0u;
+    uint32_t live = 0, kept = 0;
     const int64_t stride = part().stride;
-    if constexpr (!simple) {
-      live = kept = 0;
-      L2T_FAST_UNROLL
-      for (int i = 0; i < own; ++i) {
-        sample[i] = spots(m_)[lane + 32 * i].sample;
-        live |= uint32_t(sample[i] >= 0) << i;
-        kept |= uint32_t(target().keeps && first_column + lane + 32 * i < stride) << i;
-        if (sample[i] < 0) sample[i] = part().first_sample + last;
-      }
+    const int columns_of_part = part().samples * target().height * target().width;
+    L2T_FAST_UNROLL
+    for (int i = 0; i < own; ++i) {
+      sample[i] = spots(m_)[lane + 32 * i].sample;
+      live |= uint32_t(sample[i] >= 0) << i;
+      kept |= uint32_t(target().keeps && tile.keeps(lane + 32 * i, columns_of_part, stride)) << i;
+      if (sample[i] < 0) sample[i] = part().first_sample + last;
     }
     void *const differences = part().differences[0], *const others = part().differences[1];
     const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
-    float* const row_sums = row_sums_of(target(), part().number, tile, 0);
 
     const Pair* pair = pair_of(problem_, target(), begin_row);
     for (int row = begin_row; row < end_row; ++pair) {
-      const bool subtracted = pair->by_products && first == last;
       const bool resized = pair->height != target().height || pair->width != target().width;
-      const Columns at = find_columns(*pair, resized && !subtracted, first_sample);
+      const Columns at = find_columns(*pair, resized, first_sample);
       const int pair_row = pair->first_row, pair_end = pair_row + pair->channels;
       const int until = pair_end < end_row ? pair_end : end_row;
       const Map& map = pair->source;
@@ -345,73 +459,54 @@ class Differences {
                            (first_sample * map.sample + int64_t(row - pair_row) * by_channel) * bytes;
       const int64_t first_alpha = pair->column - pair_row;
       const Vector bias = pair->bias, bias_direction = pair->bias_direction;
-      for (; row < until; row += together, source += int64_t(together) * by_channel * bytes) {
-        const int count = until - row < together ? until - row : together;
-        float values[together][own];
-        if (subtracted)
-          clear_values(values);
-        else if (type == Type::float32)
-          resize<Type::float32>(source, map, count, at, resized, live, values);
+      for (; row < until; ++row, source += int64_t(by_channel) * bytes) {
+        float values[own];
+        if (type == Type::float32)
+          resize<Type::float32>(source, map, at, resized, live, values);
         else if (type == Type::bfloat16)
-          resize<Type::bfloat16>(source, map, count, at, resized, live, values);
+          resize<Type::bfloat16>(source, map, at, resized, live, values);
         else
-          resize<Type::float16>(source, map, count, at, resized, live, values);
+          resize<Type::float16>(source, map, at, resized, live, values);
+        const float shift = value_at(m_, bias, row - pair_row);
+        const float shift_direction = second ? value_at(m_, bias_direction, row - pair_row) : 0.f;
+        const float* const products =
+            staged() + (row - tile.first_row) * staged_width + spread<tile_width, columns>(lane, 0);
+        const int64_t place = row * stride + tile.first_column + lane;
+        float squares[own], factors[own];
         L2T_FAST_UNROLL
-        for (int r = 0; r < together; ++r) {
-          if (r >= count) break;
-          const int here = row + r;
-          const float shift = value_at(m_, bias, here - pair_row);
-          const float shift_direction = second ? value_at(m_, bias_direction, here - pair_row) : 0.f;
-          const float* const products = staged() + (here - first_row) * staged_width + lane;
-          const int64_t place = here * stride + first_column + lane;
-          float squares[own], factors[own];
-          float twice = 0, twice_direction = 0;
-          if (simple) {
-            twice = coefficient(alpha, first_sample, first_alpha + here);
-            if constexpr (second) twice_direction = coefficient(alpha_direction, first_sample, first_alpha + here);
+        for (int i = 0; i < own; ++i) {
+          const float twice = coefficient(alpha, sample[i], first_alpha + row);
+          const int at_products = spread<tile_width, columns>(32 * i, 0);
+          const bool lives = live >> i & 1;
+          const float difference = lives ? products[at_products] + (shift - values[i]) : 0.f;
+          if constexpr (second) {
+            const float twice_direction = coefficient(alpha_direction, sample[i], first_alpha + row);
+            const float moved = lives ? products[at_products + 16] + shift_direction : 0.f;
+            factors[i] = twice * moved + twice_direction * difference;
+            squares[i] = 2 * difference * moved;
+            if (kept >> i & 1) keep<Mode>(m_, others, place + 32 * i, twice * difference);
+          } else {
+            factors[i] = twice * difference;
+            squares[i] = difference * difference;
           }
+          if (kept >> i & 1) keep<Mode>(m_, differences, place + 32 * i, factors[i]);
+        }
+        for (int its = first; its <= last; ++its) {
+          float square = 0, factor = 0;
           L2T_FAST_UNROLL
           for (int i = 0; i < own; ++i) {
-            if constexpr (!simple) {
-              twice = coefficient(alpha, sample[i], first_alpha + here);
-              if constexpr (second) twice_direction = coefficient(alpha_direction, sample[i], first_alpha + here);
-            }
-            const bool lives = live >> i & 1;
-            const float difference = lives ? products[32 * i] + (shift - values[r][i]) : 0.f;
-            if constexpr (second) {
-              const float moved = lives ? products[columns + 32 * i] + shift_direction : 0.f;
-              factors[i] = twice * moved + twice_direction * difference;
-              squares[i] = 2 * difference * moved;
-              if (kept >> i & 1) keep<Mode>(m_, others, place + 32 * i, twice * difference);
-            } else {
-              factors[i] = twice * difference;
-              squares[i] = difference * difference;
-            }
-            if (kept >> i & 1) keep<Mode>(m_, differences, place + 32 * i, factors[i]);
+            const bool counts = sample[i] == first_sample + its - first;
+            square += counts ? squares[i] : 0.f;
+            factor += counts ? factors[i] : 0.f;
           }
-          for (int its = first; its <= last; ++its) {
-            float square = 0, factor = 0;
-            L2T_FAST_UNROLL
-            for (int i = 0; i < own; ++i) {
-              const bool counts = simple || sample[i] == first_sample + its - first;
-              square += counts ? squares[i] : 0.f;
-              factor += counts ? factors[i] : 0.f;
-            }
-            L2T_FAST_UNROLL
-            for (int mask = 16; mask > 0; mask /= 2) {
-              square += m_.exchange(square, mask);
-              factor += m_.exchange(factor, mask);
-            }
-            if (lane == 0) {
-              float* const to = row_sums + 2 * (int64_t(its - first) * rows + here);
-              to[0] = square;
-              to[1] = factor;
-            }
-            if (simple) break;
+          L2T_FAST_UNROLL
+          for (int mask = 16; mask > 0; mask /= 2) {
+            square += m_.exchange(square, mask);
+            factor += m_.exchange(factor, mask);
           }
+          if (lane == 0) write_row_sums(tile.number, its - first, row, square, factor);
         }
       }
-      row = until;
     }
   }
 

@@ -1,4 +1,5 @@
-// The checked longjmp takes a jump to another coroutine's stack for an error: CMakeLists.txt compiles this file without.
+// The checked longjmp takes a jump to another coroutine's stack for an error: CMakeLists.txt compiles this file
+// without.
 #include "emulator.h"
 
 #include <c10/util/BFloat16.h>

@@ -35,6 +35,10 @@ class EmulatedThread {
   }
   void copy16(void* to, const void* from, bool lives) { request(to, from, 16, lives); }
   void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
+  template <class T>
+  void write(T* to, T value) const {
+    *to = value;
+  }
   void zero16(void* to) { std::memset(to, 0, 16); }
   void commit() { groups_.push_back(copies_.size()); }
   template <int groups>

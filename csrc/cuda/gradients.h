@@ -93,7 +93,7 @@ class Gradients {
     const int channel_tiles = tiles(target().channels, height);
     const int first_channel = item % channel_tiles * height;
     const int first_column = item / channel_tiles * tile_width;
-    find_spots<tile_width>(m_, Line(target(), part()), first_column);
+    find_spots<tile_width>(m_, Line(target(), part()), first_column, tile_width);
     const int count = tiles(target().rows, terms_of_tile);
     Sums<blocks> sums;
     clear<blocks>(sums);
@@ -137,20 +137,25 @@ class Gradients {
     const int first_channel = item % channel_tiles * height;
     const int first_row = item / channel_tiles % row_tiles * tile_width, split = item / channel_tiles / row_tiles;
     const int count = tiles(part().stride, terms_of_tile), all = target().direction.data ? 2 * count : count;
-    const int begin = int(int64_t(all) * split / target().splits), end = int(int64_t(all) * (split + 1) / target().splits);
+    const int begin = int(int64_t(all) * split / target().splits),
+              end = int(int64_t(all) * (split + 1) / target().splits);
     Sums<blocks> sums;
     clear<blocks>(sums);
     multiply_tiles<Mode, Layout<!channels_last>, Layout<true>, blocks>(
         m_, sums, end - begin,
-        [=, this, from_a = ColumnFeed<height>(),
-         from_b = Feed<true, tile_width, tile_width, Element>()](int number, Element* a, Element* b) mutable {
+        [=, this, from_a = ColumnFeed<height>(), from_b = Feed<true, tile_width, tile_width, Element>()](
+            int number, Element* a, Element* b) mutable {
           const bool moves = begin + number >= count;
           const int first_column = (begin + number - (moves ? count : 0)) * terms_of_tile;
           if (number == 0 || begin + number == count) {
             from_b = feed_packed<true, tile_width, Element>(m_, differences(moves), first_row, first_column);
             if (!channels_last)
-              from_a = {m_.thread(), moves ? target().direction : target().map, Line(target(), part()), first_column,
-                        first_channel, target().channels};
+              from_a = {m_.thread(),
+                        moves ? target().direction : target().map,
+                        Line(target(), part()),
+                        first_column,
+                        first_channel,
+                        target().channels};
           }
           from_b.next(m_, b);
           if (!channels_last && from_a.vectors) {

@@ -78,8 +78,9 @@ L2T_FAST_KERNEL void begin_work(M& m, const Problem& problem, int part) {
 }
 
 template <int columns, class M>
-L2T_FAST_KERNEL void find_spots(M& m, const Line& line, int first_column) {
-  if (const int thread = m.thread(); thread < columns) spots(m)[thread] = line.spot(first_column + thread);
+L2T_FAST_KERNEL void find_spots(M& m, const Line& line, int first_column, int live) {
+  if (const int thread = m.thread(); thread < columns)
+    spots(m)[thread] = thread < live ? line.spot(first_column + thread) : Spot{-1, 0, 0};
   m.barrier();
 }
 

@@ -59,8 +59,14 @@ Map map_of(const at::Tensor& tensor, Products products, bool last, bool written 
                 by_column = tensor.stride(3), channels = tensor.size(1), height = tensor.size(2),
                 width = tensor.size(3);
   small((channels - 1) * by_channel + (height - 1) * by_row + (width - 1) * by_column);
-  Map map{data_of(tensor, written), by_sample,       int32_t(by_channel), int32_t(by_row), int32_t(by_column),
-          type_of(tensor),          last,            false};
+  Map map{data_of(tensor, written),
+          by_sample,
+          int32_t(by_channel),
+          int32_t(by_row),
+          int32_t(by_column),
+          type_of(tensor),
+          last,
+          false};
   if (last)
     map.vectors =
         by_channel == 1 && channels % vector == 0 && aligned(tensor, products, {by_sample, by_row, by_column});
@@ -154,7 +160,7 @@ class Call {
     pair.width = small(source.size(3));
     pair.target = int32_t(targets_.size()) - 1;
     pair.column = problem_.pairs[p].alpha_begin;
-    pair.by_products = resized_by_products(pair, targets_.back());
+    pair.resize = resize_of(pair, targets_.back());
     // Within a tile of columns a source's elements are counted in 32 bits; so many samples it may touch.
     const at::Tensor& target = problem_.targets[problem_.pairs[p].target];
     const int64_t touched = std::min(source.size(0), (tile_width - 1) / (target.size(2) * target.size(3)) + 2);
@@ -164,14 +170,15 @@ class Call {
     pairs_.push_back(pair);
   }
 
-  // Where the source has fewer pixels, a tile of columns is made of few of them: a short sum. It has to lie in memory as
-  // tiles do.
-  bool resized_by_products(const Pair& pair, const Target& target) const {
-    const bool smaller = pair.height <= target.height && pair.width <= target.width &&
-                         (pair.height < target.height || pair.width < target.width);
+  // Where the source has fewer pixels, a tile of columns is made of few of them: a short sum, of a map that lies in
+  // memory as tiles do.
+  Pair::Resize resize_of(const Pair& pair, const Target& target) const {
     const Map& map = pair.source;
-    return smaller && pair.channels >= 32 && !map.channels_last && map.column == 1 && map.row == pair.width &&
-           map.type == (products_ == Products::bfloat16 ? Type::bfloat16 : Type::float32);
+    if (map.channels_last || map.column != 1 || map.row != pair.width) return Pair::Resize::taps;
+    if (pair.height == target.height && pair.width == target.width) return Pair::Resize::none;
+    const bool smaller = pair.height <= target.height && pair.width <= target.width;
+    const Type own = products_ == Products::bfloat16 ? Type::bfloat16 : Type::float32;
+    return smaller && map.type == own ? Pair::Resize::products : Pair::Resize::taps;
   }
 
   Wishes wishes() const {

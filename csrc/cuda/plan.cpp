@@ -21,7 +21,12 @@ class Planner {
  public:
   Planner(int64_t batch, std::vector<Target>& targets, std::vector<Pair>& pairs, const Wishes& wishes,
           Products products, const Chip& chip)
-      : batch_(batch), targets_(targets), pairs_(pairs), wishes_(wishes), chip_(chip), element_(element_bytes(products)) {}
+      : batch_(batch),
+        targets_(targets),
+        pairs_(pairs),
+        wishes_(wishes),
+        chip_(chip),
+        element_(element_bytes(products)) {}
 
   Plan plan() {
     for (size_t n = 0; n < targets_.size(); ++n) place(int(n));
@@ -86,15 +91,26 @@ class Planner {
     const int64_t fewest_parts = cut(batch_, std::clamp<int64_t>(samples, 1, batch_));
     target.part_samples = int32_t(cut(batch_, fewest_parts));
     const int64_t parts = cut(batch_, target.part_samples);
-    target.tiles = int32_t(cut(target.part_samples * pixels(target), columns_of_tile()));
-    target.slots = int32_t(std::min<int64_t>(target.part_samples, (columns_of_tile() - 1) / pixels(target) + 2));
+    // Tiles of one sample take a shorter way; it pays unless much of a tile is left empty.
+    target.tiles_of_sample =
+        4 * pixels(target) >= 3 * columns_of_tile() ? int32_t(cut(pixels(target), columns_of_tile())) : 0;
+    if (target.tiles_of_sample) {
+      target.step = int32_t(cut(cut(pixels(target), target.tiles_of_sample), 8) * 8);
+      target.tiles = target.part_samples * target.tiles_of_sample;
+      target.slots = 1;
+    } else {
+      target.step = int32_t(columns_of_tile());
+      target.tiles = int32_t(cut(target.part_samples * pixels(target), target.step));
+      target.slots = int32_t(std::min<int64_t>(target.part_samples, (target.step - 1) / pixels(target) + 2));
+    }
     places.row_sums = take(parts * target.tiles * target.slots * target.rows * 2 * int64_t(sizeof(float)));
     places.bias_sums = take(batch_ * target.rows * int64_t(sizeof(float)));
 
     if (target.keeps && wants_weights(target)) {
       const int64_t items = cut(target.channels, height(target)) * cut(target.rows, tile_width);
       const int64_t sum = cut(target.part_samples * pixels(target), terms());
-      target.splits = int32_t(std::clamp<int64_t>(cut(2 * chip_.processors, items), 1, std::max<int64_t>(1, sum / fewest_tiles)));
+      target.splits =
+          int32_t(std::clamp<int64_t>(cut(2 * chip_.processors, items), 1, std::max<int64_t>(1, sum / fewest_tiles)));
       places.weight_sums = take(int64_t(target.splits) * target.rows * target.channels * int64_t(sizeof(float)));
     }
     plan_.places.push_back(places);
@@ -133,8 +149,12 @@ class Planner {
         }
         phases.back().push_back(int(plan_.parts.size()));
         places.push_back(filled);
-        plan_.parts.push_back({int32_t(n), int32_t(first / target.part_samples), int32_t(first), int32_t(samples),
-                               stride_of(samples * pixels(target)), {}});
+        plan_.parts.push_back({int32_t(n),
+                               int32_t(first / target.part_samples),
+                               int32_t(first),
+                               int32_t(samples),
+                               stride_of(samples * pixels(target)),
+                               {}});
         filled += bytes;
         most = std::max(most, filled);
       }
@@ -160,7 +180,9 @@ class Planner {
     const Target& target = targets_[part.target];
     const int64_t columns = part.samples * pixels(target), terms_of_w = cut(target.channels, terms());
     const int64_t row_tiles = cut(target.rows, tile_width), channel_tiles = cut(target.channels, height(target));
-    first.push_back({{Segment::Kind::differences, 0, index}, cut(columns, columns_of_tile()) * row_tiles, terms_of_w});
+    const int64_t tiles =
+        target.tiles_of_sample ? int64_t(part.samples) * target.tiles_of_sample : cut(columns, target.step);
+    first.push_back({{Segment::Kind::differences, 0, index}, tiles * row_tiles, terms_of_w});
     if (!target.keeps) return;
     const int64_t share = height(target) / 64;
     if (target.result.data)

@@ -50,11 +50,12 @@ struct Pair {
   int32_t target;
   int32_t first_row;  // among the rows of its target
   int64_t column;     // first of its columns in the coefficients
-  bool by_products;   // a smaller source whose resize is cheaper by the tensor cores than tap by tap
+  enum class Resize : int32_t { none, products, taps };
+  Resize resize;  // none: the map lies as the target's tiles do; products: a small source, by the tensor cores
 };
 
-// Division by a number known beforehand, of numbers below 2^31: a product and a shift. magic is 2^shift over the divisor,
-// rounded up, with so large a shift that the rounding does not show.
+// Division by a number known beforehand, of numbers below 2^31: a product and a shift. magic is 2^shift over the
+// divisor, rounded up, with so large a shift that the rounding does not show.
 struct Divisor {
   uint32_t magic;
   int32_t shift;
@@ -68,14 +69,15 @@ struct Target {
   Divisor by_pixels, by_width;
   int32_t first_pair, pairs;
   int32_t rows;
-  int32_t stride;  // of a row of the packed weights
-  bool keeps;      // E is kept for the gradients
+  int32_t stride;                   // of a row of the packed weights
+  bool keeps;                       // E is kept for the gradients
   void *weight, *weight_direction;  // packed: (rows, stride) of the tiles' type, zeros beyond the channels
   float* weight_sums;               // (splits, rows, channels)
-  float* row_sums;                  // (parts, tiles, slots, rows, 2): of D^2 and of E by sample, for each tile of columns
-  float* bias_sums;                 // (batch, rows): of E over a sample
+  float* row_sums;   // (parts, tiles, slots, rows, 2): of D^2 and of E by sample, for each tile of columns
+  float* bias_sums;  // (batch, rows): of E over a sample
   int32_t splits;
   int32_t part_samples, tiles, slots;  // of a part: samples, tiles of columns, samples that a tile touches at most
+  int32_t tiles_of_sample, step;  // tiles of E that end with their sample, and their columns; 0: they run over samples
 };
 
 // Some samples of a target, whose E is in memory at one time.

@@ -35,11 +35,13 @@ L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& 
     const int sample = int(element / target.rows), row = int(element % target.rows);
     const int part = sample / target.part_samples, local = sample % target.part_samples;
     const int pixels = target.height * target.width;
-    const int columns = problem.loss ? tile_width : tile_width / 2;  // as Differences has them
-    const int64_t begin = int64_t(local) * pixels, end = begin + pixels;
+    const int64_t first_column = int64_t(local) * pixels;
+    const int ahead = target.tiles_of_sample;
+    const int begin = ahead ? local * ahead : int(first_column / target.step);
+    const int end = ahead ? begin + ahead : int((first_column + pixels - 1) / target.step) + 1;
     float square = 0, factor = 0;
-    for (int tile = int(begin / columns); tile * int64_t(columns) < end; ++tile) {
-      const int first = int(tile * int64_t(columns) / pixels);
+    for (int tile = begin; tile < end; ++tile) {
+      const int first = ahead ? local : int(tile * int64_t(target.step) / pixels);
       const float* const from = row_sums_of(target, part, tile, local - first) + 2 * int64_t(row);
       square += from[0];
       factor += from[1];

@@ -50,9 +50,9 @@ L2T_FAST_KERNEL int place(int line, int piece) {
     return line * length + (piece ^ (sizeof(Element) == 4 ? (line & 3) << 1 : line & 7)) * vector<Element>;
 }
 
-// Four registers of an operand: of 16 rows first .. (a multiple of 32) + 16 block, step `step` of the four. Register e holds
-// row 8 (e % 2) + lane / 4, half e / 2 of the step; with `of_b` row 8 (e / 2) + lane / 4, half e % 2. A register is a
-// float, or two neighbouring terms of bfloat16. `lane` names the rows that the thread hands to the warp's loads.
+// Four registers of an operand: of 16 rows first .. (a multiple of 32) + 16 block, step `step` of the four. Register e
+// holds row 8 (e % 2) + lane / 4, half e / 2 of the step; with `of_b` row 8 (e / 2) + lane / 4, half e % 2. A register
+// is a float, or two neighbouring terms of bfloat16. `lane` names the rows that the thread hands to the warp's loads.
 template <bool AlongSum, int length, bool of_b, class Element, class M>
 L2T_FAST_KERNEL void fragments(M& m, const Element* tile, int first, int block, int step, int lane,
                                uint32_t (&registers)[4]) {
@@ -154,8 +154,8 @@ L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Elem
 }
 
 // sums += the products of `count` pairs of tiles. fill(number, a, b) requests a pair; while one is worked on, the next
-// ones are on their way. settle(number, a, b) is what a thread does to what it requested, once that is there. Ends with shared
-// memory free again for all threads.
+// ones are on their way. settle(number, a, b) is what a thread does to what it requested, once that is there. Ends with
+// shared memory free again for all threads.
 template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
 L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fill, const Settle& settle) {
   using Element = typename Mode::Element;
@@ -223,6 +223,18 @@ L2T_FAST_KERNEL void store(M& m, void* data, Type type, int64_t offset, float va
 
 // What a kernel leaves for the next one's tiles.
 template <class Mode, class M>
+L2T_FAST_KERNEL void keep_two(M& m, void* data, int64_t offset, float first, float second) {  // offset: even
+  if constexpr (sizeof(typename Mode::Element) == 2) {
+    m.write(reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(data) + offset),
+            m.to_bfloat16(first) | uint32_t(m.to_bfloat16(second)) << 16);
+  } else {
+    const auto rounded = [&m](float value) { return Mode::rounds ? m.tf32(m.as_bits(value)) : m.as_bits(value); };
+    m.write(reinterpret_cast<uint64_t*>(static_cast<float*>(data) + offset), rounded(first) | uint64_t(rounded(second))
+                                                                                                  << 32);
+  }
+}
+
+template <class Mode, class M>
 L2T_FAST_KERNEL void keep(M& m, void* data, int64_t offset, float value) {
   if constexpr (sizeof(typename Mode::Element) == 2)
     static_cast<uint16_t*>(data)[offset] = m.to_bfloat16(value);
@@ -230,14 +242,27 @@ L2T_FAST_KERNEL void keep(M& m, void* data, int64_t offset, float value) {
     static_cast<float*>(data)[offset] = Mode::rounds ? m.as_float(m.tf32(m.as_bits(value))) : value;
 }
 
-// Rows first .. first + count of a tile, from memory: asynchronously where no type changes. An element lies at
+// Where row `row` of a tile's `count` ones lies. A half of the rows takes every other 16, so that a warp has both
+// halves.
+template <int length, int count>
+L2T_FAST_KERNEL int spread(int row, int half) {
+  if constexpr (count == length)
+    return row;
+  else
+    return row / 16 * 32 + row % 16 + 16 * half;
+}
+
+// A tile, or a half of it, from memory: asynchronously where no type changes. An element lies at
 // along(its place in the line) + across(line); where either is negative there is none, and the tile gets 0.
 template <bool AlongSum, int length, int count, class Element, class M, class Along, class Across>
-L2T_FAST_KERNEL void fill(M& m, Element* tile, int first, const void* data, Type type, bool vectors, const Along& along,
+L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type type, bool vectors, const Along& along,
                           const Across& across) {
   constexpr int lines = AlongSum ? count : depth<Element>;
   constexpr int width = AlongSum ? depth<Element> : count, pieces = width / vector<Element>;
-  const int first_line = AlongSum ? first : 0, first_piece = AlongSum ? 0 : first / vector<Element>;
+  const auto place_of = [half](int line, int within) {
+    return AlongSum ? place<true, length, Element>(spread<length, count>(line, half), within / vector<Element>)
+                    : place<false, length, Element>(line, spread<length, count>(within, half) / vector<Element>);
+  };
   const int thread = m.thread();
   const auto* const from = static_cast<const Element*>(data);
   if (vectors) {
@@ -247,19 +272,17 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int first, const void* data, Type
     for (int line = thread / pieces; line < lines; line += threads / pieces) {
       const int64_t rest = across(line);
       const bool lives = begin >= 0 && rest >= 0;
-      m.copy16(tile + place<AlongSum, length, Element>(first_line + line, first_piece + piece),
-               from + (lives ? begin + rest : 0), lives);
+      m.copy16(tile + place_of(line, piece * vector<Element>), from + (lives ? begin + rest : 0), lives);
     }
     return;
   }
-  const int within = thread % width, piece = first_piece + within / vector<Element>;
+  const int within = thread % width;
   const int64_t begin = along(within);
   L2T_FAST_UNROLL_BY(1)
   for (int line = thread / width; line < lines; line += threads / width) {
     const int64_t rest = across(line), offset = begin + rest;
     const bool lives = begin >= 0 && rest >= 0;
-    Element* const to =
-        tile + place<AlongSum, length, Element>(first_line + line, piece) + within % vector<Element>;
+    Element* const to = tile + place_of(line, within) + within % vector<Element>;
     if constexpr (sizeof(Element) == 4) {
       if (type == Type::float32)
         m.copy4(to, from + (lives ? offset : 0), lives);
@@ -273,22 +296,25 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int first, const void* data, Type
 
 // Rounds what the thread filled in with the same arguments, where products take tf32.
 template <class Mode, bool AlongSum, int length, int count, class M>
-L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int first, bool vectors) {
+L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int half, bool vectors) {
   if constexpr (Mode::rounds) {
     constexpr int lines = AlongSum ? count : depth<float>, width = AlongSum ? depth<float> : count;
     constexpr int pieces = width / vector<float>;
-    const int first_line = AlongSum ? first : 0, first_piece = AlongSum ? 0 : first / vector<float>;
+    const auto place_of = [half](int line, int within) {
+      return AlongSum ? place<true, length, float>(spread<length, count>(line, half), within / vector<float>)
+                      : place<false, length, float>(line, spread<length, count>(within, half) / vector<float>);
+    };
     const int thread = m.thread();
     if (vectors) {
       L2T_FAST_UNROLL
       for (int line = thread / pieces; line < lines; line += threads / pieces)
-        m.round_to_tf32(tile + place<AlongSum, length, float>(first_line + line, first_piece + thread % pieces));
+        m.round_to_tf32(tile + place_of(line, thread % pieces * vector<float>));
       return;
     }
-    const int within = thread % width, piece = first_piece + within / vector<float>;
+    const int within = thread % width;
     L2T_FAST_UNROLL_BY(1)
     for (int line = thread / width; line < lines; line += threads / width) {
-      float& element = tile[place<AlongSum, length, float>(first_line + line, piece) + within % vector<float>];
+      float& element = tile[place_of(line, within) + within % vector<float>];
       element = m.as_float(m.tf32(m.as_bits(element)));
     }
   }
@@ -317,10 +343,11 @@ class Feed {
   }
 
   template <class M>
-  L2T_FAST_KERNEL void next(M& m, Element* tile, int first = 0) {
-    const int thread = m.thread();
-    const int line = (AlongSum ? first : 0) + thread / pieces;
-    const int piece = (AlongSum ? 0 : first / vector<Element>) + thread % pieces;
+  L2T_FAST_KERNEL void next(M& m, Element* tile, int half = 0) {
+    static_assert(!AlongSum || count == length);
+    const int thread = m.thread(), line = thread / pieces;
+    const int piece =
+        AlongSum ? thread % pieces : spread<length, count>(thread % pieces * vector<Element>, half) / vector<Element>;
     const Element* at = from_;
     L2T_FAST_UNROLL
     for (int i = 0; i < lines; ++i) {

@@ -36,6 +36,10 @@ class Device {
   L2T_FAST_KERNEL void copy4(void* to, const void* from, bool lives) const {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 4 : 0));
   }
+  template <class T>
+  L2T_FAST_KERNEL void write(T* to, T value) const {
+    *to = value;
+  }
   L2T_FAST_KERNEL void zero16(void* to) const { *static_cast<uint4*>(to) = make_uint4(0, 0, 0, 0); }
   L2T_FAST_KERNEL void commit() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
   template <int groups>
@@ -58,8 +62,8 @@ class Device {
     return tf32(__float_as_uint(whole - __uint_as_float(bits)));
   }
 
-  // Four matrices of 8 rows of 16 bytes: lane l names row l % 8 of matrix l / 8, and gets, of each matrix, word l % 4 of row
-  // l / 4; or, transposed, elements (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4) of 16 bits.
+  // Four matrices of 8 rows of 16 bytes: lane l names row l % 8 of matrix l / 8, and gets, of each matrix, word l % 4
+  // of row l / 4; or, transposed, elements (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4) of 16 bits.
   L2T_FAST_KERNEL void load_matrices(uint32_t (&registers)[4], const void* row) const {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
@@ -81,7 +85,8 @@ class Device {
         float (&s)[4] = sums[i][j];
         asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
-            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j / 2][j % 2 * 2]), "r"(b[j / 2][j % 2 * 2 + 1]));
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j / 2][j % 2 * 2]),
+              "r"(b[j / 2][j % 2 * 2 + 1]));
       }
     }
   }
@@ -95,7 +100,8 @@ class Device {
         float (&s)[4] = sums[i][j];
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
-            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j / 2][j % 2 * 2]), "r"(b[j / 2][j % 2 * 2 + 1]));
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j / 2][j % 2 * 2]),
+              "r"(b[j / 2][j % 2 * 2 + 1]));
       }
     }
   }

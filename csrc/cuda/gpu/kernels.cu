@@ -14,8 +14,8 @@ struct Bytes {
 constexpr int small = 4000, large = 32000;
 
 template <int capacity>
-__global__ void __launch_bounds__(threads) upload_kernel(const __grid_constant__ Bytes<capacity> bytes, uint4* to,
-                                                         int pieces) {
+__global__ void __launch_bounds__(threads)
+    upload_kernel(const __grid_constant__ Bytes<capacity> bytes, uint4* to, int pieces) {
   for (int i = int(threadIdx.x); i < pieces; i += threads) to[i] = bytes.pieces[i];
 }
 

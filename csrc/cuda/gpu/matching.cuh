@@ -21,16 +21,16 @@ __global__ void __launch_bounds__(threads) pack_kernel(const Problem* problem, L
 }
 
 template <class Mode, bool second>
-__global__ void __launch_bounds__(threads, blocks_at_once<Mode>) differences_kernel(const Problem* problem,
-                                                                                    Launch launch) {
+__global__ void __launch_bounds__(threads, blocks_at_once<Mode>)
+    differences_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
   differences<Mode, second>(device, *problem, launch);
 }
 
 template <class Mode>
-__global__ void __launch_bounds__(threads, blocks_at_once<Mode>) gradients_kernel(const Problem* problem,
-                                                                                  Launch launch) {
+__global__ void __launch_bounds__(threads, blocks_at_once<Mode>)
+    gradients_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
   gradients<Mode>(device, *problem, launch);
