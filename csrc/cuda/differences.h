@@ -176,84 +176,79 @@ class Differences {
             true};
   }
 
-  // D = products + b (- S), E and the sums, in registers; two columns at a time.
+  // D = products + b (- S), E and the sums, of a tile of one sample: eight lanes a row, four columns at a time. A loop
+  // that fits into the processor's instruction cache: unrolled over the registers of the sums, its code took longer to
+  // arrive than to run.
   L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile& tile) {
-    constexpr int warps_across = 4, blocks = second ? 2 : 4;  // of 8 columns: of D; those of V follow
-    auto* const facts = reinterpret_cast<Facts*>(m_.shared());
-    float* const parts = reinterpret_cast<float*>(m_.shared() + tile_width * sizeof(Facts));
-    const int thread = m_.thread(), lane = thread % 32, across = thread / 32 % warps_across;
+    auto* const facts = reinterpret_cast<Facts*>(staged() + tile_width * staged_width);
+    static_assert(tile_width * (staged_width * sizeof(float) + sizeof(Facts)) <= pipeline_bytes);
+    const int thread = m_.thread(), lane = thread % 32;
     if (thread < tile_width) facts[thread] = facts_of(tile.first_row + thread);
-    m_.barrier();
+    stage(sums);
     const int64_t stride = part().stride;
     const int columns_of_part = part().samples * target().height * target().width;
     void *const differences = part().differences[0], *const others = part().differences[1];
-    uint32_t lives = 0, kept = 0;  // two bits a block
-    L2T_FAST_UNROLL
-    for (int j = 0; j < blocks; ++j) {
-      const int column = 8 * (blocks * across + j) + lane % 4 * 2;
-      lives |= uint32_t(column < tile.live) << 2 * j | uint32_t(column + 1 < tile.live) << (2 * j + 1);
-      kept |= uint32_t(tile.keeps(column, columns_of_part, stride)) << 2 * j |
-              uint32_t(tile.keeps(column + 1, columns_of_part, stride)) << (2 * j + 1);
-    }
-    const bool even = tile.first_column % 2 == 0;
-    L2T_FAST_UNROLL
-    for (int r = 0; r < 8; ++r) {
-      const int i = r / 2, e = r % 2 * 2, row = position<4>(thread, i, 0, e).row;
+    const bool aligned = tile.first_column % 4 == 0;
+    L2T_FAST_UNROLL_BY(1)
+    for (int turn = 0; turn < rows_of_warp / 4; ++turn) {
+      const int row = thread / 32 * rows_of_warp + 4 * turn + lane / 8;
       const Facts own = facts[row];
       const int64_t place = (tile.first_row + row) * stride + tile.first_column;
+      const float* const products = staged() + row * staged_width;
       float square = 0, factor = 0;
       L2T_FAST_UNROLL
-      for (int j = 0; j < blocks; ++j) {
-        const int column = 8 * (blocks * across + j) + lane % 4 * 2;
-        const bool one = lives >> 2 * j & 1, two = lives >> (2 * j + 1) & 1;
-        float a = sums[i][j][e] + own.shift, b = sums[i][j][e + 1] + own.shift;
+      for (int turn_of_columns = 0; turn_of_columns < columns / 32; ++turn_of_columns) {
+        const int column = 4 * (lane % 8) + 32 * turn_of_columns;
+        const float* const from = products + spread<tile_width, columns>(column, 0);
+        float d[4], e[4], v[4];
+        m_.read4(d, from);
+        if constexpr (second) m_.read4(v, from + 16);
         if (own.source) {
-          a -= one ? load(m_, own.source, own.type, column) : 0.f;
-          b -= two ? load(m_, own.source, own.type, column + 1) : 0.f;
+          L2T_FAST_UNROLL
+          for (int i = 0; i < 4; ++i)
+            if (column + i < tile.live) d[i] -= load(m_, own.source, own.type, column + i);
         }
-        if (!one) a = 0;
-        if (!two) b = 0;
-        float from_a = own.twice * a, from_b = own.twice * b;
-        const bool first_kept = own.lives && kept >> 2 * j & 1, second_kept = own.lives && kept >> (2 * j + 1) & 1;
+        L2T_FAST_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const bool lives = column + i < tile.live;
+          d[i] = lives ? d[i] + own.shift : 0.f;
+          e[i] = own.twice * d[i];
+          if constexpr (second) v[i] = lives ? v[i] + own.shift_direction : 0.f;
+          square += second ? 2 * d[i] * v[i] : d[i] * d[i];
+        }
+        const bool whole = aligned && own.lives && column + 4 <= tile.live;
         if constexpr (second) {
-          const float va = one ? sums[i][j + 2][e] + own.shift_direction : 0.f;
-          const float vb = two ? sums[i][j + 2][e + 1] + own.shift_direction : 0.f;
-          put(others, place + column, from_a, from_b, first_kept, second_kept, even);
-          from_a = own.twice * va + own.twice_direction * a;
-          from_b = own.twice * vb + own.twice_direction * b;
-          square += 2 * a * va + 2 * b * vb;
-        } else {
-          square += a * a + b * b;
+          keep_four(others, place + column, e, whole, own.lives, tile, column, columns_of_part, stride);
+          L2T_FAST_UNROLL
+          for (int i = 0; i < 4; ++i) e[i] = own.twice * v[i] + own.twice_direction * d[i];
         }
-        factor += from_a + from_b;
-        put(differences, place + column, from_a, from_b, first_kept, second_kept, even);
+        keep_four(differences, place + column, e, whole, own.lives, tile, column, columns_of_part, stride);
+        factor += e[0] + e[1] + e[2] + e[3];
       }
-      square += m_.exchange(square, 1);
-      factor += m_.exchange(factor, 1);
-      square += m_.exchange(square, 2);
-      factor += m_.exchange(factor, 2);
-      if (lane % 4 == 0) {
-        parts[2 * (row * warps_across + across)] = square;
-        parts[2 * (row * warps_across + across) + 1] = factor;
+      L2T_FAST_UNROLL
+      for (int mask = 1; mask < 8; mask *= 2) {
+        square += m_.exchange(square, mask);
+        factor += m_.exchange(factor, mask);
       }
+      if (lane % 8 == 0 && own.lives) write_row_sums(tile.number, 0, tile.first_row + row, square, factor);
     }
-    m_.barrier();
-    if (thread >= tile_width || tile.first_row + thread >= target().rows) return;
-    float square = 0, factor = 0;
-    for (int w = 0; w < warps_across; ++w) {
-      square += parts[2 * (thread * warps_across + w)];
-      factor += parts[2 * (thread * warps_across + w) + 1];
-    }
-    write_row_sums(tile.number, 0, tile.first_row + thread, square, factor);
   }
 
-  L2T_FAST_KERNEL void put(void* to, int64_t place, float a, float b, bool first, bool second_too, bool even) {
-    if (first && second_too && even) {
-      keep_two<Mode>(m_, to, place, a, b);
+  L2T_FAST_KERNEL void keep_four(void* to, int64_t place, const float (&values)[4], bool whole, bool lives,
+                                 const Tile& tile, int column, int columns_of_part, int64_t stride) {
+    if (whole) {
+      keep_vector<Mode>(m_, to, place, values);
       return;
     }
-    if (first) keep<Mode>(m_, to, place, a);
-    if (second_too) keep<Mode>(m_, to, place + 1, b);
+    if (!lives) return;
+    L2T_FAST_UNROLL_BY(1)
+    for (int i = 0; i < 4; ++i)
+      if (tile.keeps(column + i, columns_of_part, stride)) keep<Mode>(m_, to, place + i, at_index(values, i));
+  }
+
+  // An array in registers has no place that a variable could name.
+  static L2T_FAST_KERNEL float at_index(const float (&values)[4], int i) {
+    return i == 0 ? values[0] : i == 1 ? values[1] : i == 2 ? values[2] : values[3];
   }
 
   L2T_FAST_KERNEL void write_row_sums(int tile, int slot, int row, float square, float factor) {

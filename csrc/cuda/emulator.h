@@ -35,10 +35,12 @@ class EmulatedThread {
   }
   void copy16(void* to, const void* from, bool lives) { request(to, from, 16, lives); }
   void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
-  template <class T>
-  void write(T* to, T value) const {
-    *to = value;
+  void read4(float (&values)[4], const float* from) const { std::memcpy(values, from, 16); }
+  void write8(void* to, uint32_t first, uint32_t second) const {
+    std::memcpy(to, &first, 4);
+    std::memcpy(static_cast<char*>(to) + 4, &second, 4);
   }
+  void write16(void* to, const uint32_t (&bits)[4]) const { std::memcpy(to, bits, 16); }
   void zero16(void* to) { std::memset(to, 0, 16); }
   void commit() { groups_.push_back(copies_.size()); }
   template <int groups>

@@ -223,15 +223,20 @@ L2T_FAST_KERNEL void store(M& m, void* data, Type type, int64_t offset, float va
 
 // What a kernel leaves for the next one's tiles.
 template <class Mode, class M>
-L2T_FAST_KERNEL void keep_two(M& m, void* data, int64_t offset, float first, float second) {  // offset: even
-  if constexpr (sizeof(typename Mode::Element) == 2) {
-    m.write(reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(data) + offset),
-            m.to_bfloat16(first) | uint32_t(m.to_bfloat16(second)) << 16);
-  } else {
-    const auto rounded = [&m](float value) { return Mode::rounds ? m.tf32(m.as_bits(value)) : m.as_bits(value); };
-    m.write(reinterpret_cast<uint64_t*>(static_cast<float*>(data) + offset), rounded(first) | uint64_t(rounded(second))
-                                                                                                  << 32);
+L2T_FAST_KERNEL void keep_vector(M& m, void* data, int64_t offset,
+                                 const float (&values)[4]) {  // offset: a multiple of 4
+  uint32_t bits[4];
+  L2T_FAST_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(typename Mode::Element) == 2)
+      bits[i] = m.to_bfloat16(values[i]);
+    else
+      bits[i] = Mode::rounds ? m.tf32(m.as_bits(values[i])) : m.as_bits(values[i]);
   }
+  if constexpr (sizeof(typename Mode::Element) == 2)
+    m.write8(static_cast<uint16_t*>(data) + offset, bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+  else
+    m.write16(static_cast<float*>(data) + offset, bits);
 }
 
 template <class Mode, class M>

@@ -36,9 +36,15 @@ class Device {
   L2T_FAST_KERNEL void copy4(void* to, const void* from, bool lives) const {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 4 : 0));
   }
-  template <class T>
-  L2T_FAST_KERNEL void write(T* to, T value) const {
-    *to = value;
+  L2T_FAST_KERNEL void read4(float (&values)[4], const float* from) const {
+    const float4 found = *reinterpret_cast<const float4*>(from);
+    values[0] = found.x, values[1] = found.y, values[2] = found.z, values[3] = found.w;
+  }
+  L2T_FAST_KERNEL void write8(void* to, uint32_t first, uint32_t second) const {
+    *static_cast<uint2*>(to) = make_uint2(first, second);
+  }
+  L2T_FAST_KERNEL void write16(void* to, const uint32_t (&bits)[4]) const {
+    *static_cast<uint4*>(to) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
   }
   L2T_FAST_KERNEL void zero16(void* to) const { *static_cast<uint4*>(to) = make_uint4(0, 0, 0, 0); }
   L2T_FAST_KERNEL void commit() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
