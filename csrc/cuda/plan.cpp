@@ -107,10 +107,14 @@ class Planner {
     places.bias_sums = take(batch_ * target.rows * int64_t(sizeof(float)));
 
     if (target.keeps && wants_weights(target)) {
-      const int64_t items = cut(target.channels, height(target)) * cut(target.rows, tile_width);
+      // so many that, with those of dT, every processor has its two blocks and none waits for a third
+      const int64_t channel_tiles = cut(target.channels, height(target));
+      const int64_t of_target =
+          target.result.data ? channel_tiles * cut(target.part_samples * pixels(target), tile_width) : 0;
+      const int64_t wanted = std::max<int64_t>(2 * chip_.processors - of_target, chip_.processors);
       const int64_t sum = cut(target.part_samples * pixels(target), terms());
-      target.splits =
-          int32_t(std::clamp<int64_t>(cut(2 * chip_.processors, items), 1, std::max<int64_t>(1, sum / fewest_tiles)));
+      target.splits = int32_t(std::clamp<int64_t>(wanted / (channel_tiles * cut(target.rows, tile_width)), 1,
+                                                  std::max<int64_t>(1, sum / fewest_tiles)));
       places.weight_sums = take(int64_t(target.splits) * target.rows * target.channels * int64_t(sizeof(float)));
     }
     plan_.places.push_back(places);

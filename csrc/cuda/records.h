@@ -7,11 +7,9 @@ namespace l2t_fast::cuda {
 
 inline constexpr int threads = 256;     // a block: 8 warps, 2 by 4, each with 16 or 32 rows by 32 columns of a tile
 inline constexpr int tile_width = 128;  // columns of a block's tile; its rows are 128 or 64
-inline constexpr int stages = 3;        // tiles on their way from memory at once, and being worked on
 inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or 64 bfloat16
-inline constexpr int tile_bytes = tile_width * row_bytes;
-inline constexpr int pipeline_bytes = stages * 2 * tile_bytes;
-inline constexpr int reserved_bytes = 3200;  // of shared memory, beside tiles: see lines.h
+inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles on their way, and being worked on
+inline constexpr int reserved_bytes = 3200;                            // of shared memory, beside tiles: see lines.h
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 

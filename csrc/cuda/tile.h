@@ -159,8 +159,10 @@ L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Elem
 template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
 L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fill, const Settle& settle) {
   using Element = typename Mode::Element;
-  const auto tile = [&m](int slot) { return reinterpret_cast<Element*>(m.shared() + slot * 2 * tile_bytes); };
-  constexpr int second = tile_bytes / int(sizeof(Element));
+  // Lower tiles take less room, and less time for their products: more of them are under way.
+  constexpr int bytes = (32 * blocks + tile_width) * row_bytes, stages = pipeline_bytes / bytes;
+  const auto tile = [&m](int slot) { return reinterpret_cast<Element*>(m.shared() + slot * bytes); };
+  constexpr int second = 32 * blocks * row_bytes / int(sizeof(Element));
   L2T_FAST_UNROLL
   for (int number = 0; number < stages - 1; ++number) {
     if (number < count) fill(number, tile(number), tile(number) + second);
