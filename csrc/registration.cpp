@@ -79,8 +79,8 @@ void force_algorithm(const std::string& name) {
     cpu::force_algorithm(std::nullopt);
 }
 
-void emulate_cuda(int processors, int64_t shared_bytes, bool reversed) {
-  const cuda::Chip chip{processors, shared_bytes, shared_bytes};
+void emulate_cuda(int processors, bool reversed) {
+  const cuda::Chip chip{processors};
   cuda::emulate_on_cpu(processors > 0 ? &chip : nullptr, reversed);
 }
 
@@ -113,13 +113,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_algorithm", &l2t_fast::force_algorithm, py::arg("name"),
         "For tests: every CPU layer takes \"direct\" or \"gram\"; \"auto\" hands the choice back to the planner.");
   m.def(
-      "emulate_cuda", &l2t_fast::emulate_cuda, py::arg("processors"),
-      py::arg("shared_bytes") = l2t_fast::cuda::least_shared_bytes, py::arg("reversed") = false,
+      "emulate_cuda", &l2t_fast::emulate_cuda, py::arg("processors"), py::arg("reversed") = false,
       "For tests: the operators of CPU tensors are computed by the CUDA kernels, thread by thread, as on a chip of so "
-      "many processors with so much shared memory each; with no processors, by the CPU's own again. \"reversed\" runs "
-      "threads and blocks in the opposite order.");
+      "many processors; with no processors, by the CPU's own again. \"reversed\" runs threads and blocks in the opposite "
+      "order.");
 #ifdef L2T_FAST_WITH_CUDA
-  m.attr("cuda_shared_bytes") = l2t_fast::cuda::least_shared_bytes;
+  m.attr("cuda_shared_bytes") = l2t_fast::cuda::shared_bytes;
   m.def("kernel_image", &l2t_fast::kernel_image_dict, py::arg("device"),
         "Which of the compiled CUDA kernels a device would run, as a dict; \"error\" says why none can.");
 #endif
