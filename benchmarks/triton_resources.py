@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -26,7 +25,7 @@ from triton.compiler import ASTSource
 from benchmarks.csv_rows import append
 from benchmarks.machine_code import SHARED_BYTES
 from l2t_fast.ops.triton import kernels
-from l2t_fast.ops.triton.tiles import Tile, tile_table
+from l2t_fast.ops.triton.tiles import TABLES, Tile
 
 # name -> type of maps and projections, how float32 products are computed
 PRODUCTS = {
@@ -36,11 +35,11 @@ PRODUCTS = {
     "float16": (tl.float16, "tf32"),
 }
 
-# name -> constants; "even": sizes are multiples of 16 bytes, "odd": they are not, "small": maps smaller than a tile
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "NCHW even": {},
-    "NCHW odd small": {"T_VECTOR": 1, "W_VECTOR": 1, "SMALL": True},
-    "channels_last even": {"CHANNELS_LAST": True},
+# name -> whether maps are channels_last, whether sizes are multiples of 16 bytes, whether rows of a channel are in line
+LAYOUTS = {
+    "NCHW even": (False, True, True),
+    "NCHW odd": (False, False, False),
+    "channels_last even": (True, True, True),
 }
 
 
@@ -53,11 +52,11 @@ class Resources:
     kernel: str
     derivative: int
     rows: int
-    pixels: int
+    columns: int
     channels: int
+    step: int
     warps: int
     stages: int
-    step: int
     products: str
     layout: str
     registers: int
@@ -68,7 +67,7 @@ class Resources:
 
     @property
     def tile(self) -> Tile:
-        return Tile(self.rows, self.pixels, self.channels, self.warps, self.stages, self.step)
+        return Tile(self.rows, self.columns, self.channels, self.step, self.warps, self.stages)
 
     @property
     def problem(self) -> str | None:
@@ -82,7 +81,7 @@ class Resources:
 def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
     """Every entry of the tables: architecture, kernel, whether for the second derivative, tile."""
     for architecture in SHARED_BYTES:
-        table = tile_table(divmod(architecture, 10), PRODUCTS[products][1])
+        table = TABLES[PRODUCTS[products][1]]
         for (kernel, second), entries in table.tiles.items():
             for tile in entries:
                 yield architecture, kernel, second, tile
@@ -93,35 +92,28 @@ def resources(
 ) -> Resources:
     """Compile one kernel from scratch and read what it takes."""
     element, precision = PRODUCTS[products]
-    given = LAYOUTS[layout]
-    channels_last = given.get("CHANNELS_LAST", False)
-    vector = 128 // element.primitive_bitwidth
+    channels_last, even, flat = LAYOUTS[layout]
+    vector = 128 // element.primitive_bitwidth if even else 1
     constants = {
         "SECOND": second,
-        **dict.fromkeys(("S_TYPE", "T_TYPE", "W_TYPE", "B_TYPE", "DOT_TYPE"), element),
+        **dict.fromkeys(("S_TYPE", "T_TYPE", "B_TYPE", "DOT_TYPE"), element),
         "E_TYPE": tl.bfloat16 if element == tl.bfloat16 else tl.float32,
         "PRECISION": precision,
-        **dict.fromkeys(("S_CHANNELS_LAST", "T_CHANNELS_LAST", "V_CHANNELS_LAST"), channels_last),
+        "ROUND": precision == "tf32",
+        **dict.fromkeys(("S_AXIS", "T_AXIS", "D_AXIS"), int(channels_last)),
         "S_VECTOR": vector if channels_last else 1,
-        "T_VECTOR": given.get("T_VECTOR", vector),
-        "W_VECTOR": given.get("W_VECTOR", vector),
+        **dict.fromkeys(("T_VECTOR", "D_VECTOR"), vector),
+        "FLAT": flat,
         "INDEX": tl.int32,
-        "SMALL": given.get("SMALL", False),
-        "HOLD": tile.hold,
-        "ROWS": tile.rows,
-        "PIXELS": tile.pixels,
+        "TILE_ROWS": tile.rows,
+        "TILE_COLUMNS": tile.columns,
         "TILE_CHANNELS": tile.channels,
         "STEP": tile.step,
     }
-    pointers = {"table": "*i64", "items": "*i64", "blocks": "*i64"}
-    pointers |= dict.fromkeys(("weight_sums", "bias_sums", "loss_sums"), "*fp32")
-    if kernel == "target":
-        function = kernels.target_kernel
-        constants["D_CHANNELS_LAST"] = channels_last
-    else:
-        function = kernels.projection_kernel
-        constants["SUMS"] = True
-    signature = {name: pointers.get(name, "constexpr") for name in function.arg_names} | {"item_count": "i32"}
+    function = {"differences": kernels.differences_kernel, "gradients": kernels.gradients_kernel}[kernel]
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    pointers = {"table": "*i64", "items": "*i32"}
+    signature = {name: pointers.get(name, "constexpr") for name in function.arg_names}
     position = {name: (i,) for i, name in enumerate(function.arg_names)}
     source = ASTSource(
         function,

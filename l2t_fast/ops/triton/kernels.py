@@ -1,9 +1,9 @@
 """The kernels. What they compute, how work is cut and what they cost: README.md beside this file.
 
-Every kernel is persistent: a program takes items number ``program_id``, ``program_id + num_programs``, ... of a list in
-device memory. Tiles are (pixels, channels) for target maps, (rows, channels) for projections, where a row is a source
-channel of a pair. Pixels of all samples stand in one line, so that a tile of pixels may span samples; whatever lies
-beyond the end of anything is read as 0.
+A program takes the item of its number from a list in device memory; items name records of the table by their first
+words. A row is a source channel of one of a target's pairs, which stand in line; a column is a pixel of a sample, and
+those of all samples of a part stand in line, so that a tile may span samples. Whatever lies beyond the end of anything
+is read as 0.
 """
 
 import triton
@@ -11,7 +11,6 @@ import triton.language as tl
 
 from l2t_fast.ops.triton.records import (
     ALPHA,
-    BATCH,
     BIAS,
     CHANNELS,
     COLUMN,
@@ -19,32 +18,116 @@ from l2t_fast.ops.triton.records import (
     D_BIAS,
     D_MAP,
     D_WEIGHT,
+    E_STRIDE,
+    FACTOR_SUMS,
+    FIRST_ROW,
+    FIRST_SAMPLE,
+    FIRST_TILE,
     HEIGHT,
+    LATER,
+    LOSS,
+    LOSS_COUNT,
+    LOSS_SUMS,
     MAP,
-    PAIR_WORDS,
-    PAIRS,
+    PACKED,
+    PACKED_STRIDE,
+    PART_COLUMNS,
+    ROWS,
+    SLOTS,
     SOURCE,
     SOURCE_CHANNELS,
     SOURCE_HEIGHT,
     SOURCE_WIDTH,
+    SPLITS,
+    SQUARE_SUMS,
     SQUARES,
-    TARGET,
-    TARGET_WORDS,
-    TARGETS,
+    TILE_COLUMNS,
+    TILES,
+    TURNED,
+    TURNED_STRIDE,
     V_ALPHA,
     V_BIAS,
+    V_E,
     V_MAP,
+    V_PACKED,
+    V_ROWS,
+    V_TURNED,
     V_WEIGHT,
     WEIGHT,
+    WEIGHT_SUMS,
     WIDTH,
+    E,
 )
 
-SUM_CHUNK = tl.constexpr(1024)
-
 # words of an item of each kernel
-TARGET_ITEM = tl.constexpr(6)  # target, first sample, first pixel in it, first channel, first row block, row blocks
-PROJECTION_ITEM = tl.constexpr(7)  # pair, first row, first sample, samples, first channel; numbers of partial sums
-SUM_ITEM = tl.constexpr(10)  # pair, rows from and to, first channel, width; offset, step, the bias's two; summands
+PACK_ITEM = tl.constexpr(5)  # pair, target, first row in the pair, row to write zeros up to, first channel
+DIFFERENCES_ITEM = tl.constexpr(6)  # part, target, pair, first row in the pair, tile of columns, number for the loss
+GRADIENTS_ITEM = tl.constexpr(8)  # part, target, kind, first channel, first row or column; columns from and to, split
+SUMS_ITEM = tl.constexpr(6)  # kind, pair, target, part, sample in the part, first row in the pair or element
+
+PACK_ROWS, PACK_CHANNELS = tl.constexpr(32), tl.constexpr(64)
+SUM_ROWS, SUM_TILES, SUM_CHUNK = tl.constexpr(128), tl.constexpr(16), tl.constexpr(1024)
+
+# kinds of items
+OF_TARGET, OF_PROJECTION = tl.constexpr(0), tl.constexpr(1)
+OF_LOSS, OF_SQUARES, OF_WEIGHT, OF_BIAS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+
+
+@triton.jit
+def _pointer(record, TYPE: tl.constexpr):
+    return tl.load(record).to(tl.pointer_type(TYPE))
+
+
+@triton.jit
+def _only_if(condition, lives):
+    """``lives`` if a scalar condition holds, else nothing lives (``&`` of the two fails in Triton's interpreter)."""
+    return tl.where(condition, lives, False)
+
+
+@triton.jit
+def _pointers(base, at_first, at_second, AXIS: tl.constexpr, VECTOR: tl.constexpr):
+    """Where a tile lies in memory. VECTOR elements in a row along an axis are contiguous and aligned.
+
+    With VECTOR 1 the compiler is told no alignment; so it reads element by element, a warp's threads along the axis.
+    """
+    pointers = base + (at_first[:, None] + at_second[None, :])  # hints are lost where a function's argument has them
+    size: tl.constexpr = VECTOR * pointers.dtype.element_ty.primitive_bitwidth // 8
+    contiguous: tl.constexpr = VECTOR if VECTOR > 1 else 16
+    if VECTOR > 1:
+        pointers = tl.multiple_of(pointers, [size, 1] if AXIS == 0 else [1, size])
+    return tl.max_contiguous(pointers, [contiguous, 1] if AXIS == 0 else [1, contiguous])
+
+
+@triton.jit
+def _lives(first, second, AXIS: tl.constexpr, VECTOR: tl.constexpr):
+    """A tile's mask, of one for each of its axes, or None; VECTOR elements in a row live or not together."""
+    if first is None:
+        lives = second[None, :]
+    elif second is None:
+        lives = first[:, None]
+    else:
+        lives = first[:, None] & second[None, :]
+        if VECTOR > 1:
+            lives = tl.max_constancy(lives, [VECTOR, 1] if AXIS == 0 else [1, VECTOR])
+    return lives
+
+
+@triton.jit
+def _tile(base, at_first, at_second, first, second, AXIS: tl.constexpr, VECTOR: tl.constexpr):
+    """A tile with one offset and one mask (or None) for each place on either axis."""
+    pointers = _pointers(base, at_first, at_second, AXIS, VECTOR)
+    return tl.load(pointers, mask=_lives(first, second, AXIS, VECTOR), other=0.0)
+
+
+@triton.jit
+def _rounded(values, TYPE: tl.constexpr, ROUND: tl.constexpr):
+    """Values in the type of products; with ROUND float32 is rounded to tf32, which tensor cores would cut it to."""
+    values = values.to(TYPE)
+    if ROUND and TYPE.primitive_bitwidth == 32:
+        values = tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [values], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return values
 
 
 @triton.jit
@@ -60,446 +143,455 @@ def _tap(position, size_in, size_out):
 
 
 @triton.jit
-def _only_if(condition, lives):
-    """``lives`` if a scalar condition holds, else nothing lives (``&`` of the two fails in Triton's interpreter)."""
-    return tl.where(condition, lives, False)
+def _strides(view, INDEX: tl.constexpr):
+    """Of a map: of a sample, a channel, a row and a column."""
+    by_sample, by_channel = tl.load(view + 1).to(INDEX), tl.load(view + 2).to(INDEX)
+    return by_sample, by_channel, tl.load(view + 3).to(INDEX), tl.load(view + 4).to(INDEX)
 
 
 @triton.jit
-def _tile(base, at_pixel, at_channel, pixel_lives, channel_lives, CHANNELS_LAST: tl.constexpr, VECTOR: tl.constexpr):
-    """A tile of a map, (pixels, channels), read along the axis that is contiguous in memory.
-
-    VECTOR: so many elements in a row along that axis are contiguous, aligned, and live or not together.
-    """
-    size: tl.constexpr = VECTOR * base.dtype.element_ty.primitive_bitwidth // 8
-    if CHANNELS_LAST:
-        pointers = base + at_pixel[:, None] + at_channel[None, :]
-        lives = pixel_lives[:, None] & channel_lives[None, :]
-        if VECTOR > 1:
-            pointers = tl.max_contiguous(tl.multiple_of(pointers, [1, size]), [1, VECTOR])
-            lives = tl.max_constancy(lives, [1, VECTOR])
-        return tl.load(pointers, mask=lives, other=0.0)
+def _at(strides, run, pixel, width, FLAT: tl.constexpr):
+    """Where pixels lie in a map, from their first sample on. FLAT: the rows of a channel stand in line."""
+    if FLAT:
+        at = run * strides[0] + pixel * strides[3]
     else:
-        pointers = base + at_channel[:, None] + at_pixel[None, :]
-        lives = channel_lives[:, None] & pixel_lives[None, :]
-        if VECTOR > 1:
-            pointers = tl.max_contiguous(tl.multiple_of(pointers, [1, size]), [1, VECTOR])
-            lives = tl.max_constancy(lives, [1, VECTOR])
-        return tl.trans(tl.load(pointers, mask=lives, other=0.0))
+        at = run * strides[0] + (pixel // width) * strides[2] + (pixel % width) * strides[3]
+    return at
 
 
 @triton.jit
-def _at(view, spot, INDEX: tl.constexpr):
-    """Where pixels lie in a map (B, C, H, W): the offset of their first sample, and their own from there."""
-    first, run, y, x = spot
-    stride, stride_y, stride_x = tl.load(view + 1), tl.load(view + 3), tl.load(view + 4)
-    return first * stride, run * stride.to(INDEX) + y * stride_y.to(INDEX) + x * stride_x.to(INDEX)
-
-
-@triton.jit
-def _map(view, TYPE, spot, pixel_lives, channel, channel_lives, CHANNELS_LAST, VECTOR, INDEX: tl.constexpr):
-    """A tile of the map whose view lies at ``view``; zeros where it has no tensor.
-
-    ``spot`` is where the pixels are: (first sample, samples since then, y, x), a scalar and three vectors.
-    """
-    address = tl.load(view)
-    at_first, at_pixel = _at(view, spot, INDEX)
-    at_channel = channel * tl.load(view + 2).to(INDEX)
-    base = address.to(tl.pointer_type(TYPE)) + at_first
-    return _tile(base, at_pixel, at_channel, _only_if(address != 0, pixel_lives), channel_lives, CHANNELS_LAST, VECTOR)
-
-
-@triton.jit
-def _resized(pair, TYPE, spot, pixel_lives, height, width, row, row_lives, CHANNELS_LAST, VECTOR, INDEX: tl.constexpr):
-    """A tile of S~, (pixels, rows), float32: the pair's source map, resized to (height, width) as it is read."""
-    first, run, y, x = spot
-    from_height, from_width = tl.load(pair + SOURCE_HEIGHT).to(tl.int32), tl.load(pair + SOURCE_WIDTH).to(tl.int32)
+def _resized(
+    pair, TYPE, first, run, pixel, lives, target, row, row_lives, AXIS: tl.constexpr, VECTOR, INDEX: tl.constexpr
+):
+    """A tile of S~, (columns, rows), float32: the pair's source map, resized to the target's size as it is read."""
+    height, width = tl.load(target + HEIGHT).to(INDEX), tl.load(target + WIDTH).to(INDEX)
+    from_height, from_width = tl.load(pair + SOURCE_HEIGHT).to(INDEX), tl.load(pair + SOURCE_WIDTH).to(INDEX)
     view = pair + SOURCE
-    base = tl.load(view).to(tl.pointer_type(TYPE))
-    at_row = row * tl.load(view + 2).to(INDEX)
+    base = _pointer(view, TYPE) + first * tl.load(view + 1)
+    by_sample, by_channel, by_y, by_x = _strides(view, INDEX)
+    at_row, at = row * by_channel, run * by_sample
+    y, x = pixel // width, pixel % width
     if (from_height == height) & (from_width == width):
-        at_first, at = _at(view, spot, INDEX)
-        resized = _tile(base + at_first, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
+        at += y * by_y + x * by_x
+        resized = _tile(base, at, at_row, lives, row_lives, AXIS, VECTOR).to(tl.float32)
     else:
         top, bottom, down = _tap(y, from_height, height)
         left, right, along = _tap(x, from_width, width)
-        at_first, at = _at(view, (first, run, top, left), INDEX)
-        base += at_first
-        below = (bottom - top) * tl.load(view + 3).to(INDEX)
-        beside = (right - left) * tl.load(view + 4).to(INDEX)
-        upper = _tile(base, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
-        other = _tile(base, at + beside, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
-        upper = (1 - along)[:, None] * upper + along[:, None] * other
+        at += top * by_y + left * by_x
+        below, beside = (bottom - top) * by_y, (right - left) * by_x
+        along, down = along[:, None], down[:, None]
+        upper = (1 - along) * _tile(base, at, at_row, lives, row_lives, AXIS, VECTOR).to(tl.float32)
+        upper += along * _tile(base, at + beside, at_row, lives, row_lives, AXIS, VECTOR).to(tl.float32)
         at += below
-        lower = _tile(base, at, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
-        other = _tile(base, at + beside, at_row, pixel_lives, row_lives, CHANNELS_LAST, VECTOR).to(tl.float32)
-        lower = (1 - along)[:, None] * lower + along[:, None] * other
-        resized = (1 - down)[:, None] * upper + down[:, None] * lower
+        lower = (1 - along) * _tile(base, at, at_row, lives, row_lives, AXIS, VECTOR).to(tl.float32)
+        lower += along * _tile(base, at + beside, at_row, lives, row_lives, AXIS, VECTOR).to(tl.float32)
+        resized = (1 - down) * upper + down * lower
     return resized
 
 
 @triton.jit
-def _coefficients(view, first, run, batch, column, pixel_lives, row_lives, SMALL: tl.constexpr):
-    """A tile of alpha (or of its direction), (pixels, rows); zeros where it has no tensor.
-
-    A tile of a map that is no smaller (not SMALL) spans at most two samples, ``first`` and the next: two vectors do.
-    """
-    address, stride = tl.load(view), tl.load(view + 1)
-    base = address.to(tl.pointer_type(tl.float32)) + first * stride
-    at_column, row_lives = column * tl.load(view + 2), _only_if(address != 0, row_lives)
-    if SMALL:
-        lives = pixel_lives[:, None] & row_lives[None, :]
-        tile = tl.load(base + (run * stride)[:, None] + at_column[None, :], mask=lives, other=0.0)
-    else:
-        one = tl.load(base + at_column, mask=_only_if(first < batch, row_lives), other=0.0)
-        two = tl.load(base + stride + at_column, mask=_only_if(first + 1 < batch, row_lives), other=0.0)
-        tile = tl.where((run == 0)[:, None], one[None, :], two[None, :])
-    return tile
-
-
-@triton.jit
-def _weight(view, TYPE, row, channel, row_lives, channel_lives, VECTOR: tl.constexpr, INDEX: tl.constexpr):
-    """A tile of a projection's weight (or of its direction), (rows, channels); zeros where it has no tensor."""
-    address = tl.load(view)
-    at_row, at_channel = row * tl.load(view + 1).to(INDEX), channel * tl.load(view + 2).to(INDEX)
-    base = address.to(tl.pointer_type(TYPE))
-    return _tile(base, at_row, at_channel, _only_if(address != 0, row_lives), channel_lives, True, VECTOR)
-
-
-@triton.jit
-def _bias(view, TYPE: tl.constexpr, row, row_lives):
+def _bias(view, TYPE: tl.constexpr, row, row_lives, INDEX: tl.constexpr):
     """A stretch of a bias (or of its direction), (rows,), float32; zeros where it has no tensor."""
     address = tl.load(view)
-    pointers = address.to(tl.pointer_type(TYPE)) + row * tl.load(view + 1)
+    pointers = address.to(tl.pointer_type(TYPE)) + row * tl.load(view + 1).to(INDEX)
     return tl.load(pointers, mask=_only_if(address != 0, row_lives), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _dot(left, right, sums, TYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """sums + left right, with operands of TYPE and float32 sums."""
-    return tl.dot(left.to(TYPE), right.to(TYPE), sums, input_precision=PRECISION)
+def _coefficients(view, sample, column, row, row_lives, INDEX: tl.constexpr):
+    """A sample's coefficients (or their direction) from a column on, (rows,); zeros where there is no tensor."""
+    address, stride = tl.load(view), tl.load(view + 2)
+    base = address.to(tl.pointer_type(tl.float32)) + (sample * tl.load(view + 1) + column * stride)
+    return tl.load(base + row * stride.to(INDEX), mask=_only_if(address != 0, row_lives), other=0.0)
 
 
 @triton.jit
-def _finish(table, sample, column, square, lives, SECOND: tl.constexpr):
-    """Q of a whole sample goes out, as alpha's gradient; returned is what it adds to the loss, (rows,)."""
-    address = tl.load(table + SQUARES)
-    pointers = address.to(tl.pointer_type(tl.float32)) + sample * tl.load(table + COLUMNS) + column
-    tl.store(pointers, square, mask=_only_if(address != 0, lives))
-    if SECOND:
-        adds = tl.zeros_like(square)
-    else:
-        at = sample * tl.load(table + ALPHA + 1) + column * tl.load(table + ALPHA + 2)
-        alpha = tl.load(tl.load(table + ALPHA).to(tl.pointer_type(tl.float32)) + at, mask=lives, other=0.0)
-        adds = tl.where(lives, alpha * square, 0.0)
-    return adds
+def _weight(view, TYPE: tl.constexpr, row, channel, lives):
+    """A tile of a projection's weight (or of its direction), (rows, channels); zeros where it has no tensor."""
+    address = tl.load(view)
+    at = row[:, None] * tl.load(view + 1) + channel[None, :] * tl.load(view + 2)
+    return tl.load(address.to(tl.pointer_type(TYPE)) + at, mask=_only_if(address != 0, lives), other=0.0)
 
 
-@triton.jit(do_not_specialize=["item_count"])
-def target_kernel(
+@triton.jit
+def pack_kernel(
     table,  # int64: see records.py
-    items,  # int64 (item_count, TARGET_ITEM)
-    blocks,  # int64 (row blocks, 2): pair, first row
-    item_count,
-    SECOND: tl.constexpr,  # Hessian-vector product instead of gradient
+    items,  # int32 (programs, PACK_ITEM)
+    SECOND: tl.constexpr,  # the directions as well
+    W_TYPE: tl.constexpr,
+    DOT_TYPE: tl.constexpr,  # of W T
+    E_TYPE: tl.constexpr,  # of products with E
+    ROUND: tl.constexpr,
+):
+    """A target's weights, all pairs' rows in line, in the types of the products, as they are and turned."""
+    item = items + tl.program_id(0) * PACK_ITEM
+    pair, target = table + tl.load(item), table + tl.load(item + 1)
+    row = tl.load(item + 2) + tl.arange(0, PACK_ROWS)
+    channel = tl.load(item + 4) + tl.arange(0, PACK_CHANNELS)
+    channels = tl.load(target + CHANNELS)
+    row_lives = row < tl.load(pair + SOURCE_CHANNELS)
+    lives = row_lives[:, None] & (channel < channels)[None, :]
+    stride, turned_stride = tl.load(target + PACKED_STRIDE), tl.load(target + TURNED_STRIDE)
+    to_row = tl.load(pair + FIRST_ROW) + row
+    plain_at = to_row[:, None] * stride + channel[None, :]
+    plain_lives = row_lives[:, None] & (channel < stride)[None, :]
+    turned_at = channel[:, None] * turned_stride + to_row[None, :]
+    turned_lives = (channel < channels)[:, None] & (row < tl.load(item + 3))[None, :]
+    for moves in tl.static_range(2 if SECOND else 1):
+        w = _weight(pair + (V_WEIGHT if moves else WEIGHT), W_TYPE, row, channel, lives)
+        plain = _rounded(w, DOT_TYPE, ROUND)
+        tl.store(_pointer(target + (V_PACKED if moves else PACKED), DOT_TYPE) + plain_at, plain, mask=plain_lives)
+        turned = tl.trans(_rounded(w, E_TYPE, ROUND))
+        tl.store(_pointer(target + (V_TURNED if moves else TURNED), E_TYPE) + turned_at, turned, mask=turned_lives)
+
+
+@triton.jit
+def differences_kernel(
+    table,  # int64: see records.py
+    items,  # int32 (programs, DIFFERENCES_ITEM)
+    SECOND: tl.constexpr,  # Hessian-vector product instead of loss and gradient
     S_TYPE: tl.constexpr,
     T_TYPE: tl.constexpr,
-    W_TYPE: tl.constexpr,
     B_TYPE: tl.constexpr,
     DOT_TYPE: tl.constexpr,  # of W T
     E_TYPE: tl.constexpr,  # of products with E
     PRECISION: tl.constexpr,
-    S_CHANNELS_LAST: tl.constexpr,
-    T_CHANNELS_LAST: tl.constexpr,
-    V_CHANNELS_LAST: tl.constexpr,
-    D_CHANNELS_LAST: tl.constexpr,
+    ROUND: tl.constexpr,  # float32 to tf32, by us
+    S_AXIS: tl.constexpr,  # along which maps are read: 0 columns, 1 channels
+    T_AXIS: tl.constexpr,
     S_VECTOR: tl.constexpr,  # see _tile
     T_VECTOR: tl.constexpr,
-    W_VECTOR: tl.constexpr,
+    FLAT: tl.constexpr,
     INDEX: tl.constexpr,  # integer that holds every offset from a tile's first sample
-    SMALL: tl.constexpr,  # some map of this launch has fewer pixels than a tile
-    HOLD: tl.constexpr,  # T is held, all its channels, instead of being read again for each W in steps of STEP channels
-    ROWS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    TILE_CHANNELS: tl.constexpr,
-    STEP: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    STEP: tl.constexpr,  # channels
 ):
-    """dT = sum_m W^T E, or hT = sum_m W^T E' + vW^T E.
+    """D = W T + b - S~ and E = 2 alpha D, a tile of a pair's rows and of columns; and sums over the tile's columns.
 
-    An item is a tile of a target's pixels and channels, whose sums stay in registers while all rows of all pairs of
-    that target pass by. With HOLD, a tile of W serves both of its products.
+    With SECOND V = W vT + vW T + vb and E' = 2 alpha V + 2 valpha D beside them, and sums of 2 D V and of E'.
     """
-    batch = tl.load(table + BATCH)
-    targets, pairs = table + tl.load(table + TARGETS), table + tl.load(table + PAIRS)
-    for number in range(tl.program_id(0), item_count, tl.num_programs(0)):
-        item = items + number * TARGET_ITEM
-        target = targets + tl.load(item) * TARGET_WORDS
-        height, width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
-        channel_count = tl.load(target + CHANNELS).to(tl.int32)
-        channel = tl.load(item + 3).to(tl.int32) + tl.arange(0, TILE_CHANNELS)
-        channel_lives = channel < channel_count
+    item = items + tl.program_id(0) * DIFFERENCES_ITEM
+    part, target, pair = table + tl.load(item), table + tl.load(item + 1), table + tl.load(item + 2)
+    row = tl.load(item + 3) + tl.arange(0, TILE_ROWS)
+    tile = tl.load(item + 4)
+    row_lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    first_row = tl.load(pair + FIRST_ROW)
+    all_row = first_row.to(tl.int32) + row
 
-        first = tl.load(item + 1)
-        place = tl.load(item + 2).to(tl.int32) + tl.arange(0, PIXELS)
-        run, pixel = place // (height * width), place % (height * width)
-        lives = run < batch - first
-        spot = (first, run, pixel // width, pixel % width)
+    width = tl.load(target + WIDTH).to(tl.int32)
+    pixels = tl.load(target + HEIGHT).to(tl.int32) * width
+    columns = tl.load(part + PART_COLUMNS).to(tl.int32)
+    start = tile * TILE_COLUMNS
+    first = start // pixels  # sample of the part
+    place = start - first * pixels + tl.arange(0, TILE_COLUMNS)
+    run, pixel = place // pixels, place % pixels
+    column = start + tl.arange(0, TILE_COLUMNS)
+    lives = column < columns
+    first_sample = tl.load(part + FIRST_SAMPLE) + first
 
-        maps, moved = target + MAP, target + V_MAP
-        if HOLD:
-            t = _map(maps, T_TYPE, spot, lives, channel, channel_lives, T_CHANNELS_LAST, T_VECTOR, INDEX)
-            if SECOND:
-                v_t = _map(moved, T_TYPE, spot, lives, channel, channel_lives, V_CHANNELS_LAST, T_VECTOR, INDEX)
+    # S~ before the products: its loads need the registers
+    s = _resized(pair, S_TYPE, first_sample, run, pixel, lives, target, row, row_lives, S_AXIS, S_VECTOR, INDEX)
+    d = _bias(pair + BIAS, B_TYPE, row, row_lives, INDEX)[None, :] - s
+    if SECOND:
+        v = (
+            tl.zeros((TILE_COLUMNS, TILE_ROWS), tl.float32)
+            + _bias(pair + V_BIAS, B_TYPE, row, row_lives, INDEX)[None, :]
+        )
 
-        sums = tl.zeros((PIXELS, TILE_CHANNELS), tl.float32)
-        first_block = tl.load(item + 4).to(tl.int32)
-        for block in range(first_block, first_block + tl.load(item + 5).to(tl.int32)):
-            pair = pairs + tl.load(blocks + 2 * block) * PAIR_WORDS
-            row = tl.load(blocks + 2 * block + 1).to(tl.int32) + tl.arange(0, ROWS)
-            row_lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    view = target + MAP
+    maps = _pointer(view, T_TYPE) + first_sample * tl.load(view + 1)
+    strides = _strides(view, INDEX)
+    at, by_channel = _at(strides, run, pixel, width, FLAT), strides[1]
+    if SECOND:
+        moved_view = target + V_MAP
+        moved = _pointer(moved_view, T_TYPE) + first_sample * tl.load(moved_view + 1)
+        moved_strides = _strides(moved_view, INDEX)
+        moved_at, moved_by_channel = _at(moved_strides, run, pixel, width, FLAT), moved_strides[1]
+        moved_lives = _only_if(tl.load(moved_view) != 0, lives)
+    packed = _pointer(target + PACKED, DOT_TYPE)
+    if SECOND:
+        v_packed = _pointer(target + V_PACKED, DOT_TYPE)
+    weight_at = all_row * tl.load(target + PACKED_STRIDE).to(INDEX)
+    vector: tl.constexpr = 128 // DOT_TYPE.primitive_bitwidth
+    channels = tl.load(target + CHANNELS).to(tl.int32)
+    for begin in range(0, channels, STEP):
+        k = begin + tl.arange(0, STEP)
+        k_lives = k < channels
+        w = _tile(packed, weight_at, k, row_lives, None, 1, vector)
+        t = _tile(maps, at, k * by_channel, lives, k_lives, T_AXIS, T_VECTOR)
+        t = _rounded(t, DOT_TYPE, ROUND)
+        d = tl.dot(t, tl.trans(w), d, input_precision=PRECISION)
+        if SECOND:
+            v_t = _tile(moved, moved_at, k * moved_by_channel, moved_lives, k_lives, T_AXIS, T_VECTOR)
+            v = tl.dot(_rounded(v_t, DOT_TYPE, ROUND), tl.trans(w), v, input_precision=PRECISION)
+            v_w = _tile(v_packed, weight_at, k, row_lives, None, 1, vector)
+            v = tl.dot(t, tl.trans(v_w), v, input_precision=PRECISION)
 
-            d = tl.zeros((PIXELS, ROWS), tl.float32)
-            v = tl.zeros((PIXELS, ROWS), tl.float32)
-            if HOLD:
-                w = _weight(pair + WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
-                d = _dot(t, tl.trans(w), d, DOT_TYPE, PRECISION)
-                if SECOND:
-                    v = _dot(v_t, tl.trans(w), v, DOT_TYPE, PRECISION)
-                    v_w = _weight(pair + V_WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
-                    v = _dot(t, tl.trans(v_w), v, DOT_TYPE, PRECISION)
-            else:
-                for begin in range(0, channel_count, STEP):
-                    k = begin + tl.arange(0, STEP)
-                    k_lives = k < channel_count
-                    t = _map(maps, T_TYPE, spot, lives, k, k_lives, T_CHANNELS_LAST, T_VECTOR, INDEX)
-                    part = _weight(pair + WEIGHT, W_TYPE, row, k, row_lives, k_lives, W_VECTOR, INDEX)
-                    d = _dot(t, tl.trans(part), d, DOT_TYPE, PRECISION)
-                    if SECOND:
-                        v_t = _map(moved, T_TYPE, spot, lives, k, k_lives, V_CHANNELS_LAST, T_VECTOR, INDEX)
-                        v = _dot(v_t, tl.trans(part), v, DOT_TYPE, PRECISION)
-                        part = _weight(pair + V_WEIGHT, W_TYPE, row, k, row_lives, k_lives, W_VECTOR, INDEX)
-                        v = _dot(t, tl.trans(part), v, DOT_TYPE, PRECISION)
-
-            d += _bias(pair + BIAS, B_TYPE, row, row_lives)[None, :]
-            d -= _resized(pair, S_TYPE, spot, lives, height, width, row, row_lives, S_CHANNELS_LAST, S_VECTOR, INDEX)
-            column = tl.load(pair + COLUMN) + row
-            alpha = _coefficients(table + ALPHA, first, run, batch, column, lives, row_lives, SMALL)
-            e = 2 * alpha * d
-            if not HOLD:
-                w = _weight(pair + WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
-            if SECOND:
-                v += _bias(pair + V_BIAS, B_TYPE, row, row_lives)[None, :]
-                v_alpha = _coefficients(table + V_ALPHA, first, run, batch, column, lives, row_lives, SMALL)
-                sums = _dot(2 * alpha * v + 2 * v_alpha * d, w, sums, E_TYPE, PRECISION)
-                if not HOLD:
-                    v_w = _weight(pair + V_WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
-                sums = _dot(e, v_w, sums, E_TYPE, PRECISION)
-            else:
-                sums = _dot(e, w, sums, E_TYPE, PRECISION)
-
-        view = target + D_MAP
-        at_first, at_pixel = _at(view, spot, INDEX)
-        at_channel = channel * tl.load(view + 2).to(INDEX)
-        base = tl.load(view).to(tl.pointer_type(T_TYPE)) + at_first
-        if D_CHANNELS_LAST:
-            both = lives[:, None] & channel_lives[None, :]
-            tl.store(base + at_pixel[:, None] + at_channel[None, :], sums.to(T_TYPE), mask=both)
+    # sample by sample, since each has coefficients of its own, and Q is summed by sample
+    e = tl.zeros((TILE_COLUMNS, TILE_ROWS), tl.float32)  # the factor of W and T
+    if SECOND:
+        v_e = tl.zeros((TILE_COLUMNS, TILE_ROWS), tl.float32)  # the factor of their directions
+    loss = tl.zeros((TILE_ROWS,), tl.float32)
+    rows = tl.load(target + ROWS).to(tl.int32)
+    at_tile = tl.load(part + FIRST_TILE) + tile
+    slots = tl.load(target + SLOTS)
+    squares = _pointer(target + SQUARE_SUMS, tl.float32) + (at_tile * slots * rows + first_row)
+    alpha_column = tl.load(pair + COLUMN)
+    for each in range(0, (tl.minimum(start + TILE_COLUMNS, columns) - 1) // pixels - first + 1):
+        mine = (lives & (run == each))[:, None]
+        alpha = _coefficients(table + ALPHA, first_sample + each, alpha_column, row, row_lives, INDEX)
+        twice = (2 * alpha)[None, :]
+        if SECOND:
+            v_alpha = _coefficients(table + V_ALPHA, first_sample + each, alpha_column, row, row_lives, INDEX)
+            v_twice = (2 * v_alpha)[None, :]
+            e = tl.where(mine, twice * v + v_twice * d, e)
+            v_e = tl.where(mine, twice * d, v_e)
+            square = tl.sum(tl.where(mine, 2 * d * v, 0.0), axis=0)
         else:
-            both = channel_lives[:, None] & lives[None, :]
-            tl.store(base + at_channel[:, None] + at_pixel[None, :], tl.trans(sums.to(T_TYPE)), mask=both)
+            e = tl.where(mine, twice * d, e)
+            square = tl.sum(tl.where(mine, d * d, 0.0), axis=0)
+            loss += tl.where(row_lives, alpha * square, 0.0)
+        tl.store(squares + each * rows + row, square, mask=row_lives)
+    if not SECOND:
+        tl.store(_pointer(table + LOSS_SUMS, tl.float32) + tl.load(item + 5), tl.sum(loss, axis=0))
+    factors = _pointer(target + FACTOR_SUMS, tl.float32) + (at_tile * rows + first_row)
+    tl.store(factors + row, tl.sum(e, axis=0), mask=row_lives)
+
+    address = tl.load(part + E)
+    if address != 0:
+        e_vector: tl.constexpr = 128 // E_TYPE.primitive_bitwidth
+        e_at = all_row * tl.load(part + E_STRIDE).to(INDEX)
+        to = _pointers(address.to(tl.pointer_type(E_TYPE)), column, e_at, 0, e_vector)
+        tl.store(to, _rounded(e, E_TYPE, ROUND), mask=row_lives[None, :])
+        if SECOND:
+            to = _pointers(_pointer(part + V_E, E_TYPE), column, e_at, 0, e_vector)
+            tl.store(to, _rounded(v_e, E_TYPE, ROUND), mask=row_lives[None, :])
 
 
-@triton.jit(do_not_specialize=["item_count"])
-def projection_kernel(
+@triton.jit
+def _times_weights(
+    sums, e, e_stride, column, turned, turned_at, channel_lives, rows, TYPE, PRECISION, ROUND, STEP: tl.constexpr
+):
+    """sums + E^T W, (columns, channels): a sum over all rows of a target."""
+    vector: tl.constexpr = 128 // TYPE.primitive_bitwidth
+    for begin in range(0, rows, STEP):
+        k = begin + tl.arange(0, STEP)
+        left = _tile(e, column, k * e_stride, None, k < rows, 0, vector)
+        w = _tile(turned, turned_at, k, channel_lives, None, 1, vector)
+        # E is rounded already, but an operation takes it to registers, from where tensor cores read it turned
+        if ROUND and TYPE.primitive_bitwidth == 32:
+            left = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [left], dtype=tl.float32, is_pure=True, pack=1)
+        sums = tl.dot(left, tl.trans(w), sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
+def _times_maps(
+    sums, e, e_at, row_lives, view, first_sample, begin, end, columns, pixels, width, channel, channel_lives,
+    T_TYPE, TYPE: tl.constexpr, PRECISION, ROUND, AXIS: tl.constexpr, VECTOR, FLAT, INDEX: tl.constexpr,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """sums + T E^T, (channels, rows): a sum over some columns of a part."""
+    vector: tl.constexpr = 128 // TYPE.primitive_bitwidth
+    first = begin // pixels
+    maps = _pointer(view, T_TYPE) + (first_sample + first) * tl.load(view + 1)
+    strides = _strides(view, INDEX)
+    at_channel = channel * strides[1]
+    place = begin - first * pixels + tl.arange(0, STEP)
+    run, pixel = place // pixels, place % pixels
+    runs, pixels_more = STEP // pixels, STEP % pixels
+    for start in range(begin, end, STEP):
+        column = start + tl.arange(0, STEP)
+        at = _at(strides, run, pixel, width, FLAT)
+        t = _tile(maps, at_channel, at, channel_lives, column < columns, 1 - AXIS, VECTOR)
+        right = _tile(e, e_at, column, row_lives, None, 1, vector)
+        sums = tl.dot(_rounded(t, TYPE, ROUND), tl.trans(right), sums, input_precision=PRECISION)
+        pixel += pixels_more  # without a division
+        over = pixel >= pixels
+        pixel -= tl.where(over, pixels, 0)
+        run += runs + tl.where(over, 1, 0)
+    return sums
+
+
+@triton.jit
+def _target_tile(
+    part, target, item, rows, columns, channels, pixels, width,
+    SECOND: tl.constexpr, T_TYPE: tl.constexpr, E_TYPE: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
+    AXIS: tl.constexpr, VECTOR: tl.constexpr, FLAT: tl.constexpr, INDEX: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """A tile of dT: columns and channels."""
+    channel = tl.load(item + 3) + tl.arange(0, TILE_CHANNELS)
+    channel_lives = channel < channels
+    start = tl.load(item + 4)
+    column = start + tl.arange(0, TILE_COLUMNS)
+    e_stride = tl.load(part + E_STRIDE).to(INDEX)
+    turned_at = channel * tl.load(target + TURNED_STRIDE).to(INDEX)
+    sums = tl.zeros((TILE_COLUMNS, TILE_CHANNELS), tl.float32)
+    sums = _times_weights(
+        sums, _pointer(part + E, E_TYPE), e_stride, column, _pointer(target + TURNED, E_TYPE), turned_at,
+        channel_lives, rows, E_TYPE, PRECISION, ROUND, STEP,
+    )  # fmt: skip
+    if SECOND:
+        sums = _times_weights(
+            sums, _pointer(part + V_E, E_TYPE), e_stride, column, _pointer(target + V_TURNED, E_TYPE), turned_at,
+            channel_lives, tl.load(target + V_ROWS).to(tl.int32), E_TYPE, PRECISION, ROUND, STEP,
+        )  # fmt: skip
+    first = start // pixels
+    place = start - first * pixels + tl.arange(0, TILE_COLUMNS)
+    view = target + D_MAP
+    base = _pointer(view, T_TYPE) + (tl.load(part + FIRST_SAMPLE) + first) * tl.load(view + 1)
+    strides = _strides(view, INDEX)
+    at = _at(strides, place // pixels, place % pixels, width, FLAT)
+    lives = _lives(column < columns, channel_lives, AXIS, VECTOR)
+    tl.store(_pointers(base, at, channel * strides[1], AXIS, VECTOR), sums.to(T_TYPE), mask=lives)
+
+
+@triton.jit
+def _projection_tile(
+    part, target, item, rows, columns, channels, pixels, width,
+    SECOND: tl.constexpr, T_TYPE: tl.constexpr, E_TYPE: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
+    AXIS: tl.constexpr, VECTOR: tl.constexpr, FLAT: tl.constexpr, INDEX: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILE_CHANNELS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """A tile of dW, channels and rows, of some columns of a part; added to that of the parts before it."""
+    channel = tl.load(item + 3) + tl.arange(0, TILE_CHANNELS)
+    channel_lives = channel < channels
+    row = tl.load(item + 4) + tl.arange(0, TILE_ROWS)
+    row_lives = row < rows
+    begin, end = tl.load(item + 5), tl.load(item + 6)
+    e_at = row * tl.load(part + E_STRIDE).to(INDEX)
+    first_sample = tl.load(part + FIRST_SAMPLE)
+    sums = tl.zeros((TILE_CHANNELS, TILE_ROWS), tl.float32)
+    sums = _times_maps(
+        sums, _pointer(part + E, E_TYPE), e_at, row_lives, target + MAP, first_sample, begin, end, columns, pixels,
+        width, channel, channel_lives, T_TYPE, E_TYPE, PRECISION, ROUND, AXIS, VECTOR, FLAT, INDEX, STEP,
+    )  # fmt: skip
+    if SECOND:
+        moved = target + V_MAP
+        end = tl.where(tl.load(moved) != 0, end, begin)
+        sums = _times_maps(
+            sums, _pointer(part + V_E, E_TYPE), e_at, row_lives, moved, first_sample, begin, end, columns, pixels,
+            width, channel, channel_lives, T_TYPE, E_TYPE, PRECISION, ROUND, AXIS, VECTOR, FLAT, INDEX, STEP,
+        )  # fmt: skip
+    to = _pointer(target + WEIGHT_SUMS, tl.float32) + tl.load(item + 7).to(tl.int64) * rows * channels
+    to += channel[:, None] + row[None, :] * channels.to(tl.int64)
+    lives = channel_lives[:, None] & row_lives[None, :]
+    if tl.load(part + LATER) != 0:
+        sums += tl.load(to, mask=lives, other=0.0)
+    tl.store(to, sums, mask=lives)
+
+
+@triton.jit
+def gradients_kernel(
     table,  # int64: see records.py
-    items,  # int64 (item_count, PROJECTION_ITEM)
-    weight_sums,  # float32 (items, ROWS, TILE_CHANNELS): dW of each item's samples
-    bias_sums,  # float32 (items, ROWS)
-    loss_sums,  # float32, one an item, of all launches together
-    item_count,
-    SECOND: tl.constexpr,  # Hessian-vector product instead of loss and gradient
-    SUMS: tl.constexpr,  # some weight's or bias's result is wanted
-    S_TYPE: tl.constexpr,
+    items,  # int32 (programs, GRADIENTS_ITEM)
+    SECOND: tl.constexpr,
     T_TYPE: tl.constexpr,
-    W_TYPE: tl.constexpr,
-    B_TYPE: tl.constexpr,
-    DOT_TYPE: tl.constexpr,
     E_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    S_CHANNELS_LAST: tl.constexpr,
-    T_CHANNELS_LAST: tl.constexpr,
-    V_CHANNELS_LAST: tl.constexpr,
-    S_VECTOR: tl.constexpr,
+    ROUND: tl.constexpr,
+    T_AXIS: tl.constexpr,
+    D_AXIS: tl.constexpr,
     T_VECTOR: tl.constexpr,
-    W_VECTOR: tl.constexpr,
+    D_VECTOR: tl.constexpr,
+    FLAT: tl.constexpr,
     INDEX: tl.constexpr,
-    SMALL: tl.constexpr,
-    HOLD: tl.constexpr,  # W is held, and each T serves both of its products
-    ROWS: tl.constexpr,
-    PIXELS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,  # of dW
+    TILE_COLUMNS: tl.constexpr,  # of dT
     TILE_CHANNELS: tl.constexpr,
-    STEP: tl.constexpr,
+    STEP: tl.constexpr,  # rows of the sum of dT, columns of that of dW
 ):
-    """Q, the loss, dW = sum E T^T and db = sum E; or 2 sum D V, hW = sum E' T^T + E vT^T and hb = sum E'.
-
-    An item is a tile of a pair's rows and channels and a run of whole samples, whose pixels pass by. Q is complete at a
-    sample's end and goes out there, written by this item alone; dW and db of the run are partial sums.
-    """
-    batch = tl.load(table + BATCH)
-    targets, pairs = table + tl.load(table + TARGETS), table + tl.load(table + PAIRS)
-    for number in range(tl.program_id(0), item_count, tl.num_programs(0)):
-        item = items + number * PROJECTION_ITEM
-        pair = pairs + tl.load(item) * PAIR_WORDS
-        row = tl.load(item + 1).to(tl.int32) + tl.arange(0, ROWS)
-        row_lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
-        begin_sample = tl.load(item + 2)
-        begin_channel = tl.load(item + 4).to(tl.int32)
-        writes = begin_channel == 0  # of the items that share rows and samples, the one that writes Q
-        partial = tl.load(item + 5)
-        target = targets + tl.load(pair + TARGET) * TARGET_WORDS
-        height, width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
-        pixels = height * width
-        length = tl.load(item + 3).to(tl.int32) * pixels
-        channel_count = tl.load(target + CHANNELS).to(tl.int32)
-        channel = begin_channel + tl.arange(0, TILE_CHANNELS)
-        channel_lives = channel < channel_count
-
-        if HOLD:
-            w = _weight(pair + WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
-            if SECOND:
-                v_w = _weight(pair + V_WEIGHT, W_TYPE, row, channel, row_lives, channel_lives, W_VECTOR, INDEX)
-        bias = _bias(pair + BIAS, B_TYPE, row, row_lives)
-        if SECOND:
-            v_bias = _bias(pair + V_BIAS, B_TYPE, row, row_lives)
-        column = tl.load(pair + COLUMN) + row
-
-        sums = tl.zeros((ROWS, TILE_CHANNELS), tl.float32)
-        bias_sum = tl.zeros((ROWS,), tl.float32)
-        square = tl.zeros((ROWS,), tl.float32)  # of the sample at hand, so far
-        loss = tl.zeros((ROWS,), tl.float32)
-        for start in range(0, length, PIXELS):
-            first = begin_sample + start // pixels  # of this tile, not of the item
-            place = start % pixels + tl.arange(0, PIXELS)
-            run, pixel = place // pixels, place % pixels
-            lives = start + tl.arange(0, PIXELS) < length
-            spot = (first, run, pixel // width, pixel % width)
-
-            d = tl.zeros((ROWS, PIXELS), tl.float32)
-            v = tl.zeros((ROWS, PIXELS), tl.float32)
-            maps, moved = target + MAP, target + V_MAP
-            if HOLD:
-                t = _map(maps, T_TYPE, spot, lives, channel, channel_lives, T_CHANNELS_LAST, T_VECTOR, INDEX)
-                d = _dot(w, tl.trans(t), d, DOT_TYPE, PRECISION)
-                if SECOND:
-                    v_t = _map(moved, T_TYPE, spot, lives, channel, channel_lives, V_CHANNELS_LAST, T_VECTOR, INDEX)
-                    v = _dot(w, tl.trans(v_t), v, DOT_TYPE, PRECISION)
-                    v = _dot(v_w, tl.trans(t), v, DOT_TYPE, PRECISION)
-            else:
-                for begin in range(0, channel_count, STEP):
-                    k = begin + tl.arange(0, STEP)
-                    k_lives = k < channel_count
-                    part = _map(maps, T_TYPE, spot, lives, k, k_lives, T_CHANNELS_LAST, T_VECTOR, INDEX)
-                    w = _weight(pair + WEIGHT, W_TYPE, row, k, row_lives, k_lives, W_VECTOR, INDEX)
-                    d = _dot(w, tl.trans(part), d, DOT_TYPE, PRECISION)
-                    if SECOND:
-                        v_w = _weight(pair + V_WEIGHT, W_TYPE, row, k, row_lives, k_lives, W_VECTOR, INDEX)
-                        v = _dot(v_w, tl.trans(part), v, DOT_TYPE, PRECISION)
-                        part = _map(moved, T_TYPE, spot, lives, k, k_lives, V_CHANNELS_LAST, T_VECTOR, INDEX)
-                        v = _dot(w, tl.trans(part), v, DOT_TYPE, PRECISION)
-
-            s = _resized(pair, S_TYPE, spot, lives, height, width, row, row_lives, S_CHANNELS_LAST, S_VECTOR, INDEX)
-            d += bias[:, None] - tl.trans(s)
-            alpha = tl.trans(_coefficients(table + ALPHA, first, run, batch, column, lives, row_lives, SMALL))
-            e = 2 * alpha * d
-            if SUMS and not HOLD:
-                t = _map(maps, T_TYPE, spot, lives, channel, channel_lives, T_CHANNELS_LAST, T_VECTOR, INDEX)
-            if SECOND:
-                v += v_bias[:, None]
-                v_alpha = tl.trans(_coefficients(table + V_ALPHA, first, run, batch, column, lives, row_lives, SMALL))
-                product = 2 * d * v
-                if SUMS:
-                    e_moved = tl.where(lives[None, :], 2 * alpha * v + 2 * v_alpha * d, 0.0)
-                    bias_sum += tl.sum(e_moved, axis=1)
-                    sums = _dot(e_moved, t, sums, E_TYPE, PRECISION)
-                    if not HOLD:
-                        v_t = _map(moved, T_TYPE, spot, lives, channel, channel_lives, V_CHANNELS_LAST, T_VECTOR, INDEX)
-                    sums = _dot(e, v_t, sums, E_TYPE, PRECISION)
-            else:
-                product = d * d
-                if SUMS:
-                    e = tl.where(lives[None, :], e, 0.0)
-                    bias_sum += tl.sum(e, axis=1)
-                    sums = _dot(e, t, sums, E_TYPE, PRECISION)
-
-            # Q: what this tile adds to each sample it touches
-            end = start % pixels + PIXELS  # counted, as all else, from the first sample
-            if SMALL:
-                last = (tl.minimum(start + PIXELS, length) - 1) // pixels - start // pixels
-                for each in range(0, last + 1):
-                    square += tl.sum(tl.where((run == each)[None, :], product, 0.0), axis=1)
-                    ends = (each + 1) * pixels <= end
-                    loss += _finish(table, first + each, column, square, _only_if(ends & writes, row_lives), SECOND)
-                    square = tl.where(ends, 0.0, square)
-            else:  # at most one sample ends in a tile, the rest belongs to the next
-                square += tl.sum(tl.where((run == 0)[None, :], product, 0.0), axis=1)
-                ends = pixels <= end
-                loss += _finish(table, first, column, square, _only_if(ends & writes, row_lives), SECOND)
-                rest = tl.sum(tl.where((run == 0)[None, :], 0.0, product), axis=1)
-                square = tl.where(ends, rest, square)
-
-        if not SECOND:
-            tl.store(loss_sums + tl.load(item + 6), tl.sum(loss, axis=0))
-        if SUMS:
-            local = tl.arange(0, ROWS)
-            at = (
-                partial * (ROWS * TILE_CHANNELS) + local[:, None] * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[None, :]
-            )
-            tl.store(weight_sums + at, sums)
-            tl.store(bias_sums + partial * ROWS + local, bias_sum)
+    """From E: dT = sum over rows of W^T E, or dW = sum over columns of E T^T. With SECOND E' takes E's place, and E
+    with the directions of W and T is a second term of each sum."""
+    item = items + tl.program_id(0) * GRADIENTS_ITEM
+    part, target = table + tl.load(item), table + tl.load(item + 1)
+    channels, rows = tl.load(target + CHANNELS).to(tl.int32), tl.load(target + ROWS).to(tl.int32)
+    width = tl.load(target + WIDTH).to(tl.int32)
+    pixels = tl.load(target + HEIGHT).to(tl.int32) * width
+    columns = tl.load(part + PART_COLUMNS).to(tl.int32)
+    if tl.load(item + 2) == OF_TARGET:
+        _target_tile(
+            part, target, item, rows, columns, channels, pixels, width, SECOND, T_TYPE, E_TYPE, PRECISION, ROUND,
+            D_AXIS, D_VECTOR, FLAT, INDEX, TILE_COLUMNS, TILE_CHANNELS, STEP,
+        )  # fmt: skip
+    else:
+        _projection_tile(
+            part, target, item, rows, columns, channels, pixels, width, SECOND, T_TYPE, E_TYPE, PRECISION, ROUND,
+            T_AXIS, T_VECTOR, FLAT, INDEX, TILE_ROWS, TILE_CHANNELS, STEP,
+        )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["item_count", "loss_count"])
-def sum_kernel(
+@triton.jit
+def _sum_losses(table):
+    at = tl.arange(0, SUM_CHUNK)
+    total = tl.zeros((SUM_CHUNK,), tl.float32)
+    sums, count = _pointer(table + LOSS_SUMS, tl.float32), tl.load(table + LOSS_COUNT).to(tl.int32)
+    for start in range(0, count, SUM_CHUNK):
+        total += tl.load(sums + start + at, mask=start + at < count, other=0.0)
+    tl.store(_pointer(table + LOSS, tl.float32), tl.sum(total, axis=0))
+
+
+@triton.jit
+def _sum_squares(table, pair, target, part, local, row):
+    """Q of a sample, the part's number ``local``: of all tiles that touch it."""
+    lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    rows, slots = tl.load(target + ROWS), tl.load(target + SLOTS)
+    pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.int32)
+    width = tl.load(target + TILE_COLUMNS).to(tl.int32)
+    begin, first_tile = local * pixels, tl.load(part + FIRST_TILE)
+    sums = _pointer(target + SQUARE_SUMS, tl.float32) + tl.load(pair + FIRST_ROW) + row
+    square = tl.zeros((SUM_ROWS,), tl.float32)
+    for tile in range(begin // width, (begin + pixels - 1) // width + 1):
+        slot = local - tile * width // pixels
+        square += tl.load(sums + ((first_tile + tile) * slots + slot) * rows, mask=lives, other=0.0)
+    sample = tl.load(part + FIRST_SAMPLE) + local
+    to = _pointer(table + SQUARES, tl.float32) + sample * tl.load(table + COLUMNS) + tl.load(pair + COLUMN)
+    tl.store(to + row, square, mask=lives)
+
+
+@triton.jit
+def _sum_weights(pair, target, first_element, TYPE: tl.constexpr):
+    rows, channels = tl.load(target + ROWS), tl.load(target + CHANNELS)
+    element = first_element + tl.arange(0, SUM_CHUNK)
+    lives = element < tl.load(pair + SOURCE_CHANNELS) * channels
+    sums = _pointer(target + WEIGHT_SUMS, tl.float32) + tl.load(pair + FIRST_ROW) * channels + element
+    weight = tl.zeros((SUM_CHUNK,), tl.float32)
+    for split in range(0, tl.load(target + SPLITS).to(tl.int32)):
+        weight += tl.load(sums + split * (rows * channels), mask=lives, other=0.0)
+    tl.store(_pointer(pair + D_WEIGHT, TYPE) + element, weight.to(TYPE), mask=lives)
+
+
+@triton.jit
+def _sum_biases(pair, target, row, TYPE: tl.constexpr):
+    lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    rows, tiles = tl.load(target + ROWS), tl.load(target + TILES).to(tl.int32)
+    sums = _pointer(target + FACTOR_SUMS, tl.float32) + (tl.load(pair + FIRST_ROW) + row)[None, :]
+    bias = tl.zeros((SUM_TILES, SUM_ROWS), tl.float32)
+    for start in range(0, tiles, SUM_TILES):
+        tile = start + tl.arange(0, SUM_TILES)
+        both = (tile < tiles)[:, None] & lives[None, :]
+        bias += tl.load(sums + tile[:, None] * rows, mask=both, other=0.0)
+    tl.store(_pointer(pair + D_BIAS, TYPE) + row, tl.sum(bias, axis=0).to(TYPE), mask=lives)
+
+
+@triton.jit
+def sums_kernel(
     table,  # int64: see records.py
-    items,  # int64 (item_count, SUM_ITEM)
-    weight_sums,  # float32: partial sums of all launches of projection_kernel
-    bias_sums,
-    loss_sums,  # float32 (loss_count,)
-    loss,  # float32 scalar
-    item_count,
-    loss_count,
+    items,  # int32 (programs, SUMS_ITEM)
     W_TYPE: tl.constexpr,
     B_TYPE: tl.constexpr,
 ):
-    """Adds partial sums in a fixed order: the second stage of dW and db, and of the loss."""
-    pairs, targets = table + tl.load(table + PAIRS), table + tl.load(table + TARGETS)
-    element = tl.arange(0, SUM_CHUNK)
-    for number in range(tl.program_id(0), item_count, tl.num_programs(0)):
-        item = items + number * SUM_ITEM
-        pair = pairs + tl.load(item) * PAIR_WORDS
-        target = targets + tl.load(pair + TARGET) * TARGET_WORDS
-        channels, tile_width = tl.load(target + CHANNELS), tl.load(item + 4)
-        row, channel = tl.load(item + 1) + element // tile_width, tl.load(item + 3) + element % tile_width
-        lives = (row < tl.load(item + 2)) & (channel < channels)
-        weight_at, bias_at = tl.load(item + 5) + element, tl.load(item + 7) + element // tile_width
-        of_bias = lives & (channel == 0)
-        weight = tl.zeros((SUM_CHUNK,), tl.float32)
-        bias = tl.zeros((SUM_CHUNK,), tl.float32)
-        for _ in range(tl.load(item + 9).to(tl.int32)):
-            weight += tl.load(weight_sums + weight_at, mask=lives, other=0.0)
-            bias += tl.load(bias_sums + bias_at, mask=of_bias, other=0.0)
-            weight_at += tl.load(item + 6)
-            bias_at += tl.load(item + 8)
-        address = tl.load(pair + D_WEIGHT)
-        lives = _only_if(address != 0, lives)
-        tl.store(address.to(tl.pointer_type(W_TYPE)) + row * channels + channel, weight.to(W_TYPE), mask=lives)
-        address = tl.load(pair + D_BIAS)
-        of_bias = _only_if(address != 0, of_bias)
-        tl.store(address.to(tl.pointer_type(B_TYPE)) + row, bias.to(B_TYPE), mask=of_bias)
-
-    if (tl.program_id(0) == 0) & (loss_count > 0):
-        total = tl.zeros((SUM_CHUNK,), tl.float32)
-        for start in range(0, loss_count, SUM_CHUNK):
-            at = start + element
-            total += tl.load(loss_sums + at, mask=at < loss_count, other=0.0)
-        tl.store(loss, tl.sum(total, axis=0))
+    """Adds partial sums in a fixed order: the loss; Q, or its derivative; dW; db."""
+    item = items + tl.program_id(0) * SUMS_ITEM
+    kind, begin = tl.load(item), tl.load(item + 5)
+    pair, target, part = table + tl.load(item + 1), table + tl.load(item + 2), table + tl.load(item + 3)
+    if kind == OF_LOSS:
+        _sum_losses(table)
+    elif kind == OF_WEIGHT:
+        _sum_weights(pair, target, begin, W_TYPE)
+    elif kind == OF_BIAS:
+        _sum_biases(pair, target, begin + tl.arange(0, SUM_ROWS), B_TYPE)
+    else:
+        _sum_squares(table, pair, target, part, tl.load(item + 4), begin + tl.arange(0, SUM_ROWS))

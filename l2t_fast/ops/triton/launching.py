@@ -14,9 +14,9 @@ from torch import Tensor
 from l2t_fast.ops.triton import kernels, tuning
 from l2t_fast.ops.triton.arguments import Arguments, check, empty_gradient
 from l2t_fast.ops.triton.planning import Plan, Planner
-from l2t_fast.ops.triton.tiles import INTERPRETER, TileTable, tile_table
+from l2t_fast.ops.triton.tiles import INTERPRETER, TABLES, TileTable
 
-INTERPRETED = not isinstance(kernels.sum_kernel, triton.runtime.JITFunction)
+INTERPRETED = not isinstance(kernels.sums_kernel, triton.runtime.JITFunction)
 """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was imported): then on CPU tensors."""
 
 _PLANS: OrderedDict[tuple, Plan] = OrderedDict()
@@ -129,11 +129,12 @@ def _plan(arguments: Arguments, directions: Sequence[Tensor | None] | None, resu
         name, tiles, processors = "interpreter", INTERPRETER, 2
     else:
         properties = torch.cuda.get_device_properties(device)
-        name, tiles = properties.name, tile_table((properties.major, properties.minor), precision)
+        name, tiles = properties.name, TABLES[precision]
         processors = properties.multi_processor_count
 
     def planner(table: TileTable) -> Planner:
-        return Planner(arguments, directions, results, precision=precision, tiles=table, processors=processors)
+        own = {"precision": precision, "tiles": table, "processors": processors, "rounds": not INTERPRETED}
+        return Planner(arguments, directions, results, **own)
 
     first = planner(tiles)
     plan = first.plan()
@@ -148,12 +149,15 @@ def _plan(arguments: Arguments, directions: Sequence[Tensor | None] | None, resu
 
 
 def _addresses(
-    arguments: Arguments, directions: Sequence[Tensor | None] | None, results: Sequence[Tensor | None]
+    arguments: Arguments,
+    directions: Sequence[Tensor | None] | None,
+    results: Sequence[Tensor | None],
+    loss: Tensor,
 ) -> list[int]:
     """What fills Plan.address_words, in that order."""
     targets, pairs = len(arguments.targets), len(arguments.weights)
     moved = [None] * arguments.slot_count if directions is None else directions
-    tensors = [arguments.alpha, moved[-1], results[-1]]
+    tensors = [arguments.alpha, moved[-1], results[-1], loss]
     for n in range(targets):
         tensors += [arguments.targets[n], moved[n], results[n]]
     for p in range(pairs):
@@ -167,38 +171,20 @@ def _launch(
     plan: Plan, arguments: Arguments, directions: Sequence[Tensor | None] | None, results: list[Tensor | None]
 ) -> Tensor:
     alpha = arguments.alpha
-    loss = alpha.new_zeros(())
+    loss = alpha.new_empty(()) if plan.launches else alpha.new_zeros(())
     for slot in plan.zeroed:
         if results[slot] is not None:
             results[slot].zero_()
     if not plan.launches:
         return loss
+    workspace = torch.empty(plan.workspace, dtype=torch.uint8, device=alpha.device)
     values = plan.template.copy()
-    values[plan.address_words] = _addresses(arguments, directions, results)
+    values[plan.address_words] = _addresses(arguments, directions, results, loss)
+    values[plan.place_words] += workspace.data_ptr()
     table = to_device(values, alpha.device)
-    weight_sums = alpha.new_empty(plan.weight_sums)
-    bias_sums = alpha.new_empty(plan.bias_sums)
-    loss_sums = alpha.new_empty(plan.loss_sums)
     for launch in plan.launches:
-        kernel, grid, count = launch.kernel, (launch.programs,), len(launch.items)
-        options = _options(launch.tile.warps, launch.tile.stages) | launch.constants
-        if launch.blocks is not None:
-            kernel[grid](table, launch.items, launch.blocks, count, **options)
-        else:
-            sums = weight_sums[launch.weight_sums_at :], bias_sums[launch.bias_sums_at :]
-            kernel[grid](table, launch.items, *sums, loss_sums, count, **options)
-    if plan.sum_items is not None:
-        kernels.sum_kernel[(plan.sum_programs,)](
-            table,
-            plan.sum_items,
-            weight_sums,
-            bias_sums,
-            loss_sums,
-            loss,
-            len(plan.sum_items),
-            0 if directions is not None else plan.loss_sums,
-            **_options(4, 1),
-            **plan.sum_constants,
+        launch.kernel[(len(launch.items),)](
+            table, launch.items, **_options(launch.warps, launch.stages), **launch.constants
         )
     return loss
 

@@ -4,10 +4,8 @@ All of it depends on sizes, strides and dtypes, not on addresses; so a plan is m
 addresses into a copy of the plan's table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -21,54 +19,87 @@ from l2t_fast.ops.triton.tiles import Class, Tile, TileTable
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-# Items a program gets, on average: enough that the last ones to finish cost little, few enough partial sums.
-WAVES = 4
-# A run of samples whose pixels one item adds up has at least so many pixels, where there are as many.
-SHORTEST_RUN = 512
+# Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits.
+BYTES_OF_DIFFERENCES = 48 << 20
+# Of a sum that is split: below that, writing the partial sums takes the time.
+FEWEST_STEPS = 8
+# Columns of E are padded to whole tiles, and the sums over rows and channels to whole steps.
+WIDEST_TILE, LONGEST_STEP = 128, 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layer:
-    """Sizes of one target map and its pairs, as planning needs them."""
+    """One target map and its pairs, as planning needs them; places are in bytes of the workspace."""
 
     target: int
     channels: int
     pixels: int
     pairs: list[int]
+    rows: int
+    differences: Tile
+    gradients: Tile
+    wants_map: bool  # dT
+    wants_weights: bool  # dW
+    part_samples: int = 0
+    splits: int = 0
+    words: dict[Any, int] = field(default_factory=dict)  # of its record, beyond those of its maps
+    places: dict[Any, int] = field(default_factory=dict)  # words that are places
+
+    @property
+    def keeps(self) -> bool:
+        """Whether E is kept."""
+        return self.wants_map or self.wants_weights
+
+
+@dataclass
+class Part:
+    """Some samples of a target, whose E is in memory at one time."""
+
+    layer: Layer
+    number: int
+    first: int
+    samples: int
+    record: int = 0  # number of its record
+    at: int = 0  # where its E begins, among those of its phase
+
+    @property
+    def columns(self) -> int:
+        return self.samples * self.layer.pixels
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One persistent launch; ``constants`` are the kernel's compile-time arguments."""
+    """A program an item; ``constants`` are the kernel's compile-time arguments."""
 
     kernel: Any
-    tile: Tile
+    warps: int
+    stages: int
     constants: dict[str, Any]
     items: Tensor
-    programs: int
-    blocks: Tensor | None = None  # target_kernel only
-    weight_sums_at: int = 0  # projection_kernel only: where its partial sums begin
-    bias_sums_at: int = 0
 
 
 @dataclass
 class Plan:
     """Everything about a call but its addresses."""
 
-    template: np.ndarray  # the table, addresses 0
-    address_words: np.ndarray  # where they go, in the order of launching.addresses
-    zeroed: list[int] = field(default_factory=list)  # slots whose result no kernel writes in full
-    launches: list[Launch] = field(default_factory=list)
-    sum_items: Tensor | None = None
-    sum_constants: dict[str, Any] = field(default_factory=dict)
-    sum_programs: int = 1
-    weight_sums: int = 0  # floats
-    bias_sums: int = 0
-    loss_sums: int = 0
+    template: np.ndarray  # the table; addresses are 0, and places of the workspace are counted from its beginning
+    address_words: np.ndarray  # where addresses go, in the order of launching.addresses
+    place_words: np.ndarray  # which words are places
+    zeroed: list[int]  # slots whose result no kernel writes
+    launches: list[Launch]
+    workspace: int  # bytes
 
 
 def _strides(tensor: Tensor | None, dims: int) -> list[int]:
     return [0, *([0] * dims if tensor is None else tensor.stride())]
+
+
+def _cut(length: int, into: int) -> int:
+    return -(-length // into)
+
+
+def _padded(length: int, to: int) -> int:
+    return _cut(length, to) * to
 
 
 class Planner:
@@ -83,24 +114,57 @@ class Planner:
         precision: str,
         tiles: TileTable,
         processors: int,
+        rounds: bool,
     ) -> None:
-        """``results`` is memory, one a slot, None where not in need; ``directions`` is None for the gradient."""
+        """``results`` is memory, one a slot, None where not in need; ``directions`` is None for the gradient.
+
+        ``rounds``: whether float32 is rounded to tf32 where that is the precision.
+        """
         self.arguments, self.results, self.precision = arguments, results, precision
         self.second = directions is not None
         self.tiles, self.processors = tiles, processors
+        self.rounds = rounds and precision == "tf32"
         targets, pairs = len(arguments.targets), len(arguments.weights)
         self.targets, self.pairs = targets, pairs
         moved = directions if directions is not None else [None] * arguments.slot_count
         self.v_targets, self.v_weights = moved[:targets], moved[targets : targets + pairs]
         self.v_biases, self.v_alpha = moved[targets + pairs : -1], moved[-1]
         self.batch = arguments.alpha.shape[0]
-        self.classes: set[Class] = set()  # that tiles were chosen for
+        self.workspace = 0
+        self._choose_types()
         self.layers = []
         for n, target in enumerate(arguments.targets):
             of_target = [p for p in range(pairs) if arguments.pairs[2 * p + 1] == n]
             pixels = target.shape[2] * target.shape[3]
             if of_target and pixels:
-                self.layers.append(Layer(n, target.shape[1], pixels, of_target))
+                self.layers.append(self._layer(n, target.shape[1], pixels, of_target))
+
+    def _choose_types(self) -> None:
+        a = self.arguments
+        types = {t.dtype for t in [*a.targets, *a.weights]}
+        # Products of W and T are exact in their own type where it is one. E is rounded to bfloat16 only where float32
+        # may be rounded too, and never to float16, whose range it may leave.
+        self.dot_type = types.pop() if len(types) == 1 else torch.float32
+        bfloat16 = self.dot_type == torch.bfloat16 and self.precision == "tf32"
+        self.e_type = torch.bfloat16 if bfloat16 else torch.float32
+
+    def _layer(self, n: int, channels: int, pixels: int, pairs: list[int]) -> Layer:
+        return Layer(
+            *(n, channels, pixels, pairs, sum(map(self._source_channels, pairs))),
+            *(self.tiles.choose(kernel, self.second, channels, pixels) for kernel in ("differences", "gradients")),
+            channels > 0 and self.results[n] is not None,
+            channels > 0 and any(self.results[self.targets + p] is not None for p in pairs),
+        )
+
+    @property
+    def classes(self) -> set[Class]:
+        """That tiles are chosen for."""
+        return {
+            Class.of(kernel, self.second, layer.channels, layer.pixels)
+            for layer in self.layers
+            for kernel in ("differences", "gradients")
+            if kernel == "differences" or layer.keeps
+        }
 
     @property
     def setting(self) -> str:
@@ -112,19 +176,26 @@ class Planner:
         return f"{types}, {layout}, {self.precision}"
 
     def plan(self) -> Plan:
-        template, words = self._table()
-        plan = Plan(template, words, zeroed=self._zeroed())
-        if not self.batch:
-            return plan
-        wants_sums = any(result is not None for result in self.results[self.targets : -1])
-        if not self.second or wants_sums or self.results[-1] is not None:
-            self._plan_projections(plan, wants_sums)
-        wanted = [layer for layer in self.layers if layer.channels and self.results[layer.target] is not None]
-        self._plan_targets(plan, wanted)
-        return plan
+        wanted = not self.second or any(result is not None for result in self.results)
+        if not wanted or not self.batch or not self.layers:
+            return Plan(*self._table([], {}), self._zeroed(), [], 0)
+        for layer in self.layers:
+            self._place(layer)
+        phases = self._phases()
+        parts = [part for phase in phases for part in phase]
+        for number, part in enumerate(parts):
+            part.record = number
+        launches = self._pack()
+        losses = 0
+        for phase in phases:
+            differences, losses = self._differences(phase, losses)
+            launches += differences + self._gradients(phase)
+        header = {records.LOSS_SUMS: self._take(4 * losses), records.LOSS_COUNT: losses}
+        launches += self._sums(parts)
+        return Plan(*self._table(parts, header), self._zeroed(), launches, self.workspace)
 
     def _zeroed(self) -> list[int]:
-        """Slots of maps without pairs, and of everything where there is nothing to sum."""
+        """Slots of maps without pairs or channels, and of everything where there is nothing to sum."""
         last = self.targets + 2 * self.pairs
         if not self.batch or not self.layers:
             return list(range(last + 1))
@@ -136,220 +207,310 @@ class Planner:
 
     # ---- the table -----------------------------------------------------------------------------------------------
 
-    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+    def _target_at(self, n: int) -> int:
+        return records.HEADER_WORDS.value + n * records.TARGET_WORDS.value
+
+    def _pair_at(self, p: int) -> int:
+        return self._target_at(self.targets) + p * records.PAIR_WORDS.value
+
+    def _part_at(self, part: Part) -> int:
+        return self._pair_at(self.pairs) + part.record * records.PART_WORDS.value
+
+    def _table(self, parts: list[Part], header: dict[Any, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         a = self.arguments
-        header, targets, pairs = records.HEADER_WORDS.value, records.TARGET_WORDS.value, records.PAIR_WORDS.value
-        target_at, pair_at = header, header + self.targets * targets
-        table = [
-            *(self.batch, *_strides(a.alpha, 2), *_strides(self.v_alpha, 2)),
-            *(0, a.alpha.shape[1], target_at, pair_at),
-        ]
-        addresses = [records.ALPHA.value, records.V_ALPHA.value, records.SQUARES.value]
+        target_words, pair_words = records.TARGET_WORDS.value, records.PAIR_WORDS.value
+        table = [*_strides(a.alpha, 2), *_strides(self.v_alpha, 2), 0, a.alpha.shape[1], 0, 0, 0]
+        addresses = [records.ALPHA.value, records.V_ALPHA.value, records.SQUARES.value, records.LOSS.value]
         for n, target in enumerate(a.targets):
-            table += [*_strides(target, 4), *_strides(self.v_targets[n], 4), *_strides(self.results[n], 4)]
-            table += target.shape[1:]
-            at = target_at + n * targets
+            record = [*_strides(target, 4), *_strides(self.v_targets[n], 4), *_strides(self.results[n], 4)]
+            record += target.shape[1:]
+            table += record + [0] * (target_words - len(record))
+            at = self._target_at(n)
             addresses += [at + word.value for word in (records.MAP, records.V_MAP, records.D_MAP)]
-        column = 0
+        first_row, column = [0] * self.targets, 0
         for p, (weight, bias) in enumerate(zip(a.weights, a.biases, strict=True)):
-            source = a.sources[a.pairs[2 * p]]
-            table += [*_strides(source, 4), source.shape[2], source.shape[3], source.shape[1]]
-            table += [*_strides(weight, 2), *_strides(self.v_weights[p], 2)]
-            table += [*_strides(bias, 1), *_strides(self.v_biases[p], 1), 0, 0, column, a.pairs[2 * p + 1]]
+            source, n = a.sources[a.pairs[2 * p]], a.pairs[2 * p + 1]
+            record = [*_strides(source, 4), source.shape[2], source.shape[3], source.shape[1]]
+            record += [*_strides(weight, 2), *_strides(self.v_weights[p], 2)]
+            record += [*_strides(bias, 1), *_strides(self.v_biases[p], 1), 0, 0, column, first_row[n]]
+            assert len(record) == pair_words
+            table += record
             column += source.shape[1]
-            at = pair_at + p * pairs
+            first_row[n] += source.shape[1]
+            at = self._pair_at(p)
             pointers = (
                 *(records.SOURCE, records.WEIGHT, records.V_WEIGHT, records.BIAS, records.V_BIAS),
                 *(records.D_WEIGHT, records.D_BIAS),
             )
             addresses += [at + word.value for word in pointers]
-        return np.array(table, dtype=np.int64), np.array(addresses, dtype=np.int64)
+        places = []
 
-    # ---- dT ------------------------------------------------------------------------------------------------------
+        def fill(at: int, words: dict[Any, int], are_places: bool) -> None:
+            for word, value in words.items():
+                table[at + word.value] = value
+                if are_places:
+                    places.append(at + word.value)
 
-    def _plan_targets(self, plan: Plan, layers: list[Layer]) -> None:
-        for tile, group in self._groups("target", layers):
-            blocks: list[tuple[int, int]] = []
-            items = []
-            for layer in group:
-                first_block = len(blocks)
-                blocks += self._row_blocks(layer, tile)
-                for begin in range(0, layer.channels, tile.channels):
-                    for start in range(0, self.batch * layer.pixels, tile.pixels):
-                        sample, pixel = divmod(start, layer.pixels)
-                        items.append((layer.target, sample, pixel, begin, first_block, len(blocks) - first_block))
-            gradients = [self.results[layer.target] for layer in group]
-            constants = self._constants(tile, group)
-            constants["D_CHANNELS_LAST"] = all(_channels_last(gradient) for gradient in gradients)
-            plan.launches.append(
-                Launch(
-                    kernels.target_kernel,
-                    tile,
-                    constants,
-                    self._upload(items),
-                    self._programs(len(items), tile),
-                    blocks=self._upload(blocks),
-                )
-            )
+        if header:
+            fill(0, header, False)
+            places.append(records.LOSS_SUMS.value)
+        for layer in self.layers if parts else ():
+            fill(self._target_at(layer.target), layer.words, False)
+            fill(self._target_at(layer.target), layer.places, True)
+        for part in parts:
+            layer, tiles = part.layer, layer_tiles(part.layer)
+            table += [part.first, part.columns, part.number * tiles, 0, 0, self._e_stride(part), part.number > 0]
+            if layer.keeps:
+                fill(self._part_at(part), {records.E: part.at, records.V_E: part.at + self._e_bytes(part)}, True)
+        return tuple(np.array(words, dtype=np.int64) for words in (table, addresses, places))
 
-    # ---- Q, loss, dW, db -----------------------------------------------------------------------------------------
+    # ---- the workspace -------------------------------------------------------------------------------------------
 
-    def _plan_projections(self, plan: Plan, wants_sums: bool) -> None:
-        groups = self._groups("projection", self.layers)
-        work = sum(
-            len(self._row_blocks(layer, tile)) * tile.rows * layer.pixels * self.batch * layer.channels
-            for tile, group in groups
-            for layer in group
-        )
-        sums = []
-        for tile, group in groups:
-            items = []
-            for layer in group:
-                wanted = self._wants_sums(layer)
-                # without dW one tile of channels is enough for Q
-                begins = range(0, max(layer.channels, 1) if wanted else 1, tile.channels)
-                blocks = self._row_blocks(layer, tile)
-                runs = self._runs(layer, tile, work / (WAVES * self.processors))
-                number = {}
-                for first, samples in runs:
-                    for pair, row in blocks:
-                        for begin in begins:
-                            number[first, pair, row, begin] = len(items)
-                            items.append((pair, row, first, samples, begin, len(items), plan.loss_sums + len(items)))
-                if wanted:
-                    step = len(blocks) * len(begins)
-                    for pair, row in blocks:
-                        for begin in begins:
-                            at = number[runs[0][0], pair, row, begin]
-                            sums += self._sum_items(plan, tile, pair, row, begin, at, step, len(runs))
-            if not items:  # sources without channels
-                continue
-            constants = self._constants(tile, group) | {"SUMS": wants_sums}
-            plan.launches.append(
-                Launch(
-                    kernels.projection_kernel,
-                    tile,
-                    constants,
-                    self._upload(items),
-                    self._programs(len(items), tile),
-                    weight_sums_at=plan.weight_sums,
-                    bias_sums_at=plan.bias_sums,
-                )
-            )
-            plan.loss_sums += len(items)
-            if wants_sums:
-                plan.weight_sums += len(items) * tile.rows * tile.channels
-                plan.bias_sums += len(items) * tile.rows
-        if sums or not self.second:
-            plan.sum_items = self._upload(sums or [(0,) * kernels.SUM_ITEM.value])[: len(sums)]
-            plan.sum_programs = max(1, min(len(sums), 8 * self.processors))
-            biases = self._biases()
-            plan.sum_constants = {
-                "W_TYPE": TYPES[self.arguments.weights[0].dtype] if self.pairs else tl.float32,
-                "B_TYPE": TYPES[biases[0].dtype] if biases else tl.float32,
-            }
+    def _take(self, count: int) -> int:
+        at = self.workspace
+        self.workspace += _padded(max(count, 1), 256)
+        return at
 
-    def _sum_items(
-        self, plan: Plan, tile: Tile, pair: int, row: int, channel: int, at: int, step: int, summands: int
-    ) -> list[tuple[int, ...]]:
-        """A tile of dW in pieces of SUM_CHUNK elements; partial sums lie at number ``at``, ``at + step``, ..."""
-        size, chunk = tile.rows * tile.channels, kernels.SUM_CHUNK.value
-        end = min(row + tile.rows, self._source_channels(pair))
+    def _e_stride(self, part: Part) -> int:
+        return _padded(part.columns, WIDEST_TILE)
+
+    def _e_bytes(self, part: Part) -> int:
+        return self._e_stride(part) * part.layer.rows * self.e_type.itemsize
+
+    def _place(self, layer: Layer) -> None:
+        """The layer's parts, and where all of it lies that is no map."""
+        per_sample = layer.pixels * max(layer.rows, 1) * self.e_type.itemsize * (2 if self.second else 1)
+        samples = BYTES_OF_DIFFERENCES // per_sample if layer.keeps else self.batch
+        samples = min(samples, 2**30 // layer.pixels)
+        parts = _cut(self.batch, max(1, min(samples, self.batch)))
+        layer.part_samples = _cut(self.batch, parts)
+        width = layer.differences.columns
+        rest = self.batch % layer.part_samples or layer.part_samples  # of the last part
+        before = layer_tiles(layer) * (_cut(self.batch, layer.part_samples) - 1)
+        tiles = before + part_tiles(Part(layer, 0, 0, rest))
+        slots = min(layer.part_samples, (width - 1) // layer.pixels + 2)
+        moves = any(self.v_weights[p] is not None for p in layer.pairs)
+        stride, turned_stride = _padded(layer.channels, LONGEST_STEP), _padded(layer.rows, LONGEST_STEP)
+        layer.words = {
+            records.ROWS: layer.rows,
+            records.PACKED_STRIDE: stride,
+            records.TURNED_STRIDE: turned_stride,
+            records.V_ROWS: layer.rows if moves else 0,
+            records.SLOTS: slots,
+            records.TILES: tiles,
+            records.TILE_COLUMNS: width,
+        }
+        plain = layer.rows * stride * self.dot_type.itemsize
+        turned = layer.channels * turned_stride * self.e_type.itemsize
+        layer.places = {
+            records.PACKED: self._take(plain),
+            records.TURNED: self._take(turned),
+            records.SQUARE_SUMS: self._take(4 * tiles * slots * layer.rows),
+            records.FACTOR_SUMS: self._take(4 * tiles * layer.rows),
+        }
+        if self.second:
+            layer.places |= {records.V_PACKED: self._take(plain), records.V_TURNED: self._take(turned)}
+        if layer.wants_weights:
+            tile = layer.gradients
+            items = _cut(layer.channels, tile.channels) * _cut(layer.rows, tile.rows)
+            steps = _cut(layer.part_samples * layer.pixels, tile.step)
+            layer.splits = max(1, min(_cut(2 * self.processors, max(items, 1)), steps // FEWEST_STEPS))
+            layer.words[records.SPLITS] = layer.splits
+            layer.places[records.WEIGHT_SUMS] = self._take(4 * layer.splits * layer.rows * layer.channels)
+
+    def _phases(self) -> list[list[Part]]:
+        """Parts are taken together as long as their E fits; each phase is a launch of E and one of the gradients."""
+        phases: list[list[Part]] = [[]]
+        filled = most = 0
+        for layer in self.layers:
+            for number, first in enumerate(range(0, self.batch, layer.part_samples)):
+                part = Part(layer, number, first, min(layer.part_samples, self.batch - first))
+                size = self._e_bytes(part) * (2 if self.second else 1) if layer.keeps else 0
+                if filled and filled + size > BYTES_OF_DIFFERENCES:
+                    phases.append([])
+                    filled = 0
+                part.at = filled
+                phases[-1].append(part)
+                filled += size
+                most = max(most, filled)
+        begin = self._take(most)
+        for phase in phases:
+            for part in phase:
+                part.at += begin
+        return phases
+
+    # ---- launches ------------------------------------------------------------------------------------------------
+
+    def _pack(self) -> list[Launch]:
         items = []
-        for piece in range(0, (end - row) * tile.channels, chunk):
-            rows = piece // tile.channels
-            weight_at = plan.weight_sums + at * size + piece
-            bias_at = plan.bias_sums + at * tile.rows + rows
-            where = pair, row + rows, end, channel, tile.channels
-            items.append((*where, weight_at, step * size, bias_at, step * tile.rows, summands))
-        return items
+        for layer in self.layers:
+            for p in layer.pairs:
+                channels = self._source_channels(p)
+                # the last one writes the zeros beyond the rows
+                last = _padded(layer.rows, LONGEST_STEP) - layer.rows if p == layer.pairs[-1] else 0
+                for row in range(0, channels + last, kernels.PACK_ROWS.value):
+                    for channel in range(0, layer.channels, kernels.PACK_CHANNELS.value):
+                        at = self._pair_at(p), self._target_at(layer.target)
+                        items.append((*at, row, channels + last, channel))
+        constants = {
+            "SECOND": self.second,
+            "W_TYPE": self._type(self.arguments.weights),
+            "DOT_TYPE": TYPES[self.dot_type],
+            "E_TYPE": TYPES[self.e_type],
+            "ROUND": self.rounds,
+        }
+        return self._launch(kernels.pack_kernel, items, constants)
 
-    def _runs(self, layer: Layer, tile: Tile, work_of_an_item: float) -> list[tuple[int, int]]:
-        """The batch in runs of whole samples, (first, samples), about so much work each."""
-        work_of_a_sample = tile.rows * layer.pixels * layer.channels
-        samples = max(1, round(work_of_an_item / work_of_a_sample), ceil(SHORTEST_RUN / layer.pixels))
-        samples = min(samples, self.batch, max(1, 2**30 // layer.pixels))
-        runs = ceil(self.batch / samples)
-        bounds = [self.batch * r // runs for r in range(runs + 1)]
-        return [(begin, end - begin) for begin, end in pairwise(bounds)]
+    def _differences(self, phase: list[Part], losses: int) -> tuple[list[Launch], int]:
+        launches = []
+        for tile, parts in _grouped(phase, lambda layer: layer.differences):
+            items = []
+            for part in parts:
+                at = self._part_at(part), self._target_at(part.layer.target)
+                rows = [(p, row) for p in part.layer.pairs for row in range(0, self._source_channels(p), tile.rows)]
+                for column in range(part_tiles(part)):
+                    for p, row in rows:
+                        items.append((*at, self._pair_at(p), row, column, losses))
+                        losses += 1
+            layers = [layer for layer in self.layers if layer.differences == tile]
+            launches += self._launch(kernels.differences_kernel, items, self.differences_constants(tile, layers), tile)
+        return launches, losses
 
-    def _wants_sums(self, layer: Layer) -> bool:
-        return any(
-            self.results[self.targets + p] is not None or self.results[self.targets + self.pairs + p] is not None
-            for p in layer.pairs
-        )
+    def _gradients(self, phase: list[Part]) -> list[Launch]:
+        launches = []
+        kept = [part for part in phase if part.layer.keeps]
+        for tile, parts in _grouped(kept, lambda layer: layer.gradients):
+            items = []
+            for part in parts:
+                layer = part.layer
+                at = self._part_at(part), self._target_at(layer.target)
+                channels = range(0, layer.channels, tile.channels)
+                if layer.wants_weights:
+                    kind, steps = kernels.OF_PROJECTION.value, _cut(part.columns, tile.step)
+                    bounds = [steps * split // layer.splits * tile.step for split in range(layer.splits + 1)]
+                    for split in range(layer.splits):
+                        for row in range(0, layer.rows, tile.rows):
+                            for channel in channels if bounds[split] < bounds[split + 1] else ():
+                                items.append((*at, kind, channel, row, *bounds[split : split + 2], split))
+                if layer.wants_map:
+                    for column in range(0, part.columns, tile.columns):
+                        for channel in channels:
+                            items.append((*at, kernels.OF_TARGET.value, channel, column, 0, 0, 0))
+            layers = [layer for layer in self.layers if layer.gradients == tile]
+            launches += self._launch(kernels.gradients_kernel, items, self.gradients_constants(tile, layers), tile)
+        return launches
 
-    # ---- both ----------------------------------------------------------------------------------------------------
+    def _sums(self, parts: list[Part]) -> list[Launch]:
+        items = [] if self.second else [(kernels.OF_LOSS.value, 0, 0, 0, 0, 0)]
+        for layer in self.layers:
+            of_layer = [part for part in parts if part.layer is layer]
+            for p in layer.pairs:
+                channels = self._source_channels(p)
+                at, rows = (self._pair_at(p), self._target_at(layer.target)), range(0, channels, kernels.SUM_ROWS.value)
+                if self.results[self.targets + p] is not None:
+                    kind = kernels.OF_WEIGHT.value
+                    elements = range(0, channels * layer.channels, kernels.SUM_CHUNK.value)
+                    items += [(kind, *at, 0, 0, element) for element in elements]
+                if self.results[self.targets + self.pairs + p] is not None:
+                    items += [(kernels.OF_BIAS.value, *at, 0, 0, row) for row in rows]
+                if self.results[-1] is not None:
+                    kind = kernels.OF_SQUARES.value
+                    for part in of_layer:
+                        for sample in range(part.samples):
+                            items += [(kind, *at, self._part_at(part), sample, row) for row in rows]
+        constants = {"W_TYPE": self._type(self.arguments.weights), "B_TYPE": self._type(self.arguments.biases)}
+        return self._launch(kernels.sums_kernel, items, constants)
 
-    def _groups(self, kernel: str, layers: list[Layer]) -> list[tuple[Tile, list[Layer]]]:
-        """Layers that share a tile shape share a launch; the costliest launch first."""
-        groups: dict[Tile, list[Layer]] = {}
+    def _launch(
+        self, kernel: Any, items: list[tuple[int, ...]], constants: dict[str, Any], tile: Tile | None = None
+    ) -> list[Launch]:
+        """Nothing where there are no items."""
+        if not items:
+            return []
+        on_device = torch.tensor(items, dtype=torch.int32).to(self.arguments.alpha.device)
+        return [Launch(kernel, *((tile.warps, tile.stages) if tile else (4, 1)), constants, on_device)]
+
+    # ---- compile-time constants ----------------------------------------------------------------------------------
+
+    def differences_constants(self, tile: Tile, layers: list[Layer]) -> dict[str, Any]:
+        a = self.arguments
+        sources = [a.sources[a.pairs[2 * p]] for layer in layers for p in layer.pairs]
+        last = all(map(_channels_last, sources))
+        reach = [_reach(a.sources[a.pairs[2 * p]], 2 + tile.columns // x.pixels) for x in layers for p in x.pairs]
+        reach += [2**16 * size for source in sources for size in source.shape[2:]]  # of the taps' numerators
+        reach += [source.shape[1] * a.alpha.stride(1) for source in sources]
+        shared = self._map_constants(layers, tile.columns, reach)
+        return shared | {
+            "S_TYPE": self._type(sources),
+            "B_TYPE": self._type(a.biases),
+            "DOT_TYPE": TYPES[self.dot_type],
+            "S_AXIS": int(last),
+            # along pixels, neighbours in S~ are no neighbours in S
+            "S_VECTOR": min(_vector(source, True) for source in sources) if last else 1,
+            "TILE_ROWS": tile.rows,
+            "TILE_COLUMNS": tile.columns,
+            "STEP": tile.step,
+        }
+
+    def gradients_constants(self, tile: Tile, layers: list[Layer]) -> dict[str, Any]:
+        results = [self.results[layer.target] for layer in layers if layer.wants_map]
+        last = all(map(_channels_last, results))
+        run = max(_cut(layer.part_samples * layer.pixels, max(layer.splits, 1)) for layer in layers) + tile.step
+        return self._map_constants(layers, max(run, tile.columns), []) | {
+            "D_AXIS": int(last),
+            "D_VECTOR": min([_vector(result, last) for result in results], default=1),
+            "TILE_ROWS": tile.rows,
+            "TILE_COLUMNS": tile.columns,
+            "TILE_CHANNELS": tile.channels,
+            "STEP": tile.step,
+        }
+
+    def _map_constants(self, layers: list[Layer], columns: int, reach: list[int]) -> dict[str, Any]:
+        """What both kernels ask of the targets' maps; ``columns`` is how many a program goes through at most."""
+        maps = [self.arguments.targets[layer.target] for layer in layers]
+        moved = [v for layer in layers if (v := self.v_targets[layer.target]) is not None]
+        results = [r for layer in layers if (r := self.results[layer.target]) is not None]
+        last = all(map(_channels_last, maps))
+        reach = [*reach, *(_reach(t, 2 + columns // (t.shape[2] * t.shape[3])) for t in (*maps, *moved, *results))]
         for layer in layers:
-            self.classes.add(Class.of(kernel, self.second, layer.channels, layer.pixels))
-            tile = self.tiles.choose(kernel, self.second, layer.channels, layer.pixels)
-            groups.setdefault(tile, []).append(layer)
-        return sorted(groups.items(), key=lambda group: -sum(x.pixels * x.channels * len(x.pairs) for x in group[1]))
+            samples = layer.part_samples * layer.pixels if layer.keeps else 0
+            reach += [layer.rows * _padded(samples, WIDEST_TILE), layer.rows * layer.words[records.PACKED_STRIDE]]
+            reach += [layer.channels * layer.words[records.TURNED_STRIDE]]
+        return {
+            "SECOND": self.second,
+            "T_TYPE": self._type(maps),
+            "E_TYPE": TYPES[self.e_type],
+            "PRECISION": self.precision,
+            "ROUND": self.rounds,
+            "T_AXIS": int(last),
+            "T_VECTOR": min(_vector(t, last) for t in (*maps, *moved)),
+            "FLAT": all(_flat(t) for t in (*maps, *moved, *results)),
+            "INDEX": tl.int32 if max(reach) < 2**31 else tl.int64,
+        }
 
-    def _row_blocks(self, layer: Layer, tile: Tile) -> list[tuple[int, int]]:
-        return [(p, row) for p in layer.pairs for row in range(0, self._source_channels(p), tile.rows)]
+    def _type(self, tensors: Iterable[Tensor | None]) -> Any:
+        return next((TYPES[tensor.dtype] for tensor in tensors if tensor is not None), tl.float32)
 
     def _source_channels(self, pair: int) -> int:
         return self.arguments.weights[pair].shape[0]
 
-    def _programs(self, items: int, tile: Tile) -> int:
-        """A tile takes about the registers of a processor with 8 warps, of half of one with 4."""
-        return min(items, self.processors * max(1, 8 // tile.warps))
 
-    def _biases(self) -> list[Tensor]:
-        return [bias for bias in self.arguments.biases if bias is not None]
+def _grouped(parts: list[Part], tile: Any) -> list[tuple[Tile, list[Part]]]:
+    """Parts that share a tile share a launch; the costliest items first."""
+    groups: dict[Tile, list[Part]] = {}
+    for part in sorted(parts, key=lambda part: -part.layer.channels):
+        groups.setdefault(tile(part.layer), []).append(part)
+    return list(groups.items())
 
-    def _upload(self, rows: list[tuple[int, ...]]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64).to(self.arguments.alpha.device)
 
-    def _constants(self, tile: Tile, group: list[Layer]) -> dict[str, Any]:
-        a = self.arguments
-        biases = self._biases()
-        maps = [a.targets[layer.target] for layer in group]
-        moved = [v for layer in group if (v := self.v_targets[layer.target]) is not None]
-        pairs = [p for layer in group for p in layer.pairs]
-        sources = [a.sources[a.pairs[2 * p]] for p in pairs]
-        weights = [w for p in pairs for w in (a.weights[p], self.v_weights[p]) if w is not None]
-        t_type, w_type = maps[0].dtype, weights[0].dtype
-        # Products of W and T are exact in their own type where it is one. E is rounded to bfloat16 only where float32
-        # may be rounded too, and never to float16, whose range it may leave.
-        dot_type = t_type if t_type == w_type else torch.float32
-        e_type = dot_type if dot_type == torch.bfloat16 and self.precision == "tf32" else torch.float32
-        gradients = [r for layer in group if (r := self.results[layer.target]) is not None]
-        s_last, t_last, v_last = (all(map(_channels_last, tensors)) for tensors in (sources, maps, moved))
-        reach = [_reach(t, 2 + tile.pixels // (t.shape[2] * t.shape[3])) for t in (*maps, *moved, *gradients)]
-        for layer in group:
-            samples = 2 + tile.pixels // layer.pixels
-            reach += [_reach(a.sources[a.pairs[2 * p]], samples) for p in layer.pairs]
-        reach += [_reach(w, w.shape[0]) for w in weights]
-        return {
-            "SECOND": self.second,
-            "S_TYPE": TYPES[sources[0].dtype],
-            "T_TYPE": TYPES[t_type],
-            "W_TYPE": TYPES[w_type],
-            "B_TYPE": TYPES[biases[0].dtype] if biases else tl.float32,
-            "DOT_TYPE": TYPES[dot_type],
-            "E_TYPE": TYPES[e_type],
-            "PRECISION": self.precision,
-            "S_CHANNELS_LAST": s_last,
-            "T_CHANNELS_LAST": t_last,
-            "V_CHANNELS_LAST": v_last,
-            # along pixels, neighbours in S~ are no neighbours in S
-            "S_VECTOR": min(_vector(source, True) for source in sources) if s_last else 1,
-            "T_VECTOR": min([_vector(t, t_last) for t in maps] + [_vector(v, v_last) for v in moved]),
-            "W_VECTOR": min(_weight_vector(w) for w in weights),
-            "INDEX": tl.int32 if max(reach) < 2**31 else tl.int64,
-            "SMALL": any(layer.pixels < tile.pixels for layer in group),
-            "HOLD": tile.hold,
-            "ROWS": tile.rows,
-            "PIXELS": tile.pixels,
-            "TILE_CHANNELS": tile.channels,
-            "STEP": tile.step,
-        }
+def part_tiles(part: Part) -> int:
+    """Tiles of columns, up to the last step of the sum over them: zeros are written beyond the columns."""
+    return _cut(_padded(part.columns, LONGEST_STEP), part.layer.differences.columns)
+
+
+def layer_tiles(layer: Layer) -> int:
+    """Tiles of columns of a whole part."""
+    return part_tiles(Part(layer, 0, 0, layer.part_samples))
 
 
 def _channels_last(tensor: Tensor) -> bool:
@@ -357,8 +518,13 @@ def _channels_last(tensor: Tensor) -> bool:
     return tensor.stride(1) == 1 or tensor.stride(1) < tensor.stride(3)
 
 
+def _flat(tensor: Tensor) -> bool:
+    """Whether a channel's rows stand in line."""
+    return tensor.shape[2] == 1 or tensor.stride(2) == tensor.shape[3] * tensor.stride(3)
+
+
 def _reach(tensor: Tensor, samples: int) -> int:
-    """The largest offset in elements within so many samples (rows, of a matrix)."""
+    """The largest offset in elements within so many samples."""
     sizes = (min(samples, tensor.shape[0]), *tensor.shape[1:])
     return sum(max(size - 1, 0) * stride for size, stride in zip(sizes, tensor.stride(), strict=True))
 
@@ -376,9 +542,3 @@ def _vector(tensor: Tensor, channels_last: bool) -> int:
         steps = (by_sample, by_channel)
     aligned = tensor.data_ptr() % 16 == 0 and all(step % vector == 0 for step in steps)
     return vector if dense and aligned else 1
-
-
-def _weight_vector(weight: Tensor) -> int:
-    vector = 16 // weight.element_size()
-    dense = weight.stride(1) == 1 and weight.shape[1] % vector == 0
-    return vector if dense and weight.stride(0) % vector == 0 and weight.data_ptr() % 16 == 0 else 1

@@ -1,6 +1,6 @@
-"""Where a kernel finds what in its table: one int64 vector in device memory that describes all maps and pairs.
+"""Where a kernel finds what in its table: one int64 vector in device memory that describes all maps, pairs and parts.
 
-    header | a record a target | a record a pair
+    header | a record a target | a record a pair | a record a part
 
 Pointers are addresses, 0 where there is no tensor (a bias that is None, a direction that is zero, a result that is not
 wanted); strides are in elements. A *view* is a pointer followed by its strides. The constants are offsets in words.
@@ -9,13 +9,13 @@ wanted); strides are in elements. A *view* is a pointer followed by its strides.
 import triton.language as tl
 
 # header
-BATCH = tl.constexpr(0)
-ALPHA = tl.constexpr(1)  # view (B, columns)
-V_ALPHA = tl.constexpr(4)  # view (B, columns): alpha's direction
-SQUARES = tl.constexpr(7)  # pointer, dense (B, columns): alpha's gradient, or its Hessian-vector product
-COLUMNS = tl.constexpr(8)
-TARGETS = tl.constexpr(9)  # first word of the targets' records
-PAIRS = tl.constexpr(10)
+ALPHA = tl.constexpr(0)  # view (B, columns)
+V_ALPHA = tl.constexpr(3)  # view (B, columns): alpha's direction
+SQUARES = tl.constexpr(6)  # pointer, dense (B, columns): alpha's gradient, or its Hessian-vector product
+COLUMNS = tl.constexpr(7)
+LOSS = tl.constexpr(8)  # pointer, float32 scalar
+LOSS_SUMS = tl.constexpr(9)  # pointer: one an item of differences_kernel, of all launches together
+LOSS_COUNT = tl.constexpr(10)
 HEADER_WORDS = tl.constexpr(11)
 
 # target
@@ -25,7 +25,22 @@ D_MAP = tl.constexpr(10)  # view: its gradient, or its Hessian-vector product
 CHANNELS = tl.constexpr(15)
 HEIGHT = tl.constexpr(16)
 WIDTH = tl.constexpr(17)
-TARGET_WORDS = tl.constexpr(18)
+ROWS = tl.constexpr(18)  # source channels of all its pairs
+PACKED = tl.constexpr(19)  # pointer (rows, stride): all weights of its pairs, zeros beyond the channels
+V_PACKED = tl.constexpr(20)  # pointer: their directions
+PACKED_STRIDE = tl.constexpr(21)
+TURNED = tl.constexpr(22)  # pointer (channels, stride): the same, turned, zeros beyond the rows
+V_TURNED = tl.constexpr(23)
+TURNED_STRIDE = tl.constexpr(24)
+V_ROWS = tl.constexpr(25)  # rows, or 0 where no weight has a direction
+WEIGHT_SUMS = tl.constexpr(26)  # pointer (splits, rows, channels), float32
+SPLITS = tl.constexpr(27)
+SQUARE_SUMS = tl.constexpr(28)  # pointer (tiles of columns, slots, rows), float32: Q by sample
+SLOTS = tl.constexpr(29)  # samples that a tile touches, at most
+FACTOR_SUMS = tl.constexpr(30)  # pointer (tiles of columns, rows), float32: of E
+TILES = tl.constexpr(31)  # of columns, of all parts together
+TILE_COLUMNS = tl.constexpr(32)
+TARGET_WORDS = tl.constexpr(33)
 
 # pair
 SOURCE = tl.constexpr(0)  # view (B, C_m, H_m, W_m)
@@ -39,5 +54,15 @@ V_BIAS = tl.constexpr(16)  # view
 D_WEIGHT = tl.constexpr(18)  # pointer, dense (C_m, C_n)
 D_BIAS = tl.constexpr(19)  # pointer, dense (C_m,)
 COLUMN = tl.constexpr(20)  # the pair's first column of alpha
-TARGET = tl.constexpr(21)  # index of its target
+FIRST_ROW = tl.constexpr(21)  # among the rows of its target
 PAIR_WORDS = tl.constexpr(22)
+
+# part: some samples of a target, whose E is in memory at one time
+FIRST_SAMPLE = tl.constexpr(0)
+PART_COLUMNS = tl.constexpr(1)  # pixels of all its samples
+FIRST_TILE = tl.constexpr(2)  # among its target's tiles of columns
+E = tl.constexpr(3)  # pointer (rows, stride), zeros beyond the columns: the factor of W and T, which in K2 is E'
+V_E = tl.constexpr(4)  # pointer: the factor of their directions, E; in K2 alone
+E_STRIDE = tl.constexpr(5)
+LATER = tl.constexpr(6)  # whether there are parts before it, whose sums dW adds to
+PART_WORDS = tl.constexpr(7)

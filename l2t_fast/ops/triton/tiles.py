@@ -1,8 +1,8 @@
-"""Tile shapes: a fixed table by kernel, derivative, number of target channels and GPU.
+"""Tile shapes: a fixed table by precision, kernel, derivative and number of target channels.
 
-Every entry compiles without spills, without local memory and within the chip's shared memory, however maps may lie
-(``python -m benchmarks.triton_resources``); that, and counting, is how they were chosen. No tile was timed: the kernels
-were not run on a GPU. What was timed on a user's GPU (:mod:`l2t_fast.ops.triton.tuning`) comes before the table.
+But for one case of float16 on sm_80, all compile without spills and within the chip's shared memory, however maps lie
+(``python -m benchmarks.triton_resources``); that, and counting, is how they were chosen. No tile was timed: these
+kernels were not run on a GPU. What a user's GPU timed (:mod:`l2t_fast.ops.triton.tuning`) comes before the table.
 """
 
 from collections.abc import Mapping
@@ -11,24 +11,20 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """What one program holds, and how it is compiled."""
+    """What one program makes, and how it is compiled."""
 
     rows: int
-    pixels: int
-    channels: int
+    columns: int
+    channels: int  # 0: of the sum alone, as where E is made
+    step: int  # of the sum
     warps: int
     stages: int
-    step: int = 0  # channels at a time where nothing is held; 0: all are held, which takes maps of at most `channels`
-
-    @property
-    def hold(self) -> bool:
-        return self.step == 0
 
 
 class Class(NamedTuple):
     """Target maps that one tile is chosen for. The batch is no part of it: another one compiles nothing anew."""
 
-    kernel: str
+    kernel: str  # differences or gradients
     second: bool
     channels: int  # a power of two, 16 or more: no map of the class has more
     pixels: int  # a power of four: no map of the class has more
@@ -51,9 +47,9 @@ class TileTable:
     timed: Mapping[Class, Tile] = field(default_factory=dict)
 
     def choose(self, kernel: str, second: bool, channels: int, pixels: int) -> Tile:
-        timed = self.timed.get(Class.of(kernel, second, channels, pixels))
-        if timed is not None:
-            return timed
+        return self.timed.get(Class.of(kernel, second, channels, pixels)) or self.fixed(kernel, second, channels)
+
+    def fixed(self, kernel: str, second: bool, channels: int) -> Tile:
         tiles = self.tiles[kernel, second]
         return next((tile for tile in tiles if channels <= tile.channels), tiles[-1])
 
@@ -61,83 +57,31 @@ class TileTable:
         return replace(self, timed=timed)
 
 
-_FEW = (Tile(16, 32, 16, 4, 1), Tile(16, 32, 32, 4, 1, step=16))  # small, so that small problems have several
-INTERPRETER = TileTable({(kernel, second): _FEW for kernel in ("target", "projection") for second in (False, True)})
+def _both(differences: Tile, differences_second: Tile, *gradients: Tile) -> TileTable:
+    return TileTable(
+        {
+            ("differences", False): (differences,),
+            ("differences", True): (differences_second,),
+            ("gradients", False): gradients,
+            ("gradients", True): gradients,
+        }
+    )
+
+
+# small, so that small problems have several
+INTERPRETER = _both(Tile(16, 32, 0, 16, 4, 1), Tile(16, 32, 0, 16, 4, 1), Tile(16, 32, 16, 16, 4, 1))
 
 TABLES = {
-    90: TileTable(
-        {
-            ("target", False): (
-                Tile(32, 64, 64, 8, 2),
-                Tile(64, 32, 128, 8, 2),
-                Tile(32, 32, 256, 8, 1),
-                Tile(32, 16, 512, 8, 1),
-                Tile(32, 32, 128, 8, 3, step=32),
-            ),
-            ("target", True): (
-                Tile(32, 32, 64, 4, 2),
-                Tile(32, 32, 128, 8, 2),
-                Tile(16, 16, 256, 8, 2),
-                Tile(16, 32, 128, 8, 2, step=16),
-            ),
-            ("projection", False): (
-                Tile(64, 64, 64, 8, 2),
-                Tile(32, 64, 128, 8, 2),
-                Tile(32, 64, 256, 8, 2),
-                Tile(16, 32, 512, 8, 1),
-                Tile(32, 32, 256, 8, 3, step=32),
-            ),
-            ("projection", True): (
-                Tile(32, 32, 64, 8, 2, step=16),
-                Tile(32, 32, 128, 8, 2, step=16),
-                Tile(16, 32, 256, 8, 2, step=32),
-            ),
-        }
+    "tf32": _both(
+        Tile(64, 64, 0, 32, 4, 3),
+        Tile(32, 64, 0, 32, 4, 2),
+        Tile(64, 128, 64, 32, 4, 3),
+        Tile(64, 128, 128, 32, 8, 3),
     ),
-    80: TileTable(
-        {
-            ("target", False): (
-                Tile(32, 64, 64, 8, 2),
-                Tile(32, 32, 128, 8, 2),
-                Tile(32, 32, 256, 8, 1),
-                Tile(32, 16, 512, 8, 1),
-                Tile(32, 32, 128, 8, 3, step=32),
-            ),
-            ("target", True): (
-                Tile(32, 32, 64, 4, 2),
-                Tile(32, 32, 128, 8, 2),
-                Tile(16, 32, 128, 8, 2, step=16),
-            ),
-            ("projection", False): (
-                Tile(32, 64, 64, 8, 2),
-                Tile(64, 32, 128, 8, 2),
-                Tile(32, 32, 256, 8, 2),
-                Tile(16, 32, 512, 8, 1),
-                Tile(32, 32, 256, 8, 3, step=32),
-            ),
-            ("projection", True): (
-                Tile(32, 32, 64, 8, 3, step=32),
-                Tile(32, 32, 128, 8, 3, step=32),
-                Tile(32, 32, 256, 8, 3, step=32),
-            ),
-        }
+    # three products of tf32 for one of float32: operands take twice the registers
+    "tf32x3": _both(
+        Tile(64, 64, 0, 32, 8, 2),
+        Tile(32, 64, 0, 16, 8, 2),
+        Tile(64, 64, 64, 32, 8, 2),
     ),
 }
-
-
-# Where float32 is computed as three products of tf32, operands take twice the registers: nothing is held.
-IEEE = TileTable(
-    {
-        ("target", False): (Tile(32, 32, 128, 8, 3, step=32),),
-        ("target", True): (Tile(16, 32, 128, 8, 2, step=16),),
-        ("projection", False): (Tile(32, 32, 128, 8, 3, step=32),),
-        ("projection", True): (Tile(16, 32, 64, 8, 2, step=16),),
-    }
-)
-
-
-def tile_table(capability: tuple[int, int], precision: str) -> TileTable:
-    """The table for a GPU of this compute capability: Hopper's for 9.x, else the one of sm_80."""
-    if precision == "tf32x3":
-        return IEEE
-    return TABLES[90 if capability[0] == 9 else 80]

@@ -87,39 +87,44 @@ def _fastest(table: TileTable, which: Class, seconds: Callable[[TileTable], floa
 
 
 def _first(table: TileTable, which: Class) -> list[Tile]:
-    """The table's own tile, with no more channels than the class has, and the one that holds nothing."""
-    tiles = table.tiles[which.kernel, which.second]
-    own = next((tile for tile in tiles if which.channels <= tile.channels), tiles[-1])
-    widths = [(tile, min(tile.channels, which.channels)) for tile in (own, tiles[-1])]
-    return list(dict.fromkeys(tile._replace(channels=width, step=min(tile.step, width)) for tile, width in widths))
+    """The table's own tiles, with no more channels than the class has."""
+    tiles = dict.fromkeys((table.fixed(which.kernel, which.second, which.channels), *table.tiles[which[:2]]))
+    return list(dict.fromkeys(tile._replace(channels=min(tile.channels, which.channels)) for tile in tiles))
 
 
-_LIMITS = {"rows": (16, 128), "pixels": (16, 128), "warps": (2, 16), "stages": (1, 4), "step": (16, 64)}
+# The step of a sum is at most planning.LONGEST_STEP, columns at most planning.WIDEST_TILE: what they are padded to.
+_LIMITS = {
+    "rows": (16, 128),
+    "columns": (16, 128),
+    "channels": (16, 256),
+    "step": (16, 64),
+    "warps": (2, 16),
+    "stages": (1, 5),
+}
 
 
 def _changed(**factors: float) -> Callable[[Tile], Tile]:
     return lambda tile: tile._replace(**{name: int(getattr(tile, name) * factor) for name, factor in factors.items()})
 
 
-#: Twice or half of one number, and rows for pixels: both at once may be more than a chip holds.
-_CHANGES = [_changed(**{name: factor}) for name in _LIMITS for factor in (2, 0.5)]
-_CHANGES += [_changed(rows=2, pixels=0.5), _changed(rows=0.5, pixels=2)]
+#: Twice or half of one number, and one for another: both at once may be more than a chip holds.
+_CHANGES = [_changed(**{name: factor}) for name in _LIMITS if name != "stages" for factor in (2, 0.5)]
+_CHANGES += [lambda tile, more=more: tile._replace(stages=tile.stages + more) for more in (1, -1)]
+_CHANGES += [_changed(rows=2, columns=0.5), _changed(rows=0.5, columns=2)]
 
 
 def _allowed(tile: Tile) -> bool:
-    """Whether numbers are within their limits; the step of a tile that holds all channels is none."""
-    return all(
-        low <= getattr(tile, name) <= high for name, (low, high) in _LIMITS.items() if name != "step" or tile.step
-    )
+    """Whether numbers are within their limits; where channels are summed over alone, they are none."""
+    limits = _LIMITS.items() if tile.channels else [item for item in _LIMITS.items() if item[0] != "channels"]
+    return all(low <= getattr(tile, name) <= high for name, (low, high) in limits)
 
 
 def _sensible(which: Class, tile: Tile) -> bool:
     """Whether the kernels can run with a tile: a file may hold anything."""
-    sizes = tile.rows, tile.pixels, tile.channels, tile.warps, tile.step or 1
+    sizes = tile.rows, tile.columns, tile.channels or 1, tile.step, tile.warps
     if not all(isinstance(n, int) and n > 0 and n & (n - 1) == 0 for n in sizes) or not isinstance(tile.stages, int):
         return False
-    width = tile.channels >= which.channels if tile.hold else tile.step <= tile.channels
-    return _allowed(tile) and width and 16 <= tile.channels <= 512
+    return _allowed(tile) and (tile.channels > 0) == (which.kernel == "gradients")
 
 
 class TileFile:

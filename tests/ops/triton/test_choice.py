@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import l2t_fast
+from l2t_fast import _native
 from l2t_fast.ops import choose_backend, why_unavailable
 
 pytest.importorskip("triton")
@@ -20,11 +21,15 @@ def a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(_native, "why_unavailable", lambda: "there is no extension")
 
 
-def test_auto_takes_it_for_cuda_tensors(a_gpu):
+def test_auto_takes_it_where_there_are_no_cuda_kernels(a_gpu):
     choice = l2t_fast.explain_backend("cuda")
-    assert choice == ("triton", "the fused triton backend serves cuda tensors")
+    assert choice.backend == "triton"
+    assert choice.reason.startswith(
+        "the fused triton backend serves cuda tensors; the fused cuda backend is not available: "
+    )
 
 
 @pytest.mark.parametrize(("dtype", "wanted"), [(torch.bfloat16, "triton"), (torch.float64, "reference")])

@@ -99,7 +99,7 @@ def test_another_batch_size_compiles_nothing(gpu_backend):
     from l2t_fast.ops.triton import kernels
 
     def compiled() -> int:
-        functions = (kernels.target_kernel, kernels.projection_kernel, kernels.sum_kernel)
+        functions = (kernels.pack_kernel, kernels.differences_kernel, kernels.gradients_kernel, kernels.sums_kernel)
         return sum(len(cache[0]) for function in functions for cache in function.device_caches.values())
 
     def call(batch: int) -> None:
@@ -136,9 +136,9 @@ def test_more_than_two_to_the_31_elements(gpu_backend):
 
 
 def test_peak_memory_holds_no_projected_map(gpu_backend):
-    """Eight sources of one target: results and partial sums, no map of any source's channels."""
+    """Eight sources of one target: results, and E of some samples, whatever the batch."""
     problem = on_gpu(
-        draw([(64, 28, 28)] * 8, [(64, 28, 28)], [(m, 0) for m in range(8)], batch=32, dtype=torch.float32)
+        draw([(64, 28, 28)] * 8, [(64, 28, 28)], [(m, 0) for m in range(8)], batch=256, dtype=torch.float32)
     )
     problem = problem.requiring_grad()
     torch.use_deterministic_algorithms(False)

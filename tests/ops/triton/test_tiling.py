@@ -6,6 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("triton")
+
+from l2t_fast.ops.triton import launching, planning
 from tests.ops.problems import Problem, assert_accurate, draw, draw_directions, laid_out, solve
 
 # (batch, source maps, target maps, pairs); tiles of the interpreter are 16 rows, 32 pixels and 16 channels
@@ -14,12 +17,12 @@ PROBLEMS = {
     "more rows than a tile": (2, [(37, 3, 3)], [(5, 3, 3)], [(0, 0)]),
     "tiles across two samples": (3, [(3, 4, 5)], [(4, 5, 9)], [(0, 0)]),
     "tiles of exactly one sample": (3, [(3, 4, 8)], [(4, 4, 8)], [(0, 0)]),
-    "tiles of many samples": (70, [(2, 1, 1)], [(3, 1, 1)], [(0, 0)]),
+    "tiles of many samples": (40, [(2, 1, 1)], [(3, 1, 1)], [(0, 0)]),
     "vectors of four": (2, [(8, 2, 2)], [(8, 4, 8)], [(0, 0)]),
     "layers of different class": (
         2,
         [(3, 2, 2), (17, 3, 3)],
-        [(3, 6, 6), (18, 2, 2)],
+        [(3, 5, 5), (18, 2, 2)],
         [(0, 0), (1, 1), (1, 0), (0, 1)],
     ),
 }
@@ -56,6 +59,14 @@ def test_layouts(triton_backend, layout):
             alpha=problem.alpha.t().contiguous().t(),
         ),
     )
+
+
+@pytest.mark.parametrize("most", [400, 800])
+def test_parts(triton_backend, monkeypatch, most):
+    """E in memory for one sample at a time, or two and the last one alone."""
+    monkeypatch.setattr(planning, "BYTES_OF_DIFFERENCES", most)
+    monkeypatch.setattr(launching, "_PLANS", type(launching._PLANS)())
+    check(triton_backend, draw([(3, 2, 2)], [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)], batch=3, dtype=torch.float32))
 
 
 def test_maps_of_different_dtypes(triton_backend):

@@ -14,7 +14,8 @@ from l2t_fast.ops.triton import launching, tuning
 from l2t_fast.ops.triton.tiles import TABLES, Class, Tile
 from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 
-WHICH = Class("target", False, 64, 1024)
+WHICH = Class("gradients", False, 64, 1024)
+TABLE = TABLES["tf32"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,37 +32,38 @@ def best_is(wanted: Tile, calls: list[Tile]):
     def seconds(table):
         tile = table.timed[WHICH]
         calls.append(tile)
-        if tile.rows * tile.pixels > 64 * 64:
+        if tile.rows * tile.columns > 128 * 64:
             return math.inf
-        steps = sum(abs(math.log2(own / best)) for own, best in zip(tile[:5], wanted[:5], strict=True))
-        return 1 + steps + (tile.hold != wanted.hold)
+        return 1 + sum(abs(math.log2(own / best)) for own, best in zip(tile, wanted, strict=True))
 
     return seconds
 
 
-@pytest.mark.parametrize("wanted", [Tile(128, 16, 64, 8, 1), Tile(16, 128, 64, 4, 2), Tile(64, 64, 64, 4, 4)])
+@pytest.mark.parametrize(
+    "wanted", [Tile(128, 64, 64, 16, 8, 3), Tile(16, 128, 64, 32, 4, 2), Tile(64, 64, 32, 64, 4, 4)]
+)
 def test_the_search_finds_the_fastest_and_keeps_it(folder, wanted):
     calls: list[Tile] = []
-    table = tuning.tuned(TABLES[90], "a GPU", [WHICH], best_is(wanted, calls))
-    assert table.choose("target", False, 50, 900) == wanted
-    assert table.choose("target", False, 50, 2000) == TABLES[90].choose("target", False, 50, 2000)  # another class
-    assert len(calls) == len(set(calls)) < 25
+    table = tuning.tuned(TABLE, "a GPU", [WHICH], best_is(wanted, calls))
+    assert table.choose("gradients", False, 50, 900) == wanted
+    assert table.choose("gradients", False, 50, 2000) == TABLE.choose("gradients", False, 50, 2000)  # another class
+    assert len(calls) == len(set(calls)) < 30
     tuning._TIMED.clear()  # another process
-    again = tuning.tuned(TABLES[90], "a GPU", [WHICH], lambda table: pytest.fail("it is timed already"))
+    again = tuning.tuned(TABLE, "a GPU", [WHICH], lambda table: pytest.fail("it is timed already"))
     assert again.timed == {WHICH: wanted}
-    tuning.tuned(TABLES[90], "another GPU", [WHICH], best_is(wanted, calls))
+    tuning.tuned(TABLE, "another GPU", [WHICH], best_is(wanted, calls))
     assert len(json.loads((folder / "triton_tiles.json").read_text())) == 2
 
 
 def test_noise_changes_nothing():
     """A gain of one in a hundred is no reason."""
-    own = TABLES[90].choose("target", False, 64, 1024)
-    table = tuning.tuned(TABLES[90], "a GPU", [WHICH], lambda t: 1.0 if t.timed[WHICH] == own else 0.99)
-    assert table.timed[WHICH] in (own, TABLES[90].tiles["target", False][-1]._replace(channels=64))
+    own = TABLE.choose("gradients", False, 64, 1024)
+    table = tuning.tuned(TABLE, "a GPU", [WHICH], lambda t: 1.0 if t.timed[WHICH] == own else 0.99)
+    assert table.timed[WHICH] in (own, TABLE.tiles["gradients", False][-1]._replace(channels=64))
 
 
 def test_where_nothing_compiles_the_table_stays(folder):
-    table = tuning.tuned(TABLES[90], "a GPU", [WHICH], lambda table: math.inf)
+    table = tuning.tuned(TABLE, "a GPU", [WHICH], lambda table: math.inf)
     assert table.timed == {}
     assert not folder.exists()
 
@@ -74,12 +76,12 @@ def test_where_nothing_compiles_the_table_stays(folder):
         "{",
         "[" * 100_000,
         '{"KEY": 3}',
-        '{"KEY": {"target 1 64 1024": [1, 2]}}',
-        '{"KEY": {"target 1 64 1024": [16, 16, 64, 4, 1, "x"]}}',
-        '{"KEY": {"target 1 64 1024": [16, 16, 32, 4, 1, 0]}}',  # holds fewer channels than the class has
-        '{"KEY": {"target 1 64 1024": [48, 16, 64, 4, 1, 0]}}',
-        '{"KEY": {"target 1 64 1024": [16, 16, 64, 4, 99, 0]}}',
-        '{"KEY": {"target one 64 1024": [16, 16, 64, 4, 1, 0]}}',
+        '{"KEY": {"gradients 1 64 1024": [1, 2]}}',
+        '{"KEY": {"gradients 1 64 1024": [16, 16, 64, 16, 4, "x"]}}',
+        '{"KEY": {"gradients 1 64 1024": [16, 16, 0, 16, 4, 1]}}',  # no tile of this kernel
+        '{"KEY": {"gradients 1 64 1024": [48, 16, 64, 16, 4, 1]}}',
+        '{"KEY": {"gradients 1 64 1024": [16, 16, 64, 16, 4, 99]}}',
+        '{"KEY": {"gradients one 64 1024": [16, 16, 64, 16, 4, 1]}}',
     ],
 )
 def test_a_damaged_file_counts_as_none(folder, content):
@@ -87,16 +89,16 @@ def test_a_damaged_file_counts_as_none(folder, content):
     folder.mkdir()
     file.path.write_text(content.replace("KEY", file._key))
     assert file.read() == {}
-    file.add(WHICH, Tile(16, 16, 64, 4, 1))
-    assert file.read() == {WHICH: Tile(16, 16, 64, 4, 1)}
+    file.add(WHICH, Tile(16, 16, 64, 16, 4, 1))
+    assert file.read() == {WHICH: Tile(16, 16, 64, 16, 4, 1)}
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_next_process(folder, caplog):
     folder.write_text("a file where the folder should be")
     with caplog.at_level(logging.WARNING):
-        tuning.tuned(TABLES[90], "a GPU", [WHICH], best_is(Tile(64, 64, 64, 4, 4), []))
+        tuning.tuned(TABLE, "a GPU", [WHICH], best_is(Tile(64, 64, 64, 32, 4, 4), []))
     assert "cannot be written" in caplog.text
-    tuning.tuned(TABLES[90], "a GPU", [WHICH], lambda table: pytest.fail("this process knows"))
+    tuning.tuned(TABLE, "a GPU", [WHICH], lambda table: pytest.fail("this process knows"))
 
 
 def test_a_call_uses_what_was_timed(triton_backend, folder, monkeypatch):
@@ -121,5 +123,5 @@ def test_a_call_uses_what_was_timed(triton_backend, folder, monkeypatch):
         assert_accurate(solve(triton_backend.matching_loss, problem, directions), problem, directions)
         assert (len(times) > before) == (setting == "1" and batch == 2)
     (timed,) = tuning._TIMED.values()
-    assert {which.kernel for which in timed} == {"target", "projection"}
+    assert {which.kernel for which in timed} == {"differences", "gradients"}
     assert any(tile not in launching.INTERPRETER.tiles[which.kernel, which.second] for which, tile in timed.items())
