@@ -1,5 +1,5 @@
 // The double backward of batch normalisation in training mode: the boundary between the operator (csrc/ops) and the
-// code that computes it on a device (csrc/cpu).
+// code that computes it on a device (csrc/cpu, csrc/cuda).
 //
 // With xh = (input - mean) scale, M values a channel and means over a channel's values written <.>, the backward is
 //
@@ -22,6 +22,11 @@ namespace l2t_fast {
 // weight_adjoint, bias_adjoint: (C,) of the same dtype, contiguous; the undefined ones stand for 1, 0 and 0.
 // Returns the three lines above. Same bits whatever the number of threads.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_double_backward_cpu(
+    const at::Tensor& adjoint, const at::Tensor& gradient, const at::Tensor& input, const at::Tensor& weight,
+    const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& weight_adjoint, const at::Tensor& bias_adjoint);
+
+// The same on the current stream of the tensors' GPU, of float32 alone; same bits from run to run.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_double_backward_cuda(
     const at::Tensor& adjoint, const at::Tensor& gradient, const at::Tensor& input, const at::Tensor& weight,
     const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& weight_adjoint, const at::Tensor& bias_adjoint);
 

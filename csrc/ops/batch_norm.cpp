@@ -18,9 +18,14 @@ at::Tensor channel_values(const OptionalTensor& values, const at::Tensor& input,
   return values->contiguous();
 }
 
-Result double_backward_cpu(const at::Tensor& adjoint, const at::Tensor& gradient, const at::Tensor& input,
-                           const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& scale,
-                           const OptionalTensor& weight_adjoint, const OptionalTensor& bias_adjoint) {
+using Function = Result(const at::Tensor& adjoint, const at::Tensor& gradient, const at::Tensor& input,
+                        const at::Tensor& weight, const at::Tensor& mean, const at::Tensor& scale,
+                        const at::Tensor& weight_adjoint, const at::Tensor& bias_adjoint);
+
+template <Function& function>
+Result double_backward(const at::Tensor& adjoint, const at::Tensor& gradient, const at::Tensor& input,
+                       const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& scale,
+                       const OptionalTensor& weight_adjoint, const OptionalTensor& bias_adjoint) {
   TORCH_CHECK_VALUE(input.dim() >= 2, "input has shape ", input.sizes(), ", but batch normalisation needs (B, C, ...)");
   TORCH_CHECK_TYPE(input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble, "input is ",
                    input.scalar_type(), ", use float32 or float64");
@@ -32,10 +37,10 @@ Result double_backward_cpu(const at::Tensor& adjoint, const at::Tensor& gradient
                      ", but the input is ", input.scalar_type());
     return tensor.contiguous(format);
   };
-  return batch_norm_double_backward_cpu(
-      map(adjoint, "adjoint"), map(gradient, "gradient"), map(input, "input"), channel_values(weight, input, "weight"),
-      channel_values(mean, input, "mean"), channel_values(scale, input, "scale"),
-      channel_values(weight_adjoint, input, "weight_adjoint"), channel_values(bias_adjoint, input, "bias_adjoint"));
+  return function(map(adjoint, "adjoint"), map(gradient, "gradient"), map(input, "input"),
+                  channel_values(weight, input, "weight"), channel_values(mean, input, "mean"),
+                  channel_values(scale, input, "scale"), channel_values(weight_adjoint, input, "weight_adjoint"),
+                  channel_values(bias_adjoint, input, "bias_adjoint"));
 }
 
 Result double_backward_meta(const at::Tensor&, const at::Tensor&, const at::Tensor& input, const OptionalTensor&,
@@ -54,7 +59,14 @@ TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(l2t_fast, CPU, library) { library.impl("batch_norm_double_backward", double_backward_cpu); }
+TORCH_LIBRARY_IMPL(l2t_fast, CPU, library) {
+  library.impl("batch_norm_double_backward", double_backward<batch_norm_double_backward_cpu>);
+}
+#ifdef L2T_FAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(l2t_fast, CUDA, library) {
+  library.impl("batch_norm_double_backward", double_backward<batch_norm_double_backward_cuda>);
+}
+#endif
 TORCH_LIBRARY_IMPL(l2t_fast, Meta, library) { library.impl("batch_norm_double_backward", double_backward_meta); }
 
 }  // namespace l2t_fast

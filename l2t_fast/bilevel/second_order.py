@@ -7,6 +7,7 @@ feature map. Here the first is four convolutions of the ordinary kind, the secon
 formulas).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 from l2t_fast import _native
+from l2t_fast.ops import why_unavailable
 
 
 class CheapSecondDerivatives(TorchFunctionMode):
@@ -211,6 +213,20 @@ class _BatchNormBackward(torch.autograd.Function):
         return g_bar, x_bar, None if w is None else w_bar, None, None, None, None
 
 
+@functools.cache
+def _has_cuda_kernel(device: int) -> bool:
+    if why_unavailable("cuda") is not None:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key("l2t_fast::batch_norm_double_backward", "CUDA")
+
+
+def _has_kernel(input: Tensor) -> bool:
+    """Whether the native operator takes maps like this one."""
+    if input.device.type == "cuda":
+        return input.dtype == torch.float32 and _has_cuda_kernel(input.device.index)
+    return input.device.type == "cpu" and _native.extension is not None
+
+
 def batch_norm_double_backward(
     adjoint: Tensor,
     gradient: Tensor,
@@ -239,7 +255,7 @@ def batch_norm_double_backward(
     maps = (adjoint, gradient, input)
     channel_values = (weight, mean, scale, weight_adjoint, bias_adjoint)
     one_dtype = all(t is None or t.dtype == mean.dtype for t in (*maps, *channel_values))
-    if _native.extension is not None and input.device.type == "cpu" and one_dtype:
+    if one_dtype and _has_kernel(input):
         return torch.ops.l2t_fast.batch_norm_double_backward(*maps, *channel_values)
 
     dtype = mean.dtype  # of the statistics, which are float32 for half-precision maps

@@ -8,6 +8,7 @@ from torch import nn
 from l2t_fast import _native
 from l2t_fast.bilevel import second_order
 from l2t_fast.bilevel.second_order import CheapSecondDerivatives, batch_norm_double_backward
+from l2t_fast.ops import why_unavailable
 
 
 def derivatives(function, inputs, cheap):
@@ -97,30 +98,37 @@ def test_a_third_derivative_is_an_error():
         torch.autograd.grad(first.sum(), w, create_graph=True)
 
 
+NO_GPU = why_unavailable("cuda")
+
+
+def batch_norm_arguments(shape, dtype=torch.float32, device="cpu"):
+    maps = [torch.randn(shape, dtype=dtype, device=device) for _ in range(3)]
+    return [*maps, *(torch.randn(shape[1], dtype=dtype, device=device) for _ in range(5))]
+
+
 @pytest.mark.skipif(_native.extension is None, reason="no native extension")
 class TestNativeBatchNorm:
-    def arguments(self, shape, dtype=torch.float32):
-        maps = [torch.randn(shape, dtype=dtype) for _ in range(3)]
-        return [*maps, *(torch.randn(shape[1], dtype=dtype) for _ in range(5))]
-
     @pytest.mark.parametrize(
         "shape", [(1, 1, 1, 1), (3, 1, 4, 4), (2, 5, 31, 3), (9, 64, 2, 2), (2, 3, 130, 17), (0, 3, 2, 2)]
     )
     @pytest.mark.parametrize("channels_last", [False, True])
-    def test_float32_is_as_good_as_pytorch(self, shape, channels_last):
-        arguments = self.arguments(shape)
+    @pytest.mark.parametrize(
+        "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(NO_GPU is not None, reason=str(NO_GPU)))]
+    )
+    def test_float32_is_as_good_as_pytorch(self, shape, channels_last, device):
+        arguments = batch_norm_arguments(shape, device=device)
         if channels_last:
             arguments[:3] = [t.contiguous(memory_format=torch.channels_last) for t in arguments[:3]]
         found = torch.ops.l2t_fast.batch_norm_double_backward(*arguments)
-        wanted = batch_norm_double_backward(*(t.double() for t in arguments))
-        for f, w in zip(found, wanted, strict=True):
+        wanted = batch_norm_double_backward(*(t.cpu().double() for t in arguments))
+        for f, w in zip([f.cpu() for f in found], wanted, strict=True):
             assert f.shape == w.shape and f.dtype == torch.float32
             if w.numel():
                 scale = w.abs().max().clamp(min=1.0)
                 assert (f - w).abs().max() <= 1e-5 * scale
 
     def test_same_bits_at_any_number_of_threads(self):
-        arguments = self.arguments((64, 32, 9, 9))
+        arguments = batch_norm_arguments((64, 32, 9, 9))
         arguments[:3] = [t.contiguous(memory_format=torch.channels_last) for t in arguments[:3]]
         threads = torch.get_num_threads()
         try:
@@ -134,11 +142,11 @@ class TestNativeBatchNorm:
 
     def test_operator(self):
         torch.library.opcheck(
-            torch.ops.l2t_fast.batch_norm_double_backward.default, tuple(self.arguments((2, 3, 4, 4)))
+            torch.ops.l2t_fast.batch_norm_double_backward.default, tuple(batch_norm_arguments((2, 3, 4, 4)))
         )
 
     def test_errors(self):
-        arguments = self.arguments((2, 3, 4, 4))
+        arguments = batch_norm_arguments((2, 3, 4, 4))
         with pytest.raises(ValueError, match="adjoint has shape"):
             torch.ops.l2t_fast.batch_norm_double_backward(arguments[0][:1], *arguments[1:])
         with pytest.raises(ValueError, match="mean has shape"):
