@@ -9,10 +9,17 @@
 
 namespace l2t_fast::cuda {
 
-// Two blocks a processor, so that one computes while the other waits for memory; three products of tf32 take too many
-// registers for that.
+// Two blocks a processor, so that one computes while the other waits for memory: where shared memory is enough for
+// two, and not for three products of tf32, which take too many registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Mode>
-inline constexpr int blocks_at_once = sizeof(Mode) && !Mode::rounds && sizeof(typename Mode::Element) == 4 ? 1 : 2;
+inline constexpr int blocks_at_once = 1;
+#else
+template <class Mode>
+inline constexpr int blocks_at_once = 2;
+template <>
+inline constexpr int blocks_at_once<Tf32x3> = 1;
+#endif
 
 template <class Mode>
 __global__ void __launch_bounds__(threads) pack_kernel(const Problem* problem, Launch launch) {

@@ -32,8 +32,9 @@ def test_no_kernel_spills(kernels, architecture):
     assert {(k.kernel, k.products, k.derivative) for k in own if k.kernel in MULTIPLY} == MULTIPLYING
     for kernel in own:
         assert kernel.stack == kernel.local == 0, kernel
-        # two blocks of 256 threads a processor; what takes more registers runs alone
-        assert kernel.registers <= (255 if kernel.products == "tf32x3" else 128), kernel
+        # two blocks of 256 threads a processor, where shared memory is enough for two
+        alone = architecture < 90 or kernel.products == "tf32x3"
+        assert kernel.registers <= (255 if alone else 128), kernel
 
 
 def test_the_shared_memory_it_asks_for_is_there(kernels):
