@@ -13,6 +13,7 @@ gradients to None would skip it.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,56 +76,85 @@ class SGDSettings:
         return _plus(theta, update, self._minus_lr), buffer
 
     @torch.no_grad()
-    def step_(self, theta: Tensor, gradient: Tensor, buffer: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`step` without a graph and with one new tensor only, theta': ``gradient``'s memory becomes the buffer's."""
-        decayed = gradient.add_(theta, alpha=self.weight_decay) if self.weight_decay else gradient
+    def step_(
+        self, theta: Sequence[Tensor], gradients: Sequence[Tensor], buffers: Sequence[Tensor] | None
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
+        """`step` of several parameters, without a graph: as many kernels as for one.
+
+        All of them have a momentum buffer, or none has (None). New are the parameters only: ``gradients``'s memory
+        becomes the buffers'.
+        """
+        if self.weight_decay:
+            torch._foreach_add_(gradients, theta, alpha=self.weight_decay)
         if not self.momentum:
-            return _plus(theta, decayed, self._minus_lr), None
-        if buffer is None:
-            return _plus(theta, decayed, self._minus_first_lr), decayed
+            return _all_plus(theta, gradients, self._minus_lr), None
+        if buffers is None:
+            return _all_plus(theta, gradients, self._minus_first_lr), gradients
         if self.nesterov:
-            buffer = (buffer * self.momentum).add_(decayed, alpha=1 - self.dampening)
-            return _plus(theta, decayed.add_(buffer, alpha=self.momentum), self._minus_lr), buffer
-        buffer = decayed.mul_(1 - self.dampening).add_(buffer, alpha=self.momentum)
-        return _plus(theta, buffer, self._minus_lr), buffer
+            buffers = torch._foreach_mul(buffers, self.momentum)
+            torch._foreach_add_(buffers, gradients, alpha=1 - self.dampening)
+            torch._foreach_add_(gradients, buffers, alpha=self.momentum)
+            return _all_plus(theta, gradients, self._minus_lr), buffers
+        if self.dampening:
+            torch._foreach_mul_(gradients, 1 - self.dampening)
+        torch._foreach_add_(gradients, buffers, alpha=self.momentum)
+        return _all_plus(theta, gradients, self._minus_lr), gradients
 
     @torch.no_grad()
     def transpose_(
-        self, theta_bar: Tensor, buffer_bar: Tensor | None, *, first: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The transposed step: from the adjoints of (theta', m') to those of (gradient, theta, m).
+        self, theta_bar: Sequence[Tensor], buffer_bar: Sequence[Tensor] | None, *, first: bool
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor] | None]:
+        """The transposed `step_`: from the adjoints of (theta', m') to those of (gradient, theta, m).
 
         Args:
-            theta_bar: adjoint of theta'. Its memory is reused.
-            buffer_bar: adjoint of m', or None for zero. Its memory is reused.
-            first: whether the step started without a momentum buffer.
+            theta_bar: adjoints of theta'. Their memory is reused.
+            buffer_bar: adjoints of m', or None for zero. Their memory is reused.
+            first: whether the step started without momentum buffers.
 
         Returns:
-            The adjoint of the gradient; the part of theta's adjoint that does not go through the loss; and what
-            `earlier_` makes the adjoint of m from, once the first is not needed any more (they may be one tensor).
+            The adjoints of the gradients; the part of theta's adjoints that does not go through the loss; and what
+            `earlier_` makes the adjoints of m from, once the first are not needed any more (they may be the same).
         """
         if not self.momentum:
-            gradient_bar, total = theta_bar * self._minus_lr, None
+            gradient_bar, total = torch._foreach_mul(theta_bar, self._minus_lr), None
         else:
             share = self._minus_share
-            total = theta_bar * share if buffer_bar is None else _plus(buffer_bar, theta_bar, share, out=buffer_bar)
-            gradient_bar = total if first or not self.dampening else total * (1 - self.dampening)
+            if buffer_bar is None:
+                total = torch._foreach_mul(theta_bar, share)
+            else:
+                total = _all_add_(buffer_bar, theta_bar, share)
+            gradient_bar = total if first or not self.dampening else torch._foreach_mul(total, 1 - self.dampening)
             if self.nesterov:
-                gradient_bar = _plus(gradient_bar, theta_bar, self._minus_lr)
-        direct = theta_bar.add_(gradient_bar, alpha=self.weight_decay) if self.weight_decay else theta_bar
-        return gradient_bar, direct, None if first else total
+                gradient_bar = _all_plus(gradient_bar, theta_bar, self._minus_lr)
+        if self.weight_decay:
+            torch._foreach_add_(theta_bar, gradient_bar, alpha=self.weight_decay)
+        return gradient_bar, theta_bar, None if first else total
 
     @torch.no_grad()
-    def earlier_(self, total: Tensor | None) -> Tensor | None:
-        """The adjoint of m, in the memory of `transpose_`'s last result (None for zero)."""
-        return None if total is None else total.mul_(self.momentum)
+    def earlier_(self, total: Sequence[Tensor]) -> None:
+        """Make the adjoints of m from `transpose_`'s last result, in its memory."""
+        torch._foreach_mul_(total, self.momentum)
 
 
-def _plus(a: Tensor, b: Tensor, scale: Scale, *, out: Tensor | None = None) -> Tensor:
-    """a + scale * b, differentiable in a and b; with ``out`` in that tensor's memory."""
+def _plus(a: Tensor, b: Tensor, scale: Scale) -> Tensor:
+    """a + scale * b, differentiable in a and b."""
+    return torch.addcmul(a, b, scale) if isinstance(scale, Tensor) else torch.add(a, b, alpha=scale)
+
+
+def _all_plus(a: Sequence[Tensor], b: Sequence[Tensor], scale: Scale) -> Sequence[Tensor]:
+    """a + scale * b of every two, in new memory."""
+    if not isinstance(scale, Tensor):
+        return torch._foreach_add(a, b, alpha=scale)
+    return _all_add_(torch._foreach_mul(b, scale), a, 1.0)
+
+
+def _all_add_(a: Sequence[Tensor], b: Sequence[Tensor], scale: Scale) -> Sequence[Tensor]:
+    """a + scale * b of every two, in a's memory."""
     if isinstance(scale, Tensor):
-        return torch.addcmul(a, b, scale, out=out)
-    return torch.add(a, b, alpha=scale, out=out)
+        torch._foreach_add_(a, torch._foreach_mul(b, scale))
+    else:
+        torch._foreach_add_(a, b, alpha=scale)
+    return a
 
 
 class RandomState:

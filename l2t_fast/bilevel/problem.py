@@ -1,6 +1,6 @@
 """One batch's bilevel problem as pure functions of theta: what every hypergradient method works on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -208,8 +208,54 @@ class BilevelProblem:
         self, theta: Theta, gradients: Sequence[Tensor], buffers: list[Tensor | None]
     ) -> tuple[Theta, list[Tensor | None]]:
         """One SGD step on every entry of theta, without a graph; the gradients' memory is used up."""
-        stepped = [s.step_(p, g, b) for s, p, g, b in zip(self.settings, theta, gradients, buffers, strict=True)]
-        return [theta for theta, _ in stepped], [buffer for _, buffer in stepped]
+        stepped: Theta = list(theta)
+        later: list[Tensor | None] = [None] * len(theta)
+        for settings, fresh, slots in self._alike(buffers):
+            _put(
+                settings.step_(
+                    [theta[i] for i in slots],
+                    [gradients[i] for i in slots],
+                    None if fresh else [buffers[i] for i in slots],
+                ),
+                (stepped, later),
+                slots,
+            )
+        return stepped, later
+
+    def transpose_(
+        self, theta_bar: Sequence[Tensor], buffer_bars: Sequence[Tensor | None], *, first: bool
+    ) -> tuple[Theta, Theta, list[Tensor | None]]:
+        """:meth:`SGDSettings.transpose_` for every entry of theta. ``first``: of the look-ahead's first step."""
+        directions, direct = list(theta_bar), list(theta_bar)
+        totals: list[Tensor | None] = [None] * len(direct)
+        for settings, fresh, slots in self._alike(self.buffers):
+            bars = [buffer_bars[i] for i in slots]
+            known = None if bars[0] is None else bars  # those of one optimizer group come together
+            stepped = settings.transpose_([theta_bar[i] for i in slots], known, first=first and fresh)
+            _put(stepped, (directions, direct, totals), slots)
+        return directions, direct, totals
+
+    def earlier_(self, totals: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The adjoints of the momenta before a step, in the memory of `transpose_`'s last result (None for zero)."""
+        for settings, missing, slots in self._alike(totals):
+            if not missing:
+                settings.earlier_([totals[i] for i in slots])
+        return list(totals)
+
+    def _alike(self, tensors: Sequence[Tensor | None]) -> Iterator[tuple[SGDSettings, bool, list[int]]]:
+        """The entries of theta with the same settings of whose ``tensors`` all are None, or none: (.., None?, ..)."""
+        found: dict[tuple[int, bool], list[int]] = {}
+        for i, (settings, tensor) in enumerate(zip(self.settings, tensors, strict=True)):
+            found.setdefault((id(settings), tensor is None), []).append(i)
+        for (_, missing), slots in found.items():
+            yield self.settings[slots[0]], missing, slots
+
+
+def _put(found: Sequence[Sequence[Tensor] | None], lists: Sequence[list], slots: Sequence[int]) -> None:
+    """Put what was found for some slots into lists over all slots; None stands for nothing there."""
+    for tensors, whole in zip(found, lists, strict=True):
+        for i, slot in enumerate(slots):
+            whole[slot] = None if tensors is None else tensors[i]
 
 
 def cut_weights(weights: HeadWeights, images: Sequence[int]) -> list[HeadWeights]:

@@ -114,14 +114,7 @@ def transposed(
     while trajectory:
         of_pieces = trajectory.pop()
         first, last = of_pieces[0].first, of_pieces[0].last
-        stepped = [
-            s.transpose_(a, b, first=first and start is None)
-            for s, a, b, start in zip(problem.settings, theta_bar, buffer_bars, problem.buffers, strict=True)
-        ]
-        direction = [gradient_bar for gradient_bar, _, _ in stepped]
-        theta_bar = [direct for _, direct, _ in stepped]
-        totals = [total for _, _, total in stepped]
-        del stepped
+        direction, theta_bar, totals = problem.transpose_(theta_bar, buffer_bars, first=first)
         if first and last:
             break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
         # One process adds to the adjoint itself; ranks sum what they add before.
@@ -133,7 +126,8 @@ def transposed(
             problem.joined_(products, last=last)
             theta_bar = _sum(theta_bar, products)
         del products, direction  # the next step needs their memory
-        buffer_bars = [s.earlier_(total) for s, total in zip(problem.settings, totals, strict=True)]
+        buffer_bars = problem.earlier_(totals)
+        del totals
     end.restore()
 
     # Weights are this rank's own, of its images or of its pairs, so that only what they do to phi is summed.
