@@ -26,22 +26,25 @@ MODES = ("forward_backward", "second_order")
 DTYPE = "float32"
 
 
-def loss_rows(workloads: list[str], protocol: Protocol) -> Iterator[list[Row]]:
+def loss_rows(workloads: list[str], protocol: Protocol, providers: list[str] | None) -> Iterator[list[Row]]:
     peaks, rows = measure_peaks(protocol, DTYPE)
     yield rows
-    providers = [name for name in LOSS_PROVIDERS if why_not(name, "forward", DTYPE, protocol.device) is None]
+    can_run = [name for name in LOSS_PROVIDERS if why_not(name, "forward", DTYPE, protocol.device) is None]
+    providers = [name for name in can_run if providers is None or name in providers]
     for name in workloads:
         case = WORKLOADS[name].case(protocol.device, dtype=DTYPE, layout="NCHW")
         yield from measure_loss(case, MODES, providers, protocol, peaks)
 
 
-def step_rows(workloads: list[str], protocol: Protocol) -> Iterator[list[Row]]:
+def step_rows(
+    workloads: list[str], protocol: Protocol, providers: list[str] | None, parts: bool
+) -> Iterator[list[Row]]:
     from l2t_fast.bench.setups import STEP_SETUPS
     from l2t_fast.bench.step_suite import measure_step
     from l2t_fast.bench.steps import step_providers
 
     for name in workloads:
-        yield measure_step(STEP_SETUPS[name], list(step_providers()), protocol)
+        yield measure_step(STEP_SETUPS[name], providers or list(step_providers()), protocol, parts=parts)
 
 
 def main() -> int:
@@ -53,6 +56,8 @@ def main() -> int:
         nargs="+",
         help="names of workloads; the three, or two for steps, of the project's goals when left out",
     )
+    parser.add_argument("--providers", nargs="+", help="names of providers; all when left out")
+    parser.add_argument("--parts", action="store_true", help="of a step, where its time goes, too")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
@@ -61,16 +66,20 @@ def main() -> int:
         print("error: PyTorch sees no CUDA GPU", file=sys.stderr)
         return 2
     protocol = Protocol(device, repeats=arguments.repeats, progress=lambda line: print(line, flush=True))
-    measured = loss_rows if arguments.what == "loss" else step_rows
+    if arguments.what == "loss":
+        measured = loss_rows(arguments.workloads or list(LOSS_WORKLOADS), protocol, arguments.providers)
+    else:
+        workloads = arguments.workloads or list(STEP_WORKLOADS)
+        measured = step_rows(workloads, protocol, arguments.providers, arguments.parts)
     wrong = 0
-    for rows in measured(
-        arguments.workloads or list(LOSS_WORKLOADS if arguments.what == "loss" else STEP_WORKLOADS), protocol
-    ):
+    for rows in measured:
         append_rows(arguments.rows, rows)
         wrong += sum(row.status == "wrong" for row in rows)
         for row in rows:
             time = "" if row.median_ms is None else f"{row.median_ms:.3f} ms"
-            print(f"{row.workload} {row.mode} {row.provider}: {row.status} {time}", flush=True)
+            peak = "" if row.peak_mib is None else f", peak {row.peak_mib:.1f} MiB"
+            name = f"{row.workload} {row.mode} {row.provider} {row.part or ''}".rstrip()
+            print(f"{name}: {row.status} {time}{peak}", flush=True)
     return 1 if wrong else 0
 
 

@@ -1,6 +1,8 @@
 """`make gpu` without a GPU: stages that fail or hang cost the others nothing, and the summary says what happened."""
 
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,24 @@ def test_a_stage_that_hangs_is_stopped_with_all_it_started(tmp_path):
     child = "import subprocess, sys; print('began', flush=True); subprocess.run(['sleep', '600'])"
     outcome = gpu.run(stage("hangs", child, seconds=6), tmp_path, 600)
     assert outcome.status == "stopped after 6 s" and outcome.last_line == "began"
+
+
+@pytest.mark.parametrize("code", ["", "import time; time.sleep(600)"], ids=["ends", "hangs"])
+def test_nothing_outlives_a_stage(tmp_path, code):
+    child = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
+    outcome = gpu.run(stage("leaves", f"{child}; {code}", seconds=6), tmp_path, 600)
+    status = Path("/proc", outcome.last_line, "stat")
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_a_long_log_loses_its_middle(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LOG_BYTES", 400)
+    outcome = gpu.run(stage("long", "for i in range(1000): print(i)"), tmp_path, 60)
+    text = (tmp_path / "long.log").read_text()
+    assert outcome.last_line == "999" and text.startswith("0\n1\n") and len(text) < 450
+    gpu.pack(tmp_path, tmp_path / "logs.tgz")
+    with tarfile.open(tmp_path / "logs.tgz") as packed:
+        assert packed.getnames() == ["long.log"]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +82,9 @@ def test_the_summary_has_ratios_within_a_run(tmp_path):
             row("compile", None, status="wrong"),
         ],
     )
-    text = gpu.summary([gpu.Outcome(stage("tests", ""), "ok", 12.3, "1 passed | 2")], tmp_path / "rows.csv")
-    assert "| tests | ok | 12 | 1 passed / 2 |" in text
+    noted = gpu.Stage("tests", 60, [], {}, "without some")
+    text = gpu.summary([gpu.Outcome(noted, "ok", 12.3, "1 passed | 2")], tmp_path / "rows.csv")
+    assert "| tests | ok | 12 | 1 passed / 2 |" in text and "* tests: without some." in text
     assert "| cifar | 128 | forward_backward | triton | 0.500 | 1.00 | 10 | 1.00 | 50% |" in text
     assert "| cifar | 128 | forward_backward | eager | 4.000 | 8.00 | 50 | 5.00 |  |" in text
     assert "| cifar | 128 | forward_backward | eager | 9.000 |  |" in text
