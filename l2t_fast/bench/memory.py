@@ -3,7 +3,8 @@
 * ``allocator``: what PyTorch's allocator handed out, at its highest, blocks that our kernels keep for the next call
   included. On a CPU from the profiler's memory events, the same to the byte from run to run, but blind to scratch
   buffers that libraries allocate themselves (oneDNN's and MKL's; ours are counted). On a GPU
-  ``torch.cuda.max_memory_allocated``. It is the figure that tables show.
+  ``torch.cuda.max_memory_allocated``, and all memory of the CUDA graphs that are replayed. It is the figure that
+  tables show.
 * ``process``: the highest resident set size during the call minus that before it, as Linux counts it (VmHWM, reset
   through ``/proc/self/clear_refs``). It counts everything that is touched, scratch buffers too, but not what was kept
   from an earlier call. Free memory that the C library holds back is given to the system first (``malloc_trim``).
@@ -43,8 +44,8 @@ class Peak:
 def peak(run: Run, device: torch.device) -> Peak:
     """Peak memory of one call of ``run``, which must have been called before."""
     if device.type == "cuda":
-        return Peak(_cuda_peak(run, device), None)
-    return Peak(_allocator_peak(run), process_peak(run))
+        return Peak(run.kept() + _cuda_peak(run, device), None)
+    return Peak(run.kept() + _allocator_peak(run), process_peak(run))
 
 
 def process_peak(run: Run) -> int | None:

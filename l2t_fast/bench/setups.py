@@ -17,6 +17,9 @@ from l2t_fast.transfer.pairs import resolve_pairs
 from l2t_fast.transfer.source import FrozenSource, FrozenSources
 from l2t_fast.transfer.step_graph import sgd_options
 
+#: So many of a batch set the source's statistics, which happens on the CPU.
+CALIBRATION_IMAGES = 32
+
 
 @dataclass(frozen=True)
 class StepSetup:
@@ -67,7 +70,7 @@ class StepSetup:
             size = self.batch(device) if batch is None else batch
             x = torch.randn(size, 3, self.image_size, self.image_size)
             y = torch.randint(0, self.classes, (size,))
-            _calibrate(source, x)
+            _calibrate(source, x[:CALIBRATION_IMAGES])
             frozen = FrozenSources({"": FrozenSource(source, self.classes)})
             pairs = resolve_pairs("all-to-all", frozen.feature_names, list(target.feature_names))
             options = TransferOptions(

@@ -1,7 +1,7 @@
 """Where a training step's time goes: parts that exclude each other and add up to the step.
 
 Nothing in the step is changed for it. Module hooks, wrapped ``torch.autograd`` entry points and optimizers, and a
-dispatch mode that sees the native operators switch a clock from part to part; what none of them claims is "rest" (the
+dispatch mode that sees our operators switch a clock from part to part; what none of them claims is "rest" (the
 look-ahead's SGD arithmetic, Python). On a GPU each switch waits for the device, so there the parts show work, not
 overlap; the step without the clock is reported beside their sum.
 """
@@ -83,14 +83,14 @@ class _Parts:
 
 
 class _NativeOps(TorchDispatchMode):
-    """Books the native matching operators, also those that autograd calls from C++."""
+    """Books the matching operators of the fused backends, also those that autograd calls from C++."""
 
     def __init__(self, parts: _Parts) -> None:
         super().__init__()
         self._parts = parts
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace != "l2t_fast":
+        if func.namespace not in ("l2t_fast", "l2t_fast_triton"):
             return func(*args, **(kwargs or {}))
         with self._parts.clock.part(self._parts.name("matching loss")):
             return func(*args, **(kwargs or {}))

@@ -49,7 +49,7 @@ class _Step(Contender):
         self.approximation = APPROXIMATIONS.get(self.training.method.hypergradient)
         run.call()
         _copy_state(self._first, self.training)
-        self._run = Run(run.call, self.training.remember())
+        self._run = Run(run.call, self.training.remember(), run.kept)
 
     def error(self) -> float:
         return outcome_error(outcome(self.training), self._truth)

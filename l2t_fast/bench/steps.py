@@ -72,16 +72,22 @@ def ours(training: Training) -> Callable[[], object]:
     return lambda: step.plain_step(training.x, training.y)
 
 
-def graphed(training: Training) -> Callable[[], object]:
+class Graphed:
     """The same in CUDA graphs; the first call warms up and captures, which is four steps."""
-    graph = StepGraph(Ours(training), CudaRecorder(training.x.device))
 
-    def step() -> None:
-        while not graph.is_captured:
-            graph(training.x, training.y)
-        graph(training.x, training.y)
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._recorder = CudaRecorder(training.x.device)
+        self._graph = StepGraph(Ours(training), self._recorder)
 
-    return step
+    def __call__(self) -> None:
+        while not self._graph.is_captured:
+            self._graph(self._training.x, self._training.y)
+        self._graph(self._training.x, self._training.y)
+
+    def kept(self) -> int:
+        """Bytes of the graphs' memory."""
+        return self._recorder.memory()
 
 
 def step_providers() -> dict[str, tuple[StepProvider, dict[str, Any]]]:
@@ -93,8 +99,8 @@ def step_providers() -> dict[str, tuple[StepProvider, dict[str, Any]]]:
     in CUDA graphs, where there is a GPU.
     """
     graphs = {
-        "exact_graph": (graphed, {"hypergradient": "exact", "cuda_graph": True}),
-        "exact_kept_graph": (graphed, {"hypergradient": "exact", "keep_graphs": True, "cuda_graph": True}),
+        "exact_graph": (Graphed, {"hypergradient": "exact", "cuda_graph": True}),
+        "exact_kept_graph": (Graphed, {"hypergradient": "exact", "keep_graphs": True, "cuda_graph": True}),
     }
     return {
         "naive": (naive, {}),
@@ -109,7 +115,8 @@ def make_step(setup: StepSetup, provider: str, device: torch.device, **options: 
     """Fresh networks of one provider, and its step. Nothing has run yet."""
     make, own = step_providers()[provider]
     training = setup.build(device, **options, **own)
-    return training, Run(make(training))
+    step = make(training)
+    return training, Run(step, kept=step.kept) if isinstance(step, Graphed) else Run(step)
 
 
 def outcome(training: Training) -> dict[str, Tensor]:

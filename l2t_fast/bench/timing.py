@@ -26,10 +26,14 @@ FLUSH_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Run:
-    """What is timed. ``prepare`` is called before every ``call`` and is not timed."""
+    """What is timed. ``prepare`` is called before every ``call`` and is not timed.
+
+    ``kept`` tells the bytes that calls work in without allocating them, such as those of a CUDA graph.
+    """
 
     call: Callable[[], object]
     prepare: Callable[[], None] = lambda: None
+    kept: Callable[[], int] = lambda: 0
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,12 @@ class CudaRecorder:
                 gc.enable()
         return result, graph.replay
 
+    def memory(self) -> int:
+        """Bytes of the device that belong to the graphs."""
+        segments = torch.cuda.memory_snapshot()
+        pool = tuple(self._pool)
+        return sum(s["total_size"] for s in segments if tuple(s.get("segment_pool_id", ())) == pool)
+
 
 class Halves(Protocol):
     """The step that is captured: :class:`l2t_fast.transfer.Trainer` says what its methods do."""

@@ -71,10 +71,11 @@ def test_the_step_in_graphs_is_judged_by_its_replays(monkeypatch):
 
     monkeypatch.setattr(steps, "CudaRecorder", stand_in)
     capturable_adam(monkeypatch)
-    add_provider(monkeypatch, steps.graphed, cuda_graph=True)
+    add_provider(monkeypatch, steps.Graphed, cuda_graph=True)
     exact, added = measure_step(TINY, ["exact", "added"], Protocol(CPU, repeats=1))
     assert exact.status == added.status == OK and added.median_ms > 0
     assert math.isclose(added.error, exact.error, rel_tol=0.1)
+    assert added.peak_mib >= 3
     assert recorders[0].captures == 2 and recorders[0].replays >= 2 * 3
 
 
