@@ -115,7 +115,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "emulate_cuda", &l2t_fast::emulate_cuda, py::arg("processors"), py::arg("reversed") = false,
       "For tests: the operators of CPU tensors are computed by the CUDA kernels, thread by thread, as on a chip of so "
-      "many processors; with no processors, by the CPU's own again. \"reversed\" runs threads and blocks in the opposite "
+      "many processors; with no processors, by the CPU's own again. \"reversed\" runs threads and blocks in the "
+      "opposite "
       "order.");
 #ifdef L2T_FAST_WITH_CUDA
   m.attr("cuda_shared_bytes") = l2t_fast::cuda::shared_bytes;

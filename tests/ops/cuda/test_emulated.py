@@ -16,7 +16,6 @@ from tests.ops.cuda.conftest import same_bits
 from tests.ops.problems import (
     LAYOUTS,
     SIZES,
-    Answer,
     assert_accurate,
     draw,
     draw_directions,
