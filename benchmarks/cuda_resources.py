@@ -24,7 +24,8 @@ THREADS = 256
 """Of a block, csrc/cuda/records.h."""
 
 MULTIPLY = ("differences", "gradients")
-KERNELS = (*MULTIPLY, "pack", "finish", "upload", "witness")
+BATCH_NORM = ("planar_sums", "planar_maps", "row_sums", "row_maps")
+KERNELS = (*MULTIPLY, "pack", "finish", "upload", "witness", *BATCH_NORM)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -31,7 +32,9 @@ void* data_of(const at::Tensor& tensor, bool written) {
 
 int32_t small(int64_t size) {
   TORCH_CHECK_VALUE(size < int64_t(1) << 31, "a size of ", size,
-                    " is too large; the cuda backend takes maps of fewer than 2^31 elements a sample");
+                    " is too large; the cuda backend takes maps of fewer than 2^31 elements a sample, and fewer than "
+                    "2^31 weights and "
+                    "coefficients a target");
   return int32_t(size);
 }
 
@@ -141,7 +144,12 @@ class Call {
       target.first_pair = int32_t(pairs_.size());
       target.pairs = int32_t(pairs.size());
       targets_.push_back(target);
-      for (const int64_t p : pairs) describe_pair(p);
+      int64_t rows = 0;
+      for (const int64_t p : pairs) {
+        describe_pair(p);
+        rows += pairs_.back().channels;
+      }
+      small(rows * (std::max<int64_t>(problem_.alpha.size(0), target.channels) + tile_width) + tile_width);
     }
   }
 

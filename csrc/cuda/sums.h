@@ -1,4 +1,5 @@
-// Before the products: weights side by side, in the tiles' type. After them: partial sums, added in order.
+// Before the products: weights side by side, in the tiles' type. After them: partial sums, added in order. Items are
+// counted in 32 bits, as matching.cpp checks.
 #pragma once
 
 #include "lines.h"
@@ -11,11 +12,11 @@ template <class Mode, class M>
 L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
   const Target& target = problem.targets[segment.index];
-  const int64_t first = int64_t(m.block() - segment.first) * threads * packed_at_once + m.thread();
+  const int first = (m.block() - segment.first) * threads * packed_at_once + m.thread();
   for (int i = 0; i < packed_at_once; ++i) {
-    const int64_t element = first + int64_t(i) * threads;
-    if (element >= int64_t(target.rows) * target.stride) return;
-    const int row = int(element / target.stride), channel = int(element % target.stride);
+    const int element = first + i * threads;
+    if (element >= target.rows * target.stride) return;
+    const int row = element / target.stride, channel = element - row * target.stride;
     const Pair& pair = *pair_of(problem, target, row);
     const auto value = [&](const Matrix& matrix) {
       if (!matrix.data || channel >= target.channels) return 0.f;
@@ -29,19 +30,18 @@ L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
 // Q of a sample and row (or its derivative), the sum of E for the bias, and the loss of the block's samples and rows.
 template <class M>
 L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& target, int block) {
-  const int64_t element = int64_t(block) * threads + m.thread();
+  const int element = block * threads + m.thread();
   float loss = 0;
-  if (element < problem.batch * target.rows) {
-    const int sample = int(element / target.rows), row = int(element % target.rows);
-    const int part = sample / target.part_samples, local = sample % target.part_samples;
+  if (element < int(problem.batch) * target.rows) {
+    const int sample = element / target.rows, row = element - sample * target.rows;
+    const int part = sample / target.part_samples, local = sample - part * target.part_samples;
     const int pixels = target.height * target.width;
-    const int64_t first_column = int64_t(local) * pixels;
-    const int ahead = target.tiles_of_sample;
-    const int begin = ahead ? local * ahead : int(first_column / target.step);
-    const int end = ahead ? begin + ahead : int((first_column + pixels - 1) / target.step) + 1;
+    const int first_column = local * pixels, ahead = target.tiles_of_sample;
+    const int begin = ahead ? local * ahead : first_column / target.step;
+    const int end = ahead ? begin + ahead : (first_column + pixels - 1) / target.step + 1;
     float square = 0, factor = 0;
     for (int tile = begin; tile < end; ++tile) {
-      const int first = ahead ? local : int(tile * int64_t(target.step) / pixels);
+      const int first = ahead ? local : tile * target.step / pixels;
       const float* const from = row_sums_of(target, part, tile, local - first) + 2 * int64_t(row);
       square += from[0];
       factor += from[1];
@@ -70,7 +70,7 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
     finish_squares(m, problem, problem.targets[segment.index], block);
     return;
   }
-  const int64_t element = int64_t(block) * threads + m.thread();
+  const int element = block * threads + m.thread();
   if (segment.kind == Segment::Kind::loss) {
     float* const parts = reinterpret_cast<float*>(m.shared());
     float sum = 0;
@@ -94,12 +94,12 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
     return;
   }
   const int channels = target.channels;
-  if (element >= int64_t(pair.channels) * channels) return;
-  const int64_t row = element / channels, channel = element % channels;
-  const float* part = target.weight_sums + (pair.first_row + row) * channels + channel;
+  if (element >= pair.channels * channels) return;
+  const int row = element / channels, channel = element - row * channels;
+  const float* part = target.weight_sums + int64_t(pair.first_row + row) * channels + channel;
   for (int split = 0; split < target.splits; ++split, part += int64_t(target.rows) * channels) sum += *part;
   const Matrix& result = pair.weight_result;
-  store(m, result.data, result.type, row * result.row + channel * result.column, sum);
+  store(m, result.data, result.type, int64_t(row) * result.row + channel * result.column, sum);
 }
 
 }  // namespace l2t_fast::cuda
