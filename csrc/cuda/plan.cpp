@@ -7,6 +7,7 @@ namespace {
 
 // Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits.
 constexpr int64_t bytes_of_differences = int64_t(48) << 20;
+constexpr int64_t most_columns = int64_t(1) << 30;  // of a part: kernels count them in 32 bits
 constexpr int64_t fewest_tiles = 8;  // of a sum that is split: below that, writing the partial sums takes the time
 
 int64_t cut(int64_t length, int64_t into) { return (length + into - 1) / into; }
@@ -87,7 +88,8 @@ class Planner {
     places.weight_direction = moves ? take(packed) : -1;
 
     const int64_t per_sample = bytes_of(target, 1) * kept();
-    const int64_t samples = target.keeps ? bytes_of_differences / per_sample : batch_;
+    const int64_t samples =
+        std::min(target.keeps ? bytes_of_differences / per_sample : batch_, most_columns / pixels(target));
     const int64_t fewest_parts = cut(batch_, std::clamp<int64_t>(samples, 1, batch_));
     target.part_samples = int32_t(cut(batch_, fewest_parts));
     const int64_t parts = cut(batch_, target.part_samples);
