@@ -1,11 +1,13 @@
 """Who is timed when: turns that rotate, state that is put back first, caches that are emptied."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from l2t_fast.bench.memory import available, peak, process_peak
+from l2t_fast.bench.memory import available, peak
 from l2t_fast.bench.timing import FLUSH_BYTES, Run, Stopwatch, Times, alternate
 
 CPU = torch.device("cpu")
@@ -52,14 +54,25 @@ def test_peaks_of_a_known_allocation():
         assert 32 * 2**20 <= max(of_call.process for of_call in found) < 48 * 2**20
 
 
-def test_memory_that_an_earlier_call_freed_counts_again():
-    def call():
-        return [torch.zeros(2**18) for _ in range(64)]  # 64 blocks of 1 MiB, which the C library keeps when freed
+_FREED_AND_TAKEN_AGAIN = """
+import torch
+from l2t_fast.bench.memory import process_peak
+from l2t_fast.bench.timing import Run
 
-    call()
-    found = [process_peak(Run(call)) for _ in range(5)]
-    if None not in found:
-        assert max(found) >= 60 * 2**20
+def call():
+    return [torch.zeros(2**18) for _ in range(64)]  # 64 blocks of 1 MiB, which the C library keeps when freed
+
+call()
+found = [process_peak(Run(call)) for _ in range(5)]
+print(-1 if None in found else max(found))
+"""
+
+
+def test_memory_that_an_earlier_call_freed_counts_again():
+    """In a process of its own: what other tests left on the heap holds some of the blocks back."""
+    told = subprocess.run([sys.executable, "-c", _FREED_AND_TAKEN_AGAIN], capture_output=True, text=True, check=True)
+    found = int(told.stdout)
+    assert found == -1 or found >= 60 * 2**20
 
 
 def test_available_memory_is_a_number():
