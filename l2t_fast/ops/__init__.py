@@ -26,8 +26,8 @@ from l2t_fast.ops import reference
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 ENVIRONMENT_VARIABLE = "L2T_FAST_BACKEND"
 
-# Which backends `auto` takes for a kind of device, the first that is available. Of a GPU's two, CUDA's was the faster
-# where both were timed on an H100; Triton's serves where the extension has no CUDA kernels.
+# Which backends `auto` takes for a kind of device, the first that is available. Of a GPU's two, CUDA's is timed (H100);
+# Triton's, not timed in its present form, serves where the extension has no CUDA kernels.
 FUSED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 MatchingLoss = Callable[..., Tensor]
