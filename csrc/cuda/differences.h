@@ -10,7 +10,6 @@ namespace l2t_fast::cuda {
 // Of a block's tile, which takes the pipeline's place once the products are done: rows of columns, and room that makes
 // the banks of eight rows differ.
 inline constexpr int staged_width = tile_width + 8;
-static_assert(tile_width * staged_width * int(sizeof(float)) <= pipeline_bytes);
 
 // Half-pixel centres, as torch.nn.functional.interpolate(align_corners=False), in integers: exact to one rounding.
 struct Tap {
@@ -35,9 +34,9 @@ L2T_FAST_KERNEL Tap tap(int position, int size_in, int size_out) {
 template <class Mode, bool second, class M>
 class Differences {
   using Element = typename Mode::Element;
-  static constexpr int columns =
-      second ? tile_width / 2 : tile_width;  // of the tile; beside those of D stand those of V
-  static constexpr int own = columns / 32;   // of a lane, when a warp goes through a row
+  // Of the tile: beside those of D stand those of V.
+  static constexpr int columns = second ? tile_width / 2 : tile_width;
+  static constexpr int own = columns / 32;  // of a lane, when a warp goes through a row
   static constexpr int rows_of_warp = tile_width / (threads / 32);
 
  public:
@@ -51,8 +50,8 @@ class Differences {
     const int begin = ahead ? tile / ahead * line.pixels : 0, end = ahead ? begin + line.pixels : line.columns;
     const int first_column = begin + (ahead ? tile % ahead : tile) * step;
     const int live = end - first_column < step ? end - first_column : step;
-    const int first = line.sample(first_column),
-              last = line.sample(first_column + live - 1);  // counted from the part's
+    // samples, counted from the part's first
+    const int first = line.sample(first_column), last = line.sample(first_column + live - 1);
     find_spots<columns>(m_, line, first_column, live);
     Sums<4> sums;
     clear<4>(sums);

@@ -44,11 +44,13 @@ class Planner {
   static int64_t pixels(const Target& target) { return int64_t(target.height) * target.width; }
   int kept() const { return wishes_.second && wishes_.differences ? 2 : 1; }
 
-  bool wants_weights(const Target& target) const {
+  // Whether some pair of the target's has such a matrix.
+  bool any(const Target& target, Matrix Pair::* matrix) const {
     for (int p = target.first_pair; p < target.first_pair + target.pairs; ++p)
-      if (pairs_[p].weight_result.data) return true;
+      if ((pairs_[p].*matrix).data) return true;
     return false;
   }
+  bool wants_weights(const Target& target) const { return any(target, &Pair::weight_result); }
 
   int64_t take(int64_t bytes) {
     const int64_t at = plan_.bytes;
@@ -79,13 +81,10 @@ class Planner {
     }
     target.rows = row;
     target.stride = int32_t(stride_of(target.channels));
-    bool moves = false;
-    for (int p = target.first_pair; p < target.first_pair + target.pairs; ++p)
-      moves |= pairs_[p].weight_direction.data != nullptr;
     target.keeps = target.channels > 0 && (target.result.data || wants_weights(target));
     const int64_t packed = std::max<int64_t>(1, int64_t(row) * target.stride * element_);
     places.weight = take(packed);
-    places.weight_direction = moves ? take(packed) : -1;
+    places.weight_direction = any(target, &Pair::weight_direction) ? take(packed) : -1;
 
     const int64_t per_sample = bytes_of(target, 1) * kept();
     const int64_t samples =
@@ -135,7 +134,7 @@ class Planner {
   void pack() {
     begin(Kernel::pack);
     for (size_t n = 0; n < targets_.size(); ++n)
-      add(Segment::Kind::pack, n, cut(int64_t(targets_[n].rows) * targets_[n].stride, threads * 4));
+      add(Segment::Kind::pack, n, cut(int64_t(targets_[n].rows) * targets_[n].stride, threads * packed_at_once));
     if (!plan_.launches.back().blocks) plan_.launches.pop_back();
   }
 

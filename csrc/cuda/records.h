@@ -11,6 +11,8 @@ inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or
 inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles on their way, and being worked on
 inline constexpr int reserved_bytes = 3200;                            // of shared memory, beside tiles: see lines.h
 
+inline constexpr int packed_at_once = 4;  // elements of the packed weights, by a thread
+
 enum class Type : int32_t { float32, bfloat16, float16 };
 
 // Strides are in elements. data is null where there is no tensor: a direction that is zero, a result nobody wants.

@@ -6,8 +6,6 @@
 
 namespace l2t_fast::cuda {
 
-inline constexpr int packed_at_once = 4;  // elements a thread
-
 template <class Mode, class M>
 L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
@@ -25,6 +23,18 @@ L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
     keep<Mode>(m, target.weight, element, value(pair.weight));
     if (target.weight_direction) keep<Mode>(m, target.weight_direction, element, value(pair.weight_direction));
   }
+}
+
+// The sum of a number a thread, in the first thread; the others get parts of it.
+template <class M>
+L2T_FAST_KERNEL float sum_of_block(M& m, float value) {
+  float* const parts = reinterpret_cast<float*>(m.shared());
+  parts[m.thread()] = value;
+  for (int half = threads / 2; half > 0; half /= 2) {
+    m.barrier();
+    if (m.thread() < half) parts[m.thread()] += parts[m.thread() + half];
+  }
+  return parts[m.thread()];
 }
 
 // Q of a sample and row (or its derivative), the sum of E for the bias, and the loss of the block's samples and rows.
@@ -53,13 +63,8 @@ L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& 
     if (problem.loss) loss = problem.alpha.data[sample * problem.alpha.sample + column * problem.alpha.column] * square;
   }
   if (!problem.loss) return;
-  float* const parts = reinterpret_cast<float*>(m.shared());
-  parts[m.thread()] = loss;
-  for (int half = threads / 2; half > 0; half /= 2) {
-    m.barrier();
-    if (m.thread() < half) parts[m.thread()] += parts[m.thread() + half];
-  }
-  if (m.thread() == 0) problem.loss_sums[m.block()] = parts[0];
+  const float sum = sum_of_block(m, loss);
+  if (m.thread() == 0) problem.loss_sums[m.block()] = sum;
 }
 
 template <class M>
@@ -72,15 +77,10 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
   }
   const int element = block * threads + m.thread();
   if (segment.kind == Segment::Kind::loss) {
-    float* const parts = reinterpret_cast<float*>(m.shared());
-    float sum = 0;
-    for (int i = m.thread(); i < problem.loss_count; i += threads) sum += problem.loss_sums[i];
-    parts[m.thread()] = sum;
-    for (int half = threads / 2; half > 0; half /= 2) {
-      m.barrier();
-      if (m.thread() < half) parts[m.thread()] += parts[m.thread() + half];
-    }
-    if (m.thread() == 0) *problem.loss = parts[0];
+    float own = 0;
+    for (int i = m.thread(); i < problem.loss_count; i += threads) own += problem.loss_sums[i];
+    const float loss = sum_of_block(m, own);
+    if (m.thread() == 0) *problem.loss = loss;
     return;
   }
   const Pair& pair = problem.pairs[segment.index];

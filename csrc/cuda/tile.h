@@ -184,17 +184,6 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
 
 // ---- between memory and tiles
 
-template <Type type>
-struct Stored {
-  using Element = uint16_t;
-};
-template <>
-struct Stored<Type::float32> {
-  using Element = float;
-};
-template <Type type>
-using Storage = typename Stored<type>::Element;
-
 // Of the caller's tensors, which no kernel writes.
 template <Type type, class M>
 L2T_FAST_KERNEL float load(M& m, const void* data, int64_t offset) {
@@ -223,10 +212,9 @@ L2T_FAST_KERNEL void store(M& m, void* data, Type type, int64_t offset, float va
     static_cast<uint16_t*>(data)[offset] = m.to_half(value);
 }
 
-// What a kernel leaves for the next one's tiles.
+// What a kernel leaves for the next one's tiles. The offset of four elements is a multiple of 4.
 template <class Mode, class M>
-L2T_FAST_KERNEL void keep_vector(M& m, void* data, int64_t offset,
-                                 const float (&values)[4]) {  // offset: a multiple of 4
+L2T_FAST_KERNEL void keep_vector(M& m, void* data, int64_t offset, const float (&values)[4]) {
   uint32_t bits[4];
   L2T_FAST_UNROLL
   for (int i = 0; i < 4; ++i) {
@@ -259,6 +247,15 @@ L2T_FAST_KERNEL int spread(int row, int half) {
     return row / 16 * 32 + row % 16 + 16 * half;
 }
 
+// Where the piece lies that holds place `within` of line `line`, of a tile or of a half of it.
+template <bool AlongSum, int length, int count, class Element>
+L2T_FAST_KERNEL int place_of(int line, int within, int half) {
+  if constexpr (AlongSum)
+    return place<true, length, Element>(spread<length, count>(line, half), within / vector<Element>);
+  else
+    return place<false, length, Element>(line, spread<length, count>(within, half) / vector<Element>);
+}
+
 // A tile, or a half of it, from memory: asynchronously where no type changes. An element lies at
 // along(its place in the line) + across(line); where either is negative there is none, and the tile gets 0.
 template <bool AlongSum, int length, int count, class Element, class M, class Along, class Across>
@@ -266,9 +263,8 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type 
                           const Across& across) {
   constexpr int lines = AlongSum ? count : depth<Element>;
   constexpr int width = AlongSum ? depth<Element> : count, pieces = width / vector<Element>;
-  const auto place_of = [half](int line, int within) {
-    return AlongSum ? place<true, length, Element>(spread<length, count>(line, half), within / vector<Element>)
-                    : place<false, length, Element>(line, spread<length, count>(within, half) / vector<Element>);
+  const auto at = [half](int line, int within) {
+    return place_of<AlongSum, length, count, Element>(line, within, half);
   };
   const int thread = m.thread();
   const auto* const from = static_cast<const Element*>(data);
@@ -279,7 +275,7 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type 
     for (int line = thread / pieces; line < lines; line += threads / pieces) {
       const int64_t rest = across(line);
       const bool lives = begin >= 0 && rest >= 0;
-      m.copy16(tile + place_of(line, piece * vector<Element>), from + (lives ? begin + rest : 0), lives);
+      m.copy16(tile + at(line, piece * vector<Element>), from + (lives ? begin + rest : 0), lives);
     }
     return;
   }
@@ -289,7 +285,7 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type 
   for (int line = thread / width; line < lines; line += threads / width) {
     const int64_t rest = across(line), offset = begin + rest;
     const bool lives = begin >= 0 && rest >= 0;
-    Element* const to = tile + place_of(line, within) + within % vector<Element>;
+    Element* const to = tile + at(line, within) + within % vector<Element>;
     if constexpr (sizeof(Element) == 4) {
       if (type == Type::float32)
         m.copy4(to, from + (lives ? offset : 0), lives);
@@ -307,21 +303,20 @@ L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int half, 
   if constexpr (Mode::rounds) {
     constexpr int lines = AlongSum ? count : depth<float>, width = AlongSum ? depth<float> : count;
     constexpr int pieces = width / vector<float>;
-    const auto place_of = [half](int line, int within) {
-      return AlongSum ? place<true, length, float>(spread<length, count>(line, half), within / vector<float>)
-                      : place<false, length, float>(line, spread<length, count>(within, half) / vector<float>);
+    const auto at = [half](int line, int within) {
+      return place_of<AlongSum, length, count, float>(line, within, half);
     };
     const int thread = m.thread();
     if (vectors) {
       L2T_FAST_UNROLL
       for (int line = thread / pieces; line < lines; line += threads / pieces)
-        m.round_to_tf32(tile + place_of(line, thread % pieces * vector<float>));
+        m.round_to_tf32(tile + at(line, thread % pieces * vector<float>));
       return;
     }
     const int within = thread % width;
     L2T_FAST_UNROLL_BY(1)
     for (int line = thread / width; line < lines; line += threads / width) {
-      float& element = tile[place_of(line, within) + within % vector<float>];
+      float& element = tile[at(line, within) + within % vector<float>];
       element = m.as_float(m.tf32(m.as_bits(element)));
     }
   }
