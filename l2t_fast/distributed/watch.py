@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from l2t_fast.distributed.group import ALONE, Group
+from l2t_fast.distributed.work import Work
 
 #: Exit code of a rank that ends because another one is gone; the command line's for a failure.
 FAILED = 2
@@ -54,7 +55,8 @@ class Watch:
         rank: of this process.
         size: how many ranks there are.
         patience: seconds to come, without a sign of life, or without progress where another rank waits, after which a
-            rank counts as missing or hung.
+            rank counts as missing or hung. In training, progress is to come to the next exchange; before and after it,
+            to do anything at all.
 
     Attributes:
         hint: what is added to the sentence: how to go on.
@@ -79,6 +81,7 @@ class Watch:
         self._process_end: int | None = None
         self._ended = False  # before its end could be watched
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._run, self._guard)]
+        self._work = Work(but=self._threads)
 
     def start(self) -> None:
         """Look, from before the ranks have met: the next one has the time of `patience` to come."""
@@ -139,8 +142,8 @@ class Watch:
 
     def _give_sign(self) -> None:
         self._looks += 1
-        steady = int(self._group.steady)
-        self._store.set(f"sign/{self._rank}", f"{self._looks} {self._entered} {steady}")
+        work = "steady" if self._group.steady else self._work.look()
+        self._store.set(f"sign/{self._rank}", f"{self._looks} {self._entered} {work}")
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -189,11 +192,11 @@ class Watch:
         if dead or self._ended:  # and it said nothing, so that it had no time to
             return f"{self._name(self._next)} was killed or crashed", False
         sign = self._store.get(f"sign/{self._next}").decode()
-        entered, steady = (int(word) for word in sign.split()[1:])
+        entered = int(sign.split()[1])
         seen = self._sign.split()
         self._quiet = 0.0 if sign.split()[:1] != seen[:1] else self._quiet + waited
-        # It waits for nobody here, and this rank for it.
-        behind = steady and entered < self._entered and sign.split()[1:] == seen[1:]
+        # It waits for nobody here, and this rank for it; nor has it done anything, where that counts.
+        behind = entered < self._entered and sign.split()[1:] == seen[1:]
         self._stalled = self._stalled + waited if behind else 0.0
         self._sign = sign
         if self._quiet > self._patience:

@@ -26,13 +26,15 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def member(rank: int, size: int, port: int, folder: Path, patience: float, stuck: int | None) -> None:
-    """Join a job and reduce for ever, or sleep after some reductions as rank `stuck`."""
+def member(
+    rank: int, size: int, port: int, folder: Path, patience: float, stuck: int | None, steady: bool = True
+) -> None:
+    """Join a job and reduce for ever, as in training if `steady`, or sleep after some reductions as rank `stuck`."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), PATIENCE: str(patience)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.dup2(os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT), 2)
     job = join_job()
-    job.group.steady = True
+    job.group.steady = steady
     try:
         for step in range(10**9):
             job.group.total(1)
@@ -48,9 +50,11 @@ def member(rank: int, size: int, port: int, folder: Path, patience: float, stuck
 class RunningJob:
     """Ranks as `member`, all of which have met."""
 
-    def __init__(self, folder: Path, size: int, patience: float, stuck: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, size: int, patience: float, stuck: int | None = None, *, steady: bool = True
+    ) -> None:
         self.folder = folder
-        arguments = (size, free_port(), folder, patience, stuck)
+        arguments = (size, free_port(), folder, patience, stuck, steady)
         self.ranks = [CONTEXT.Process(target=member, args=(rank, *arguments), daemon=True) for rank in range(size)]
         for rank in self.ranks:
             rank.start()
@@ -99,11 +103,37 @@ def test_a_stopped_rank(tmp_path, victim):
     assert ("hangs: its store has not answered for 3 s" if victim == 0 else "hangs: no sign of life for 3 s") in said
 
 
-def test_a_rank_that_is_alive_and_stuck(tmp_path):
-    job = RunningJob(tmp_path, 2, patience=3, stuck=1)
+@pytest.mark.parametrize("steady", [True, False])
+def test_a_rank_that_is_alive_and_stuck(tmp_path, steady):
+    job = RunningJob(tmp_path, 2, patience=3, stuck=1, steady=steady)
     assert job.ends() == [FAILED, -signal.SIGKILL]
     (said,) = job.said()
     assert "rank 1 of 2" in said and "hangs: the others have waited for it for 3 s, training stops" in said
+
+
+def reader(rank: int, size: int, port: int, folder: Path) -> None:
+    """Join a job and compute as rank 1 for longer than the ranks' patience, as when it reads images."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), PATIENCE: "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    job = join_job()
+    job.group.wait()
+    deadline = time.monotonic() + 6 * rank
+    while time.monotonic() < deadline:
+        sum(range(1000))
+    job.group.wait()
+    (folder / f"came-{rank}").touch()
+    job.leave(0)
+
+
+def test_a_rank_that_has_much_to_read(tmp_path):
+    port = free_port()
+    ranks = [CONTEXT.Process(target=reader, args=(rank, 2, port, tmp_path), daemon=True) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(TEST_PATIENCE)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert len(list(tmp_path.glob("came-*"))) == 2
 
 
 def early_member(rank: int, size: int, port: int, folder: Path, number: int | None) -> None:
