@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with kept_interrupts():
             job = join_job()
             command, options = _parse(given)
-            resume_hint = _resume_hint(command, options, job.group.size)
+            resume_hint = _resume_hint(command, options, job)
             job.set_hint(resume_hint)
             return job.leave(_run(command, options, job))
     except KeyboardInterrupt as error:
@@ -161,11 +161,15 @@ def _parse(given: list[str]) -> tuple[str, Namespace]:
     return parsed.command, parsed[parsed.command]
 
 
-def _resume_hint(command: str, options: Namespace, ranks: int) -> str:
+def _resume_hint(command: str, options: Namespace, job: Job) -> str:
     if command == "train":
-        folder = to_config(options, TrainConfig).folder()
+        ranks = job.group.size
         program = "l2t-fast" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m l2t_fast.cli"
-        return f": continue with `{program} train --config {folder / 'config.yaml'} --resume`"
+        where = ""
+        if job.spans_machines:
+            program, where = "torchrun ... -m l2t_fast.cli", " on each machine"
+        config = to_config(options, TrainConfig).folder() / "config.yaml"
+        return f": continue with `{program} train --config {config} --resume`{where}"
     if command == "compare":
         return ": the same command continues where it stopped"
     return ""

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from l2t_fast.distributed.group import ALONE, Group, PeerError
+from l2t_fast.distributed.interface import INTERFACE, interface_towards
 from l2t_fast.distributed.watch import FAILED, LAUNCHER_KEEPS_STORE, Watch, say
 from l2t_fast.errors import L2TFastError
 
@@ -31,6 +32,11 @@ class Job:
     def __init__(self, group: Group = ALONE, watch: Watch | None = None) -> None:
         self.group = group
         self._watch = watch
+
+    @property
+    def spans_machines(self) -> bool:
+        """Whether the launcher says that other machines take part."""
+        return _spans_machines(self.group.size)
 
     def set_hint(self, hint: str) -> None:
         """What to add to a sentence about a rank that is gone: how to go on."""
@@ -73,7 +79,8 @@ def join_job() -> Job:
 
     Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, torch.distributed's names; LOCAL_RANK chooses the GPU;
     L2T_FAST_PATIENCE is the number of seconds that ranks wait for each other to come, and after which one counts as
-    hung. Tensors on a CPU go by gloo, those on a GPU by NCCL.
+    hung. Tensors on a CPU go by gloo, those on a GPU by NCCL. GLOO_SOCKET_IFNAME names the network interface to other
+    machines; it is set to the one that reaches MASTER_ADDR if it is not.
 
     Raises:
         L2TFastError: the store of the job cannot be reached, or a variable makes no sense. If it is reached and the
@@ -99,12 +106,15 @@ def join_job() -> Job:
         silence.cancel()
     try:
         store.set_timeout(_TIMEOUT)
+        _choose_interface(size)
         ranks = dist.PrefixStore("ranks", store)
         dist.init_process_group(backend, store=ranks, rank=rank, world_size=size, timeout=_TIMEOUT)
         group = Group(dist.group.WORLD)
         group.wait()
     except RuntimeError as error:
-        lost = PeerError(f"rank {rank} of {size} could not connect to the others: {_line(error)}")
+        through = os.environ.get(INTERFACE, "which gloo chose")
+        advice = f"through the network interface {through} ({INTERFACE} names another)"
+        lost = PeerError(f"rank {rank} of {size} could not connect to the others {advice}: {_line(error)}")
         Job(watch=watch).end(f"error: {lost}", FAILED, lost)
     watch.follow(group)
     return Job(group, watch)
@@ -119,6 +129,18 @@ def _connect(rank: int, size: int, timeout: timedelta) -> dist.Store:
     keeps = rank == 0 and not LAUNCHER_KEEPS_STORE
     store = dist.TCPStore(address, port, size, keeps, timeout, wait_for_workers=False, multi_tenant=True)
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _choose_interface(size: int) -> None:
+    """For gloo, unless the user has."""
+    if INTERFACE not in os.environ:
+        interface = interface_towards(os.environ["MASTER_ADDR"], leaves_machine=_spans_machines(size))
+        if interface is not None:
+            os.environ[INTERFACE] = interface
+
+
+def _spans_machines(size: int) -> bool:
+    return os.environ.get("LOCAL_WORLD_SIZE", str(size)) != str(size)
 
 
 def _variable(name: str) -> int:
