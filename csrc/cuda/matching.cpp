@@ -95,13 +95,12 @@ Coefficients coefficients_of(const at::Tensor& tensor) {
 }
 
 // What convolutions of float32 are told, this holds to: a 1x1 convolution is what it replaces. Products of bfloat16 are
-// exact, but E is rounded to it too, and weights, and only where they may be.
+// exact, but E is rounded to it too, and only where it may be; so are projections of float32, as autocast rounds a
+// convolution's weights, with errors of the size that the features have already.
 Products products_of(const MatchingProblem& problem) {
   if (!at::globalContext().allowTF32CuDNN(at::Float32Op::CONV)) return Products::tf32x3;
-  for (const auto* tensors : {&problem.targets, &problem.weights})
-    for (const at::Tensor& tensor : *tensors)
-      if (tensor.scalar_type() != at::kBFloat16) return Products::tf32;
-  return Products::bfloat16;
+  const auto is_bfloat16 = [](const at::Tensor& map) { return map.scalar_type() == at::kBFloat16; };
+  return std::all_of(problem.targets.begin(), problem.targets.end(), is_bfloat16) ? Products::bfloat16 : Products::tf32;
 }
 
 class Call {

@@ -67,7 +67,7 @@ def test_every_layout(emulated, layout, dtype, allow_tf32):
     assert_accurate(answer, problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bfloat16 features"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tensor_cores_types(emulated, shape, dtype):
     """With tf32 allowed: other products, errors of its size, and not less."""
