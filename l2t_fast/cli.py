@@ -23,6 +23,12 @@ from l2t_fast.transfer import run
 from l2t_fast.transfer.compare import compare
 from l2t_fast.transfer.inspect import inspect_run
 
+#: What an interruption is told with. Not a command to paste: how the ranks of a job were started is not known.
+_RESUME_HINTS = {
+    "train": ": the same command with --resume continues where it stopped",
+    "compare": ": the same command continues where it stopped",
+}
+
 #: Exit codes; 130 is what a shell gives a program that Ctrl-C ended.
 FAILED, INTERRUPTED = 2, 130
 
@@ -40,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with kept_interrupts():
             job = join_job()
             command, options = _parse(given)
-            resume_hint = _resume_hint(command, options, job)
+            resume_hint = _RESUME_HINTS.get(command, "")
             job.set_hint(resume_hint)
             return job.leave(_run(command, options, job))
     except KeyboardInterrupt as error:
@@ -159,20 +165,6 @@ def _parse(given: list[str]) -> tuple[str, Namespace]:
         given = [given[0], "--config", str(embedded_config()), *given[1:]]
     parsed = parse(_parser(), given or ["--help"])
     return parsed.command, parsed[parsed.command]
-
-
-def _resume_hint(command: str, options: Namespace, job: Job) -> str:
-    if command == "train":
-        ranks = job.group.size
-        program = "l2t-fast" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m l2t_fast.cli"
-        where = ""
-        if job.spans_machines:
-            program, where = "torchrun ... -m l2t_fast.cli", " on each machine"
-        config = to_config(options, TrainConfig).folder() / "config.yaml"
-        return f": continue with `{program} train --config {config} --resume`{where}"
-    if command == "compare":
-        return ": the same command continues where it stopped"
-    return ""
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from l2t_fast.text import printable
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 MOST_EPOCHS = 1_000_000
+MOST_THREADS = 1024  # with a hundred thousand, OpenMP ends the process
 
 #: Seeds are below it, so that their sums fit every random generator.
 SEED_LIMIT = 2**31
@@ -203,8 +204,10 @@ class TransferOptions:
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number above 0")
         if self.epochs > MOST_EPOCHS:
             raise L2TFastError(f"epochs is {self.epochs}, it must be at most {MOST_EPOCHS}")
-        if self.threads is not None and self.threads < 1:
-            raise L2TFastError(f"threads is {self.threads}, it must be at least 1, or null for PyTorch's choice")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise L2TFastError(
+                f"threads is {self.threads}, it must be from 1 to {MOST_THREADS}, or null for PyTorch's choice"
+            )
         check_seed("data.seed", self.data.seed)
         check_seed("pretrain.seed", self.pretrain.seed)
         check_seed("pretrain.data.seed", self.pretrain.data.seed)
@@ -234,7 +237,7 @@ class TransferOptions:
 
     def _check_sources(self) -> None:
         for name, source in self.named_sources().items():
-            if self.sources is not None and not SOURCE_NAME.fullmatch(name):
+            if self.sources is not None and not SOURCE_NAME.fullmatch(str(name)):
                 raise L2TFastError(
                     f"sources: {printable(name)!r} is no name for a source, take letters, digits and any of _ . + -"
                 )

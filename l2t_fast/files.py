@@ -66,9 +66,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_archive(path: Path) -> None:
-    """Raise ValueError if an archive is not as PyTorch writes it: nothing in it is compressed, or larger than the file.
+    """Raise ValueError if an archive is not as PyTorch wrote it: compressed, larger than the file, or with other bytes.
 
-    A few kilobytes of compressed zeros would fill the memory. A file that is no archive raises zipfile.BadZipFile.
+    A few kilobytes of compressed zeros would fill the memory, and PyTorch looks at no checksum: weights with a bit that
+    was flipped on their way would load. A file that is no archive raises zipfile.BadZipFile.
     """
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -76,3 +77,6 @@ def check_archive(path: Path) -> None:
             raise ValueError("it is compressed")
         if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
             raise ValueError("its entries overlap")
+        # All are 0 where torch.serialization.set_crc32_options(False) saved time.
+        if any(entry.CRC for entry in entries) and (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is another")

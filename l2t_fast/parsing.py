@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
@@ -11,7 +12,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from l2t_fast.config import TransferOptions
 from l2t_fast.errors import L2TFastError
-from l2t_fast.yaml_files import check_yaml
+from l2t_fast.text import printable
+from l2t_fast.yaml_files import parse_yaml, read_yaml
 
 Config = TypeVar("Config", bound=TransferOptions)
 
@@ -57,8 +59,16 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         L2TFastError: an unknown option or key, with the closest one; a value of the wrong type; a file that is not
             YAML.
     """
+    groups = {name.rpartition(".")[0] for name in _option_names(parser, arguments) if "." in name}
+    trees = []
     for path in _config_files(arguments):
-        check_yaml(path)
+        trees.append(read_yaml(path))
+        _refuse_file_names(trees[-1], groups, f"{path}: ")
+    for argument in arguments:
+        if (name := argument.partition("=")[0].removeprefix("--")) in groups and argument.startswith("--"):
+            raise L2TFastError(f"--{name} takes no value, its keys do: --{name}.KEY")
+    if not any(isinstance(tree, dict) and tree.get("sources") for tree in trees):
+        arguments = _with_sources_in_one(arguments)
     try:
         return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
@@ -66,6 +76,33 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     except TypeError as error:  # `source: 3`
         groups = ", ".join(sorted({name.split(".")[0] for name in _option_names(parser, arguments) if "." in name}))
         raise L2TFastError(f"one of the groups {groups} has a value where keys must stand below it") from error
+
+
+def _refuse_file_names(tree: object, groups: Collection[str], where: str, prefix: str = "") -> None:
+    """jsonargparse would open a file that stands where the keys of a group must, whatever it is and holds."""
+    if not isinstance(tree, dict):
+        return
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, str) and (key in groups or prefix == "sources."):
+            raise L2TFastError(f"{where}{key} is {printable(value)!r:.100}, it must have keys below it")
+        _refuse_file_names(value, groups, where, f"{key}.")
+
+
+def _with_sources_in_one(arguments: list[str]) -> list[str]:
+    """`--sources.NAME.KEY VALUE` flags as one `--sources {NAME: {KEY: VALUE}}`: keys cannot go below null."""
+    kept: list[str] = []
+    sources: dict[str, dict[str, object]] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        name, _, key = flag.removeprefix("--sources.").rpartition(".")
+        if not flag.startswith("--sources.") or not name:
+            kept.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        sources.setdefault(name, {})[key] = parse_yaml(value, flag)
+    return [*kept, "--sources", json.dumps(sources)] if sources else kept
 
 
 def _config_files(arguments: list[str]) -> Iterator[Path]:
@@ -114,7 +151,8 @@ def _sentence(message: str, known: list[str]) -> str:
     if wrong_value := re.search(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
         key, reason = wrong_value.groups()
         if value := re.search(r"Given value: (.*)", reason):
-            return f"{key}: {value[1]} is not what it takes, see --help (in YAML a pair needs quotes: '1:2')"
+            hint = " (in YAML a pair needs quotes: '1:2')" if key == "pairs" else ""
+            return f"{key}: {value[1]} is not what it takes, see --help{hint}"
         return f"{key}: {' '.join(reason.split())}"
     if message.strip() == "Unexpected config:":
         return "the file given by --config is empty"

@@ -20,11 +20,6 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(_text(path), f"{path}")
 
 
-def check_yaml(path: Path) -> None:
-    """Raise `L2TFastError` as `read_yaml`, for a file that another library will read; syntax is left to that one."""
-    _check_shape(_text(path), f"{path}")
-
-
 def parse_yaml(text: str, where: str) -> Any:
     """As `read_yaml`, of text; `where` names it in messages."""
     _check_shape(text, where)

@@ -130,7 +130,7 @@ def test_a_written_configuration_reads_back(tmp_path, config):
         ({"weight_decay": -1e-4}, "weight_decay is -0.0001"),
         ({"lr": 0.0}, "lr is 0.0, it must be a number above 0"),
         ({"meta_lr": float("inf")}, "meta_lr is inf"),
-        ({"threads": 0}, "threads is 0, it must be at least 1"),
+        ({"threads": 0}, "threads is 0, it must be from 1 to 1024"),
         ({"momentum": 1.0}, "momentum is 1.0, it must be at least 0 and below 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
         ({"hypergradient": "exakt"}, "hypergradient is 'exakt', it must be one of exact, "),
@@ -163,6 +163,26 @@ def test_values_out_of_range_are_named(changes, said):
 def test_mistakes_about_sources_are_named(changes, said):
     with pytest.raises(L2TFastError, match=said):
         dataclasses.replace(TrainConfig(), **changes).check()
+
+
+def test_sources_by_flags_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("method: fm\n")
+    flags = ["--sources.a.model", "resnet20", "--sources.a.unit_rms=true", "--sources.b.c.image_size", "64"]
+    parser = new_parser()
+    add_config_options(parser, TrainConfig)
+    config = to_config(parse(parser, ["--config", str(tmp_path / "config.yaml"), *flags]), TrainConfig)
+    assert config.sources == {"a": SourceConfig("resnet20", unit_rms=True), "b.c": SourceConfig(image_size=64)}
+    with pytest.raises(L2TFastError, match="unknown key modle below sources, did you mean model"):
+        parse(parser, ["--sources.a.modle", "resnet20"])
+
+
+def test_a_group_takes_no_file(tmp_path):
+    parser = new_parser()
+    add_config_options(parser, TrainConfig)
+    (tmp_path / "data.yaml").write_text("batch_size: 3\n")
+    for flag in ([f"--data={tmp_path / 'data.yaml'}"], ["--data", str(tmp_path / "data.yaml")]):
+        with pytest.raises(L2TFastError, match="--data takes no value, its keys do"):
+            parse(parser, flag)
 
 
 def test_a_file_holds_one_source_or_several_not_both(tmp_path):

@@ -79,6 +79,16 @@ CONFIGURATIONS = {
     "a terminal's commands": ('"\\x1b[2Jepochs": 1', r"unknown key \\x1b\[2Jepochs"),
     "a date": ("seed: 2020-01-01", "seed: "),
     "not a number": ("lr: .nan", "lr is nan"),
+    "a file where keys must stand": (
+        "data: /etc/passwd",
+        "config.yaml: data is '/etc/passwd', it must have keys below",
+    ),
+    "a file below a group": (
+        "pretrain:\n  data: more.yaml",
+        "pretrain.data is 'more.yaml', it must have keys below it",
+    ),
+    "a file for a source": ("sources:\n  a: more.yaml", "sources.a is 'more.yaml', it must have keys below it"),
+    "a hundred thousand threads": ("threads: 100000", "threads is 100000, it must be from 1 to 1024"),
     "a list": ("- 1\n- 2", "Unexpected config|has a value where"),
 }
 

@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import l2t_fast
+from l2t_fast.config import MOST_THREADS
 from l2t_fast.errors import L2TFastError
 from l2t_fast.parsing import new_parser
 
@@ -100,7 +101,11 @@ def _run(options: Namespace) -> int:
         value = options[name]
         if value is not None and value < least:
             raise L2TFastError(f"--{name} is {value}, it must be {least} or more")
+    if options.sizes and options.sweep is None:
+        raise L2TFastError("--sizes are the values along --sweep: name what to sweep too")
     if options.threads is not None:
+        if options.threads > MOST_THREADS:
+            raise L2TFastError(f"--threads is {options.threads}, it must be {MOST_THREADS} or less")
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     protocol = Protocol(

@@ -149,7 +149,7 @@ def _check_header(path: Path) -> None:
     differences = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(unknown)}"] * bool(unknown)
     raise L2TFastError(
         f"{path} holds other columns than this version writes "
-        f"(it {' and '.join(differences) or 'orders them otherwise'}), name another file with --output"
+        f"(it {' and '.join(differences) or 'orders them otherwise'}), name another file"
     )
 
 

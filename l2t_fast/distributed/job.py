@@ -33,11 +33,6 @@ class Job:
         self.group = group
         self._watch = watch
 
-    @property
-    def spans_machines(self) -> bool:
-        """Whether the launcher says that other machines take part."""
-        return _spans_machines(self.group.size)
-
     def set_hint(self, hint: str) -> None:
         """What to add to a sentence about a rank that is gone: how to go on."""
         if self._watch is not None:
@@ -96,12 +91,16 @@ def join_job() -> Job:
     silence.daemon = True
     silence.start()
     try:
-        rank, size = _variable("RANK"), _variable("WORLD_SIZE")
+        size = _variable("WORLD_SIZE", 1)
+        rank = _variable("RANK", 0, size - 1)
+        if not os.environ.get("MASTER_ADDR"):
+            raise ValueError("the environment variable MASTER_ADDR is not set, it must name the machine of rank 0")
         store = _connect(rank, size, timedelta(seconds=patience))
         watch = Watch(dist.PrefixStore("watch", store), rank, size, patience)
         watch.start()
     except (RuntimeError, ValueError) as error:
-        raise L2TFastError(f"the ranks could not meet at {where}, start them with torchrun: {_line(error)}") from error
+        at = "" if where == ":" else f" at {where}"
+        raise L2TFastError(f"the ranks could not meet{at}, start them with torchrun: {_line(error)}") from error
     finally:
         silence.cancel()
     try:
@@ -125,7 +124,7 @@ def _connect(rank: int, size: int, timeout: timedelta) -> dist.Store:
 
     A launcher that starts all ranks again may keep the store of the first attempt.
     """
-    address, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT")
+    address, port = os.environ["MASTER_ADDR"], _variable("MASTER_PORT", 0, 65535)
     keeps = rank == 0 and not LAUNCHER_KEEPS_STORE
     store = dist.TCPStore(address, port, size, keeps, timeout, wait_for_workers=False, multi_tenant=True)
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -134,19 +133,17 @@ def _connect(rank: int, size: int, timeout: timedelta) -> dist.Store:
 def _choose_interface(size: int) -> None:
     """For gloo, unless the user has."""
     if INTERFACE not in os.environ:
-        interface = interface_towards(os.environ["MASTER_ADDR"], leaves_machine=_spans_machines(size))
+        leaves = os.environ.get("LOCAL_WORLD_SIZE", str(size)) != str(size)
+        interface = interface_towards(os.environ["MASTER_ADDR"], leaves_machine=leaves)
         if interface is not None:
             os.environ[INTERFACE] = interface
 
 
-def _spans_machines(size: int) -> bool:
-    return os.environ.get("LOCAL_WORLD_SIZE", str(size)) != str(size)
-
-
-def _variable(name: str) -> int:
+def _variable(name: str, least: int, most: int = 2**31 - 1) -> int:
     text = os.environ.get(name, "")
-    if not text.isdecimal():
-        raise ValueError(f"the environment variable {name} is {text!r}, it must be a whole number")
+    if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
+        above = f"from {least} to {most}" if most < 2**31 - 1 else f"of at least {least}"
+        raise ValueError(f"the environment variable {name} is {text!r}, it must be a whole number {above}")
     return int(text)
 
 

@@ -1,7 +1,6 @@
 """Load weights that somebody else saved, and say plainly why when that cannot be done."""
 
 import dataclasses
-import math
 import pickle
 import re
 import zipfile
@@ -18,6 +17,7 @@ from l2t_fast.text import printable
 
 # Where training scripts keep the weights inside a checkpoint.
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
+MOST_CLASSES = 10**6  # a file that says more of its network is not believed
 # What wrappers put in front of every name: DataParallel, torch.compile.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 # torchvision's published DenseNets say "denselayer1.norm.1" for what the network calls "denselayer1.norm1".
@@ -60,7 +60,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     classes = said.get("num_classes")
     return dataclasses.replace(
         checkpoint,
-        num_classes=classes if isinstance(classes, int) else checkpoint.num_classes,
+        num_classes=classes if type(classes) is int and 0 < classes <= MOST_CLASSES else checkpoint.num_classes,
         normalization=_normalization(said),
     )
 
@@ -96,9 +96,10 @@ def _normalization(said: Mapping) -> tuple[tuple[float, ...], tuple[float, ...]]
     rows = said.get("normalization")
     if not isinstance(rows, list) or len(rows) != 2 or not all(isinstance(row, list) for row in rows):
         return None
-    if not all(isinstance(v, int | float) and math.isfinite(v) for row in rows for v in row) or not all(
-        v > 0 for v in rows[1]
-    ):
+    # A comparison that is also wrong of NaN, and of integers that no float holds.
+    if not all(isinstance(v, int | float) and abs(v) < 1e6 for row in rows for v in row):
+        return None
+    if not all(v > 0 for v in rows[1]):
         return None
     return tuple(rows[0]), tuple(rows[1])
 
@@ -120,7 +121,7 @@ def _read(path: Path) -> object:
             check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise L2TFastError(
                 f"the checkpoint file {shown} holds more than tensors and plain values, which is not loaded because it "
                 "could run code: save the state dict alone"
@@ -179,11 +180,29 @@ def _check_fit(model: nn.Module, weights: Mapping[str, Tensor], shown: str) -> N
     ]
     if wrong_shape:
         problems.append(f"it has {_some(wrong_shape, 2)}")
+    wrong_kind = [
+        f"{name} as {_kind(weights[name])} where the network has {_kind(value)}"
+        for name, value in expected.items()
+        if name in weights and _kind(weights[name]) != _kind(value)
+    ]
+    if wrong_kind:
+        problems.append(f"it has {_some(wrong_kind, 2)}")
     if problems:
         raise L2TFastError(f"the checkpoint {shown} is of another network than this one: {'; '.join(problems)}")
     not_finite = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if not_finite:
         raise L2TFastError(f"the checkpoint {shown} holds NaN or infinite values in {_some(not_finite)}")
+
+
+def _kind(value: Tensor) -> str:
+    """What a tensor is made of, in any width: one kind cannot be taken for another."""
+    if value.is_meta:
+        return "a tensor without numbers"
+    if value.is_quantized:
+        return "quantised numbers"
+    if value.layout != torch.strided:
+        return "a sparse tensor"
+    return "floats" if value.is_floating_point() else "complex numbers" if value.is_complex() else "integers"
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from l2t_fast.config import check_seed
 from l2t_fast.data import load_data
 from l2t_fast.errors import L2TFastError
 from l2t_fast.report import build_report
@@ -18,6 +19,7 @@ from l2t_fast.report.plots_saliency import saliency_figure
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
 from l2t_fast.saliency.images import choose_images, pixels, read_images, test_set
 from l2t_fast.saliency.runs import FinishedRun, find_runs, is_comparison, load_target
+from l2t_fast.text import printable
 from l2t_fast.transfer.trainer import choose_device
 
 __all__ = ["explain_runs"]
@@ -57,6 +59,10 @@ def explain_runs(
 
     if images < 1:
         raise L2TFastError(f"images is {images}, it must be at least 1")
+    check_seed("seed", seed)
+    for path in paths:
+        if not path.is_dir():
+            raise L2TFastError(f"there is no folder {printable(path)}")
     if maps not in MAPS:
         raise L2TFastError(f"maps is {maps!r}, it must be one of {', '.join(MAPS)}")
     comparison = paths[0] if len(paths) == 1 and is_comparison(paths[0]) else None

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from l2t_fast.transfer.methods import METHODS, find_method
 from l2t_fast.transfer.pairs import SCHEMES
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import makes_source, pretrained_source, run_once
-from l2t_fast.transfer.run_folder import RunFolder, check_same_config, writing
+from l2t_fast.transfer.run_folder import RunFolder, check_same_config, read_rows, writing
 from l2t_fast.transfer.trainer import Trainer
 from l2t_fast.yaml_files import read_yaml
 
@@ -51,7 +51,7 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
 
     Raises:
         L2TFastError: a mistake that is seen before the first run, as `l2t_fast.transfer.run` tells it, or the folder
-            holds a comparison with other settings.
+            holds a comparison, or a finished run, with other settings.
     """
     config.check()
     methods = {entry: parse_method(entry) for entry in config.methods}
@@ -64,6 +64,7 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
         source = pretrained_source(config, out / "source", shown) if pretrains else config.source
         images = LastImages()
+        _check_finished(config, source)
         _check_setups(config, source, shown, images)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
             if rows and rows[-1]["seed"] != training.seed:
                 build_report(out)
             rows.append(_attempt(training, shown, images))
-            _write_results(rows, out)
+            _write_results(rows, out / "results.csv")
     failures = {row["run"]: row["problem"] for row in rows if row["state"] == "failed"}
     return Outcome(build_report(out), failures)
 
@@ -123,6 +124,14 @@ def trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConf
                 yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
 
 
+def _check_finished(config: CompareConfig, source: SourceConfig) -> None:
+    """Nobody's finished run is made anew, or called failed, because it was made with other settings."""
+    for training in trainings(config, source):
+        folder = RunFolder(training.folder())
+        if folder.result.exists():
+            folder.check_same(training)
+
+
 def _check_setups(config: CompareConfig, source: SourceConfig, progress: TrainingProgress, images: LastImages) -> None:
     """Set up one run a method, with the most images, so that a mistake is told now and not after hours."""
     largest = {training.label: training for training in trainings(config, source) if training.seed == config.seeds[0]}
@@ -163,10 +172,18 @@ def _numbers_may_change(saved: Path, config: CompareConfig) -> tuple[str, ...]:
     return ("per_class",) if is_list and config.per_class is not None else ()
 
 
-def _write_results(rows: list[dict[str, Any]], out: Path) -> None:
+def _write_results(rows: list[dict[str, Any]], path: Path) -> None:
+    """A row a run: those that are in the file, of this call's ones what came of them, then the new ones."""
+    found = {_run_of(row): row for row in (read_rows(path, RESULTS) if path.exists() else [])}
+    found |= {_run_of(row): row for row in rows}
     text = io.StringIO()
     writer = csv.DictWriter(text, RESULTS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    with writing(out / "results.csv"):
-        write_text(text.getvalue(), out / "results.csv")
+    writer.writerows(found.values())
+    with writing(path):
+        write_text(text.getvalue(), path)
+
+
+def _run_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells runs apart, as a file holds it."""
+    return tuple("" if row[name] is None else str(row[name]) for name in ("method", "per_class", "seed"))

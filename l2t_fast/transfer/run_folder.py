@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 import l2t_fast
-from l2t_fast.config import TransferOptions, config_tree, write_config
+from l2t_fast.config import TrainConfig, TransferOptions, config_tree, write_config
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import write_text, write_whole
+from l2t_fast.transfer.methods import find_method
 from l2t_fast.yaml_files import read_yaml
 
 METRICS = (
@@ -62,7 +63,7 @@ class RunFolder:
         self.best = path / "checkpoints" / "best.pt"
         self.tensorboard = path / "tensorboard"
 
-    def open(self, config: TransferOptions, device: torch.device, *, resume: bool) -> None:
+    def open(self, config: TrainConfig, device: torch.device, *, resume: bool) -> None:
         """Make the folder for a new run, or check that it holds the run to continue.
 
         Raises:
@@ -84,10 +85,12 @@ class RunFolder:
         except OSError as error:
             raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
 
-    def check_same(self, config: TransferOptions) -> None:
+    def check_same(self, config: TrainConfig) -> None:
         """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
-        elsewhere = ("out", "device", "threads", "data.workers", "data.cache", "source_plan", "source_memory")
-        check_same_config(self.config, config, may_change=elsewhere)
+        may_change = ["out", "device", "threads", "data.workers", "data.cache", "source_plan", "source_memory"]
+        if not find_method(config.method).needs_source:
+            may_change += ["source", "sources", "pretrain"]  # they may come with another method of a comparison
+        check_same_config(self.config, config, may_change=may_change)
 
     def log(self, text: str) -> None:
         """Add a line, with the time in UTC, to log.txt."""
@@ -150,7 +153,8 @@ class RunFolder:
 def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequence[str]) -> None:
     """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`.
 
-    A key that the file lacks has come with a later version, whose default is what was done before.
+    There may be groups of keys in it too ("source"). A checkpoint is the same under another path to it. A key that the
+    file lacks has come with a later version, whose default is what was done before.
     """
     try:
         tree = read_yaml(path)
@@ -163,11 +167,20 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
     defaults = _flatten(config_tree(type(config)()))
     saved |= {key: defaults[key] for key in asked.keys() - saved.keys() if key in defaults}
     for key in sorted(saved.keys() | asked.keys()):
-        if key not in may_change and saved.get(key) != asked.get(key):
+        if key in may_change or key.partition(".")[0] in may_change:
+            continue
+        if saved.get(key) != asked.get(key) and not (
+            key.endswith(".checkpoint") and _same_path(saved.get(key), asked.get(key))
+        ):
             raise L2TFastError(
                 f"{path.parent} was made with {key}: {saved.get(key)}, but now {key} is {asked.get(key)}: "
                 "ask for the same, or name another folder with --out"
             )
+
+
+def _same_path(one: Any, other: Any) -> bool:
+    paths = [Path(path).expanduser().resolve() for path in (one, other) if isinstance(path, str)]
+    return len(paths) == 2 and paths[0] == paths[1]
 
 
 @contextlib.contextmanager
@@ -208,10 +221,11 @@ def read_rows(path: Path, fields: Sequence[str] = ()) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            header = reader.fieldnames or ()
             rows = [row for row in reader if None not in row and None not in row.values()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise L2TFastError(f"{path} cannot be read: {error}") from error
-    missing = [name for name in fields if name not in (reader.fieldnames or ())]
+    missing = [name for name in fields if name not in header]
     if rows and missing:
         raise L2TFastError(f"{path} lacks the column {missing[0]}: put the file back as it was, or remove it")
     return rows

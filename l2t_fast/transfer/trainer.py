@@ -712,7 +712,7 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
         torch.cuda.set_device(group.local_rank)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise L2TFastError(f"device {name!r} cannot be used here ({reason}), try auto or cpu") from error

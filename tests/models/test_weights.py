@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, load_weights, read_checkpoint
@@ -136,9 +137,41 @@ def save_nan(network, path):
     torch.save(state, path)
 
 
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("echo run > /dev/null",)
+
+
+def save_with_code(network, path):
+    torch.save({"state_dict": network.state_dict(), "more": RunsCode()}, path)
+
+
+def save_flipped(network, path):
+    """One bit of a weight, as a bad copy leaves it."""
+    torch.save(network.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    content[content.index(network.linear.weight.detach().numpy().tobytes()) + 5] ^= 0x10
+    path.write_bytes(content)
+
+
+def save_as(kind):
+    def save(network, path):
+        state = network.state_dict()
+        state["linear.weight"] = kind(state["linear.weight"])
+        torch.save(state, path)
+
+    return save
+
+
 @pytest.mark.parametrize(
     ("save", "sentence"),
     [
+        (save_with_code, "could run code: save the state dict alone"),
+        (save_flipped, "truncated or no PyTorch checkpoint"),
+        (save_as(Tensor.to_sparse), "linear.weight as a sparse tensor where the network has floats"),
+        (save_as(lambda w: w.to("meta")), "linear.weight as a tensor without numbers where the network has floats"),
+        (save_as(lambda w: w.to(torch.complex64)), "linear.weight as complex numbers where the network has floats"),
+        (save_as(lambda w: w.to(torch.int8)), "linear.weight as integers where the network has floats"),
         (lambda network, path: None, "there is no checkpoint file"),
         (lambda network, path: path.mkdir(), "not a checkpoint file but a folder"),
         (lambda network, path: path.write_bytes(b""), "is empty"),

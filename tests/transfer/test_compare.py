@@ -197,6 +197,29 @@ def test_methods_at_one_number_and_seed_share_the_images_and_get_the_same_result
     assert [row["train_loss"] for row in shared] == [row["train_loss"] for row in own]
 
 
+def test_methods_are_added_to_a_comparison_and_its_rows_stay(make_compare, no_page):
+    """The first methods need no source, which the folder has later."""
+    scratch = make_compare(methods=["scratch"], seeds=[0])
+    compare(scratch, progress())
+    _, failures = compare(make_compare(methods=["scratch", "fm"], seeds=[0]), progress())
+    assert not failures
+    compare(scratch, progress())
+    assert [(row["method"], row["state"]) for row in results(scratch.out)] == [
+        ("scratch", "finished"),
+        ("fm", "finished"),
+    ]
+
+
+def test_a_finished_run_with_other_settings_is_never_called_failed(make_compare, no_page):
+    config = make_compare(methods=["scratch"], seeds=[0])
+    compare(config, progress())
+    saved = Path(config.out) / "runs" / "scratch-seed0" / "config.yaml"
+    saved.write_text(saved.read_text().replace("lr: 0.1", "lr: 0.2"))
+    with pytest.raises(L2TFastError, match="scratch-seed0 was made with lr: 0.2, but now lr is 0.1"):
+        compare(config, progress())
+    assert results(config.out)[0]["state"] == "finished"
+
+
 def test_another_configuration_in_the_same_folder_is_an_error(make_compare, no_page):
     compare(make_compare(methods=["scratch"], seeds=[0]), progress())
     with pytest.raises(L2TFastError, match=r"compare was made with epochs: 1, but now epochs is 2"):
