@@ -26,8 +26,10 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = getattr(error, "problem", None) or str(error)
-        raise L2TFastError(f"{where} is not YAML of plain values: {reason}") from error
+        reason = getattr(error, "problem", None) or str(error).replace('in "<unicode string>", ', "")
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", in line {mark.line + 1}"
+        raise L2TFastError(f"{where} is not YAML of plain values: {reason}{line}") from error
 
 
 def _text(path: Path) -> str:

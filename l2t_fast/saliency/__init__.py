@@ -60,13 +60,13 @@ def explain_runs(
     if images < 1:
         raise L2TFastError(f"images is {images}, it must be at least 1")
     check_seed("seed", seed)
-    for path in paths:
-        if not path.is_dir():
-            raise L2TFastError(f"there is no folder {printable(path)}")
     if maps not in MAPS:
         raise L2TFastError(f"maps is {maps!r}, it must be one of {', '.join(MAPS)}")
     comparison = paths[0] if len(paths) == 1 and is_comparison(paths[0]) else None
     if out is None and comparison is None:
+        for path in paths:
+            if not path.is_dir():
+                raise L2TFastError(f"there is no folder {printable(path)}")
         raise L2TFastError(
             "--out is needed: without it the maps go into the comparison, and this is not one comparison"
         )

@@ -1,5 +1,6 @@
 """Runs several methods over several seeds and numbers of images, from the same source and on the same images."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -173,17 +174,20 @@ def _numbers_may_change(saved: Path, config: CompareConfig) -> tuple[str, ...]:
 
 
 def _write_results(rows: list[dict[str, Any]], path: Path) -> None:
-    """A row a run: those that are in the file, of this call's ones what came of them, then the new ones."""
-    found = {_run_of(row): row for row in (read_rows(path, RESULTS) if path.exists() else [])}
+    """A row a run, seed by seed and from few images to many: those in the file, and what came of this call's."""
+    found: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    with contextlib.suppress(L2TFastError):  # there is none yet, or somebody else's: runs have their own results
+        found = {_run_of(row): row for row in read_rows(path, RESULTS)}
     found |= {_run_of(row): row for row in rows}
     text = io.StringIO()
     writer = csv.DictWriter(text, RESULTS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found.values())
+    # Numbers as text: the longer is the larger.
+    writer.writerows(found[run] for run in sorted(found, key=lambda run: [(len(text), text) for text in run[:2]]))
     with writing(path):
         write_text(text.getvalue(), path)
 
 
 def _run_of(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What tells runs apart, as a file holds it."""
-    return tuple("" if row[name] is None else str(row[name]) for name in ("method", "per_class", "seed"))
+    """What tells runs apart, as a file holds it: seed, number of images, method."""
+    return tuple("" if row[name] is None else str(row[name]) for name in ("seed", "per_class", "method"))

@@ -41,7 +41,7 @@ def test_a_file_with_other_columns_is_left_alone(tmp_path):
     path = tmp_path / "rows.csv"
     text = ",".join((*COLUMNS[1:], "extra")) + "\n1,2,3\n"
     path.write_text(text)
-    message = f"lacks {COLUMNS[0]} and has extra.*--output"
+    message = f"lacks {COLUMNS[0]} and has extra.*name another file"
     with pytest.raises(L2TFastError, match=message):
         append_rows(path, [fake_row()])
     with pytest.raises(L2TFastError, match=message):
