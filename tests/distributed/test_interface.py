@@ -10,6 +10,19 @@ import pytest
 from l2t_fast.distributed.interface import interface_towards
 from tests.distributed.ranks import PATIENCE
 
+# With a process name space around all, so that nothing outlives the test.
+UNSHARE = [
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--net",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+]
+
 # Two machines on one wire. Everything is in name spaces of its own, which end with the script.
 TWO_MACHINES = """
 mount -t tmpfs none /run && ip netns add m0 && ip netns add m1 || exit 77
@@ -38,13 +51,13 @@ def run_two_machines(out, *options: str, pulled: bool = False) -> tuple[int, lis
     if not all(map(shutil.which, ("unshare", "ip", "bash"))):
         pytest.skip("needs the commands unshare, ip and bash")
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--net", "--mount", "bash", "-c", TWO_MACHINES, "bash", *options],
+        [*UNSHARE, "bash", "-c", TWO_MACHINES, "bash", *options],
         env=os.environ
         | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "OUT": str(out), "PULLED": "1" if pulled else ""}
         | {"L2T_FAST_PATIENCE": "8"},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=3 * PATIENCE,  # four processes, which import PyTorch
     )
     if done.returncode == 77 or "unshare failed" in done.stderr or "Operation not permitted" in done.stderr:
         pytest.skip(f"this system lets no test make name spaces: {done.stderr.strip()}")

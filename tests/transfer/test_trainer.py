@@ -331,7 +331,7 @@ def test_a_run_is_never_overwritten(make_config, quiet):
 
 def test_a_run_of_an_earlier_version_can_be_continued(make_config, quiet):
     """Its configuration lacks the keys that came later."""
-    config = make_config(method="scratch", epochs=1)
+    config = make_config(method="fm", epochs=1)
     result = run(config, progress=quiet)
     path = Path(config.out) / "config.yaml"
     saved = yaml.safe_load(path.read_text())
