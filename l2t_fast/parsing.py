@@ -59,7 +59,8 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         L2TFastError: an unknown option or key, with the closest one; a value of the wrong type; a file that is not
             YAML.
     """
-    groups = {name.rpartition(".")[0] for name in _option_names(parser, arguments) if "." in name}
+    known = _option_names(parser, arguments)
+    groups = {name.rpartition(".")[0] for name in known if "." in name}
     trees = []
     for path in _config_files(arguments):
         trees.append(read_yaml(path))
@@ -72,10 +73,10 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     try:
         return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
-        raise L2TFastError(_sentence(str(error), _option_names(parser, arguments))) from error
+        raise L2TFastError(_sentence(str(error), known)) from error
     except TypeError as error:  # `source: 3`
-        groups = ", ".join(sorted({name.split(".")[0] for name in _option_names(parser, arguments) if "." in name}))
-        raise L2TFastError(f"one of the groups {groups} has a value where keys must stand below it") from error
+        names = ", ".join(sorted({group.split(".")[0] for group in groups}))
+        raise L2TFastError(f"one of the groups {names} has a value where keys must stand below it") from error
 
 
 def _refuse_file_names(tree: object, groups: Collection[str], where: str, prefix: str = "") -> None:

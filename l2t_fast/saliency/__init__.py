@@ -19,7 +19,6 @@ from l2t_fast.report.plots_saliency import saliency_figure
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
 from l2t_fast.saliency.images import choose_images, pixels, read_images, test_set
 from l2t_fast.saliency.runs import FinishedRun, find_runs, is_comparison, load_target
-from l2t_fast.text import printable
 from l2t_fast.transfer.trainer import choose_device
 
 __all__ = ["explain_runs"]
@@ -63,15 +62,12 @@ def explain_runs(
     if maps not in MAPS:
         raise L2TFastError(f"maps is {maps!r}, it must be one of {', '.join(MAPS)}")
     comparison = paths[0] if len(paths) == 1 and is_comparison(paths[0]) else None
+    runs = find_runs(paths)
     if out is None and comparison is None:
-        for path in paths:
-            if not path.is_dir():
-                raise L2TFastError(f"there is no folder {printable(path)}")
         raise L2TFastError(
             "--out is needed: without it the maps go into the comparison, and this is not one comparison"
         )
     folder = comparison / FOLDER if out is None else out
-    runs = find_runs(paths)
     _check_same_test_set(runs)
     data = load_data(dataclasses.replace(runs[0].config.data, cache=False))
     indices = choose_images(data.test.dataset.labels.tolist(), images, seed)

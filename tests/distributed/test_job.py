@@ -26,12 +26,19 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def become_rank(rank: int, size: int, port: int, patience: float | None = None) -> None:
+    """As a launcher says it to a process."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if patience is not None:
+        os.environ[PATIENCE] = str(patience)
+
+
 def member(
     rank: int, size: int, port: int, folder: Path, patience: float, stuck: int | None, steady: bool = True
 ) -> None:
     """Join a job and reduce for ever, as in training if `steady`, or sleep after some reductions as rank `stuck`."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), PATIENCE: str(patience)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    become_rank(rank, size, port, patience)
     os.dup2(os.open(folder / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT), 2)
     job = join_job()
     job.group.steady = steady
@@ -113,8 +120,7 @@ def test_a_rank_that_is_alive_and_stuck(tmp_path, steady):
 
 def reader(rank: int, size: int, port: int, folder: Path) -> None:
     """Join a job and compute as rank 1 for longer than the ranks' patience, as when it reads images."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), PATIENCE: "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    become_rank(rank, size, port, patience=2)
     job = join_job()
     job.group.wait()
     deadline = time.monotonic() + 6 * rank
@@ -208,8 +214,7 @@ def test_patience_must_be_a_number(monkeypatch):
 
 
 def command_line(rank: int, size: int, port: int, folder: Path, arguments: list[str]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    become_rank(rank, size, port)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), number)
     sys.exit(main(arguments))
