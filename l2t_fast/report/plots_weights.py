@@ -163,7 +163,8 @@ def pair_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions
         figure.supxlabel("epoch", fontsize=10, color=LIGHT["muted"])
         figure.supylabel("λ", fontsize=10, color=LIGHT["muted"])
         caption = (
-            f"λ of each pair for {_label(method, origin)} over training: mean over the batches of an epoch, then over "
+            f"λ of each pair for {_label(method, origin)} over training: mean over the images of an epoch (at 0: those "
+            f"of the first batch, before its step), then over "
             f"{_seeds(len(used))}. One panel for each target layer, one line for each source layer. {conditions}"
         )
         name = f"pair_weights_over_epochs_{_file_name(method)}{_suffix(origin)}"
@@ -260,13 +261,17 @@ def _suffix(origin: str) -> str:
 
 
 def _distance_from_start(runs: list[Run]) -> str:
-    """How far lambda moved after the first epoch, against how different the pairs were by then.
+    """How far lambda moved from what is first on record, against how different the pairs were by then.
 
     The initial weights of g are random, so pairs differ before anything is learned. Where lambda moved by less than
     half of that (mean absolute change against the standard deviation over a run's pairs), the sentence says so.
     """
     changes: list[float] = []
     spreads: list[float] = []
+    from_start = all(0 in by_epoch for run in runs for by_epoch in run.pair_weights.values())
+    since, at = (
+        ("From before the first step", "there") if from_start else ("From the first epoch", "in the first epoch")
+    )
     for run in runs:
         first = {pair: by_epoch[min(by_epoch)] for pair, by_epoch in run.pair_weights.items()}
         changes += [abs(value - first[pair]) for pair, value in run.pair_weights_at_best().items()]
@@ -276,8 +281,8 @@ def _distance_from_start(runs: list[Run]) -> str:
     if not finite or not math.isfinite(spread):
         return ""
     sentence = (
-        f"From the first epoch to the best one λ changed by {np.mean(finite):.2f} in the mean and {max(finite):.2f} at "
-        f"most; in the first epoch the pairs of a run differed by {spread:.2f} (standard deviation)."
+        f"{since} to the best epoch λ changed by {np.mean(finite):.2f} in the mean and {max(finite):.2f} at "
+        f"most; {at} the pairs of a run differed by {spread:.2f} (standard deviation)."
     )
     if np.mean(finite) < spread / 2:
         sentence += " So the differences between pairs come mostly from random initial weights, not from learning."

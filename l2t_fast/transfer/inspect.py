@@ -57,10 +57,16 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
         summary.add_row("validation accuracy", f"{float(best['validation_accuracy']):.2%} (epoch {_shown(epoch)})")
     tables = [summary]
     pairs = _pair_weights(folder, epoch)
+    untrained = _pair_weights(folder, "0")
     channels = _top_channels(folder)
     if pairs or channels:
         table = Table(
-            "pair", "lambda (mean)", "spread", "channels with the largest weight", title="What was transferred where"
+            "pair",
+            "lambda (mean)",
+            "spread",
+            "untrained",
+            "channels with the largest weight",
+            title="What was transferred where",
         )
         by_source: dict[str, list[str]] = {}
         for pair in pairs or channels:
@@ -68,10 +74,12 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
         for source, own in by_source.items():
             for pair in own:
                 numbers = [f"{number:.3f}" for number in pairs[pair]] if pairs else ["1", ""]
-                table.add_row(_shown(pair), *numbers, channels.get(pair, ""))
+                first = f"{untrained[pair][0]:.3f}" if pair in untrained else ""
+                table.add_row(_shown(pair), *numbers, first, channels.get(pair, ""))
             if source and pairs:
-                total = sum(pairs[pair][0] for pair in own)
-                table.add_row(_shown(f"sum over {source}"), f"{total:.3f}", "", "", style="bold", end_section=True)
+                total = f"{sum(pairs[pair][0] for pair in own):.3f}"
+                first = f"{sum(untrained[pair][0] for pair in own):.3f}" if untrained.keys() >= set(own) else ""
+                table.add_row(_shown(f"sum over {source}"), total, "", first, "", style="bold", end_section=True)
         tables.append(table)
     return tables
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -102,7 +103,7 @@ class RunFolder:
         _append(self.metrics, METRICS, [row])
 
     def add_pair_weights(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append an epoch's lambdas to pair_weights.csv."""
+        """Append an epoch's lambdas to pair_weights.csv; epoch 0 is before the first step."""
         _append(self.pair_weights, PAIR_WEIGHTS, rows)
 
     def forget_after(self, epoch: int) -> None:
@@ -112,7 +113,7 @@ class RunFolder:
                 text = io.StringIO()
                 writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
                 writer.writeheader()
-                writer.writerows(row for row in read_rows(path, fields) if (_epoch(row) or epoch + 1) <= epoch)
+                writer.writerows(row for row in read_rows(path, fields) if _epoch(row) <= epoch)
                 with writing(path):
                     write_text(text.getvalue(), path)
 
@@ -252,8 +253,8 @@ def _text(value: Any) -> Any:
     return f"{value:.8g}" if isinstance(value, float) else value
 
 
-def _epoch(row: Mapping[str, str]) -> int | None:
-    return int(row["epoch"]) if row["epoch"].isdecimal() and len(row["epoch"]) < 10 else None
+def _epoch(row: Mapping[str, str]) -> float:
+    return int(row["epoch"]) if row["epoch"].isdecimal() and len(row["epoch"]) < 10 else math.inf
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

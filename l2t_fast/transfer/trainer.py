@@ -447,10 +447,13 @@ class Trainer:
         self.method.start_epoch()
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         count = 0
+        untrained = None  # lambda of the first batch, which was there before its step
         for i, (x, y) in enumerate(self.data.train):
             x, y = self._placed(x), y.to(self.device, non_blocking=True)
             joined = self.data.train.sampler.joined_images(i)
             cross_entropy, matching, correct = self._train_batch_or_advise(x, y, joined)
+            if self.step == 1:
+                untrained = self.method.pair_weights()
             total += torch.stack([cross_entropy * joined, matching * joined, correct])
             count += joined
             self.progress.batch(i + 1, len(self.data.train))
@@ -483,6 +486,8 @@ class Trainer:
         if improves:
             self.best = {name: row[name] for name in self.best}
         if events is not None:
+            if untrained is not None:
+                self._record_pair_weights(0, untrained, events)
             self._record(row, pair_weights, events)
         self._save(improves)
         self.progress.epoch(row, self.config.epochs, self.best)
@@ -511,14 +516,17 @@ class Trainer:
     def _record(self, row: dict[str, Any], pair_weights: list[tuple[float, float]] | None, events: EventFile) -> None:
         self.folder.add_metrics(row)
         scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
-        if pair_weights is not None:
-            rows = [
-                {"epoch": self.epoch, "source_layer": source, "target_layer": target, "mean": mean, "std": std}
-                for (source, target), (mean, std) in zip(self.pair_layers, pair_weights, strict=True)
-            ]
-            self.folder.add_pair_weights(rows)
-            scalars |= {f"pair_weight/{e['source_layer']}->{e['target_layer']}": e["mean"] for e in rows}
         events.add(scalars, self.epoch)
+        if pair_weights is not None:
+            self._record_pair_weights(self.epoch, pair_weights, events)
+
+    def _record_pair_weights(self, epoch: int, pair_weights: list[tuple[float, float]], events: EventFile) -> None:
+        rows = [
+            {"epoch": epoch, "source_layer": source, "target_layer": target, "mean": mean, "std": std}
+            for (source, target), (mean, std) in zip(self.pair_layers, pair_weights, strict=True)
+        ]
+        self.folder.add_pair_weights(rows)
+        events.add({f"pair_weight/{e['source_layer']}->{e['target_layer']}": e["mean"] for e in rows}, epoch)
 
     def _conclude(self) -> dict[str, Any]:
         """Test the best model, write what the method learned, and the result."""

@@ -326,7 +326,7 @@ def test_a_run_from_two_sources_trains_and_resumes_bit_for_bit(two, quiet, tmp_p
     targets = build_model("vgg5bn", 3).feature_names
     assert straight["pairs"] == [f"{m}->{n}" for m in layers for n in targets]
     weights = read_rows(tmp_path / "straight" / "pair_weights.csv")
-    assert [f"{row['source_layer']}->{row['target_layer']}" for row in weights] == 2 * straight["pairs"]
+    assert [f"{row['source_layer']}->{row['target_layer']}" for row in weights] == 3 * straight["pairs"]
     with np.load(tmp_path / "straight" / "channel_weights.npz") as arrays:
         assert [len(w) for w in arrays.values()] == [16] * 3 + [32] * 3 + [64] * 3 + [32] * 3
 
@@ -337,6 +337,9 @@ def test_a_run_from_two_sources_trains_and_resumes_bit_for_bit(two, quiet, tmp_p
         own = [float(row["mean"]) for row in weights if row["epoch"] == str(straight["best_epoch"])]
         own = own[:9] if name == "grey" else own[9:]
         assert len(own) == count and re.search(rf"sum over {name} +│ +{sum(own):.3f} ", shown)
+        first = [float(row["mean"]) for row in weights if row["epoch"] == "0"]
+        first = first[:9] if name == "grey" else first[9:]
+        assert re.search(rf"sum over {name} .*│ +{sum(first):.3f} ", shown)
 
     assert "unit_rms divides the source's maps: colour/layer2.0 by" in (tmp_path / "straight" / "log.txt").read_text()
 

@@ -83,7 +83,8 @@ def test_a_run_leaves_its_folder(make_config, quiet, method):
     assert (out / "pair_weights.csv").exists() == (method == "l2t-ww")
     if method == "l2t-ww":
         weights = rows(out / "pair_weights.csv")
-        assert [f"{row['source_layer']}->{row['target_layer']}" for row in weights] == 2 * result["pairs"]
+        assert [f"{row['source_layer']}->{row['target_layer']}" for row in weights] == 3 * result["pairs"]
+        assert [row["epoch"] for row in weights] == ["0"] * 9 + ["1"] * 9 + ["2"] * 9
         assert all(0 <= float(row["mean"]) <= 6 and float(row["std"]) >= 0 for row in weights)
     assert (out / "channel_weights.npz").exists() == (method in ("l2t-w", "l2t-ww"))
     if method in ("l2t-w", "l2t-ww"):
@@ -276,7 +277,8 @@ def test_resume_forgets_rows_that_no_checkpoint_holds(make_config, quiet, monkey
     monkeypatch.undo()
     run(config, resume=True, progress=quiet)
     assert [row["epoch"] for row in rows(Path(config.out) / "metrics.csv")] == ["1", "2", "3"]
-    assert [row["epoch"] for row in rows(Path(config.out) / "pair_weights.csv")] == ["1"] * 9 + ["2"] * 9 + ["3"] * 9
+    epochs = [row["epoch"] for row in rows(Path(config.out) / "pair_weights.csv")]
+    assert epochs == ["0"] * 9 + ["1"] * 9 + ["2"] * 9 + ["3"] * 9
 
 
 def test_killed_between_the_state_and_the_best_model_the_best_is_written_again(make_config, quiet, monkeypatch):
