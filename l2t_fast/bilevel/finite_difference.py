@@ -6,7 +6,9 @@ is a forward pass. Networks whose second derivative PyTorch lacks work too.
 
 Rectifiers and max-pooling are held to the side they were on at theta (:mod:`l2t_fast.bilevel.kinks`); without that, a
 one-sided difference is off by several percent at any epsilon. It takes the full precision of float32: the passes run
-without autocast and without TF32.
+without autocast and without TF32. And where the difference is so small against the gradient that rounding would show in
+it, the pass is made again with a larger epsilon: along such a direction the gradient hardly changes, so it is straight
+for longer.
 """
 
 import math
@@ -19,13 +21,28 @@ from l2t_fast.bilevel.kinks import NoteKinks, ReplayKinks
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.transposition import HeadWeights, Step, flat
 
-#: Length of epsilon v over length of theta, in square roots of the rounding unit: where the error by rounding, which
-#: falls with epsilon, and that by curvature meet. Measured: docs/performance.md.
-RELATIVE_STEP = 0.01
+# In square roots of the rounding unit, measured: docs/performance.md. The error by rounding falls with epsilon, that by
+# curvature grows.
+#: Length of epsilon v over length of theta.
+RELATIVE_STEP = 0.004
+#: Length of the difference over that of the gradient, below which rounding shows.
+LEAST_DIFFERENCE = 0.15
+#: What a larger epsilon aims at then.
+WANTED_DIFFERENCE = 0.7
+#: How many times larger it may be: at most 5 thousandths of theta's length are gone, in float32.
+LARGEST_FACTOR = 3000.0
 
 
 class FiniteDifference:
-    """Second derivatives by one-sided differences, with an automatic step size."""
+    """Second derivatives by one-sided differences, with an automatic step size; an object for each hypergradient.
+
+    Args:
+        capturable: the host reads no number and decides nothing, so no pass is made again.
+    """
+
+    def __init__(self, *, capturable: bool) -> None:
+        self._capturable = capturable
+        self._factor = 1.0  # of epsilon, for the steps on the matching loss: what the latest of them needed
 
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
         with NoteKinks() as noted:
@@ -45,6 +62,27 @@ class FiniteDifference:
         weight_bars: Sequence[Tensor],
     ) -> None:
         epsilon = self._epsilon(problem, step.theta, direction)
+        if not step.last:
+            epsilon = epsilon * self._factor
+        differences = self._differences(problem, head_weights, step, direction, epsilon)
+        if not (step.first or self._capturable):
+            factor = self._lacking(problem, step, differences)
+            if factor > 1:
+                del differences  # the pass needs their memory
+                epsilon = epsilon * factor
+                differences = self._differences(problem, head_weights, step, direction, epsilon)
+                if not step.last:
+                    self._factor *= factor
+        # Of the first step they are the weights' alone, of the last one theta's alone.
+        sums = weight_bars if step.first else theta_bar if step.last else [*theta_bar, *weight_bars]
+        with torch.no_grad():
+            torch._foreach_add_(list(sums), [d.div_(epsilon) for d in differences])
+
+    @staticmethod
+    def _differences(
+        problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor], epsilon: Tensor
+    ) -> list[Tensor]:
+        """Gradients at theta + epsilon v minus those at theta."""
         with torch.no_grad():
             moved = [v.mul(epsilon).add_(p).requires_grad_() for p, v in zip(step.theta, direction, strict=True)]
         step.random_state.restore()
@@ -53,11 +91,17 @@ class FiniteDifference:
                 there = _weight_gradients(problem, head_weights, moved)
             else:
                 there = _gradients(problem, head_weights, step, moved)
-        differences = [t.sub_(here).div_(epsilon) for t, here in zip(there, step.kept, strict=True)]
-        # Of the first step they are the weights' alone, of the last one theta's alone.
-        sums = weight_bars if step.first else theta_bar if step.last else [*theta_bar, *weight_bars]
-        with torch.no_grad():
-            torch._foreach_add_(list(sums), differences)
+        return [t.sub_(here) for t, here in zip(there, step.kept, strict=True)]
+
+    @staticmethod
+    def _lacking(problem: BilevelProblem, step: Step, differences: Sequence[Tensor]) -> float:
+        """How many times larger epsilon must be so that rounding does not show; 1 where it does not."""
+        count = len(step.theta)
+        there, here = problem.lengths_of_shares(differences[:count], step.kept[:count]).tolist()
+        unit = math.sqrt(torch.finfo(step.theta[0].dtype).eps)
+        if not 0 < there < LEAST_DIFFERENCE * unit * here:
+            return 1.0
+        return min(WANTED_DIFFERENCE * unit * here / there, LARGEST_FACTOR)
 
     @staticmethod
     def _epsilon(problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ def hypergradient(
     method: str = "exact",
     keep_graphs: bool = False,
     accumulation: int = 1,
+    capturable: bool = False,
     part: Part = WHOLE,
 ) -> list[Tensor]:
     """d cross-entropy(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on cross-entropy (section 2.3).
@@ -58,6 +59,9 @@ def hypergradient(
         accumulation: number of pieces in which the batch goes through the networks, one after the other; memory is that
             of one piece. Batch normalisation in training mode normalises each piece by itself, otherwise the result is
             the same to rounding.
+        capturable: "finite_difference" looks at its differences, and where rounding would show in one makes that pass
+            again; set it for calls that a CUDA graph captures, or that must do as those do, and nothing is made again.
+            The others read no number of the device in any case.
         part: which part of the batch (x, y) and the source's maps are, where several ranks hold one together
             (``group.part(len(x))`` of a :class:`l2t_fast.distributed.Group`). All ranks call this function at the same
             time and get the hypergradient of the joined batch, with one reduction a look-ahead step and one more for
@@ -99,7 +103,7 @@ def hypergradient(
         if method == "exact":
             return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
         with _full_float32():
-            return transposed(problems, meta, source_features, steps, FiniteDifference())
+            return transposed(problems, meta, source_features, steps, FiniteDifference(capturable=capturable))
 
 
 @contextlib.contextmanager

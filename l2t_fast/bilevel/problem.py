@@ -160,6 +160,15 @@ class BilevelProblem:
         self._part.group.sum_([squares])
         return [(a.square() + b).sqrt() for a, b in zip(of_target, squares, strict=True)]
 
+    def lengths_of_shares(self, *vectors: Sequence[Tensor]) -> Tensor:
+        """The root of the sum of squares over each vector's entries and over the ranks: (vectors,), on all alike."""
+        lengths = torch.stack([torch.nn.utils.get_total_norm(list(vector)) for vector in vectors])
+        if not self.joint:
+            return lengths
+        squares = lengths.square()
+        self._part.group.sum_([squares])
+        return squares.sqrt()
+
     def gathered(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The target's maps of the images that the matching loss is over, see :meth:`Part.gathered`."""
         return self._part.gathered(maps)

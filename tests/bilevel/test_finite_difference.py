@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from l2t_fast import FeatureMatching, MetaNetworks
-from l2t_fast.bilevel import hypergradient
+from l2t_fast.bilevel import finite_difference, hypergradient
 from l2t_fast.bilevel.kinks import NoteKinks, ReplayKinks
 from l2t_fast.models import build_model
 
@@ -14,6 +14,43 @@ def cosine(found, wanted):
     return F.cosine_similarity(
         torch.cat([f.double().flatten() for f in found]), torch.cat([w.double().flatten() for w in wanted]), dim=0
     ).item()
+
+
+def one_problem():
+    torch.manual_seed(0)
+    target = build_model("vgg5bn", 3)
+    matching = FeatureMatching([4], target.feature_channels, [(0, 0), (0, 1)])
+    meta = MetaNetworks([4], [(0, 0), (0, 1)])
+    optimizer = torch.optim.SGD([*target.parameters(), *matching.parameters()], lr=0.05)
+    maps, x, y = [torch.randn(8, 4, 6, 6)], torch.randn(8, 3, 8, 8), torch.randint(0, 3, (8,))
+    return target, matching, meta, optimizer, maps, x, y
+
+
+def test_where_rounding_shows_the_step_is_made_larger(monkeypatch):
+    problem = one_problem()
+    exact = hypergradient(*problem, steps=3)
+    passes = 0
+
+    def count(*_):
+        nonlocal passes
+        passes += 1
+
+    problem[0].register_forward_hook(count)
+    monkeypatch.setattr(finite_difference, "RELATIVE_STEP", 1e-5)
+    found = hypergradient(*problem, steps=3, method="finite_difference")
+    # Once each for the steps that hand H v on; what one of them needed, the steps before it begin with.
+    assert cosine(found, exact) >= 0.999 and 9 < passes <= 9 + 3
+    passes = 0
+    monkeypatch.setattr(finite_difference, "LEAST_DIFFERENCE", 0.0)
+    lost = hypergradient(*problem, steps=3, method="finite_difference")
+    assert cosine(lost, exact) < 0.9 and passes == 9
+
+
+def test_without_a_direction_no_pass_is_made_again():
+    problem = one_problem()
+    problem[3].param_groups[0]["lr"] = 0.0
+    found = hypergradient(*problem, method="finite_difference")
+    assert all(torch.equal(f, torch.zeros_like(f)) for f in found)
 
 
 def test_float32_over_training():
@@ -44,16 +81,10 @@ def test_float32_over_training():
 
 
 def test_autocast_does_not_spoil_it():
-    torch.manual_seed(0)
-    target = build_model("vgg5bn", 3)
-    matching = FeatureMatching([4], target.feature_channels, [(0, 0), (0, 1)])
-    meta = MetaNetworks([4], [(0, 0), (0, 1)])
-    optimizer = torch.optim.SGD([*target.parameters(), *matching.parameters()], lr=0.05)
-    problem = (target, matching, meta, optimizer, [torch.randn(8, 4, 6, 6)], torch.randn(8, 3, 8, 8))
-    y = torch.randint(0, 3, (8,))
-    exact = hypergradient(*problem, y)
+    problem = one_problem()
+    exact = hypergradient(*problem)
     with torch.autocast("cpu", torch.bfloat16):
-        found = hypergradient(*problem, y, method="finite_difference")
+        found = hypergradient(*problem, method="finite_difference")
     assert cosine(found, exact) >= 0.999
 
 

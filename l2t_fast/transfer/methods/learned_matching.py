@@ -36,11 +36,12 @@ class LearnedMatching(FeatureMatchingMethod):
         self.hypergradient = options.hypergradient
         self.keep_graphs = options.keep_graphs
         self.accumulation = options.accumulation
+        self.capturable = options.cuda_graph
         self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights)
         self._adam = {
             "lr": options.meta_lr,
             "weight_decay": options.meta_weight_decay,
-            "capturable": options.cuda_graph,
+            "capturable": self.capturable,
         }
         self.meta_optimizer = torch.optim.Adam(self.meta.parameters(), **self._adam)
         self.group = setup.group
@@ -88,6 +89,7 @@ class LearnedMatching(FeatureMatchingMethod):
             method=self.hypergradient,
             keep_graphs=self.keep_graphs,
             accumulation=self.accumulation,
+            capturable=self.capturable,
             part=batch.part,
         )
         for parameter, gradient in zip(self.own_meta.parameters(), gradients, strict=True):
