@@ -1,10 +1,11 @@
-"""Convolution and batch normalisation with cheap second derivatives, put in place of PyTorch's while a graph is built
-that will be differentiated twice.
+"""Convolution, batch normalisation, rectifier and max-pooling with cheap second derivatives, put in place of PyTorch's
+while a graph is built that will be differentiated twice.
 
 The values and first derivatives are those of PyTorch's own kernels. PyTorch's second derivative of a convolution turns
 the batch into channels and whole images into kernels, and that of batch normalisation is some thirty passes over the
 feature map. Here the first is four convolutions of the ordinary kind, the second two passes (csrc/batch_norm.h has the
-formulas).
+formulas). Rectifiers and max-pooling have none but zeros, for which PyTorch makes whole maps, and keeps them until the
+pass comes back to the layer.
 """
 
 import functools
@@ -22,7 +23,7 @@ from l2t_fast.ops import why_unavailable
 
 
 class CheapSecondDerivatives(TorchFunctionMode):
-    """While active, 2D convolutions and batch normalisation in training mode are recorded by the Functions below."""
+    """While active, 2D convolution and max-pooling, training batch normalisation and ReLU are the Functions below."""
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -69,8 +70,45 @@ def _batch_norm(
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
 
 
+def _relu(input: Tensor, inplace: bool = False) -> Tensor | None:
+    """`torch.nn.functional.relu`, or None for the calls left to PyTorch."""
+    if not input.requires_grad or (inplace and input._is_view()):
+        return None
+    return _Rectifier.apply(input, inplace)
+
+
+def _relu_(input: Tensor) -> Tensor | None:
+    return _relu(input, inplace=True)
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
+    """`torch.nn.functional.max_pool2d`, or None for the calls left to PyTorch."""
+    if return_indices or input.dim() != 4 or not input.requires_grad:
+        return None
+    windows = [_two(v) for v in (kernel_size, stride or kernel_size, padding, dilation)]
+    return _MaxPooling.apply(input, (*windows, ceil_mode))
+
+
 #: What CheapSecondDerivatives replaces, by the function that modules call.
-_REPLACED: dict[Callable, Callable[..., Tensor | None]] = {torch.conv2d: _conv2d, F.batch_norm: _batch_norm}
+_REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
+    torch.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    torch.relu_: _relu_,
+    Tensor.relu_: _relu_,
+    F.max_pool2d: _max_pool2d,
+    torch.max_pool2d: _max_pool2d,
+}
 
 
 class Geometry(NamedTuple):
@@ -101,6 +139,18 @@ def _convolution_gradients(
     )
 
 
+def _batch_norm_gradients(
+    g: Tensor, x: Tensor, w: Tensor | None, mean: Tensor, scale: Tensor, eps: float, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weight and bias, None where `needs` is False."""
+    return torch.ops.aten.native_batch_norm_backward(g, x, w, None, None, mean, scale, True, eps, list(needs))
+
+
+#: Attribute of the gradient that batch normalisation has just made: its version, and what it was made of. A gradient
+#: that is added to another, or that a hook replaces, is another tensor without it.
+_MADE_OF = "_l2t_fast_made_of"
+
+
 def _refuse_third_derivative() -> None:
     # Grad mode is on in a backward with create_graph. once_differentiable misses what depends on saved tensors only.
     if torch.is_grad_enabled():
@@ -120,17 +170,30 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        return *_ConvolutionBackward.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3]), None
+        version, made_of = getattr(g, _MADE_OF, (None, None))
+        if version != g._version:  # somebody has written to it
+            made_of = None
+        return *_ConvolutionBackward.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3], made_of), None
 
 
 class _ConvolutionBackward(torch.autograd.Function):
-    """Linear in the output's gradient g, the input x and the weight w, each taken alone."""
+    """Linear in the output's gradient g, the input x and the weight w, each taken alone.
+
+    g is not saved where it can be made again from what is saved anyway: a map a layer less, for a pass over it.
+    """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, needs: Sequence[bool]
+        ctx: FunctionCtx,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        geometry: Geometry,
+        needs: Sequence[bool],
+        made_of: tuple | None,
     ) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(g, x, w)
+        tensors, ctx.eps = ([g], None) if made_of is None else (made_of[:-1], made_of[-1])
+        ctx.save_for_backward(x, w, *tensors)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
         return _convolution_gradients(g, x, w, geometry, needs)
@@ -141,7 +204,8 @@ class _ConvolutionBackward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """ax, aw, ab: adjoints of the gradients of input, weight and bias."""
         _refuse_third_derivative()
-        g, x, w = ctx.saved_tensors
+        x, w, *made_of = ctx.saved_tensors
+        g = made_of[0] if ctx.eps is None else _batch_norm_gradients(*made_of, ctx.eps, (True, False, False))[0]
         g_bar = x_bar = w_bar = None
         if ctx.needs_input_grad[0]:
             if ax is not None:
@@ -156,7 +220,7 @@ class _ConvolutionBackward(torch.autograd.Function):
             x_bar = _convolution_gradients(g, x, aw, ctx.geometry, (True, False, False))[0]
         if ax is not None and ctx.needs_input_grad[2]:
             w_bar = _convolution_gradients(g, ax, w, ctx.geometry, (False, True, False))[1]
-        return g_bar, x_bar, w_bar, None, None
+        return g_bar, x_bar, w_bar, None, None, None
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -180,6 +244,10 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w, mean, scale = ctx.saved_tensors
         found = _BatchNormBackward.apply(g, x, w, mean, scale, ctx.eps, ctx.needs_input_grad[:3])
+        if torch.is_grad_enabled() and found[0] is not None:
+            # Saved for this layer's own second derivative, which comes after that of the convolution before it.
+            tensors = [t if t is None else t.detach() for t in (g, x, w, mean, scale)]
+            setattr(found[0], _MADE_OF, (found[0]._version, (*tensors, ctx.eps)))
         return *found, None, None, None, None
 
 
@@ -199,7 +267,7 @@ class _BatchNormBackward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(g, x, w, mean, scale)
         ctx.set_materialize_grads(False)
-        return torch.ops.aten.native_batch_norm_backward(g, x, w, None, None, mean, scale, True, eps, list(needs))
+        return _batch_norm_gradients(g, x, w, mean, scale, eps, needs)
 
     @staticmethod
     def backward(
@@ -211,6 +279,63 @@ class _BatchNormBackward(torch.autograd.Function):
         adjoint = torch.zeros_like(x) if ax is None else ax
         g_bar, x_bar, w_bar = batch_norm_double_backward(adjoint, g, x, w, mean, scale, aw, ab)
         return g_bar, x_bar, None if w is None else w_bar, None, None, None, None
+
+
+class _Rectifier(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, inplace: bool) -> Tensor:
+        if inplace:
+            ctx.mark_dirty(x)
+        y = x.relu_() if inplace else x.relu()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
+        return _RectifierBackward.apply(g, *ctx.saved_tensors), None
+
+
+class _RectifierBackward(torch.autograd.Function):
+    """Linear in the output's gradient g; constant in the output y but for the kink."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, g: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return torch.ops.aten.threshold_backward(g, y, 0)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, a: Tensor) -> tuple[Tensor, None]:
+        _refuse_third_derivative()
+        return torch.ops.aten.threshold_backward(a, *ctx.saved_tensors, 0), None
+
+
+class _MaxPooling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, windows: tuple) -> Tensor:
+        y, indices = torch.ops.aten.max_pool2d_with_indices(x, *windows)
+        ctx.save_for_backward(x, indices.int())  # pixels of one map, in half the memory
+        ctx.windows = windows
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
+        return _MaxPoolingBackward.apply(g, *ctx.saved_tensors, ctx.windows), None
+
+
+class _MaxPoolingBackward(torch.autograd.Function):
+    """Linear in the output's gradient g; of the input x only the size counts."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, g: Tensor, x: Tensor, indices: Tensor, windows: tuple) -> Tensor:
+        ctx.save_for_backward(indices)
+        return torch.ops.aten.max_pool2d_with_indices_backward(g, x, *windows, indices.long())
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, a: Tensor) -> tuple[Tensor, None, None, None]:
+        _refuse_third_derivative()
+        (indices,) = ctx.saved_tensors
+        at_maxima = a.flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
+        return at_maxima, None, None, None
 
 
 @functools.cache

@@ -1,9 +1,9 @@
-"""The convolution and batch normalisation with cheap second derivatives against PyTorch's own."""
+"""Layers with cheap second derivatives against PyTorch's own."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from l2t_fast import _native
 from l2t_fast.bilevel import second_order
@@ -89,10 +89,91 @@ def test_batch_norm_updates_its_statistics_once():
         assert torch.equal(buffer, cheap.get_buffer(name))
 
 
-def test_a_third_derivative_is_an_error():
-    x, w = leaf(1, 1, 4, 4), leaf(1, 1, 3, 3)
+@pytest.mark.parametrize(
+    "rectifier",
+    [F.relu, lambda x: F.relu(x, inplace=True), torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, nn.ReLU(True)],
+    ids=["F.relu", "F.relu inplace", "torch.relu", "torch.relu_", "relu", "relu_", "ReLU inplace"],
+)
+@pytest.mark.parametrize("of", ["a result", "a view", "an input"])
+def test_rectifier(rectifier, of):
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64) if of == "an input" else leaf(3, 4, 5, 5)
+
+    def function(x, w):
+        x = x * 1.5
+        return rectifier(x[1:] if of == "a view" else x).square() * w
+
+    assert_same(function, [x, leaf(4, 1, 1)])
+
+
+def test_a_rectifier_in_place_is_in_place():
+    x = leaf(2, 3)
     with CheapSecondDerivatives():
-        y = F.conv2d(x, w).pow(4).sum()
+        y = x * 2
+        z = F.relu(y, inplace=True)
+    assert z is y and torch.equal(y, (x * 2).relu())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [(2,), (3, 2, 1), ((2, 3), None, (1, 0)), (3, 1, 1, 2), (3, 2, 0, 1, True)],
+    ids=str,
+)
+def test_max_pooling(arguments, channels_last):
+    x = leaf(3, 4, 9, 8, channels_last=channels_last)
+    assert_same(
+        lambda x, w: F.max_pool2d(x * w, *arguments) + torch.max_pool2d(x.square(), 3)[:, :, :1, :1], [x, leaf(1)]
+    )
+    assert_same(nn.MaxPool2d(*arguments[:4], ceil_mode=len(arguments) > 4), [x])
+    with CheapSecondDerivatives():
+        y, indices = F.max_pool2d(x, *arguments, return_indices=True)
+    assert indices.shape == y.shape
+    assert_same(lambda x: F.max_pool2d(x[0], *arguments), [x])
+
+
+class Block(nn.Module):
+    """Convolutions whose gradients come from batch normalisation, from a sum and from a hook."""
+
+    def __init__(self, hook):
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.hook = hook
+
+    def forward(self, x):
+        maps = []
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            y = convolution(x)
+            if self.hook is not None:
+                y.register_hook(self.hook)
+            maps.append(y)
+            x = F.relu(norm(y), inplace=True) + x
+        return F.max_pool2d(x, 2) + maps[1].mean()  # the second convolution's map is used twice
+
+
+@pytest.mark.parametrize("hook", [None, lambda g: 2 * g, lambda g: g.mul_(2)], ids=["", "new", "in place"])
+def test_gradients_that_are_made_again(hook):
+    torch.manual_seed(0)
+    block = Block(hook).double()
+    parameters = list(block.parameters())
+
+    def function(*values):
+        named = dict(zip((name for name, _ in block.named_parameters()), values[1:], strict=True))
+        return torch.func.functional_call(block, named, (values[0],))
+
+    assert_same(function, [leaf(5, 4, 6, 6), *(p.detach().clone().requires_grad_() for p in parameters)], 1e-10)
+
+
+@pytest.mark.parametrize("layers", ["convolution", "rectifier", "max-pooling"])
+def test_a_third_derivative_is_an_error(layers):
+    x, w = leaf(1, 1, 6, 6), leaf(1, 1, 3, 3)
+    function = {
+        "convolution": lambda: F.conv2d(x, w),
+        "rectifier": lambda: F.relu(x * w[0, 0, 0, 0]),
+        "max-pooling": lambda: F.max_pool2d(x * w[0, 0, 0, 0], 2),
+    }[layers]
+    with CheapSecondDerivatives():
+        y = function().pow(4).sum()
     (first,) = torch.autograd.grad(y, w, create_graph=True)
     with pytest.raises(NotImplementedError, match="third derivative"):
         torch.autograd.grad(first.sum(), w, create_graph=True)
