@@ -95,7 +95,7 @@ def _run(options: Namespace) -> int:
     from l2t_fast.bench.engine import Protocol
     from l2t_fast.bench.memory import available
     from l2t_fast.bench.rows import append_rows
-    from l2t_fast.transfer.trainer import choose_device
+    from l2t_fast.transfer.device import choose_device
 
     for name, least in (("repeats", 1), ("batch", 1), ("threads", 1), ("memory_limit", 0)):
         value = options[name]

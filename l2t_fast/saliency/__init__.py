@@ -19,7 +19,7 @@ from l2t_fast.report.plots_saliency import saliency_figure
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
 from l2t_fast.saliency.images import choose_images, pixels, read_images, test_set
 from l2t_fast.saliency.runs import FinishedRun, find_runs, is_comparison, load_target
-from l2t_fast.transfer.trainer import choose_device
+from l2t_fast.transfer.device import choose_device
 
 __all__ = ["explain_runs"]
 

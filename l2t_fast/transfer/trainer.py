@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,8 +19,8 @@ from l2t_fast.distributed.source_plan import Load, Plan, bytes_of, output_bytes
 from l2t_fast.errors import L2TFastError
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
-from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, why_unavailable
 from l2t_fast.transfer.checkpoint import load_checkpoint, load_optimizer, misfit, save_checkpoint
+from l2t_fast.transfer.device import check_backend, choose_device
 from l2t_fast.transfer.event_file import EventFile
 from l2t_fast.transfer.finite import first_non_finite_parameter, name_non_finite
 from l2t_fast.transfer.memory import largest_batch_that_fits
@@ -689,39 +688,3 @@ class Trainer:
 def cosine_lr(lr: float, epoch: int, epochs: int) -> float:
     """Learning rate of an epoch, counted from 0: half a cosine from `lr` to 0 over `epochs`."""
     return 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
-
-
-def check_backend(name: str) -> None:
-    """Raise L2TFastError if the backend that is asked for, here or by the environment, cannot run."""
-    if name == "auto":
-        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
-    if name not in BACKENDS:
-        raise L2TFastError(f"{ENVIRONMENT_VARIABLE} is {name!r}, it must be one of {', '.join(BACKENDS)}")
-    problem = None if name == "auto" else why_unavailable(name)
-    if problem is not None:
-        raise L2TFastError(f"backend {name!r} cannot run: {problem}")
-
-
-def choose_device(name: str, group: Group = ALONE) -> torch.device:
-    """The device called `name`; "auto" is the GPU if there is one, else the CPU. Each rank takes a GPU of its own.
-
-    Raises:
-        L2TFastError: no such device on this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if group.size > 1 and name.startswith("cuda"):
-        name = f"cuda:{group.local_rank}"
-        if group.local_rank >= torch.cuda.device_count():
-            raise L2TFastError(
-                f"rank {group.rank} is number {group.local_rank + 1} on this machine, which has "
-                f"{torch.cuda.device_count()} GPU: start one rank a GPU, or name --device cpu"
-            )
-        torch.cuda.set_device(group.local_rank)
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()  # "meta" has no numbers
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise L2TFastError(f"device {name!r} cannot be used here ({reason}), try auto or cpu") from error
-    return device

@@ -21,7 +21,7 @@ from l2t_fast.models import build_model
 from l2t_fast.transfer import METHODS, Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.run_folder import METRICS
-from l2t_fast.transfer.trainer import check_backend, choose_device, cosine_lr
+from l2t_fast.transfer.trainer import cosine_lr
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -377,24 +377,3 @@ def test_cosine_schedule():
     assert [cosine_lr(0.1, epoch, 4) for epoch in range(4)] == pytest.approx(
         [0.1, 0.1 * (0.5 + math.sqrt(2) / 4), 0.05, 0.1 * (0.5 - math.sqrt(2) / 4)]
     )
-
-
-def test_backends(monkeypatch):
-    check_backend("auto")
-    check_backend("reference")
-    missing = {"triton": "it has no kernels"}
-    monkeypatch.setattr("l2t_fast.transfer.trainer.why_unavailable", missing.get)
-    with pytest.raises(L2TFastError, match="backend 'triton' cannot run: it has no kernels"):
-        check_backend("triton")
-    monkeypatch.setenv("L2T_FAST_BACKEND", "fastest")
-    check_backend("reference")
-    with pytest.raises(L2TFastError, match="L2T_FAST_BACKEND is 'fastest', it must be one of auto, "):
-        check_backend("auto")
-
-
-def test_devices():
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("cuda:97", "gpu"):
-        with pytest.raises(L2TFastError, match=f"device '{name}' cannot be used here"):
-            choose_device(name)

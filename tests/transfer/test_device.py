@@ -1,0 +1,28 @@
+"""Devices and backends that a run may ask for."""
+
+import pytest
+import torch
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.transfer.device import check_backend, choose_device
+
+
+def test_backends(monkeypatch):
+    check_backend("auto")
+    check_backend("reference")
+    missing = {"triton": "it has no kernels"}
+    monkeypatch.setattr("l2t_fast.transfer.device.why_unavailable", missing.get)
+    with pytest.raises(L2TFastError, match="backend 'triton' cannot run: it has no kernels"):
+        check_backend("triton")
+    monkeypatch.setenv("L2T_FAST_BACKEND", "fastest")
+    check_backend("reference")
+    with pytest.raises(L2TFastError, match="L2T_FAST_BACKEND is 'fastest', it must be one of auto, "):
+        check_backend("auto")
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:97", "gpu"):
+        with pytest.raises(L2TFastError, match=f"device '{name}' cannot be used here"):
+            choose_device(name)
