@@ -181,7 +181,8 @@ struct MatchingBackward : Function<MatchingBackward> {
     ctx->set_materialize_grads(false);
     auto keep = tensors_of(arguments);
     keep.push_back(grad_loss);
-    keep.insert(keep.end(), gradients.begin(), gradients.end());
+    // The derivative along grad_loss alone reads them, and they are as large as the maps.
+    if (grad_loss.requires_grad()) keep.insert(keep.end(), gradients.begin(), gradients.end());
     ctx->save_for_backward(std::move(keep));
     keep_numbers(ctx, arguments);
     at::AutoDispatchBelowADInplaceOrView below_autograd;

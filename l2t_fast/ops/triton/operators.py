@@ -213,7 +213,8 @@ class _MatchingBackward(Function):
     def forward(ctx, node: _Node, sources, gradients, grad_loss: Tensor, *inputs: Tensor):
         ctx.set_materialize_grads(False)
         ctx.node = node
-        ctx.save_for_backward(*sources, *inputs, grad_loss, *gradients)
+        # The derivative along grad_loss alone reads the gradients, and they are as large as the maps.
+        ctx.save_for_backward(*sources, *inputs, grad_loss, *(gradients if grad_loss.requires_grad else ()))
         arguments, _ = node.arguments([*sources, *inputs])
         scaled = _below_autograd(
             OPS.matching_backward, node.keyset, grad_loss, gradients, *_flat(arguments), node.needs
