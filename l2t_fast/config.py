@@ -211,6 +211,8 @@ class TransferOptions:
         check_seed("data.seed", self.data.seed)
         check_seed("pretrain.seed", self.pretrain.seed)
         check_seed("pretrain.data.seed", self.pretrain.data.seed)
+        if self.pretrain.epochs:
+            self.pretrain.data.check("pretrain.data")
         if not 0 <= self.momentum < 1:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:

@@ -152,6 +152,10 @@ def test_values_out_of_range_are_named(changes, said):
         ({"sources": {"a": SourceConfig()}, "source": SourceConfig("resnet8")}, "source and sources are both set"),
         ({"sources": {"a": SourceConfig()}, "pretrain": PretrainConfig(epochs=1)}, "pretrain makes a single source"),
         ({"sources": {"a": SourceConfig(image_size=0)}}, "sources.a.image_size is 0, it must be at least 1"),
+        (
+            {"pretrain": PretrainConfig(epochs=1, data=DataConfig(augment="flip"))},
+            "pretrain.data.augment is 'flip', it must be one of none, crop",
+        ),
         ({"source": SourceConfig(num_classes=0)}, "source.num_classes is 0"),
         (
             {"source": SourceConfig(normalization="tiny")},

@@ -58,42 +58,46 @@ class DataConfig:
     on_device: bool = False
     seed: int = 0
 
-    def check(self) -> None:
-        """Raise ``L2TFastError`` for the first value that is out of range, naming its key and what would be right."""
+    def check(self, group: str = "data") -> None:
+        """Raise ``L2TFastError`` for the first value that is out of range, naming its key and what would be right.
+
+        Args:
+            group: key of the group that these options stand in.
+        """
         for name, known in (("dataset", DATASETS), ("augment", AUGMENTATIONS)):
             if getattr(self, name) not in known:
-                raise L2TFastError(f"{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
+                raise L2TFastError(f"{group}.{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
         for name in ("validation_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
-                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be above 0 and below 1")
+                raise L2TFastError(f"{group}.{name} is {getattr(self, name)}, it must be above 0 and below 1")
         for name, lowest in (("per_class", 1), ("image_size", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise L2TFastError(f"{name} is {value}, it must be at least {lowest}")
+                raise L2TFastError(f"{group}.{name} is {value}, it must be at least {lowest}")
         if self.classes is not None:
-            self._check_classes(self.classes)
+            self._check_classes(f"{group}.classes", self.classes)
             if self.splits is not None:
-                raise L2TFastError("splits says which classes there are: leave classes out")
+                raise L2TFastError(f"{group}.splits says which classes there are: leave {group}.classes out")
         if self.normalization is not None:
-            self._check_normalization(self.normalization)
+            self._check_normalization(f"{group}.normalization", self.normalization)
         if self.dataset != "digits" and self.data_dir is None:
-            raise L2TFastError(f"dataset {self.dataset} needs data_dir, the folder that holds it")
+            raise L2TFastError(f"{group}.dataset {self.dataset} needs {group}.data_dir, the folder that holds it")
 
     @staticmethod
-    def _check_classes(classes: list[int]) -> None:
+    def _check_classes(key: str, classes: list[int]) -> None:
         if len(classes) < 2:
-            raise L2TFastError(f"classes is {classes}, it must name at least two")
+            raise L2TFastError(f"{key} is {classes}, it must name at least two")
         if len(set(classes)) < len(classes):
-            raise L2TFastError(f"classes is {classes}, each must stand there once")
+            raise L2TFastError(f"{key} is {classes}, each must stand there once")
 
     @staticmethod
-    def _check_normalization(value: str | list[list[float]]) -> None:
+    def _check_normalization(key: str, value: str | list[list[float]]) -> None:
         if isinstance(value, str):
             if value not in NORMALIZATIONS:
                 wanted = f"{', '.join(NORMALIZATIONS)} or [[mean ...], [std ...]]"
-                raise L2TFastError(f"normalization is {printable(value)!r}, it must be {wanted}")
+                raise L2TFastError(f"{key} is {printable(value)!r}, it must be {wanted}")
             return
-        check_mean_and_std("normalization", value)
+        check_mean_and_std(key, value)
 
 
 def check_mean_and_std(name: str, value: list[list[float]]) -> None:

@@ -111,7 +111,7 @@ def test_no_code_in_a_split_file_runs(folder, split, tmp_path):
 
 
 def test_options_and_data_that_do_not_go_together(folder, split, make_folder):
-    with pytest.raises(L2TFastError, match="splits says which classes there are: leave classes out"):
+    with pytest.raises(L2TFastError, match=r"data\.splits says which classes there are: leave data\.classes out"):
         load_data(config(folder, split(), classes=[0, 1]))
     with pytest.raises(L2TFastError, match="but digits has no test images"):
         load_data(DataConfig(splits=split()))
