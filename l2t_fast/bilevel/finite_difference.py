@@ -61,18 +61,18 @@ class FiniteDifference:
         theta_bar: Sequence[Tensor],
         weight_bars: Sequence[Tensor],
     ) -> None:
-        epsilon = self._epsilon(problem, step.theta, direction)
-        if not step.last:
-            epsilon = epsilon * self._factor
+        usual = self._epsilon(problem, step.theta, direction)
+        factor = 1.0 if step.last else self._factor
+        epsilon = usual * factor
         differences = self._differences(problem, head_weights, step, direction, epsilon)
         if not (step.first or self._capturable):
-            factor = self._lacking(problem, step, differences)
-            if factor > 1:
+            wanted = min(factor * self._lacking(problem, step, differences), LARGEST_FACTOR)
+            if wanted > factor:
                 del differences  # the pass needs their memory
-                epsilon = epsilon * factor
+                epsilon = usual * wanted
                 differences = self._differences(problem, head_weights, step, direction, epsilon)
                 if not step.last:
-                    self._factor *= factor
+                    self._factor = wanted
         # Of the first step they are the weights' alone, of the last one theta's alone.
         sums = weight_bars if step.first else theta_bar if step.last else [*theta_bar, *weight_bars]
         with torch.no_grad():
@@ -101,7 +101,7 @@ class FiniteDifference:
         unit = math.sqrt(torch.finfo(step.theta[0].dtype).eps)
         if not 0 < there < LEAST_DIFFERENCE * unit * here:
             return 1.0
-        return min(WANTED_DIFFERENCE * unit * here / there, LARGEST_FACTOR)
+        return WANTED_DIFFERENCE * unit * here / there
 
     @staticmethod
     def _epsilon(problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
