@@ -67,7 +67,7 @@ def process_peak(run: Run) -> int | None:
 
 def _allocator_peak(run: Run) -> int:
     run.prepare()
-    with _without_kineto_log(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with without_profiler_log(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         result = run.call()
     del result
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -79,7 +79,7 @@ def _allocator_peak(run: Run) -> int:
 
 
 @contextlib.contextmanager
-def _without_kineto_log() -> Iterator[None]:
+def without_profiler_log() -> Iterator[None]:
     """Drop what the profiler's library writes to standard error: its own starts and stops, and that there is no GPU.
 
     Its log level can only be set before PyTorch is imported. Everything else that comes meanwhile is passed on.
