@@ -43,8 +43,8 @@ def test_what_keeps_graphs_grows(arguments):
 
 
 def test_exact_holds_no_step_longer_than_it_needs_it():
-    """13.2 times theta with PyTorch 2.15, 13.9 with 2.14.1, maps included, is what it takes; the last step's theta,
-    held to the end, made it 14.2 with the former."""
+    """12.59 times theta with PyTorch 2.14.1, maps included, is what it takes; the last step's theta, held to the end, made it
+    12.83. (Before rectifiers and poolings were replaced it was 13.9 with 2.14.1, and 13.2 with 2.15.)"""
     torch.manual_seed(0)
     target = build_model("vgg5bn", 3)
     matching = FeatureMatching([4], target.feature_channels, [(0, 0)])
@@ -54,4 +54,4 @@ def test_exact_holds_no_step_longer_than_it_needs_it():
     batch = [torch.randn(64, 4, 8, 8)], torch.randn(64, 3, 8, 8), torch.randint(0, 3, (64,))
     run = Run(lambda: hypergradient(target, matching, meta, optimizer, *batch))
     run.call()
-    assert peak(run, torch.device("cpu")).allocator <= 14.1 * sum(p.nbytes for p in theta)
+    assert peak(run, torch.device("cpu")).allocator <= 12.7 * sum(p.nbytes for p in theta)
