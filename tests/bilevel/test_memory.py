@@ -43,8 +43,8 @@ def test_what_keeps_graphs_grows(arguments):
 
 
 def test_exact_holds_no_step_longer_than_it_needs_it():
-    """12.59 times theta with PyTorch 2.14.1, maps included, is what it takes; the last step's theta, held to the end, made it
-    12.83. (Before rectifiers and poolings were replaced it was 13.9 with 2.14.1, and 13.2 with 2.15.)"""
+    """12.59 times theta with PyTorch 2.14.1, maps included, is what it takes; the last step's theta, held to the end,
+    made it 12.83. (Before rectifiers and poolings were replaced it was 13.9 with 2.14.1, and 13.2 with 2.15.)"""
     torch.manual_seed(0)
     target = build_model("vgg5bn", 3)
     matching = FeatureMatching([4], target.feature_channels, [(0, 0)])
