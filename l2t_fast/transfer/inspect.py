@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import read_arrays
@@ -16,6 +16,8 @@ from l2t_fast.transfer.run_folder import METRICS, PAIR_WEIGHTS, RunFolder, read_
 
 #: Channels shown a pair, those with the largest weight first.
 TOP_CHANNELS = 3
+#: Characters of a pair's name that stay on one line of a narrow terminal.
+LONGEST_PAIR = 40
 
 
 def inspect_run(path: Path, console: Console) -> None:
@@ -60,13 +62,14 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
     untrained = _pair_weights(folder, "0")
     channels = _top_channels(folder)
     if pairs or channels:
+        longest = max(len(pair) for pair in pairs or channels)
         table = Table(
-            "pair",
-            "lambda (mean)",
+            Column("pair", min_width=min(longest, LONGEST_PAIR)),  # the channels wrap first
+            "lambda",
             "spread",
-            "untrained",
+            *(["untrained"] if untrained else []),
             "channels with the largest weight",
-            title="What was transferred where",
+            title="What was transferred where (means over the images)",
         )
         by_source: dict[str, list[str]] = {}
         for pair in pairs or channels:
@@ -74,12 +77,12 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
         for source, own in by_source.items():
             for pair in own:
                 numbers = [f"{number:.3f}" for number in pairs[pair]] if pairs else ["1", ""]
-                first = f"{untrained[pair][0]:.3f}" if pair in untrained else ""
-                table.add_row(_shown(pair), *numbers, first, channels.get(pair, ""))
+                first = [f"{untrained[pair][0]:.3f}" if pair in untrained else ""] if untrained else []
+                table.add_row(_shown(pair), *numbers, *first, channels.get(pair, ""))
             if source and pairs:
                 total = f"{sum(pairs[pair][0] for pair in own):.3f}"
-                first = f"{sum(untrained[pair][0] for pair in own):.3f}" if untrained.keys() >= set(own) else ""
-                table.add_row(_shown(f"sum over {source}"), total, "", first, "", style="bold", end_section=True)
+                first = [f"{sum(untrained.get(pair, (0.0,))[0] for pair in own):.3f}"] if untrained else []
+                table.add_row(_shown(f"sum over {source}"), total, "", *first, "", style="bold", end_section=True)
         tables.append(table)
     return tables
 
