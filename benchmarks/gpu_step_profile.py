@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from l2t_fast.bench.memory import alive_at_peak
 from l2t_fast.bench.setups import STEP_SETUPS
 from l2t_fast.bench.steps import make_step
 
@@ -50,22 +51,13 @@ def print_peak(call: Callable[[], object], rows: int) -> None:
     torch.cuda.synchronize()
     trace = torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
     torch.cuda.memory._record_memory_history(None)
-    alive: dict[int, dict] = {}
-    held = highest = 0
-    at_peak: list[dict] = []
-    for event in trace:
-        if event["action"] == "alloc":
-            alive[event["addr"]] = event
-            held += event["size"]
-        elif event["action"] == "free_completed":
-            held -= alive.pop(event["addr"], {"size": 0})["size"]
-        if held > highest:
-            highest, at_peak = held, list(alive.values())
+    taken = {"alloc": 1, "free_completed": 0}
+    changes = [(e["addr"], taken[e["action"]] * e["size"], e) for e in trace if e["action"] in taken]
     of_line: dict[str, int] = defaultdict(int)
-    for event in at_peak:
+    for size, event in alive_at_peak(changes):
         frames = [f"{f['filename'].rpartition('/')[2]}:{f['line']} {f['name']}" for f in event["frames"]]
-        of_line[" < ".join(frames[:4]) or "autograd"] += event["size"]
-    print(f"    peak {highest / 2**20:.0f} MiB beyond what was there before:")
+        of_line[" < ".join(frames[:4]) or "autograd"] += size
+    print(f"    peak {sum(of_line.values()) / 2**20:.0f} MiB beyond what was there before:")
     for line, size in sorted(of_line.items(), key=lambda item: -item[1])[:rows]:
         print(f"    {size / 2**20:9.1f} MiB  {line[:150]}")
 

@@ -15,7 +15,7 @@ import torch
 from torch._C._profiler import _EventType, _ProfilerEvent
 from torch.profiler import ProfilerActivity, profile
 
-from l2t_fast.bench.memory import without_profiler_log
+from l2t_fast.bench.memory import alive_at_peak, without_profiler_log
 from l2t_fast.bench.setups import STEP_SETUPS
 from l2t_fast.bench.steps import make_step
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 CALLERS = 5  # so many names of operators and of our own functions say where a block comes from
 
 
-def alive_at_peak(call: Callable[[], object]) -> dict[str, tuple[int, int]]:
+def peak_by_place(call: Callable[[], object]) -> dict[str, tuple[int, int]]:
     """(bytes, blocks) by where they come from, the most first, when one call holds most.
 
     What was there before does not count.
@@ -41,22 +41,12 @@ def alive_at_peak(call: Callable[[], object]) -> dict[str, tuple[int, int]]:
         events.extend(event.children)
         if event.tag == _EventType.Allocation:
             blocks.append(event)
-    alive: dict[int, _ProfilerEvent] = {}
-    at_peak: list[_ProfilerEvent] = []
-    held = highest = 0
-    for event in sorted(blocks, key=lambda event: event.start_time_ns):
-        block = event.extra_fields
-        if block.alloc_size > 0:
-            alive[block.ptr] = event
-            held += block.alloc_size
-        elif alive.pop(block.ptr, None) is not None:
-            held += block.alloc_size
-        if held > highest:
-            highest, at_peak = held, list(alive.values())
+    blocks.sort(key=lambda event: event.start_time_ns)
     found: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for event in at_peak:
-        size, count = found[where(event)]
-        found[where(event)] = size + event.extra_fields.alloc_size, count + 1
+    for size, event in alive_at_peak((e.extra_fields.ptr, e.extra_fields.alloc_size, e) for e in blocks):
+        place = where(event)
+        of_place, count = found[place]
+        found[place] = of_place + size, count + 1
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
@@ -85,7 +75,7 @@ def main() -> None:
             _, run = make_step(setup, provider, CPU)
             run.call()
             run.prepare()
-            found = alive_at_peak(run.call)
+            found = peak_by_place(run.call)
             total = sum(size for size, _ in found.values())
             print(f"{name}, B={setup.cpu_batch}, {provider}: {total / 2**20:.1f} MiB at the peak")
             for place, (size, count) in list(found.items())[: arguments.lines]:

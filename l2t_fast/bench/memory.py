@@ -18,14 +18,17 @@ import re
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from l2t_fast.bench.timing import Run
+
+T = TypeVar("T")
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -76,6 +79,26 @@ def _allocator_peak(run: Run) -> int:
         held += event.nbytes()
         highest = max(highest, held)
     return highest
+
+
+def alive_at_peak(changes: Iterable[tuple[int, int, T]]) -> list[tuple[int, T]]:
+    """(bytes, what) of the blocks that are there when most is held.
+
+    ``changes`` are (address, bytes, what) in the order of time, with bytes of 0 or less where the block is given back;
+    of a block from before them nothing is known.
+    """
+    alive: dict[int, tuple[int, T]] = {}
+    at_peak: list[tuple[int, T]] = []
+    held = highest = 0
+    for address, size, what in changes:
+        if size > 0:
+            alive[address] = size, what
+            held += size
+        else:
+            held -= alive.pop(address, (0, None))[0]
+        if held > highest:
+            highest, at_peak = held, list(alive.values())
+    return at_peak
 
 
 @contextlib.contextmanager

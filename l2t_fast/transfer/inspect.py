@@ -60,6 +60,8 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
     tables = [summary]
     pairs = _pair_weights(folder, epoch)
     untrained = _pair_weights(folder, "0")
+    if not untrained.keys() >= pairs.keys():
+        untrained = {}
     channels = _top_channels(folder)
     if pairs or channels:
         longest = max(len(pair) for pair in pairs or channels)
@@ -77,11 +79,11 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
         for source, own in by_source.items():
             for pair in own:
                 numbers = [f"{number:.3f}" for number in pairs[pair]] if pairs else ["1", ""]
-                first = [f"{untrained[pair][0]:.3f}" if pair in untrained else ""] if untrained else []
+                first = [f"{untrained[pair][0]:.3f}"] if untrained else []
                 table.add_row(_shown(pair), *numbers, *first, channels.get(pair, ""))
             if source and pairs:
                 total = f"{sum(pairs[pair][0] for pair in own):.3f}"
-                first = [f"{sum(untrained.get(pair, (0.0,))[0] for pair in own):.3f}"] if untrained else []
+                first = [f"{sum(untrained[pair][0] for pair in own):.3f}"] if untrained else []
                 table.add_row(_shown(f"sum over {source}"), total, "", *first, "", style="bold", end_section=True)
         tables.append(table)
     return tables
