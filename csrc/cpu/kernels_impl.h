@@ -4,6 +4,7 @@
 #include "batch_norm.h"
 #include "gram.h"
 #include "kernels.h"
+#include "winograd.h"
 
 namespace l2t_fast::cpu::L2T_ISA {
 
@@ -53,6 +54,14 @@ constexpr Kernels table(const char* name) {
       .batch_norm_apply_rows_double = batch_norm_apply_rows<double>,
       .batch_norm_apply_planes_float = batch_norm_apply_planes<float>,
       .batch_norm_apply_planes_double = batch_norm_apply_planes<double>,
+      .winograd_stage = winograd_stage,
+      .winograd_input = winograd_input,
+      .winograd_gradient = winograd_gradient,
+      .winograd_weight = winograd_weight,
+      .winograd_product = winograd_product,
+      .winograd_outer_product = winograd_outer_product,
+      .winograd_output = winograd_output,
+      .winograd_weight_gradient = winograd_weight_gradient,
   };
 }
 

@@ -96,4 +96,19 @@ struct BatchNormMaps {
   int64_t samples, channels, pixels;
 };
 
+// A dense (B, C, H, W) map of float32: NCHW or channels_last.
+struct DenseMap {
+  void* data;
+  int64_t batch, channels, height, width;
+  int64_t channel_stride, pixel_stride;
+};
+
+// The taps of a 3x3 convolution as nine matrices of float32: rows are what is summed over, columns what comes out.
+struct Taps {
+  void* data;
+  int64_t rows, columns;
+  int64_t row_stride, column_stride, tap_stride;
+  bool flipped;  // the last tap comes first
+};
+
 }  // namespace l2t_fast::cpu

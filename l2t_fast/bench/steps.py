@@ -4,6 +4,7 @@ A step is what the trainer does with a batch that is on the device: the source's
 look-ahead, the hypergradient, Adam's step. Every call starts from the same state.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from l2t_fast.bench.naive_step import NaiveStep
 from l2t_fast.bench.setups import StepSetup, Training
 from l2t_fast.bench.timing import Run
 from l2t_fast.bilevel import METHODS
+from l2t_fast.convolution import fast_convolutions
 from l2t_fast.transfer.methods import Batch
 from l2t_fast.transfer.step_graph import CudaRecorder, StepGraph
 
@@ -38,10 +40,13 @@ def naive(training: Training) -> Callable[[], object]:
 
 
 class Ours:
-    """The calls of ``l2t_fast.transfer.Trainer`` for a batch, in the halves that a CUDA graph holds."""
+    """The calls of ``l2t_fast.transfer.Trainer`` for a batch, in the halves that a CUDA graph holds.
 
-    def __init__(self, training: Training) -> None:
-        self._training = training
+    ``plain``: with PyTorch's own convolutions.
+    """
+
+    def __init__(self, training: Training, *, plain: bool = False) -> None:
+        self._training, self._plain = training, plain
         self.optimizer, self.method = training.optimizer, training.method
 
     def plain_step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -50,10 +55,11 @@ class Ours:
         return numbers
 
     def gradients(self, x: Tensor, y: Tensor, *, check: bool = True) -> tuple[Batch, Tensor]:
-        batch = Batch(x, y, self._training.source(x))
-        logits, features = self._training.target(x)
-        cross_entropy = F.cross_entropy(logits, y)
-        loss = sum(self.method.loss_terms(batch, logits, features).values(), start=cross_entropy)
+        with contextlib.nullcontext() if self._plain else fast_convolutions(x.device):
+            batch = Batch(x, y, self._training.source(x))
+            logits, features = self._training.target(x)
+            cross_entropy = F.cross_entropy(logits, y)
+            loss = sum(self.method.loss_terms(batch, logits, features).values(), start=cross_entropy)
         if check:
             loss.item()  # the trainer looks whether it is finite
         self.optimizer.zero_grad(set_to_none=True)
@@ -69,6 +75,12 @@ class Ours:
 def ours(training: Training) -> Callable[[], object]:
     """The trainer's step."""
     step = Ours(training)
+    return lambda: step.plain_step(training.x, training.y)
+
+
+def eager(training: Training) -> Callable[[], object]:
+    """The trainer's step in plain PyTorch."""
+    step = Ours(training, plain=True)
     return lambda: step.plain_step(training.x, training.y)
 
 
@@ -104,7 +116,7 @@ def step_providers() -> dict[str, tuple[StepProvider, dict[str, Any]]]:
     }
     return {
         "naive": (naive, {}),
-        "eager": (ours, {"hypergradient": "double_backward", "backend": "reference"}),
+        "eager": (eager, {"hypergradient": "double_backward", "backend": "reference"}),
         **{method: (ours, {"hypergradient": method}) for method in METHODS},
         "exact_kept": (ours, {"hypergradient": "exact", "keep_graphs": True}),
         **(graphs if torch.cuda.is_available() else {}),

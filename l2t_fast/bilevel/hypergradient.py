@@ -11,6 +11,7 @@ from l2t_fast.bilevel.finite_difference import FiniteDifference
 from l2t_fast.bilevel.nested import double_backward
 from l2t_fast.bilevel.problem import BilevelProblem
 from l2t_fast.bilevel.transposition import transposed
+from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
 
 METHODS = ("exact", "finite_difference", "double_backward")
@@ -100,10 +101,11 @@ def hypergradient(
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         if method == "double_backward":
             return double_backward(problems, meta, source_features, steps)
-        if method == "exact":
-            return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
-        with _full_float32():
-            return transposed(problems, meta, source_features, steps, FiniteDifference(capturable=capturable))
+        with fast_convolutions(x.device):
+            if method == "exact":
+                return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
+            with _full_float32():
+                return transposed(problems, meta, source_features, steps, FiniteDifference(capturable=capturable))
 
 
 @contextlib.contextmanager

@@ -1,16 +1,15 @@
 """Convolution, batch normalisation, rectifier and max-pooling with cheap second derivatives, put in place of PyTorch's
 while a graph is built that will be differentiated twice.
 
-The values and first derivatives are those of PyTorch's own kernels. PyTorch's second derivative of a convolution turns
-the batch into channels and whole images into kernels, and that of batch normalisation is some thirty passes over the
-feature map. Here the first is four convolutions of the ordinary kind, the second two passes (csrc/batch_norm.h has the
-formulas). Rectifiers and max-pooling have none but zeros, for which PyTorch makes whole maps, and keeps them until the
-pass comes back to the layer.
+Convolution is that of :mod:`l2t_fast.convolution`; the values and first derivatives of the others are those of PyTorch's
+own kernels. PyTorch's second derivative of batch normalisation is some thirty passes over the feature map, here it is
+two (csrc/batch_norm.h has the formulas). Rectifiers and max-pooling have none but zeros, for which PyTorch makes whole
+maps, and keeps them until the pass comes back to the layer.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 from l2t_fast import _native
+from l2t_fast.convolution import MADE_OF, batch_norm_gradients, conv2d, refuse_third_derivative, two
 from l2t_fast.ops import why_unavailable
 
 
@@ -31,25 +31,6 @@ class CheapSecondDerivatives(TorchFunctionMode):
         replaced = _REPLACED.get(function)
         result = replaced(*args, **(kwargs or {})) if replaced else None
         return function(*args, **(kwargs or {})) if result is None else result
-
-
-def _conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor | None:
-    """`torch.conv2d`, or None for the calls left to PyTorch."""
-    if isinstance(padding, str) or input.dim() != 4:
-        return None
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    geometry = Geometry(_two(stride), _two(padding), _two(dilation), groups)
-    return _Convolution.apply(input, weight, bias, geometry)
 
 
 def _batch_norm(
@@ -93,13 +74,13 @@ def _max_pool2d(
     """`torch.nn.functional.max_pool2d`, or None for the calls left to PyTorch."""
     if return_indices or input.dim() != 4 or not input.requires_grad:
         return None
-    windows = [_two(v) for v in (kernel_size, stride or kernel_size, padding, dilation)]
+    windows = [two(v) for v in (kernel_size, stride or kernel_size, padding, dilation)]
     return _MaxPooling.apply(input, (*windows, ceil_mode))
 
 
 #: What CheapSecondDerivatives replaces, by the function that modules call.
 _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
-    torch.conv2d: _conv2d,
+    torch.conv2d: conv2d,
     F.batch_norm: _batch_norm,
     F.relu: _relu,
     torch.relu: _relu,
@@ -109,118 +90,6 @@ _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
     F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
 }
-
-
-class Geometry(NamedTuple):
-    """The numbers of a 2D convolution."""
-
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-
-
-def _two(value: int | Sequence[int]) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * 2 if len(values) == 1 else values
-
-
-def _convolve(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-    return torch.convolution(x, w, b, geometry[0], geometry[1], geometry[2], False, [0, 0], geometry.groups)
-
-
-def _convolution_gradients(
-    g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of input, weight and bias, None where `needs` is False."""
-    bias_sizes = [w.shape[0]] if needs[2] else None
-    return torch.ops.aten.convolution_backward(
-        g, x, w, bias_sizes, geometry[0], geometry[1], geometry[2], False, [0, 0], geometry.groups, list(needs)
-    )
-
-
-def _batch_norm_gradients(
-    g: Tensor, x: Tensor, w: Tensor | None, mean: Tensor, scale: Tensor, eps: float, needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of input, weight and bias, None where `needs` is False."""
-    return torch.ops.aten.native_batch_norm_backward(g, x, w, None, None, mean, scale, True, eps, list(needs))
-
-
-#: Attribute of the gradient that batch normalisation has just made: its version, and what it was made of. A gradient
-#: that is added to another, or that a hook replaces, is another tensor without it.
-_MADE_OF = "_l2t_fast_made_of"
-
-
-def _refuse_third_derivative() -> None:
-    # Grad mode is on in a backward with create_graph. once_differentiable misses what depends on saved tensors only.
-    if torch.is_grad_enabled():
-        raise NotImplementedError(
-            "no third derivative goes through a network recorded under CheapSecondDerivatives, record it without"
-        )
-
-
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.geometry = geometry
-        with torch.autocast(x.device.type, enabled=False):
-            return _convolve(x, w, b, geometry)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        version, made_of = getattr(g, _MADE_OF, (None, None))
-        if version != g._version:  # somebody has written to it
-            made_of = None
-        return *_ConvolutionBackward.apply(g, x, w, ctx.geometry, ctx.needs_input_grad[:3], made_of), None
-
-
-class _ConvolutionBackward(torch.autograd.Function):
-    """Linear in the output's gradient g, the input x and the weight w, each taken alone.
-
-    g is not saved where it can be made again from what is saved anyway: a map a layer less, for a pass over it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        g: Tensor,
-        x: Tensor,
-        w: Tensor,
-        geometry: Geometry,
-        needs: Sequence[bool],
-        made_of: tuple | None,
-    ) -> tuple[Tensor | None, ...]:
-        tensors, ctx.eps = ([g], None) if made_of is None else (made_of[:-1], made_of[-1])
-        ctx.save_for_backward(x, w, *tensors)
-        ctx.geometry = geometry
-        ctx.set_materialize_grads(False)
-        return _convolution_gradients(g, x, w, geometry, needs)
-
-    @staticmethod
-    def backward(
-        ctx: FunctionCtx, ax: Tensor | None, aw: Tensor | None, ab: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """ax, aw, ab: adjoints of the gradients of input, weight and bias."""
-        _refuse_third_derivative()
-        x, w, *made_of = ctx.saved_tensors
-        g = made_of[0] if ctx.eps is None else _batch_norm_gradients(*made_of, ctx.eps, (True, False, False))[0]
-        g_bar = x_bar = w_bar = None
-        if ctx.needs_input_grad[0]:
-            if ax is not None:
-                g_bar = _convolve(ax, w, None, ctx.geometry)
-            if aw is not None:
-                through_weight = _convolve(x, aw, None, ctx.geometry)
-                g_bar = through_weight if g_bar is None else g_bar.add_(through_weight)
-            if ab is not None:
-                wide = ab.reshape(1, -1, 1, 1)
-                g_bar = wide.expand_as(g) if g_bar is None else g_bar.add_(wide)
-        if aw is not None and ctx.needs_input_grad[1]:
-            x_bar = _convolution_gradients(g, x, aw, ctx.geometry, (True, False, False))[0]
-        if ax is not None and ctx.needs_input_grad[2]:
-            w_bar = _convolution_gradients(g, ax, w, ctx.geometry, (False, True, False))[1]
-        return g_bar, x_bar, w_bar, None, None, None
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -247,7 +116,7 @@ class _BatchNorm(torch.autograd.Function):
         if torch.is_grad_enabled() and found[0] is not None:
             # Saved for this layer's own second derivative, which comes after that of the convolution before it.
             tensors = [t if t is None else t.detach() for t in (g, x, w, mean, scale)]
-            setattr(found[0], _MADE_OF, (found[0]._version, (*tensors, ctx.eps)))
+            setattr(found[0], MADE_OF, (found[0]._version, (*tensors, ctx.eps)))
         return *found, None, None, None, None
 
 
@@ -267,14 +136,14 @@ class _BatchNormBackward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(g, x, w, mean, scale)
         ctx.set_materialize_grads(False)
-        return _batch_norm_gradients(g, x, w, mean, scale, eps, needs)
+        return batch_norm_gradients(g, x, w, mean, scale, eps, needs)
 
     @staticmethod
     def backward(
         ctx: FunctionCtx, ax: Tensor | None, aw: Tensor | None, ab: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """ax, aw, ab: adjoints of the gradients of input, weight and bias."""
-        _refuse_third_derivative()
+        refuse_third_derivative()
         g, x, w, mean, scale = ctx.saved_tensors
         adjoint = torch.zeros_like(x) if ax is None else ax
         g_bar, x_bar, w_bar = batch_norm_double_backward(adjoint, g, x, w, mean, scale, aw, ab)
@@ -305,7 +174,7 @@ class _RectifierBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, a: Tensor) -> tuple[Tensor, None]:
-        _refuse_third_derivative()
+        refuse_third_derivative()
         return torch.ops.aten.threshold_backward(a, *ctx.saved_tensors, 0), None
 
 
@@ -332,7 +201,7 @@ class _MaxPoolingBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, a: Tensor) -> tuple[Tensor, None, None, None]:
-        _refuse_third_derivative()
+        refuse_third_derivative()
         (indices,) = ctx.saved_tensors
         at_maxima = a.flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
         return at_maxima, None, None, None

@@ -160,7 +160,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
         return Choice("reference", "the tensors are on more than one device")
     if learns_source:
         return Choice("reference", "a source feature requires grad, and the fused backends give it none")
-    if any(_is_transformed(t) for t in tensors):
+    if any(is_transformed(t) for t in tensors):
         return Choice("reference", "the fused backends do not run inside torch.func transforms or forward-mode AD")
     choice = backend_for_device(devices.pop())
     if choice.backend in FUSED["cuda"] and any(t.dtype == torch.float64 for t in tensors):
@@ -168,7 +168,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     return choice
 
 
-def _is_transformed(tensor: Tensor) -> bool:
+def is_transformed(tensor: Tensor) -> bool:
     """Whether a tensor carries a forward-mode tangent or is wrapped by a torch.func transform."""
     if torch.compiler.is_compiling():
         return False

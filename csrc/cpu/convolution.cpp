@@ -1,0 +1,191 @@
+// Host side of the 3x3 convolution: cuts it into tasks, gives them memory.
+#include "../convolution.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "layers.h"
+#include "memory.h"
+
+namespace l2t_fast {
+namespace {
+
+constexpr int64_t positions = 16;
+constexpr int64_t padding = 80;  // between positions, which would fall on the same lines of a cache at powers of two
+constexpr int64_t chunk_floats = 1 << 20;  // of transformed patches at a time, some 4 MiB
+constexpr int64_t tiles_at_once = 256;     // of a task, so that its sums stay in the L2 cache
+
+int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by; }
+
+cpu::DenseMap map_of(const at::Tensor& map) {
+  const int64_t channels = map.size(1), pixels = map.size(2) * map.size(3);
+  const bool last = !map.is_contiguous();  // channels_last
+  return {const_cast<void*>(map.const_data_ptr()), map.size(0), channels, map.size(2), map.size(3), last ? 1 : pixels,
+          last ? channels : 1};
+}
+
+// transposed: rows are the output's channels.
+cpu::Taps taps_of(const at::Tensor& weight, bool transposed) {
+  const bool last = !weight.is_contiguous();
+  const int64_t out = weight.size(0), in = weight.size(1), out_stride = 9 * in, in_stride = last ? 1 : 9;
+  void* data = const_cast<void*>(weight.const_data_ptr());
+  const int64_t tap_stride = last ? in : 1;
+  return transposed ? cpu::Taps{data, out, in, out_stride, in_stride, tap_stride, true}
+                    : cpu::Taps{data, in, out, in_stride, out_stride, tap_stride, false};
+}
+
+// The tile rows of a batch, in chunks whose transformed patches are in memory at once.
+struct Chunks {
+  Chunks(const cpu::DenseMap& map, int64_t panel)
+      : rows(map.batch * ((map.height + 1) / 2)),
+        across((map.width + 1) / 2),
+        panels(divided(map.channels, panel)),
+        panel(panel) {
+    const int64_t of_a_row = positions * panels * panel * across;
+    count = divided(rows, std::clamp<int64_t>(chunk_floats / of_a_row, 1, rows));
+    most_rows = divided(rows, count);
+    panel_stride = most_rows * across * panel;
+    position_stride = panels * panel_stride + padding;
+  }
+  int64_t begin(int64_t chunk) const { return std::min(rows, chunk * most_rows); }
+  // Address of the tile row `row` of the panels, within the chunk.
+  float* at(float* tiles, int64_t row) const { return tiles + row * across * panel; }
+
+  int64_t rows, across, panels, panel, count, most_rows, panel_stride, position_stride;
+};
+
+// A piece of memory for each thread.
+struct PerThread {
+  explicit PerThread(int64_t size)
+      : size(size), memory(cpu::pooled_empty({at::get_num_threads() * size}, at::kFloat)) {}
+  float* get() const { return memory.data_ptr<float>() + at::get_thread_num() * size; }
+
+  int64_t size;
+  at::Tensor memory;
+};
+
+// Into how many pieces each of `panels` is cut, so that all threads have work.
+int64_t pieces_of(int64_t panels, int64_t most) {
+  const int64_t threads = at::get_num_threads();
+  return threads == 1 ? 1 : std::clamp<int64_t>(divided(2 * threads, panels), 1, std::max<int64_t>(1, most));
+}
+
+// Transforms the patches of tile rows [begin, end), all panels.
+void transform_input(const cpu::Kernels& kernels, const cpu::DenseMap& map, const Chunks& chunks, int64_t begin,
+                     int64_t end, float* tiles) {
+  const PerThread stages(kernels.winograd_stage(map.width));
+  const int64_t pieces = pieces_of(chunks.panels, end - begin);
+  at::parallel_for(0, chunks.panels * pieces, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t panel = task / pieces, piece = task % pieces, rows = end - begin;
+      const int64_t from = piece * rows / pieces, to = (piece + 1) * rows / pieces;
+      kernels.winograd_input(map, panel * chunks.panel, begin + from, begin + to,
+                             chunks.at(tiles + panel * chunks.panel_stride, from), chunks.position_stride,
+                             stages.get());
+    }
+  });
+}
+
+}  // namespace
+
+at::Tensor convolution3x3_cpu(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
+                              bool transposed) {
+  const cpu::Kernels& kernels = cpu::kernels();
+  const cpu::Taps taps = taps_of(weight, transposed);
+  const int64_t panel = kernels.panel_float;
+  at::Tensor output = at::empty({input.size(0), taps.columns, input.size(2), input.size(3)}, input.options(),
+                                input.suggest_memory_format());
+  if (output.numel() == 0) return output;
+  if (taps.rows == 0) return bias.defined() ? output.copy_(bias.view({1, -1, 1, 1})) : output.zero_();
+
+  const cpu::DenseMap from = map_of(input), to = map_of(output);
+  const Chunks chunks(from, panel);
+  const at::Tensor tiles = cpu::pooled_empty({positions * chunks.position_stride}, at::kFloat);
+  float* patches = tiles.data_ptr<float>();
+  const float* shift = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
+
+  const int64_t panels = divided(taps.columns, panel), rows_at_once = std::max<int64_t>(1, tiles_at_once / chunks.across);
+  const int64_t weight_position = taps.rows * panel + padding,
+                sums_position = rows_at_once * chunks.across * panel + padding;
+  const int64_t weight_size = positions * weight_position, sums_size = positions * sums_position;
+  const PerThread scratch(weight_size + sums_size + kernels.winograd_stage(from.width));
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    const int64_t begin = chunks.begin(chunk), rows = chunks.begin(chunk + 1) - begin;
+    transform_input(kernels, from, chunks, begin, begin + rows, patches);
+    const int64_t pieces = pieces_of(panels, divided(rows, rows_at_once));
+    at::parallel_for(0, panels * pieces, 1, [&](int64_t first, int64_t last) {
+      float* transformed = scratch.get();
+      float* sums = transformed + weight_size;
+      float* stage = sums + sums_size;
+      for (int64_t task = first; task < last; ++task) {
+        const int64_t column = task / pieces * panel, piece = task % pieces;
+        if (task == first || piece == 0)
+          kernels.winograd_weight(taps, column, transformed, weight_position, stage);
+        for (int64_t row = piece * rows / pieces; row < (piece + 1) * rows / pieces; row += rows_at_once) {
+          const int64_t row_end = std::min((piece + 1) * rows / pieces, row + rows_at_once);
+          kernels.winograd_product((row_end - row) * chunks.across, taps.rows, taps.columns - column,
+                                   chunks.at(patches, row), chunks.panel_stride, chunks.position_stride, transformed,
+                                   weight_position, sums, sums_position);
+          kernels.winograd_output(to, shift, column, begin + row, begin + row_end, sums, sums_position, stage);
+        }
+      }
+    });
+  }
+  return output;
+}
+
+at::Tensor convolution3x3_weight_gradient_cpu(const at::Tensor& gradient, const at::Tensor& input) {
+  const cpu::Kernels& kernels = cpu::kernels();
+  const int64_t panel = kernels.panel_float, unit = kernels.unit_float;
+  at::Tensor result =
+      at::empty({gradient.size(1), input.size(1), 3, 3}, input.options(), input.suggest_memory_format());
+  if (result.numel() == 0) return result;
+  if (input.numel() == 0) return result.zero_();
+
+  const cpu::DenseMap from = map_of(input), outer = map_of(gradient);
+  const cpu::Taps taps = taps_of(result, false);
+  const Chunks chunks(from, panel);
+  const at::Tensor tiles = cpu::pooled_empty({positions * chunks.position_stride}, at::kFloat);
+  float* patches = tiles.data_ptr<float>();
+
+  // A task has a panel of the output's channels and a piece of the input's. Its sums go on from chunk to chunk.
+  const int64_t panels = divided(taps.columns, panel), units = divided(taps.rows, unit);
+  const int64_t pieces = pieces_of(panels, units), units_of_a_piece = divided(units, pieces);
+  const int64_t rows_at_once = std::max<int64_t>(1, tiles_at_once / chunks.across);
+  const int64_t gradient_position = rows_at_once * chunks.across * panel + padding,
+                sums_position = units_of_a_piece * unit * panel + padding;
+  const int64_t gradient_size = positions * gradient_position, sums_size = positions * sums_position;
+  const bool kept = chunks.count > 1;
+  const PerThread scratch(gradient_size + kernels.winograd_stage(from.width) + (kept ? 0 : sums_size));
+  const at::Tensor all_sums = cpu::pooled_empty({kept ? panels * pieces * sums_size : 0}, at::kFloat);
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    const int64_t begin = chunks.begin(chunk), rows = chunks.begin(chunk + 1) - begin;
+    transform_input(kernels, from, chunks, begin, begin + rows, patches);
+    at::parallel_for(0, panels * pieces, 1, [&](int64_t first, int64_t last) {
+      float* transformed = scratch.get();
+      float* stage = transformed + gradient_size;
+      for (int64_t task = first; task < last; ++task) {
+        float* sums =
+            kept ? all_sums.data_ptr<float>() + task * sums_size : stage + kernels.winograd_stage(from.width);
+        if (chunk == 0) std::fill_n(sums, sums_size, 0.0f);
+        const int64_t column = task / pieces * panel, low = task % pieces * units_of_a_piece * unit;
+        const int64_t high = std::min(taps.rows, low + units_of_a_piece * unit);
+        if (low >= high) continue;
+        for (int64_t row = 0; row < rows; row += rows_at_once) {
+          const int64_t row_end = std::min(rows, row + rows_at_once);
+          kernels.winograd_gradient(outer, column, begin + row, begin + row_end, transformed, gradient_position, stage);
+          kernels.winograd_outer_product((row_end - row) * chunks.across, low, high, taps.columns - column,
+                                         chunks.at(patches, row), chunks.panel_stride, chunks.position_stride,
+                                         transformed, gradient_position, sums - low * panel, sums_position);
+        }
+        if (chunk + 1 == chunks.count)
+          kernels.winograd_weight_gradient(taps, column, low, high, sums - low * panel, sums_position, stage);
+      }
+    });
+  }
+  return result;
+}
+
+}  // namespace l2t_fast
