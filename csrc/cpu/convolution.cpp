@@ -15,7 +15,8 @@ namespace {
 constexpr int64_t positions = 16;
 constexpr int64_t padding = 80;  // between positions, which would fall on the same lines of a cache at powers of two
 constexpr int64_t chunk_floats = 1 << 20;  // of transformed patches at a time, some 4 MiB
-constexpr int64_t tiles_at_once = 256;     // of a task, so that its sums stay in the L2 cache
+constexpr int64_t tiles_at_once = 128;     // of a task
+constexpr int64_t panels_at_once = 4;      // of a task: patches come from the L3 cache once for all of them
 
 int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
@@ -50,10 +51,21 @@ struct Chunks {
     position_stride = panels * panel_stride + padding;
   }
   int64_t begin(int64_t chunk) const { return std::min(rows, chunk * most_rows); }
-  // Address of the tile row `row` of the panels, within the chunk.
-  float* at(float* tiles, int64_t row) const { return tiles + row * across * panel; }
+  // The patches from the chunk's tile row `row` on.
+  cpu::Positions at(float* tiles, int64_t row) const {
+    return {tiles + row * across * panel, panel_stride, position_stride};
+  }
 
   int64_t rows, across, panels, panel, count, most_rows, panel_stride, position_stride;
+};
+
+// Sizes of Positions of (rows, columns).
+struct PanelSizes {
+  PanelSizes(int64_t rows, int64_t columns, int64_t panel)
+      : panel(rows * panel), position(divided(columns, panel) * this->panel + padding), all(positions * position) {}
+  cpu::Positions at(float* data) const { return {data, panel, position}; }
+
+  int64_t panel, position, all;
 };
 
 // A piece of memory for each thread.
@@ -82,7 +94,7 @@ void transform_input(const cpu::Kernels& kernels, const cpu::DenseMap& map, cons
       const int64_t panel = task / pieces, piece = task % pieces, rows = end - begin;
       const int64_t from = piece * rows / pieces, to = (piece + 1) * rows / pieces;
       kernels.winograd_input(map, panel * chunks.panel, begin + from, begin + to,
-                             chunks.at(tiles + panel * chunks.panel_stride, from), chunks.position_stride,
+                             chunks.at(tiles + panel * chunks.panel_stride, from).data, chunks.position_stride,
                              stages.get());
     }
   });
@@ -106,29 +118,36 @@ at::Tensor convolution3x3_cpu(const at::Tensor& input, const at::Tensor& weight,
   float* patches = tiles.data_ptr<float>();
   const float* shift = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
 
-  const int64_t panels = divided(taps.columns, panel), rows_at_once = std::max<int64_t>(1, tiles_at_once / chunks.across);
-  const int64_t weight_position = taps.rows * panel + padding,
-                sums_position = rows_at_once * chunks.across * panel + padding;
-  const int64_t weight_size = positions * weight_position, sums_size = positions * sums_position;
-  const PerThread scratch(weight_size + sums_size + kernels.winograd_stage(from.width));
+  // A task has some panels of columns and a piece of the tile rows.
+  const int64_t most_columns = std::min(panels_at_once * panel, taps.columns);
+  const int64_t groups = divided(taps.columns, most_columns);
+  const int64_t rows_at_once = std::max<int64_t>(1, tiles_at_once / chunks.across);
+  const PanelSizes weight_sizes(taps.rows, most_columns, panel);
+  const PanelSizes sums_sizes(rows_at_once * chunks.across, most_columns, panel);
+  const PerThread scratch(weight_sizes.all + sums_sizes.all + kernels.winograd_stage(from.width));
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
     const int64_t begin = chunks.begin(chunk), rows = chunks.begin(chunk + 1) - begin;
     transform_input(kernels, from, chunks, begin, begin + rows, patches);
-    const int64_t pieces = pieces_of(panels, divided(rows, rows_at_once));
-    at::parallel_for(0, panels * pieces, 1, [&](int64_t first, int64_t last) {
-      float* transformed = scratch.get();
-      float* sums = transformed + weight_size;
-      float* stage = sums + sums_size;
+    const int64_t pieces = pieces_of(groups, divided(rows, rows_at_once));
+    at::parallel_for(0, groups * pieces, 1, [&](int64_t first, int64_t last) {
+      const cpu::Positions transformed = weight_sizes.at(scratch.get());
+      const cpu::Positions sums = sums_sizes.at(transformed.data + weight_sizes.all);
+      float* stage = sums.data + sums_sizes.all;
       for (int64_t task = first; task < last; ++task) {
-        const int64_t column = task / pieces * panel, piece = task % pieces;
+        const int64_t column = task / pieces * most_columns, piece = task % pieces;
+        const int64_t columns = std::min(most_columns, taps.columns - column);
         if (task == first || piece == 0)
-          kernels.winograd_weight(taps, column, transformed, weight_position, stage);
-        for (int64_t row = piece * rows / pieces; row < (piece + 1) * rows / pieces; row += rows_at_once) {
-          const int64_t row_end = std::min((piece + 1) * rows / pieces, row + rows_at_once);
-          kernels.winograd_product((row_end - row) * chunks.across, taps.rows, taps.columns - column,
-                                   chunks.at(patches, row), chunks.panel_stride, chunks.position_stride, transformed,
-                                   weight_position, sums, sums_position);
-          kernels.winograd_output(to, shift, column, begin + row, begin + row_end, sums, sums_position, stage);
+          for (int64_t c = 0; c < columns; c += panel)
+            kernels.winograd_weight(taps, column + c, transformed.data + c / panel * transformed.panel,
+                                    transformed.position, stage);
+        const int64_t piece_end = (piece + 1) * rows / pieces;
+        for (int64_t row = piece * rows / pieces; row < piece_end; row += rows_at_once) {
+          const int64_t row_end = std::min(piece_end, row + rows_at_once);
+          kernels.winograd_product((row_end - row) * chunks.across, taps.rows, columns, chunks.at(patches, row),
+                                   transformed, sums);
+          for (int64_t c = 0; c < columns; c += panel)
+            kernels.winograd_output(to, shift, column + c, begin + row, begin + row_end,
+                                    sums.data + c / panel * sums.panel, sums.position, stage);
         }
       }
     });
@@ -150,38 +169,43 @@ at::Tensor convolution3x3_weight_gradient_cpu(const at::Tensor& gradient, const 
   const at::Tensor tiles = cpu::pooled_empty({positions * chunks.position_stride}, at::kFloat);
   float* patches = tiles.data_ptr<float>();
 
-  // A task has a panel of the output's channels and a piece of the input's. Its sums go on from chunk to chunk.
-  const int64_t panels = divided(taps.columns, panel), units = divided(taps.rows, unit);
-  const int64_t pieces = pieces_of(panels, units), units_of_a_piece = divided(units, pieces);
+  // A task has some panels of the output's channels and a piece of the input's. Its sums go on from chunk to chunk.
+  const int64_t most_columns = std::min(panels_at_once * panel, taps.columns);
+  const int64_t groups = divided(taps.columns, most_columns), units = divided(taps.rows, unit);
+  const int64_t units_of_a_piece = divided(units, pieces_of(groups, units));
+  const int64_t pieces = divided(units, units_of_a_piece), rows_of_a_piece = units_of_a_piece * unit;
   const int64_t rows_at_once = std::max<int64_t>(1, tiles_at_once / chunks.across);
-  const int64_t gradient_position = rows_at_once * chunks.across * panel + padding,
-                sums_position = units_of_a_piece * unit * panel + padding;
-  const int64_t gradient_size = positions * gradient_position, sums_size = positions * sums_position;
+  const PanelSizes gradient_sizes(rows_at_once * chunks.across, most_columns, panel);
+  const PanelSizes sums_sizes(rows_of_a_piece, most_columns, panel);
   const bool kept = chunks.count > 1;
-  const PerThread scratch(gradient_size + kernels.winograd_stage(from.width) + (kept ? 0 : sums_size));
-  const at::Tensor all_sums = cpu::pooled_empty({kept ? panels * pieces * sums_size : 0}, at::kFloat);
+  const PerThread scratch(gradient_sizes.all + kernels.winograd_stage(from.width) + (kept ? 0 : sums_sizes.all));
+  const at::Tensor all_sums = cpu::pooled_empty({kept ? groups * pieces * sums_sizes.all : 0}, at::kFloat);
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
     const int64_t begin = chunks.begin(chunk), rows = chunks.begin(chunk + 1) - begin;
     transform_input(kernels, from, chunks, begin, begin + rows, patches);
-    at::parallel_for(0, panels * pieces, 1, [&](int64_t first, int64_t last) {
-      float* transformed = scratch.get();
-      float* stage = transformed + gradient_size;
+    at::parallel_for(0, groups * pieces, 1, [&](int64_t first, int64_t last) {
+      const cpu::Positions transformed = gradient_sizes.at(scratch.get());
+      float* stage = transformed.data + gradient_sizes.all;
       for (int64_t task = first; task < last; ++task) {
-        float* sums =
-            kept ? all_sums.data_ptr<float>() + task * sums_size : stage + kernels.winograd_stage(from.width);
-        if (chunk == 0) std::fill_n(sums, sums_size, 0.0f);
-        const int64_t column = task / pieces * panel, low = task % pieces * units_of_a_piece * unit;
-        const int64_t high = std::min(taps.rows, low + units_of_a_piece * unit);
-        if (low >= high) continue;
+        cpu::Positions sums = sums_sizes.at(kept ? all_sums.data_ptr<float>() + task * sums_sizes.all
+                                                 : stage + kernels.winograd_stage(from.width));
+        if (chunk == 0) std::fill_n(sums.data, sums_sizes.all, 0.0f);
+        const int64_t column = task / pieces * most_columns, low = task % pieces * rows_of_a_piece;
+        const int64_t columns = std::min(most_columns, taps.columns - column);
+        const int64_t high = std::min(taps.rows, low + rows_of_a_piece);
+        sums.data -= low * panel;  // rows are counted from the first of all
         for (int64_t row = 0; row < rows; row += rows_at_once) {
           const int64_t row_end = std::min(rows, row + rows_at_once);
-          kernels.winograd_gradient(outer, column, begin + row, begin + row_end, transformed, gradient_position, stage);
-          kernels.winograd_outer_product((row_end - row) * chunks.across, low, high, taps.columns - column,
-                                         chunks.at(patches, row), chunks.panel_stride, chunks.position_stride,
-                                         transformed, gradient_position, sums - low * panel, sums_position);
+          for (int64_t c = 0; c < columns; c += panel)
+            kernels.winograd_gradient(outer, column + c, begin + row, begin + row_end,
+                                      transformed.data + c / panel * transformed.panel, transformed.position, stage);
+          kernels.winograd_outer_product((row_end - row) * chunks.across, low, high, columns, chunks.at(patches, row),
+                                         transformed, sums);
         }
         if (chunk + 1 == chunks.count)
-          kernels.winograd_weight_gradient(taps, column, low, high, sums - low * panel, sums_position, stage);
+          for (int64_t c = 0; c < columns; c += panel)
+            kernels.winograd_weight_gradient(taps, column + c, low, high, sums.data + c / panel * sums.panel,
+                                             sums.position, stage);
       }
     });
   }

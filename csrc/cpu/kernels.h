@@ -50,12 +50,11 @@ struct Kernels {
                              int64_t position_stride, float* stage);
   Transform winograd_input, winograd_gradient;
   void (*winograd_weight)(const Taps& taps, int64_t column, float* weight, int64_t position_stride, float* stage);
-  // C (rows, panel) = A (rows, depth) B (depth, panel), and C (columns of A, panel) += A^T B, for every position.
-  void (*winograd_product)(int64_t rows, int64_t depth, int64_t columns, const float* a, int64_t a_panel,
-                           int64_t a_position, const float* b, int64_t b_position, float* c, int64_t c_position);
-  void (*winograd_outer_product)(int64_t depth, int64_t first, int64_t last, int64_t columns, const float* a,
-                                 int64_t a_panel, int64_t a_position, const float* b, int64_t b_position, float* c,
-                                 int64_t c_position);
+  // C (rows, columns) = A (rows, depth) B (depth, columns), and rows [first, last) of C += A^T B, for every position.
+  void (*winograd_product)(int64_t rows, int64_t depth, int64_t columns, const Positions& a, const Positions& b,
+                           const Positions& c);
+  void (*winograd_outer_product)(int64_t depth, int64_t first, int64_t last, int64_t columns, const Positions& a,
+                                 const Positions& b, const Positions& c);
   void (*winograd_output)(const DenseMap& map, const float* bias, int64_t channel, int64_t begin, int64_t end,
                           const float* sums, int64_t position_stride, float* stage);
   void (*winograd_weight_gradient)(const Taps& taps, int64_t column, int64_t first, int64_t last, const float* sums,

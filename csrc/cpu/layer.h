@@ -103,6 +103,12 @@ struct DenseMap {
   int64_t channel_stride, pixel_stride;
 };
 
+// A panel matrix for each of the sixteen positions of a tile, and where the next panel and the next position begin.
+struct Positions {
+  float* data;
+  int64_t panel, position;
+};
+
 // The taps of a 3x3 convolution as nine matrices of float32: rows are what is summed over, columns what comes out.
 struct Taps {
   void* data;

@@ -181,19 +181,21 @@ inline void winograd_weight(const Taps& taps, int64_t column, float* weight, int
   }
 }
 
-inline void winograd_product(int64_t rows, int64_t depth, int64_t columns, const float* a, int64_t a_panel,
-                             int64_t a_position, const float* b, int64_t b_position, float* c, int64_t c_position) {
+inline void winograd_product(int64_t rows, int64_t depth, int64_t columns, const Positions& a, const Positions& b,
+                             const Positions& c) {
+  constexpr int NR = panel<float>;
   for (int k = 0; k < winograd_positions; ++k)
-    rows_product<float, Store::overwrite>(rows, depth, columns <= lanes<float>, a + k * a_position, a_panel,
-                                          b + k * b_position, c + k * c_position);
+    for (int64_t n = 0; n < columns; n += NR)  // A's position stays in the L2 cache
+      rows_product<float, Store::overwrite>(rows, depth, columns - n <= lanes<float>, a.data + k * a.position, a.panel,
+                                            b.data + k * b.position + n / NR * b.panel,
+                                            c.data + k * c.position + n / NR * c.panel);
 }
 
-inline void winograd_outer_product(int64_t depth, int64_t first, int64_t last, int64_t columns, const float* a,
-                                   int64_t a_panel, int64_t a_position, const float* b, int64_t b_position, float* c,
-                                   int64_t c_position) {
+inline void winograd_outer_product(int64_t depth, int64_t first, int64_t last, int64_t columns, const Positions& a,
+                                   const Positions& b, const Positions& c) {
   for (int k = 0; k < winograd_positions; ++k)
-    outer_product<float>(depth, first, last, 0, minimum(columns, panel<float>), a + k * a_position, a_panel, b + k * b_position, 0,
-                         c + k * c_position, 0);
+    outer_product<float>(depth, first, last, 0, columns, a.data + k * a.position, a.panel, b.data + k * b.position,
+                         b.panel, c.data + k * c.position, c.panel);
 }
 
 // A^T m A of every tile's sums m, plus the bias (null for none), into the map.
