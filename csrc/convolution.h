@@ -11,9 +11,9 @@
 //           0 -1  1  0         1/2 -1/2  1/2            0  1 -1 -1
 //           0  1  0 -1          0    0    1
 //
-// So a pixel takes 4 multiplications for an input channel and an output channel, not 9. Every entry is 0, 1, -1 or 1/2: rounding is
-// that of an ordinary convolution (the larger forms, F(4x4, 3x3) and up, lose digits). Position by position the sums are
-// matrix products,
+// So a pixel takes 4 multiplications for an input channel and an output channel, not 9. Every entry is 0, 1, -1 or 1/2:
+// rounding is that of an ordinary convolution (the larger forms, F(4x4, 3x3) and up, lose digits). Position by position
+// the sums are matrix products,
 //
 //     m (tiles, columns) = v (tiles, depth) u (depth, columns)
 //
@@ -30,13 +30,13 @@
 namespace l2t_fast {
 
 // input (B, C, H, W) and weight (C_out, C_in, 3, 3): float32, each dense in NCHW or channels_last; bias (C_out,)
-// contiguous or undefined. Returns (B, C_out, H, W) in the layout of the input. `transposed`: input is the gradient of an
-// output, and what is returned is that of its input, (B, C_in, H, W). Same bits whatever the number of threads.
+// contiguous or undefined. Returns (B, C_out, H, W) in the layout of the input. `transposed`: input is the gradient of
+// an output, and what is returned is that of its input, (B, C_in, H, W). Same bits whatever the number of threads.
 at::Tensor convolution3x3_cpu(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
                               bool transposed);
 
-// gradient (B, C_out, H, W), input (B, C_in, H, W), as above. Returns (C_out, C_in, 3, 3) in the layout of the input. Same
-// bits whatever the number of threads.
+// gradient (B, C_out, H, W), input (B, C_in, H, W), as above. Returns (C_out, C_in, 3, 3) in the layout of the input.
+// Same bits whatever the number of threads.
 at::Tensor convolution3x3_weight_gradient_cpu(const at::Tensor& gradient, const at::Tensor& input);
 
 }  // namespace l2t_fast

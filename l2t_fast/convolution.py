@@ -2,8 +2,8 @@
 
 PyTorch's second derivative of a convolution turns the batch into channels and whole images into kernels; here it is
 four convolutions of the ordinary kind. And where a convolution is 3x3 with stride 1 and padding 1, in float32 on a CPU,
-it and its gradients are the native operators ``convolution3x3`` and ``convolution3x3_weight_gradient``: Winograd's form,
-4 multiplications instead of 9, with the rounding of an ordinary convolution (csrc/convolution.h has the formulas,
+it and its gradients are the native operators ``convolution3x3`` and ``convolution3x3_weight_gradient``: Winograd's
+form, 4 multiplications instead of 9, with the rounding of an ordinary convolution (csrc/convolution.h has the formulas,
 docs/performance.md what it brings). All others are PyTorch's.
 """
 
@@ -36,7 +36,7 @@ def fast_convolutions(device: torch.device) -> contextlib.AbstractContextManager
 
     On a GPU, and without the native extension, nothing changes.
     """
-    return _FastConvolutions() if device.type == "cpu" and _enabled() else contextlib.nullcontext()
+    return _FastConvolutions() if device.type == "cpu" and why_plain() is None else contextlib.nullcontext()
 
 
 class _FastConvolutions(TorchFunctionMode):
@@ -103,9 +103,11 @@ def two(value: int | Sequence[int]) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _enabled() -> bool:
-    # Who asks for the reference wants plain PyTorch.
-    return _native.extension is not None and os.environ.get(ENVIRONMENT_VARIABLE) != "reference"
+def why_plain() -> str | None:
+    """Why all convolutions on a CPU are PyTorch's, or None where the fast kernels serve."""
+    if os.environ.get(ENVIRONMENT_VARIABLE) == "reference":  # who asks for the reference wants plain PyTorch
+        return f"{ENVIRONMENT_VARIABLE} asks for the reference"
+    return _native.why_unavailable()
 
 
 def _served(x: Tensor, w: Tensor, geometry: Geometry) -> bool:
@@ -118,7 +120,7 @@ def _served(x: Tensor, w: Tensor, geometry: Geometry) -> bool:
         and w.shape[2:] == (3, 3)
         and x.shape[1] == w.shape[1]
         and x.layout == w.layout == torch.strided
-        and _enabled()
+        and why_plain() is None
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 import l2t_fast
 from l2t_fast import _native
+from l2t_fast.convolution import why_plain
 from l2t_fast.ops import ENVIRONMENT_VARIABLE, why_unavailable
 
 PACKAGES = ("torchvision", "triton", "numpy", "scikit-learn")
@@ -130,14 +131,20 @@ def _native_build() -> dict[str, Any]:
 
 
 def _backends() -> dict[str, str]:
-    """What ``backend="auto"`` takes, and why, for each kind of device that is here; which fused backends could run."""
+    """What ``backend="auto"`` takes, and why, for each kind of device that is here; which fused backends could run.
+
+    And whose the convolutions on a CPU are.
+    """
+    plain = why_plain()
+    convolutions = {"convolutions on cpu": "fast where 3x3 in float32" if plain is None else f"PyTorch's: {plain}"}
     forced = os.environ.get(ENVIRONMENT_VARIABLE)
     if forced:
-        return {"auto": f"{forced}: {ENVIRONMENT_VARIABLE} asks for it"}
+        return {"auto": f"{forced}: {ENVIRONMENT_VARIABLE} asks for it", **convolutions}
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     choices = {device: l2t_fast.explain_backend(device) for device in devices}
     taken = {f"auto on {device}": f"{choice.backend}: {choice.reason}" for device, choice in choices.items()}
-    return taken | {name: why_unavailable(name) or "available" for name in ("cpu", "triton", "cuda")}
+    fused = {name: why_unavailable(name) or "available" for name in ("cpu", "triton", "cuda")}
+    return taken | fused | convolutions
 
 
 def _text(value: Any) -> str:

@@ -44,7 +44,10 @@ def test_without_native_code_the_reason_is_told(monkeypatch):
 def test_a_backend_forced_by_the_environment_is_told(monkeypatch):
     monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
     sections = environment.describe_environment()
-    assert sections["backend"] == {"auto": "reference: L2T_FAST_BACKEND asks for it"}
+    assert sections["backend"] == {
+        "auto": "reference: L2T_FAST_BACKEND asks for it",
+        "convolutions on cpu": "PyTorch's: L2T_FAST_BACKEND asks for the reference",
+    }
     assert sections["variables"]["L2T_FAST_BACKEND"] == "reference"
 
 

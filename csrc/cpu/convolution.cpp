@@ -23,7 +23,12 @@ int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by; }
 cpu::DenseMap map_of(const at::Tensor& map) {
   const int64_t channels = map.size(1), pixels = map.size(2) * map.size(3);
   const bool last = !map.is_contiguous();  // channels_last
-  return {const_cast<void*>(map.const_data_ptr()), map.size(0), channels, map.size(2), map.size(3), last ? 1 : pixels,
+  return {const_cast<void*>(map.const_data_ptr()),
+          map.size(0),
+          channels,
+          map.size(2),
+          map.size(3),
+          last ? 1 : pixels,
           last ? channels : 1};
 }
 

@@ -31,9 +31,9 @@ void check_arguments(const at::Tensor& input, const at::Tensor& weight, const Op
 void check_maps(const at::Tensor& gradient, const at::Tensor& input) {
   check_map(gradient, "gradient");
   check_map(input, "input");
-  TORCH_CHECK_VALUE(gradient.size(0) == input.size(0) && gradient.size(2) == input.size(2) &&
-                        gradient.size(3) == input.size(3),
-                    "gradient has shape ", gradient.sizes(), ", but the input has ", input.sizes());
+  TORCH_CHECK_VALUE(
+      gradient.size(0) == input.size(0) && gradient.size(2) == input.size(2) && gradient.size(3) == input.size(3),
+      "gradient has shape ", gradient.sizes(), ", but the input has ", input.sizes());
 }
 
 at::Tensor convolution3x3(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
@@ -52,8 +52,9 @@ at::Tensor weight_gradient(const at::Tensor& gradient, const at::Tensor& input) 
 
 at::Tensor convolution3x3_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor&,
                                bool transposed) {
-  return at::empty_symint({input.sym_size(0), weight.sym_size(transposed ? 1 : 0), input.sym_size(2), input.sym_size(3)},
-                          input.options(), input.suggest_memory_format());
+  return at::empty_symint(
+      {input.sym_size(0), weight.sym_size(transposed ? 1 : 0), input.sym_size(2), input.sym_size(3)}, input.options(),
+      input.suggest_memory_format());
 }
 
 at::Tensor weight_gradient_meta(const at::Tensor& gradient, const at::Tensor& input) {

@@ -38,7 +38,8 @@ def hypergradient(
 
     All steps, and the cross-entropy at their end, use the one batch (x, y). The SGD is the optimizer's: learning rate,
     momentum with its present buffers, dampening, Nesterov and weight decay of each parameter group. A parameter that a
-    loss does not reach steps with gradient 0, so weight decay and momentum still move it.
+    loss does not reach steps with gradient 0, so weight decay and momentum still move it. On a CPU, "exact" and
+    "finite_difference" compute 3x3 convolutions in float32 by the kernels of :mod:`l2t_fast.convolution`.
 
     Args:
         target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in.
