@@ -3,8 +3,8 @@ while a graph is built that will be differentiated twice.
 
 Convolution is that of :mod:`l2t_fast.convolution`; the values and first derivatives of the others are those of
 PyTorch's own kernels. PyTorch's second derivative of batch normalisation is some thirty passes over the feature map,
-here it is two (csrc/batch_norm.h has the formulas). Rectifiers and max-pooling have none but zeros, for which PyTorch makes whole
-maps, and keeps them until the pass comes back to the layer.
+here it is two (csrc/batch_norm.h has the formulas). Rectifiers and max-pooling have none but zeros, for which PyTorch
+makes whole maps, and keeps them until the pass comes back to the layer.
 """
 
 import functools
