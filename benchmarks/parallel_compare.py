@@ -18,7 +18,9 @@ import copy
 import dataclasses
 import gc
 import multiprocessing
+import os
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -138,8 +140,19 @@ def attempt(training: TrainConfig, progress: TrainingProgress, images: LastImage
         return failure
 
 
+def end_with_parent() -> None:
+    """A parent that is killed cannot end its processes; each sees to it itself."""
+
+    def watch() -> None:
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def work(connection: Connection) -> None:
     """Answer every run that comes with its result, until there are no more."""
+    end_with_parent()
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     images = LastImages()
     with TrainingProgress(Console(quiet=True), epoch_lines=False) as progress:

@@ -2,11 +2,18 @@
 
 import csv
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from benchmarks.parallel_compare import main, table
 from l2t_fast.errors import L2TFastError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -38,6 +45,37 @@ def test_time_ends_the_processes(arguments, tmp_path, capsys):
     for process in multiprocessing.active_children():
         process.join(10)
     assert not multiprocessing.active_children()
+
+
+def test_a_killed_parent_takes_its_processes_along(arguments):
+    own = [sys.executable, "-u", "-m", "benchmarks.parallel_compare", "--workers", "1", "--seconds", "600"]
+    parent = subprocess.Popen([*own, *arguments, "--epochs", "100000"], cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
+    try:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        assert appears(lambda: "spawn_main" in "".join(map(command_line, children.read_text().split())))
+        worker = next(pid for pid in children.read_text().split() if "spawn_main" in command_line(pid))
+        assert appears((Path(arguments[3]) / "runs").exists)  # it trains
+    finally:
+        parent.kill()
+        parent.wait()
+    assert appears(lambda: "spawn_main" not in command_line(worker))
+
+
+def command_line(pid):
+    """Empty for a process that is over or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def appears(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_table():
