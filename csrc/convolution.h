@@ -12,8 +12,9 @@
 //           0  1  0 -1          0    0    1
 //
 // So a pixel takes 4 multiplications for an input channel and an output channel, not 9. Every entry is 0, 1, -1 or 1/2:
-// rounding is that of an ordinary convolution (the larger forms, F(4x4, 3x3) and up, lose digits). Position by position
-// the sums are matrix products,
+// rounding is that of an ordinary convolution, relative to the largest value of a patch (the larger forms, F(4x4, 3x3)
+// and up, lose digits). An infinity, or a value near the largest float, makes NaN of its whole patch. Position by
+// position the sums are matrix products,
 //
 //     m (tiles, columns) = v (tiles, depth) u (depth, columns)
 //

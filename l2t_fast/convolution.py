@@ -8,6 +8,7 @@ docs/performance.md what it brings). All others are PyTorch's.
 """
 
 import contextlib
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -43,7 +44,8 @@ class _FastConvolutions(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = _conv2d_if_fast(*args, **(kwargs or {})) if function is torch.conv2d else None
+        # `types` has the classes of subclasses and tracers, which are to see the call themselves.
+        result = _conv2d_if_fast(*args, **(kwargs or {})) if function is torch.conv2d and not types else None
         return function(*args, **(kwargs or {})) if result is None else result
 
 
@@ -76,15 +78,22 @@ def _conv2d_if_fast(
     groups: int = 1,
 ) -> Tensor | None:
     """`torch.conv2d` by the fast kernels, or None where they do not serve."""
-    if isinstance(padding, str) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if isinstance(padding, str) or torch.is_autocast_enabled("cpu"):
+        return None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     geometry = Geometry(two(stride), two(padding), two(dilation), groups)
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    if not _served(input, weight, geometry) or (bias is not None and bias.dtype != input.dtype):
+    if not _served(input, weight, geometry):
         return None
+    if bias is not None and (_kind(bias) != _kind(input) or bias.shape != weight.shape[:1]):
+        return None
+    # A tangent may come with a graph's gradient as well.
+    if forward_ad._current_level >= 0 and torch.is_grad_enabled():
+        return None
+    tensors = (input, weight) if bias is None else (input, weight, bias)
     if not any(is_transformed(t) for t in tensors):
         return _Convolution.apply(input, weight, bias, geometry)
-    if torch.is_grad_enabled() or any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
         return None
     # Dual numbers without a graph: both terms of the tangent are convolutions.
     (x, x_tangent), (w, w_tangent) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(weight)
@@ -99,7 +108,7 @@ def _conv2d_if_fast(
 
 def two(value: int | Sequence[int]) -> list[int]:
     """Height's and width's of a number that may be one for both."""
-    values = [value] if isinstance(value, int) else list(value)
+    values = [operator.index(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
     return values * 2 if len(values) == 1 else values
 
 
@@ -110,23 +119,34 @@ def why_plain() -> str | None:
     return _native.why_unavailable()
 
 
+#: Below, the transforms outweigh what they save (benchmarks.convolutions): channels on either side, and tiles of 2x2.
+LEAST_CHANNELS, LEAST_TILES = 8, 16
+#: The kernels cut maps between rows of tiles; wider ones would take too much memory at a time.
+GREATEST_WIDTH = 1024
+
+
 def _served(x: Tensor, w: Tensor, geometry: Geometry) -> bool:
     """Whether the fast kernels take a convolution."""
     return (
-        x.device.type == "cpu"
-        and x.dtype == w.dtype == torch.float32
+        _kind(x) == _kind(w) == (torch.device("cpu"), torch.float32, torch.strided)
         and x.dim() == 4
         and geometry == ([1, 1], [1, 1], [1, 1], 1)
         and w.shape[2:] == (3, 3)
         and x.shape[1] == w.shape[1]
-        and x.layout == w.layout == torch.strided
+        and min(w.shape[:2]) >= LEAST_CHANNELS
+        and x.shape[0] * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2) >= LEAST_TILES
+        and x.shape[3] <= GREATEST_WIDTH
         and why_plain() is None
     )
 
 
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype, torch.layout]:
+    return tensor.device, tensor.dtype, tensor.layout
+
+
 def convolve(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-    """The convolution, without a derivative of its own."""
-    if _served(x, w, geometry):
+    """The convolution; where a graph is recorded, by PyTorch, whose own is differentiable."""
+    if not torch.is_grad_enabled() and _served(x, w, geometry):
         return torch.ops.l2t_fast.convolution3x3(x, w, b, False)
     return torch.convolution(x, w, b, geometry[0], geometry[1], geometry[2], False, [0, 0], geometry.groups)
 
@@ -135,7 +155,7 @@ def convolution_gradients(
     g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of input, weight and bias, None where ``needs`` is False, for the gradient g of the output."""
-    if _served(x, w, geometry) and g.dtype == x.dtype:
+    if not torch.is_grad_enabled() and _served(x, w, geometry) and g.dtype == x.dtype:
         return (
             torch.ops.l2t_fast.convolution3x3(g, w, None, True) if needs[0] else None,
             torch.ops.l2t_fast.convolution3x3_weight_gradient(g, x) if needs[1] else None,
@@ -166,6 +186,11 @@ def refuse_third_derivative() -> None:
         raise NotImplementedError(
             "no third derivative goes through a network recorded under CheapSecondDerivatives, record it without"
         )
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, in a's memory unless a graph is recorded."""
+    return a + b if torch.is_grad_enabled() else a.add_(b)
 
 
 class _Convolution(torch.autograd.Function):
@@ -212,7 +237,8 @@ class _ConvolutionBackward(torch.autograd.Function):
         ctx: FunctionCtx, ax: Tensor | None, aw: Tensor | None, ab: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """ax, aw, ab: adjoints of the gradients of input, weight and bias."""
-        refuse_third_derivative()
+        if ctx.eps is not None:  # what g was made of is known without its derivative
+            refuse_third_derivative()
         x, w, *made_of = ctx.saved_tensors
         g = made_of[0] if ctx.eps is None else batch_norm_gradients(*made_of, ctx.eps, (True, False, False))[0]
         g_bar = x_bar = w_bar = None
@@ -221,10 +247,10 @@ class _ConvolutionBackward(torch.autograd.Function):
                 g_bar = convolve(ax, w, None, ctx.geometry)
             if aw is not None:
                 through_weight = convolve(x, aw, None, ctx.geometry)
-                g_bar = through_weight if g_bar is None else g_bar.add_(through_weight)
+                g_bar = through_weight if g_bar is None else _sum(g_bar, through_weight)
             if ab is not None:
                 wide = ab.reshape(1, -1, 1, 1)
-                g_bar = wide.expand_as(g) if g_bar is None else g_bar.add_(wide)
+                g_bar = wide.expand_as(g) if g_bar is None else _sum(g_bar, wide)
         if aw is not None and ctx.needs_input_grad[1]:
             x_bar = convolution_gradients(g, x, aw, ctx.geometry, (True, False, False))[0]
         if ax is not None and ctx.needs_input_grad[2]:

@@ -1,5 +1,8 @@
 """The fast 3x3 convolution: its operators against float64, and where it takes the place of PyTorch's."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -234,30 +237,41 @@ def calls(monkeypatch):
     return Calls(monkeypatch)
 
 
+SMALL = (2, 8, 8, 8, 8)
+
+
 @needs_native
 def test_what_is_served(calls):
-    x, w, b, _ = tensors((2, 6, 6, 8, 8))
+    x, w, b, _ = tensors(SMALL)
     with fast_convolutions(CPU):
-        for arguments in ({"padding": 1}, {"padding": (1, 1), "stride": (1, 1), "dilation": [1, 1]}):
+        for arguments in (
+            {"padding": 1},
+            {"padding": (1, 1), "stride": (1, 1), "dilation": [1, 1]},
+            {"padding": np.int64(1), "stride": torch.tensor(1)},
+        ):
             F.conv2d(x, w, b, **arguments)
             assert calls.count
             calls.count = 0
-        nn.Conv2d(6, 6, 3, padding=1)(x)
+        nn.Conv2d(8, 8, 3, padding=1)(x)
         assert calls.count
 
 
 @needs_native
 def test_what_is_left_to_pytorch(calls):
-    x, w, b, _ = tensors((2, 6, 6, 8, 8))
+    x, w, b, _ = tensors(SMALL)
     others = {
         "stride": (x, w, b, 2, 1),
         "no padding": (x, w, b),
         "dilation": (x, w, b, 1, 1, 2),
-        "groups": (x, w[:, :3], b, 1, 1, 1, 2),
+        "groups": (x, w[:, :4], b, 1, 1, 1, 2),
         "1x1": (x, w[..., :1, :1], b, 1, 1),
         "float64": (x.double(), w.double(), b.double(), 1, 1),
         "one image": (x[0], w, b, 1, 1),
         "padding by name": (x, w, b, 1, "same"),
+        "few channels": (x[:, :7], w[:, :7], b, 1, 1),
+        "few results": (x, w[:7], b[:7], 1, 1),
+        "few pixels": (x[:1, :, :4], w, b, 1, 1),
+        "many columns": (torch.randn(1, 8, 1, 1025), w, b, 1, 1),
     }
     for name, arguments in others.items():
         with fast_convolutions(CPU):
@@ -272,27 +286,87 @@ def test_what_is_left_to_pytorch(calls):
 
 @needs_native
 def test_what_pytorch_refuses_is_still_refused():
-    x, w, b, _ = tensors((2, 6, 6, 8, 8))
+    x, w, b, _ = tensors(SMALL)
     with fast_convolutions(CPU):
         with pytest.raises(RuntimeError, match="channels"):
             F.conv2d(x[:, :3], w, b, padding=1)
         with pytest.raises(RuntimeError, match="type"):
             F.conv2d(x, w, b.double(), padding=1)
+        with pytest.raises(RuntimeError, match="bias"):
+            F.conv2d(x, w, b[:2], padding=1)
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            F.conv2d(x[..., :0], w, b, padding=1)
+        with pytest.raises(TypeError):
+            F.conv2d(x, w, b, padding=1.0)
 
 
 @needs_native
 def test_transforms_and_compilers_see_pytorch():
-    x, w, b, _ = tensors((2, 6, 6, 8, 8))
+    x, w, b, _ = tensors(SMALL)
     with fast_convolutions(CPU):
         found = torch.func.vmap(lambda x: F.conv2d(x[None], w, b, padding=1)[0])(x)
         _, tangent = torch.func.jvp(lambda x: F.conv2d(x, w, b, padding=1), (x,), (x,))
-    torch.testing.assert_close(found, F.conv2d(x, w, b, padding=1))
+        tracer = torch.fx.symbolic_trace(nn.Conv2d(8, 8, 3, padding=1))
+        saved = io.BytesIO()
+        torch.jit.save(torch.jit.trace(nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False), x), saved)
+        compiled = torch.compile(lambda x: F.conv2d(x, w, b, padding=1), backend="aot_eager", fullgraph=True)(x)
+    assert any("conv" in node.name or node.op == "call_module" for node in tracer.graph.nodes)
+    for value in (found, compiled):
+        torch.testing.assert_close(value, F.conv2d(x, w, b, padding=1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(tangent, F.conv2d(x, w, None, padding=1))
+
+
+@needs_native
+def test_a_subclass_keeps_its_own_convolution():
+    class Own(Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            return "own" if function is torch.conv2d else super().__torch_function__(function, types, args, kwargs)
+
+    x, w, b, _ = tensors(SMALL)
+    with fast_convolutions(CPU):
+        assert F.conv2d(x.as_subclass(Own), w, b, padding=1) == "own"
+        assert isinstance(F.conv2d(nn.Parameter(x), nn.Parameter(w), None, padding=1), Tensor)
+
+
+@needs_native
+def test_derivatives_beyond_the_second_are_pytorchs():
+    x, w, b, _ = tensors((3, 17, 20, 7, 6))
+    weights = {torch.float32: w, torch.float64: w.double()}
+    direction = torch.randn(w.shape)
+
+    def third(dtype, mode):
+        w, d = weights[dtype].requires_grad_(), direction.to(dtype)
+        with mode:
+            value = (F.conv2d(x.to(dtype), w, b.to(dtype), padding=1)).pow(4).mean()
+        first = torch.autograd.grad(value, w, create_graph=True)[0]
+        second = torch.autograd.grad(first, w, d, create_graph=True)[0]
+        return torch.autograd.grad(second, w, d)[0]
+
+    wanted = third(torch.float64, fast_convolutions(CPU))
+    assert (third(torch.float32, fast_convolutions(CPU)) - wanted).abs().max() <= 3e-6 * wanted.abs().max()
+
+
+@needs_native
+def test_tangents_of_a_gradient():
+    """Forward over reverse: the tangent comes with the output's gradient."""
+    x, w, b, g = tensors((3, 17, 20, 7, 6))
+    v = torch.randn_like(g)
+
+    def run(dtype):
+        weight = w.to(dtype).requires_grad_()
+        with forward_ad.dual_level(), fast_convolutions(CPU):
+            value = F.conv2d(x.to(dtype), weight, b.to(dtype), padding=1)
+            scale = forward_ad.make_dual(g.to(dtype), v.to(dtype))
+            return forward_ad.unpack_dual(torch.autograd.grad((value * scale).sum(), weight)[0]).tangent
+
+    wanted = run(torch.float64)
+    assert (run(torch.float32) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
 
 
 def test_the_reference_is_plain_pytorch(calls, monkeypatch):
     monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
-    x, w, b, _ = tensors((2, 6, 6, 8, 8))
+    x, w, b, _ = tensors(SMALL)
     with fast_convolutions(CPU), CheapSecondDerivatives():
         assert torch.equal(F.conv2d(x, w, b, padding=1), torch.conv2d(x, w, b, padding=1))
     assert not calls.count
@@ -300,7 +374,7 @@ def test_the_reference_is_plain_pytorch(calls, monkeypatch):
 
 def test_without_the_extension_it_is_plain_pytorch(calls, monkeypatch):
     monkeypatch.setattr(_native, "_problem", "it is not there")
-    x, w, b, _ = tensors((2, 6, 6, 8, 8))
+    x, w, b, _ = tensors(SMALL)
     with fast_convolutions(CPU):
         F.conv2d(x, w, b, padding=1)
     assert not calls.count

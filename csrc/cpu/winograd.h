@@ -203,6 +203,7 @@ inline void winograd_output(const DenseMap& map, const float* bias, int64_t chan
                             const float* sums, int64_t position_stride, float* stage) {
   constexpr int NR = panel<float>, L = lanes<float>;
   const int64_t across = (map.width + 1) / 2, channels = minimum(NR, map.channels - channel);
+  const int used = channels <= L ? L : NR;  // half panels have half the sums
   alignas(64) float shift[NR] = {};
   if (bias) std::memcpy(shift, bias + channel, size_t(channels) * sizeof(float));
   for_each_strip(map, begin, end, [&](int64_t image, int64_t row, int64_t count, int64_t before) {
@@ -212,7 +213,7 @@ inline void winograd_output(const DenseMap& map, const float* bias, int64_t chan
       for (int64_t tile_x = 0; tile_x < across; ++tile_x, in += NR) {
         float* to = stage + ((2 * tile_y - first) * map.width + 2 * tile_x) * NR;
         const bool right = 2 * tile_x + 1 < map.width, below = 2 * tile_y + 1 < last;
-        for (int c = 0; c < NR; c += L) {
+        for (int c = 0; c < used; c += L) {
           const vec<float> b = load(shift + c);
           vec<float> upper[4], lower[4];
 #pragma GCC unroll 4

@@ -50,15 +50,16 @@ at::Tensor weight_gradient(const at::Tensor& gradient, const at::Tensor& input) 
                                             input.contiguous(input.suggest_memory_format()));
 }
 
+// Shapes alone, symbolic ones included; wrong shapes are found where the data is.
 at::Tensor convolution3x3_meta(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor&,
                                bool transposed) {
   return at::empty_symint(
-      {input.sym_size(0), weight.sym_size(transposed ? 1 : 0), input.sym_size(2), input.sym_size(3)}, input.options(),
-      input.suggest_memory_format());
+      {input.sym_size(0), weight.sym_size(transposed ? 1 : 0), input.sym_size(2), input.sym_size(3)},
+      input.options().device(at::kMeta), input.suggest_memory_format());
 }
 
 at::Tensor weight_gradient_meta(const at::Tensor& gradient, const at::Tensor& input) {
-  return at::empty_symint({gradient.sym_size(1), input.sym_size(1), 3, 3}, input.options(),
+  return at::empty_symint({gradient.sym_size(1), input.sym_size(1), 3, 3}, input.options().device(at::kMeta),
                           input.suggest_memory_format());
 }
 
