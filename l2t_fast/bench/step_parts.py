@@ -90,7 +90,8 @@ class _NativeOps(TorchDispatchMode):
         self._parts = parts
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace not in ("l2t_fast", "l2t_fast_triton"):
+        fused = func.namespace in ("l2t_fast", "l2t_fast_triton")
+        if not (fused and func._schema.name.partition("::")[2].startswith("matching")):
             return func(*args, **(kwargs or {}))
         with self._parts.clock.part(self._parts.name("matching loss")):
             return func(*args, **(kwargs or {}))
