@@ -76,8 +76,8 @@ def main() -> None:
         for shape, count in layers(setup).items():
             for layout in LAYOUTS:
                 for name, (pytorch, ours) in operations(shape, layout).items():
-                    exact = pytorch().double()
-                    error = ((ours() - exact).norm() / exact.norm()).item()  # of both
+                    theirs = pytorch().double()
+                    difference = ((ours() - theirs).norm() / theirs.norm()).item()  # both round
                     pytorch(), ours()
                     times = alternate({"PyTorch": Run(pytorch), "ours": Run(ours)}, REPEATS, CPU)
                     medians = {provider: taken.median * 1e3 for provider, taken in times.items()}
@@ -86,7 +86,7 @@ def main() -> None:
                         **{"layers": count, "layout": layout, "operation": name, "repeats": REPEATS},
                         "pytorch_ms": f"{medians['PyTorch']:.3f}",
                         "ours_ms": f"{medians['ours']:.3f}",
-                        "difference": f"{error:.1e}",
+                        "difference": f"{difference:.1e}",
                     }
                     append([shared | {"setup": setup} | row], options.output)
                     print(setup, row, f"{medians['PyTorch'] / medians['ours']:.2f} x", flush=True)

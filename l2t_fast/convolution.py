@@ -49,7 +49,14 @@ class _FastConvolutions(TorchFunctionMode):
         return function(*args, **(kwargs or {})) if result is None else result
 
 
-def conv2d(
+class _Call(NamedTuple):
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    geometry: Geometry
+
+
+def _call_of(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -57,32 +64,33 @@ def conv2d(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-) -> Tensor | None:
-    """`torch.conv2d` with a cheap second derivative, or None for the calls left to PyTorch."""
-    if isinstance(padding, str) or input.dim() != 4:
+) -> _Call | None:
+    """The arguments of a `torch.conv2d`; None where padding is a name."""
+    if isinstance(padding, str):
         return None
+    return _Call(input, weight, bias, Geometry(two(stride), two(padding), two(dilation), groups))
+
+
+def conv2d(*args: Any, **kwargs: Any) -> Tensor | None:
+    """`torch.conv2d` with a cheap second derivative, or None for the calls left to PyTorch."""
+    call = _call_of(*args, **kwargs)
+    if call is None or call.input.dim() != 4:
+        return None
+    input, weight, bias, geometry = call
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    geometry = Geometry(two(stride), two(padding), two(dilation), groups)
     return _Convolution.apply(input, weight, bias, geometry)
 
 
-def _conv2d_if_fast(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] | str = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor | None:
+def _conv2d_if_fast(*args: Any, **kwargs: Any) -> Tensor | None:
     """`torch.conv2d` by the fast kernels, or None where they do not serve."""
-    if isinstance(padding, str) or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
         return None
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    call = _call_of(*args, **kwargs)
+    if call is None:
         return None
-    geometry = Geometry(two(stride), two(padding), two(dilation), groups)
+    input, weight, bias, geometry = call
     if not _served(input, weight, geometry):
         return None
     if bias is not None and (_kind(bias) != _kind(input) or bias.shape != weight.shape[:1]):

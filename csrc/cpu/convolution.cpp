@@ -12,11 +12,10 @@
 namespace l2t_fast {
 namespace {
 
-constexpr int64_t positions = 16;
 constexpr int64_t padding = 80;  // between positions, which would fall on the same lines of a cache at powers of two
 constexpr int64_t chunk_floats = 1 << 20;  // of transformed patches at a time, some 4 MiB
-constexpr int64_t tiles_at_once = 128;     // of a task
-constexpr int64_t panels_at_once = 4;      // of a task: patches come from the L3 cache once for all of them
+constexpr int64_t tiles_at_once = 128;
+constexpr int64_t panels_at_once = 4;  // of a task: patches come from the L3 cache once for all of them
 
 int64_t divided(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
@@ -49,12 +48,14 @@ struct Chunks {
         across((map.width + 1) / 2),
         panels(divided(map.channels, panel)),
         panel(panel) {
-    const int64_t of_a_row = positions * panels * panel * across;
+    const int64_t of_a_row = cpu::winograd_positions * panels * panel * across;
     count = divided(rows, std::clamp<int64_t>(chunk_floats / of_a_row, 1, rows));
     most_rows = divided(rows, count);
     panel_stride = most_rows * across * panel;
     position_stride = panels * panel_stride + padding;
+    rows_at_once = std::max<int64_t>(1, tiles_at_once / across);
   }
+  at::Tensor memory() const { return cpu::pooled_empty({cpu::winograd_positions * position_stride}, at::kFloat); }
   int64_t begin(int64_t chunk) const { return std::min(rows, chunk * most_rows); }
   // The patches from the chunk's tile row `row` on.
   cpu::Positions at(float* tiles, int64_t row) const {
@@ -62,12 +63,15 @@ struct Chunks {
   }
 
   int64_t rows, across, panels, panel, count, most_rows, panel_stride, position_stride;
+  int64_t rows_at_once;  // of a task
 };
 
 // Sizes of Positions of (rows, columns).
 struct PanelSizes {
   PanelSizes(int64_t rows, int64_t columns, int64_t panel)
-      : panel(rows * panel), position(divided(columns, panel) * this->panel + padding), all(positions * position) {}
+      : panel(rows * panel),
+        position(divided(columns, panel) * this->panel + padding),
+        all(cpu::winograd_positions * position) {}
   cpu::Positions at(float* data) const { return {data, panel, position}; }
 
   int64_t panel, position, all;
@@ -89,10 +93,9 @@ int64_t pieces_of(int64_t panels, int64_t most) {
   return threads == 1 ? 1 : std::clamp<int64_t>(divided(2 * threads, panels), 1, std::max<int64_t>(1, most));
 }
 
-// Transforms the patches of tile rows [begin, end), all panels.
+// Transforms the patches of tile rows [begin, end), all panels. Each thread's scratch begins with the kernels' stage.
 void transform_input(const cpu::Kernels& kernels, const cpu::DenseMap& map, const Chunks& chunks, int64_t begin,
-                     int64_t end, float* tiles) {
-  const PerThread stages(kernels.winograd_stage(map.width));
+                     int64_t end, float* tiles, const PerThread& scratch) {
   const int64_t pieces = pieces_of(chunks.panels, end - begin);
   at::parallel_for(0, chunks.panels * pieces, 1, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
@@ -100,7 +103,7 @@ void transform_input(const cpu::Kernels& kernels, const cpu::DenseMap& map, cons
       const int64_t from = piece * rows / pieces, to = (piece + 1) * rows / pieces;
       kernels.winograd_input(map, panel * chunks.panel, begin + from, begin + to,
                              chunks.at(tiles + panel * chunks.panel_stride, from).data, chunks.position_stride,
-                             stages.get());
+                             scratch.get());
     }
   });
 }
@@ -119,25 +122,25 @@ at::Tensor convolution3x3_cpu(const at::Tensor& input, const at::Tensor& weight,
 
   const cpu::DenseMap from = map_of(input), to = map_of(output);
   const Chunks chunks(from, panel);
-  const at::Tensor tiles = cpu::pooled_empty({positions * chunks.position_stride}, at::kFloat);
+  const at::Tensor tiles = chunks.memory();
   float* patches = tiles.data_ptr<float>();
   const float* shift = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
 
   // A task has some panels of columns and a piece of the tile rows.
   const int64_t most_columns = std::min(panels_at_once * panel, taps.columns);
   const int64_t groups = divided(taps.columns, most_columns);
-  const int64_t rows_at_once = std::max<int64_t>(1, tiles_at_once / chunks.across);
   const PanelSizes weight_sizes(taps.rows, most_columns, panel);
-  const PanelSizes sums_sizes(rows_at_once * chunks.across, most_columns, panel);
-  const PerThread scratch(weight_sizes.all + sums_sizes.all + kernels.winograd_stage(from.width));
+  const PanelSizes sums_sizes(chunks.rows_at_once * chunks.across, most_columns, panel);
+  const int64_t stage_size = kernels.winograd_stage(from.width);
+  const PerThread scratch(stage_size + weight_sizes.all + sums_sizes.all);
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
     const int64_t begin = chunks.begin(chunk), rows = chunks.begin(chunk + 1) - begin;
-    transform_input(kernels, from, chunks, begin, begin + rows, patches);
-    const int64_t pieces = pieces_of(groups, divided(rows, rows_at_once));
+    transform_input(kernels, from, chunks, begin, begin + rows, patches, scratch);
+    const int64_t pieces = pieces_of(groups, divided(rows, chunks.rows_at_once));
     at::parallel_for(0, groups * pieces, 1, [&](int64_t first, int64_t last) {
-      const cpu::Positions transformed = weight_sizes.at(scratch.get());
+      float* stage = scratch.get();
+      const cpu::Positions transformed = weight_sizes.at(stage + stage_size);
       const cpu::Positions sums = sums_sizes.at(transformed.data + weight_sizes.all);
-      float* stage = sums.data + sums_sizes.all;
       for (int64_t task = first; task < last; ++task) {
         const int64_t column = task / pieces * most_columns, piece = task % pieces;
         const int64_t columns = std::min(most_columns, taps.columns - column);
@@ -146,8 +149,8 @@ at::Tensor convolution3x3_cpu(const at::Tensor& input, const at::Tensor& weight,
             kernels.winograd_weight(taps, column + c, transformed.data + c / panel * transformed.panel,
                                     transformed.position, stage);
         const int64_t piece_end = (piece + 1) * rows / pieces;
-        for (int64_t row = piece * rows / pieces; row < piece_end; row += rows_at_once) {
-          const int64_t row_end = std::min(piece_end, row + rows_at_once);
+        for (int64_t row = piece * rows / pieces; row < piece_end; row += chunks.rows_at_once) {
+          const int64_t row_end = std::min(piece_end, row + chunks.rows_at_once);
           kernels.winograd_product((row_end - row) * chunks.across, taps.rows, columns, chunks.at(patches, row),
                                    transformed, sums);
           for (int64_t c = 0; c < columns; c += panel)
@@ -171,7 +174,7 @@ at::Tensor convolution3x3_weight_gradient_cpu(const at::Tensor& gradient, const 
   const cpu::DenseMap from = map_of(input), outer = map_of(gradient);
   const cpu::Taps taps = taps_of(result, false);
   const Chunks chunks(from, panel);
-  const at::Tensor tiles = cpu::pooled_empty({positions * chunks.position_stride}, at::kFloat);
+  const at::Tensor tiles = chunks.memory();
   float* patches = tiles.data_ptr<float>();
 
   // A task has some panels of the output's channels and a piece of the input's. Its sums go on from chunk to chunk.
@@ -179,28 +182,28 @@ at::Tensor convolution3x3_weight_gradient_cpu(const at::Tensor& gradient, const 
   const int64_t groups = divided(taps.columns, most_columns), units = divided(taps.rows, unit);
   const int64_t units_of_a_piece = divided(units, pieces_of(groups, units));
   const int64_t pieces = divided(units, units_of_a_piece), rows_of_a_piece = units_of_a_piece * unit;
-  const int64_t rows_at_once = std::max<int64_t>(1, tiles_at_once / chunks.across);
-  const PanelSizes gradient_sizes(rows_at_once * chunks.across, most_columns, panel);
+  const PanelSizes gradient_sizes(chunks.rows_at_once * chunks.across, most_columns, panel);
   const PanelSizes sums_sizes(rows_of_a_piece, most_columns, panel);
   const bool kept = chunks.count > 1;
-  const PerThread scratch(gradient_sizes.all + kernels.winograd_stage(from.width) + (kept ? 0 : sums_sizes.all));
+  const int64_t stage_size = kernels.winograd_stage(from.width);
+  const PerThread scratch(stage_size + gradient_sizes.all + (kept ? 0 : sums_sizes.all));
   const at::Tensor all_sums = cpu::pooled_empty({kept ? groups * pieces * sums_sizes.all : 0}, at::kFloat);
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
     const int64_t begin = chunks.begin(chunk), rows = chunks.begin(chunk + 1) - begin;
-    transform_input(kernels, from, chunks, begin, begin + rows, patches);
+    transform_input(kernels, from, chunks, begin, begin + rows, patches, scratch);
     at::parallel_for(0, groups * pieces, 1, [&](int64_t first, int64_t last) {
-      const cpu::Positions transformed = gradient_sizes.at(scratch.get());
-      float* stage = transformed.data + gradient_sizes.all;
+      float* stage = scratch.get();
+      const cpu::Positions transformed = gradient_sizes.at(stage + stage_size);
       for (int64_t task = first; task < last; ++task) {
         cpu::Positions sums = sums_sizes.at(kept ? all_sums.data_ptr<float>() + task * sums_sizes.all
-                                                 : stage + kernels.winograd_stage(from.width));
+                                                 : transformed.data + gradient_sizes.all);
         if (chunk == 0) std::fill_n(sums.data, sums_sizes.all, 0.0f);
         const int64_t column = task / pieces * most_columns, low = task % pieces * rows_of_a_piece;
         const int64_t columns = std::min(most_columns, taps.columns - column);
         const int64_t high = std::min(taps.rows, low + rows_of_a_piece);
         sums.data -= low * panel;  // rows are counted from the first of all
-        for (int64_t row = 0; row < rows; row += rows_at_once) {
-          const int64_t row_end = std::min(rows, row + rows_at_once);
+        for (int64_t row = 0; row < rows; row += chunks.rows_at_once) {
+          const int64_t row_end = std::min(rows, row + chunks.rows_at_once);
           for (int64_t c = 0; c < columns; c += panel)
             kernels.winograd_gradient(outer, column + c, begin + row, begin + row_end,
                                       transformed.data + c / panel * transformed.panel, transformed.position, stage);

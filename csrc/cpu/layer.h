@@ -103,7 +103,9 @@ struct DenseMap {
   int64_t channel_stride, pixel_stride;
 };
 
-// A panel matrix for each of the sixteen positions of a tile, and where the next panel and the next position begin.
+constexpr int winograd_positions = 16;  // of a 2x2 tile
+
+// A panel matrix for each of the positions of a tile, and where the next panel and the next position begin.
 struct Positions {
   float* data;
   int64_t panel, position;

@@ -10,7 +10,6 @@
 
 namespace l2t_fast::cpu::L2T_ISA {
 
-constexpr int winograd_positions = 16;
 constexpr int taps_count = 9;
 constexpr int64_t staged_taps_rows = 32;  // rows of taps at a time
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -225,7 +225,7 @@ class Trainer:
             What `update` takes, and (cross-entropy, loss, number of correct predictions), float32 (3,) on the device.
         """
         part, sizes = self._part(len(y), joined)
-        with self._autocast(), self._fast_convolutions():
+        with self._forward_passes():
             batch = Batch(x, y, self._source_output(x, part, sizes, self.config.accumulation), part)
         self.optimizer.zero_grad(set_to_none=True)
         found = [self._backward(piece, check) for piece in batch.pieces(self.config.accumulation)]
@@ -265,7 +265,7 @@ class Trainer:
             what to say of a loss that is not finite. A process alone raises that at once, before it reaches a gradient;
             of several, each runs the backward pass that the others wait for.
         """
-        with self._autocast(), self._fast_convolutions():
+        with self._forward_passes():
             logits, features = self._run_target(batch.x)
             cross_entropy = batch.part.cross_entropy(logits, batch.y)
             terms = batch.part.shares(self.method.loss_terms(batch, logits, features))
@@ -289,9 +289,12 @@ class Trainer:
         dtype = getattr(torch, self.config.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    def _fast_convolutions(self) -> contextlib.AbstractContextManager:
-        """The CPU's fast convolutions, for networks that are not compiled."""
-        return contextlib.nullcontext() if self.config.compile else fast_convolutions(self.device)
+    @contextlib.contextmanager
+    def _forward_passes(self) -> Iterator[None]:
+        """The run's precision, and the CPU's fast convolutions where networks are not compiled."""
+        fast = contextlib.nullcontext() if self.config.compile else fast_convolutions(self.device)
+        with self._autocast(), fast:
+            yield
 
     def _part(self, images: int, joined: int | None) -> tuple[Part, list[int]]:
         """This rank's part of a batch, see `train_batch`; if sources are shared out, how many images each rank has."""
@@ -405,7 +408,7 @@ class Trainer:
         total = torch.zeros(3, dtype=torch.float64, device=self.device)
         for x, y in batches:
             x, y = self._placed(x), y.to(self.device, non_blocking=True)
-            with self._autocast(), self._fast_convolutions():
+            with self._forward_passes():
                 logits, _ = self._run_target(x)
                 total[0] += F.cross_entropy(logits, y, reduction="sum")
             total[1] += (logits.argmax(1) == y).sum()
