@@ -23,9 +23,9 @@ REGISTERS = 65_536
 THREADS = 256
 """Of a block, csrc/cuda/records.h."""
 
-MULTIPLY = ("differences", "gradients")
+MULTIPLY = ("differences", "gradients", "gram_products", "gram_projections", "gram_targets")
 BATCH_NORM = ("planar_sums", "planar_maps", "row_sums", "row_maps")
-KERNELS = (*MULTIPLY, "pack", "finish", "upload", "witness", *BATCH_NORM)
+KERNELS = (*MULTIPLY, "gram_planes", "pack", "finish", "upload", "witness", *BATCH_NORM)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Resources:
     compiler: str  # nvcc's version
     architecture: int
     kernel: str
-    products: str  # tf32, tf32x3 or bfloat16, of kernels that differ in it
+    products: str  # tf32, tf32x3 or bfloat16, of kernels that are compiled for each
     derivative: int  # 1: loss and gradient, 2: Hessian times vector; 0: the same kernel serves both
     registers: int
     stack: int  # bytes a thread, spilled registers among them

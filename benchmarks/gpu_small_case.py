@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from l2t_fast import _native as native
 from l2t_fast.ops import FUSED, implementation, why_unavailable
 from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 
@@ -14,6 +15,19 @@ PROBLEMS = (
     ([(16, 9, 9), (33, 5, 6)], [(12, 9, 9), (20, 4, 3)], [(0, 0), (1, 0), (0, 1), (1, 1)]),
     ([(64, 14, 14)], [(64, 28, 28), (160, 7, 7)], [(0, 0), (0, 1)]),
 )
+
+
+def check_gram_form() -> None:
+    """The CUDA kernels that so small a problem does not take by itself."""
+    problem = draw(*PROBLEMS[1], batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
+    directions = draw_directions(problem)
+    native.extension.force_algorithm("gram")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            found = solve(implementation("cuda"), problem, directions)
+    finally:
+        native.extension.force_algorithm("auto")
+    assert_accurate(found, problem, directions, roundings=4 * 2**12)
 
 
 def main() -> int:
@@ -27,6 +41,8 @@ def main() -> int:
             directions = draw_directions(problem)
             for name in backends:
                 assert_accurate(solve(implementation(name), problem, directions), problem, directions)
+    if "cuda" in backends:
+        check_gram_form()
     print(f"{len(PROBLEMS)} problems agree with float64, on {' and '.join(backends)}")
     return 0
 

@@ -12,6 +12,7 @@
 #include "cpu/layers.h"
 #include "cpu/planning.h"
 #include "cuda/emulation.h"
+#include "cuda/plan.h"
 #ifdef L2T_FAST_WITH_CUDA
 #include "cuda/gpu/kernel_image.h"
 #endif
@@ -71,16 +72,15 @@ py::list plan_dicts(const Shapes& sources, const Shapes& targets, const std::vec
 }
 
 void force_algorithm(const std::string& name) {
-  if (name == "direct")
-    cpu::force_algorithm(plan::Algorithm::direct);
-  else if (name == "gram")
-    cpu::force_algorithm(plan::Algorithm::gram);
-  else
-    cpu::force_algorithm(std::nullopt);
+  std::optional<plan::Algorithm> algorithm;
+  if (name == "direct") algorithm = plan::Algorithm::direct;
+  if (name == "gram") algorithm = plan::Algorithm::gram;
+  cpu::force_algorithm(algorithm);
+  cuda::force_gram(algorithm ? std::optional(*algorithm == plan::Algorithm::gram) : std::nullopt);
 }
 
 void emulate_cuda(int processors, bool reversed) {
-  const cuda::Chip chip{processors};
+  const cuda::Chip chip{processors, 0};
   cuda::emulate_on_cpu(processors > 0 ? &chip : nullptr, reversed);
 }
 
@@ -111,7 +111,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_chunks", &l2t_fast::cpu::force_chunks, py::arg("always"),
         "For tests: every CPU layer is cut into a chunk a thread, however small it is.");
   m.def("force_algorithm", &l2t_fast::force_algorithm, py::arg("name"),
-        "For tests: every CPU layer takes \"direct\" or \"gram\"; \"auto\" hands the choice back to the planner.");
+        "For tests: every layer that can takes \"direct\" or \"gram\"; \"auto\" hands the choice back to the planner.");
   m.def(
       "emulate_cuda", &l2t_fast::emulate_cuda, py::arg("processors"), py::arg("reversed") = false,
       "For tests: the operators of CPU tensors are computed by the CUDA kernels, thread by thread, as on a chip of so "

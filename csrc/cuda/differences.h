@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lines.h"
+#include "resize.h"
 #include "tile.h"
 
 namespace l2t_fast::cuda {
@@ -10,26 +11,6 @@ namespace l2t_fast::cuda {
 // Of a block's tile, which takes the pipeline's place once the products are done: rows of columns, and room that makes
 // the banks of eight rows differ.
 inline constexpr int staged_width = tile_width + 8;
-
-// Half-pixel centres, as torch.nn.functional.interpolate(align_corners=False), in integers: exact to one rounding.
-struct Tap {
-  int32_t lower;
-  bool inside;  // whether there is an upper neighbour
-  float share;  // of the upper one
-};
-
-template <class Integer>
-L2T_FAST_KERNEL Tap tap_in(int position, int size_in, int size_out) {
-  const Integer ahead = Integer(2 * Integer(position) + 1) * Integer(size_in);
-  const Integer twice = ahead > Integer(size_out) ? ahead - Integer(size_out) : 0, whole = 2 * Integer(size_out);
-  const Integer lower = twice / whole;
-  return {int32_t(lower), int32_t(lower) + 1 < size_in, float(twice - lower * whole) / float(whole)};
-}
-
-L2T_FAST_KERNEL Tap tap(int position, int size_in, int size_out) {
-  const bool small = size_in < 1 << 15 && size_out < 1 << 15;  // 32 bits hold all products
-  return small ? tap_in<uint32_t>(position, size_in, size_out) : tap_in<uint64_t>(position, size_in, size_out);
-}
 
 template <class Mode, bool second, class M>
 class Differences {
@@ -297,50 +278,13 @@ class Differences {
         });
   }
 
-  // sums -= S U^T, of the pair's rows in the tile: U holds the bilinear shares that a column takes of source pixels.
-  // The columns, of one sample and consecutive, take of a stretch of pixels.
+  // sums -= S~ of the pair's rows in the tile.
   L2T_FAST_KERNEL void subtract_source(Sums<4>& sums, const Pair& pair, int first_row, int live) {
-    constexpr int terms_of_tile = depth<Element>, half = terms_of_tile / 2;  // two threads a column
-    const Tap bottom = tap(spots(m_)[live - 1].row, pair.height, target().height);
-    const int begin =
-        tap(spots(m_)[0].row, pair.height, target().height).lower * pair.width / vector<Element> * vector<Element>;
-    const int end = (bottom.lower + (bottom.inside ? 2 : 1)) * pair.width;
-    if (const int column = m_.thread(); column < live) {
-      const Spot spot = spots(m_)[column];
-      const Tap down = tap(spot.row, pair.height, target().height),
-                along = tap(spot.column, pair.width, target().width);
-      shares(m_)[column] = {down.lower * pair.width + along.lower, along.inside ? along.share : 0.f,
-                            down.inside ? down.share : 0.f};
-    }
-    m_.barrier();
-    multiply_tiles<Mode, Layout<true>, Layout<true>, 4>(
-        m_, sums, (end - begin + terms_of_tile - 1) / terms_of_tile,
-        [=, this, &pair](int number, Element* a, Element* b) {
-          const int pixel = begin + number * terms_of_tile;
-          fill_source(a, pair, first_row, pixel);
-          const int line = m_.thread() / 2, part = m_.thread() % 2 * half;
-          const int column = !second ? line : line % 32 < 16 ? line / 32 * 16 + line % 16 : tile_width;  // spread()
-          L2T_FAST_UNROLL
-          for (int piece = 0; piece < half / vector<Element>; ++piece)
-            m_.zero16(b + place<true, tile_width, Element>(line, part / vector<Element> + piece));
-          if (column >= live) return;
-          const Shares found = shares(m_)[column];
-          const auto put = [=, this](int at, float share) {
-            const int within = at - pixel;
-            if (within >= part && within < part + half)
-              keep<Mode>(m_, b,
-                         place<true, tile_width, Element>(line, within / vector<Element>) + within % vector<Element>,
-                         -share);
-          };
-          put(found.first, (1 - found.lower) * (1 - found.right));
-          if (found.right > 0) put(found.first + 1, (1 - found.lower) * found.right);
-          if (found.lower > 0) {
-            put(found.first + pair.width, found.lower * (1 - found.right));
-            if (found.right > 0) put(found.first + pair.width + 1, found.lower * found.right);
-          }
-        },
-        [=, this, &pair](int, Element* a, Element*) {
-          round_filled<Mode, true, tile_width, tile_width>(m_, a, 0, pair.source.vectors);
+    subtract_resized<Mode, 4, columns>(
+        m_, sums, pair, target(), live,
+        [=, this, &pair](Element* tile, int pixel) { fill_source(tile, pair, first_row, pixel); },
+        [=, this, &pair](Element* tile) {
+          round_filled<Mode, true, tile_width, tile_width>(m_, tile, 0, pair.source.vectors);
         });
   }
 

@@ -5,6 +5,9 @@
 #include "differences.h"
 #include "emulator.h"
 #include "gradients.h"
+#include "gram_planes.h"
+#include "gram_products.h"
+#include "gram_projections.h"
 #include "sums.h"
 
 namespace l2t_fast::cuda {
@@ -35,6 +38,14 @@ class EmulatedRunner : public Runner {
         pack<Mode>(thread, problem, launch);
       else if (launch.kernel == Kernel::gradients)
         gradients<Mode>(thread, problem, launch);
+      else if (launch.kernel == Kernel::gram_planes)
+        gram_planes(thread, problem, launch);
+      else if (launch.kernel == Kernel::gram_products)
+        gram_products(thread, problem, launch);
+      else if (launch.kernel == Kernel::gram_projections)
+        gram_projections(thread, problem, launch);
+      else if (launch.kernel == Kernel::gram_targets)
+        gram_targets(thread, problem, launch);
       else if (launch.kernel == Kernel::finish)
         finish(thread, problem, launch);
       else if (second)

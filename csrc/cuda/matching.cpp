@@ -115,7 +115,7 @@ class Call {
     const at::AutoDispatchBelowAutograd below_autograd;
     result_ = empty_results(problem_, needs_, empty_gradient);
     describe();
-    if (pairs_.empty()) return {at::zeros({}, problem_.alpha.options()), std::move(result_)};
+    if (records_.pairs.empty()) return {at::zeros({}, problem_.alpha.options()), std::move(result_)};
     at::Tensor loss;
     if (!direction_) loss = at::empty({}, problem_.alpha.options());
     launch(loss);
@@ -129,7 +129,8 @@ class Call {
 
   // The records, pairs in the order of their targets.
   void describe() {
-    for (const auto& [n, pairs] : pairs_by_target(problem_, needs_, result_)) {
+    const Wishes wishes = this->wishes();
+    for (const auto& [n, numbers] : pairs_by_target(problem_, needs_, result_)) {
       const at::Tensor& map = problem_.targets[n];
       const bool last = channels_last(map);
       Target target{};
@@ -140,19 +141,52 @@ class Call {
       target.height = small(map.size(2));
       target.width = small(map.size(3));
       small(map.size(2) * map.size(3) + tile_width);
-      target.first_pair = int32_t(pairs_.size());
-      target.pairs = int32_t(pairs.size());
-      targets_.push_back(target);
-      int64_t rows = 0;
-      for (const int64_t p : pairs) {
-        describe_pair(p);
-        rows += pairs_.back().channels;
+      std::vector<Pair> direct, gram;
+      for (const int64_t p : numbers) {
+        direct.push_back(describe_pair(p, target));
+        if (can_take_gram(direct.back(), target)) gram.push_back(direct.back());
       }
-      small(rows * (std::max<int64_t>(problem_.alpha.size(0), target.channels) + tile_width) + tile_width);
+      std::stable_sort(gram.begin(), gram.end(), [](const Pair& a, const Pair& b) {
+        return std::pair(int64_t(a.height) * a.width, a.height) > std::pair(int64_t(b.height) * b.width, b.height);
+      });
+      if (!gram.empty() && gram_pays(problem_.alpha.size(0), target, gram, wishes, runner_.chip()))
+        std::erase_if(direct, [&](const Pair& pair) { return can_take_gram(pair, target); });
+      else
+        gram.clear();
+      if (!direct.empty()) add(target, direct);
+      if (gram.empty()) continue;
+      target.gram.adds = !direct.empty();
+      target.gram.first_group = int32_t(records_.groups.size());
+      for (size_t p = 0; p < gram.size(); ++p) {
+        const Pair& pair = gram[p];
+        if (!p || pair.height != gram[p - 1].height || pair.width != gram[p - 1].width) {
+          ++target.gram.groups;
+          Group& group = records_.groups.emplace_back();
+          group.target = int32_t(records_.targets.size());
+          group.first_pair = int32_t(records_.pairs.size() + p);
+          group.height = pair.height;
+          group.width = pair.width;
+        }
+        ++records_.groups.back().pairs;
+      }
+      add(target, gram);
     }
   }
 
-  void describe_pair(int64_t p) {
+  void add(Target target, std::vector<Pair>& pairs) {
+    target.first_pair = int32_t(records_.pairs.size());
+    target.pairs = int32_t(pairs.size());
+    int64_t rows = 0;
+    for (Pair& pair : pairs) {
+      pair.target = int32_t(records_.targets.size());
+      rows += pair.channels;
+    }
+    small(rows * (std::max<int64_t>(problem_.alpha.size(0), target.channels) + tile_width) + tile_width);
+    records_.targets.push_back(target);
+    records_.pairs.insert(records_.pairs.end(), pairs.begin(), pairs.end());
+  }
+
+  Pair describe_pair(int64_t p, const Target& target) const {
     const at::Tensor& source = problem_.sources[problem_.pairs[p].source];
     Pair pair{};
     pair.source = map_of(source, products_, channels_last(source));
@@ -165,16 +199,26 @@ class Call {
     pair.channels = small(source.size(1));
     pair.height = small(source.size(2));
     pair.width = small(source.size(3));
-    pair.target = int32_t(targets_.size()) - 1;
     pair.column = problem_.pairs[p].alpha_begin;
-    pair.resize = resize_of(pair, targets_.back());
+    pair.resize = resize_of(pair, target);
     // Within a tile of columns a source's elements are counted in 32 bits; so many samples it may touch.
-    const at::Tensor& target = problem_.targets[problem_.pairs[p].target];
-    const int64_t touched = std::min(source.size(0), (tile_width - 1) / (target.size(2) * target.size(3)) + 2);
+    const int64_t touched = std::min(source.size(0), (tile_width - 1) / (int64_t(target.height) * target.width) + 2);
     TORCH_CHECK_VALUE(touched * std::max<int64_t>(pair.source.sample, 1) <= int64_t(1) << 32, "source feature ",
                       problem_.pairs[p].source, " has samples ", pair.source.sample,
                       " elements apart, which is too far for the cuda backend");
-    pairs_.push_back(pair);
+    return pair;
+  }
+
+  // The Gram form's sums cancel, so it is not for who asks for all of float32; its products are of float32 maps whose
+  // pixels stand in line, and sources of at most the target's size.
+  bool can_take_gram(const Pair& pair, const Target& target) const {
+    const auto in_line = [&target](const Map& map) {
+      return map.type == Type::float32 && map.column == 1 && map.row == target.width;
+    };
+    return products_ == Products::tf32 && target.channels > 0 && in_line(target.map) &&
+           (!target.direction.data || in_line(target.direction)) &&
+           std::max(target.height, target.width) <= most_side && pair.resize != Pair::Resize::taps &&
+           pair.source.type == Type::float32;
   }
 
   // Where the source has fewer pixels, a tile of columns is made of few of them: a short sum, of a map that lies in
@@ -189,27 +233,29 @@ class Call {
   }
 
   Wishes wishes() const {
-    Wishes wishes{direction_ != nullptr, false};
-    for (const Target& target : targets_) wishes.differences |= target.direction.data != nullptr;
-    for (const Pair& pair : pairs_) wishes.differences |= pair.weight_direction.data != nullptr;
+    Wishes wishes{direction_ != nullptr, direction_ && direction_->alpha.defined(), false};
+    for (const Target& target : records_.targets) wishes.differences |= target.direction.data != nullptr;
+    for (const Pair& pair : records_.pairs) wishes.differences |= pair.weight_direction.data != nullptr;
     return wishes;
   }
 
   // One workspace: what the plan places there, then the table.
   void launch(const at::Tensor& loss) {
-    Plan plan = make_plan(problem_.alpha.size(0), targets_, pairs_, wishes(), products_, runner_.chip());
+    Plan plan = make_plan(problem_.alpha.size(0), records_, wishes(), products_, runner_.chip());
     const auto bytes_of = [](const auto& list) { return (list.size() * sizeof(list[0]) + 15) / 16 * 16; };
-    const size_t targets_at = (sizeof(Problem) + 15) / 16 * 16, pairs_at = targets_at + bytes_of(targets_);
-    const size_t parts_at = pairs_at + bytes_of(pairs_), segments_at = parts_at + bytes_of(plan.parts);
+    const size_t targets_at = (sizeof(Problem) + 15) / 16 * 16, pairs_at = targets_at + bytes_of(records_.targets);
+    const size_t groups_at = pairs_at + bytes_of(records_.pairs), parts_at = groups_at + bytes_of(records_.groups);
+    const size_t segments_at = parts_at + bytes_of(plan.parts);
     const size_t table_bytes = segments_at + bytes_of(plan.segments);
     const at::Tensor workspace =
         at::empty({plan.bytes + int64_t(table_bytes)}, problem_.alpha.options().dtype(at::kByte));
     auto* const base = workspace.mutable_data_ptr<uint8_t>();
-    bind(plan, targets_, base);
+    bind(plan, records_, base);
     auto* const on_device = base + plan.bytes;
 
     Problem header{};
     header.batch = problem_.alpha.size(0);
+    header.second = direction_;
     header.alpha = coefficients_of(problem_.alpha);
     if (direction_) header.alpha_direction = coefficients_of(direction_->alpha);
     header.squares = result_.alpha.defined() ? result_.alpha.mutable_data_ptr<float>() : nullptr;
@@ -219,6 +265,7 @@ class Call {
     header.loss = loss.defined() ? loss.mutable_data_ptr<float>() : nullptr;
     header.targets = reinterpret_cast<const Target*>(on_device + targets_at);
     header.pairs = reinterpret_cast<const Pair*>(on_device + pairs_at);
+    header.groups = reinterpret_cast<const Group*>(on_device + groups_at);
     header.parts = reinterpret_cast<const Part*>(on_device + parts_at);
     header.segments = reinterpret_cast<const Segment*>(on_device + segments_at);
 
@@ -227,8 +274,9 @@ class Call {
     const auto put = [&table](size_t at, const auto& list) {
       std::memcpy(table.data() + at, list.data(), list.size() * sizeof(list[0]));
     };
-    put(targets_at, targets_);
-    put(pairs_at, pairs_);
+    put(targets_at, records_.targets);
+    put(pairs_at, records_.pairs);
+    put(groups_at, records_.groups);
     put(parts_at, plan.parts);
     put(segments_at, plan.segments);
     runner_.upload(on_device, table.data(), table.size());
@@ -242,8 +290,7 @@ class Call {
   const Needs& needs_;
   const Products products_;
   Tangents result_;
-  std::vector<Target> targets_;
-  std::vector<Pair> pairs_;
+  Records records_;
 };
 
 }  // namespace

@@ -20,11 +20,11 @@ struct Cut {
 
 class Planner {
  public:
-  Planner(int64_t batch, std::vector<Target>& targets, std::vector<Pair>& pairs, const Wishes& wishes,
-          Products products, const Chip& chip)
+  Planner(int64_t batch, Records& records, const Wishes& wishes, Products products, const Chip& chip)
       : batch_(batch),
-        targets_(targets),
-        pairs_(pairs),
+        targets_(records.targets),
+        pairs_(records.pairs),
+        groups_(records.groups),
         wishes_(wishes),
         chip_(chip),
         element_(element_bytes(products)) {}
@@ -33,6 +33,7 @@ class Planner {
     for (size_t n = 0; n < targets_.size(); ++n) place(int(n));
     pack();
     cut_into_phases();
+    gram();
     finish();
     return std::move(plan_);
   }
@@ -43,6 +44,8 @@ class Planner {
   static int64_t height(const Target& target) { return target.channels > 64 ? 128 : 64; }  // of a tile of gradients
   static int64_t pixels(const Target& target) { return int64_t(target.height) * target.width; }
   int kept() const { return wishes_.second && wishes_.differences ? 2 : 1; }
+
+  static bool takes_gram(const Target& target) { return target.gram.groups > 0; }
 
   // Whether some pair of the target's has such a matrix.
   bool any(const Target& target, Matrix Pair::* matrix) const {
@@ -81,11 +84,24 @@ class Planner {
     }
     target.rows = row;
     target.stride = int32_t(stride_of(target.channels));
-    target.keeps = target.channels > 0 && (target.result.data || wants_weights(target));
+    target.keeps = !takes_gram(target) && target.channels > 0 && (target.result.data || wants_weights(target));
     const int64_t packed = std::max<int64_t>(1, int64_t(row) * target.stride * element_);
     places.weight = take(packed);
-    places.weight_direction = any(target, &Pair::weight_direction) ? take(packed) : -1;
+    places.bias_sums = take(batch_ * target.rows * int64_t(sizeof(float)));
+    if (any(target, &Pair::weight_direction)) places.weight_direction = take(packed);
+    if (takes_gram(target))
+      place_gram(target, places);
+    else
+      place_direct(target, places);
+    plan_.places.push_back(places);
+  }
 
+  int64_t take_floats(int64_t count) { return take(count * int64_t(sizeof(float))); }
+  int64_t take_row_sums(const Target& target, int64_t parts) {
+    return take_floats(parts * target.tiles * target.slots * target.rows * 2);
+  }
+
+  void place_direct(Target& target, Places& places) {
     const int64_t per_sample = bytes_of(target, 1) * kept();
     const int64_t samples =
         std::min(target.keeps ? bytes_of_differences / per_sample : batch_, most_columns / pixels(target));
@@ -104,8 +120,7 @@ class Planner {
       target.tiles = int32_t(cut(target.part_samples * pixels(target), target.step));
       target.slots = int32_t(std::min<int64_t>(target.part_samples, (target.step - 1) / pixels(target) + 2));
     }
-    places.row_sums = take(parts * target.tiles * target.slots * target.rows * 2 * int64_t(sizeof(float)));
-    places.bias_sums = take(batch_ * target.rows * int64_t(sizeof(float)));
+    places.row_sums = take_row_sums(target, parts);
 
     if (target.keeps && wants_weights(target)) {
       // so many that, with those of dT, every processor has its two blocks and none waits for a third
@@ -116,17 +131,76 @@ class Planner {
       const int64_t sum = cut(target.part_samples * pixels(target), terms());
       target.splits = int32_t(std::clamp<int64_t>(wanted / (channel_tiles * cut(target.rows, tile_width)), 1,
                                                   std::max<int64_t>(1, sum / fewest_tiles)));
-      places.weight_sums = take(int64_t(target.splits) * target.rows * target.channels * int64_t(sizeof(float)));
+      places.weight_sums = take_floats(int64_t(target.splits) * target.rows * target.channels);
     }
-    plan_.places.push_back(places);
+  }
+
+  int64_t channel_tiles(const Target& target) const { return cut(target.channels, height(target)); }
+  static int64_t pixels(const Group& group) { return int64_t(group.height) * group.width; }
+  bool is_small(const Group& group) const { return group.first_row >= targets_[group.target].gram.own_rows; }
+
+  void place_gram(Target& target, Places& places) {
+    Gram& gram = target.gram;
+    const int64_t rows = target.rows, channels = target.channels;
+    const auto end = groups_.begin() + gram.first_group + gram.groups;
+    gram.own_rows = 0;
+    for (auto group = end - gram.groups; group != end; ++group) {
+      group->first_row = pairs_[group->first_pair].first_row;
+      const Pair& last = pairs_[group->first_pair + group->pairs - 1];
+      group->rows = last.first_row + last.channels - group->first_row;
+      group->stride = int32_t(stride_of(pixels(*group)));
+      if (group->height == target.height && group->width == target.width) gram.own_rows = group->rows;
+    }
+    // A sample's Q and sums of E have a part for each tile of channels.
+    target.part_samples = int32_t(batch_);
+    target.tiles_of_sample = int32_t(channel_tiles(target));
+    target.tiles = int32_t(batch_ * target.tiles_of_sample);
+    target.slots = 1;
+    places.row_sums = take_row_sums(target, 1);
+    const int64_t blocks = 2 * chip_.processors;
+    target.splits = int32_t(std::clamp<int64_t>(blocks / (channel_tiles(target) * cut(rows, tile_width)), 1, batch_));
+    if (wants_weights(target)) places.weight_sums = take_floats(target.splits * rows * channels);
+    const int64_t tiles = cut(channels, tile_width) + cut(gram.own_rows, tile_width);
+    gram.shares = int32_t(std::clamp<int64_t>(blocks / (batch_ * channel_tiles(target) * tiles), 1,
+                                              std::max<int64_t>(1, cut(pixels(target), terms()) / fewest_tiles)));
+    const Terms terms = terms_of(target);
+    places.gram.plane_sums = take_floats(batch_ * (channels + rows) * 2);
+    if (target.result.data) places.gram.constant = take_floats(batch_ * channels);
+    for (int which = 0; which < 2; ++which) {
+      if (!which || wishes_.coefficients) places.gram.coefficients[which] = take_floats(batch_ * rows);
+      if (terms.factors[which]) places.gram.factors[which] = take_floats(batch_ * channels * target.stride);
+      if (!terms.maps[which]) continue;
+      places.gram.products[which] = take_floats(gram.shares * batch_ * (channels + gram.own_rows) * channels);
+      places.gram.small_products[which] = take_floats(batch_ * (rows - gram.own_rows) * channels);
+    }
+    for (auto group = end - gram.groups; group != end; ++group) {
+      GroupPlaces& own = plan_.group_places.emplace_back();
+      if (!is_small(*group)) continue;
+      const int64_t floats = batch_ * channels * group->stride;
+      for (int which = 0; which < 2; ++which)
+        if (terms.maps[which]) own.shrunk[which] = take_floats(floats);
+      if (terms.sources) own.grown = take_floats(floats);
+    }
+  }
+
+  // What the Gram form of a target is made of: of maps and their directions, and for dT or hT, of their factors and of
+  // sources.
+  struct Terms {
+    bool maps[2], factors[2], sources;
+  };
+  Terms terms_of(const Target& target) const {
+    const bool result = target.result.data, maps_move = target.direction.data;
+    const bool factors_move = wishes_.coefficients || any(target, &Pair::weight_direction);
+    if (!wishes_.second) return {{true, false}, {result, false}, result};
+    return {{true, maps_move}, {result && maps_move, result && factors_move}, result && factors_move};
   }
 
   void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0}); }
 
-  void add(Segment::Kind kind, size_t index, int64_t items) {
+  void add(Segment::Kind kind, size_t index, int64_t items, int32_t which = 0) {
     Launch& launch = plan_.launches.back();
     if (!items) return;
-    plan_.segments.push_back({kind, launch.blocks, int32_t(index)});
+    plan_.segments.push_back({kind, launch.blocks, int32_t(index), which});
     ++launch.count;
     launch.blocks += int32_t(items);
   }
@@ -135,6 +209,12 @@ class Planner {
     begin(Kernel::pack);
     for (size_t n = 0; n < targets_.size(); ++n)
       add(Segment::Kind::pack, n, cut(int64_t(targets_[n].rows) * targets_[n].stride, threads * packed_at_once));
+    for (size_t n = 0; n < targets_.size(); ++n)
+      if (takes_gram(targets_[n])) add(Segment::Kind::coefficients, n, cut(batch_ * targets_[n].rows, threads));
+    end();
+  }
+
+  void end() {
     if (!plan_.launches.back().blocks) plan_.launches.pop_back();
   }
 
@@ -145,6 +225,7 @@ class Planner {
     std::vector<int64_t> places;
     for (size_t n = 0; n < targets_.size(); ++n) {
       const Target& target = targets_[n];
+      if (takes_gram(target)) continue;
       for (int64_t first = 0; first < batch_; first += target.part_samples) {
         const int64_t samples = std::min<int64_t>(target.part_samples, batch_ - first);
         const int64_t bytes = target.keeps ? bytes_of(target, samples) * kept() : 0;
@@ -187,15 +268,15 @@ class Planner {
     const int64_t row_tiles = cut(target.rows, tile_width), channel_tiles = cut(target.channels, height(target));
     const int64_t tiles =
         target.tiles_of_sample ? int64_t(part.samples) * target.tiles_of_sample : cut(columns, target.step);
-    first.push_back({{Segment::Kind::differences, 0, index}, tiles * row_tiles, terms_of_w});
+    first.push_back({{Segment::Kind::differences, 0, index, 0}, tiles * row_tiles, terms_of_w});
     if (!target.keeps) return;
     const int64_t share = height(target) / 64;
     if (target.result.data)
-      then.push_back({{Segment::Kind::target, 0, index},
+      then.push_back({{Segment::Kind::target, 0, index, 0},
                       cut(columns, tile_width) * channel_tiles,
                       cut(target.rows, terms()) * share});
     if (target.splits)
-      then.push_back({{Segment::Kind::projection, 0, index},
+      then.push_back({{Segment::Kind::projection, 0, index, 0},
                       row_tiles * channel_tiles * target.splits,
                       cut(part.stride, terms()) / target.splits * share});
   }
@@ -204,8 +285,57 @@ class Planner {
   void launch(Kernel kernel, std::vector<Cut>& cuts) {
     std::stable_sort(cuts.begin(), cuts.end(), [](const Cut& a, const Cut& b) { return a.work > b.work; });
     begin(kernel);
-    for (const Cut& part : cuts) add(part.segment.kind, part.segment.index, part.items);
-    if (!plan_.launches.back().blocks) plan_.launches.pop_back();
+    for (const Cut& part : cuts) add(part.segment.kind, part.segment.index, part.items, part.segment.which);
+    end();
+  }
+
+  // After the direct form, to whose dT it adds.
+  void gram() {
+    using Kind = Segment::Kind;
+    std::vector<Cut> planes, products, projections, targets;
+    int32_t which = 0;
+    const auto put = [&which](std::vector<Cut>& cuts, Kind kind, size_t index, int64_t items, int64_t work) {
+      cuts.push_back({{kind, 0, int32_t(index), which}, items, work});
+    };
+    for (size_t n = 0; n < targets_.size(); ++n) {
+      const Target& target = targets_[n];
+      if (!takes_gram(target)) continue;
+      const Terms terms = terms_of(target);
+      const int64_t channels = target.channels, chunks = batch_ * cut(channels, planes_of_block);
+      const int64_t tiles = batch_ * channel_tiles(target), row_tiles = cut(target.rows, tile_width);
+      const int64_t shares = target.gram.shares, sum_of_pixels = cut(pixels(target), this->terms()) / shares;
+      put(planes, Kind::target_planes, n, chunks, 1);
+      put(projections, Kind::projections, n, channel_tiles(target) * row_tiles * target.splits, batch_ / target.splits);
+      if (target.result.data) {
+        put(planes, Kind::constant, n, cut(batch_ * channels, threads), 1);
+        put(targets, Kind::gram_target, n, tiles * cut(pixels(target), tile_width), 1);
+      }
+      for (int g = target.gram.first_group; g < target.gram.first_group + target.gram.groups; ++g) {
+        const Group& group = groups_[g];
+        put(planes, Kind::source_planes, g, batch_ * cut(group.rows, planes_of_block), 1);
+        if (is_small(group) && terms.sources)
+          put(products, Kind::grow, g, tiles * cut(group.stride, tile_width), cut(group.rows, this->terms()));
+      }
+      for (which = 0; which < 2; ++which) {
+        if (terms.factors[which])
+          put(products, Kind::factor, n, tiles * cut(channels, tile_width), cut(target.rows, this->terms()));
+        if (!terms.maps[which]) continue;
+        put(products, Kind::target_products, n, tiles * cut(channels, tile_width) * shares, sum_of_pixels);
+        for (int g = target.gram.first_group; g < target.gram.first_group + target.gram.groups; ++g) {
+          const Group& group = groups_[g];
+          const bool small = is_small(group);
+          if (small) put(planes, Kind::shrink, g, chunks, 4);
+          for (int p = group.first_pair; p < group.first_pair + group.pairs; ++p)
+            put(products, Kind::source_products, p, tiles * cut(pairs_[p].channels, tile_width) * (small ? 1 : shares),
+                small ? cut(pixels(group), this->terms()) : sum_of_pixels);
+        }
+      }
+      which = 0;
+    }
+    launch(Kernel::gram_planes, planes);
+    launch(Kernel::gram_products, products);
+    launch(Kernel::gram_projections, projections);
+    launch(Kernel::gram_targets, targets);
   }
 
   void finish() {
@@ -221,12 +351,13 @@ class Planner {
     for (size_t p = 0; p < pairs_.size(); ++p)
       if (pairs_[p].bias_result.data) add(Segment::Kind::bias, p, cut(pairs_[p].channels, threads));
     if (!wishes_.second) add(Segment::Kind::loss, 0, 1);
-    if (!plan_.launches.back().blocks) plan_.launches.pop_back();
+    end();
   }
 
   const int64_t batch_;
   std::vector<Target>& targets_;
   std::vector<Pair>& pairs_;
+  std::vector<Group>& groups_;
   const Wishes wishes_;
   const Chip chip_;
   const int64_t element_;
@@ -235,21 +366,34 @@ class Planner {
 
 }  // namespace
 
-Plan make_plan(int64_t batch, std::vector<Target>& targets, std::vector<Pair>& pairs, const Wishes& wishes,
-               Products products, const Chip& chip) {
-  return Planner(batch, targets, pairs, wishes, products, chip).plan();
+Plan make_plan(int64_t batch, Records& records, const Wishes& wishes, Products products, const Chip& chip) {
+  return Planner(batch, records, wishes, products, chip).plan();
 }
 
-void bind(Plan& plan, std::vector<Target>& targets, unsigned char* workspace) {
-  const auto floats = [workspace](int64_t at) { return reinterpret_cast<float*>(workspace + at); };
-  for (size_t n = 0; n < targets.size(); ++n) {
-    Target& target = targets[n];
+void bind(Plan& plan, Records& records, unsigned char* workspace) {
+  const auto bytes = [workspace](int64_t at) { return at < 0 ? nullptr : workspace + at; };
+  const auto floats = [bytes](int64_t at) { return reinterpret_cast<float*>(bytes(at)); };
+  for (size_t n = 0; n < records.targets.size(); ++n) {
+    Target& target = records.targets[n];
     const Places& places = plan.places[n];
-    target.weight = workspace + places.weight;
-    target.weight_direction = places.weight_direction < 0 ? nullptr : workspace + places.weight_direction;
+    target.weight = bytes(places.weight);
+    target.weight_direction = bytes(places.weight_direction);
     target.weight_sums = floats(places.weight_sums);
     target.row_sums = floats(places.row_sums);
     target.bias_sums = floats(places.bias_sums);
+    target.gram.plane_sums = floats(places.gram.plane_sums);
+    target.gram.constant = floats(places.gram.constant);
+    for (int which = 0; which < 2; ++which) {
+      target.gram.coefficients[which] = floats(places.gram.coefficients[which]);
+      target.gram.products[which] = floats(places.gram.products[which]);
+      target.gram.small_products[which] = floats(places.gram.small_products[which]);
+      target.gram.factors[which] = floats(places.gram.factors[which]);
+    }
+  }
+  for (size_t g = 0; g < records.groups.size(); ++g) {
+    for (int which = 0; which < 2; ++which)
+      records.groups[g].shrunk[which] = floats(plan.group_places[g].shrunk[which]);
+    records.groups[g].grown = floats(plan.group_places[g].grown);
   }
   for (Part& part : plan.parts)
     for (void*& differences : part.differences) differences = workspace + reinterpret_cast<int64_t>(differences);

@@ -11,7 +11,9 @@ inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or
 inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles on their way, and being worked on
 inline constexpr int reserved_bytes = 3200;                            // of shared memory, beside tiles: see lines.h
 
-inline constexpr int packed_at_once = 4;  // elements of the packed weights, by a thread
+inline constexpr int planes_of_block = 64;  // of the Gram form: channels that a block sums up or shrinks
+inline constexpr int most_side = 1024;      // of the Gram form: a map's height and width, by the room for an axis
+inline constexpr int packed_at_once = 4;    // elements of the packed weights, by a thread
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 
@@ -61,6 +63,31 @@ struct Divisor {
   int32_t shift;
 };
 
+// The Gram form of a target (gram.h): what its kernels leave for each other, float32. Of two, the first is of the maps
+// and coefficients, the second, in K2, of their directions; null what nobody needs.
+struct Gram {
+  float* coefficients[2];    // (batch, rows): 2 alpha, and of its direction
+  float* plane_sums;         // (batch, channels + rows, 2): of T and vT, then of S~ and S~^2
+  float* products[2];        // (shares, batch, channels + rows of the target's size, channels): T T^T, then S T^T
+  float* small_products[2];  // (batch, rows of smaller sources, channels): S~ T^T
+  float* factors[2];  // (batch, channels, stride of the packed weights), of tf32: W^T 2 alpha W, and what it moves by
+  float* constant;    // (batch, channels): W^T 2 alpha b, or what it moves by
+  int32_t shares;     // that the pixels of T T^T and S T^T are summed in
+  int32_t own_rows;   // of sources of the target's size, which come first
+  int32_t first_group, groups;  // no groups: the direct form
+  bool adds;                    // dT is added to what the direct form has left of other pairs
+};
+
+// The sources of one size, whose pairs and rows lie together.
+struct Group {
+  int32_t target, first_pair, pairs;
+  int32_t first_row, rows;
+  int32_t height, width;
+  int32_t stride;    // of a row of the following: the pixels, up to a multiple of 16 bytes; zeros beyond them
+  float* shrunk[2];  // (batch, channels, stride): T U, vT U. Null, as the next, for sources of the target's size
+  float* grown;      // (batch, channels, stride): W^T 2 alpha S, or what it moves by
+};
+
 // A row is a source channel of one of the target's pairs, which lie together in the table. A column is a pixel of a
 // sample; those of all samples of a part stand in one line.
 struct Target {
@@ -78,6 +105,7 @@ struct Target {
   int32_t splits;
   int32_t part_samples, tiles, slots;  // of a part: samples, tiles of columns, samples that a tile touches at most
   int32_t tiles_of_sample, step;  // tiles of E that end with their sample, and their columns; 0: they run over samples
+  Gram gram;
 };
 
 // Some samples of a target, whose E is in memory at one time.
@@ -90,14 +118,37 @@ struct Part {
 
 // A stretch of items (thread blocks) of one kind.
 struct Segment {
-  enum class Kind : int32_t { pack, differences, target, projection, squares, weight, bias, loss };
+  enum class Kind : int32_t {
+    pack,
+    coefficients,
+    differences,
+    target,
+    projection,
+    target_planes,
+    source_planes,
+    shrink,
+    constant,
+    target_products,
+    source_products,
+    factor,
+    grow,
+    projections,
+    gram_target,
+    squares,
+    weight,
+    bias,
+    loss
+  };
   Kind kind;
   int32_t first;  // number of its first item in the launch
-  int32_t index;  // of the target (pack, squares), the part (differences, target, projection) or the pair
+  int32_t index;  // of a part (differences, target, projection), a group (source_planes, shrink, grow), a pair
+                  // (source_products, weight, bias) or a target
+  int32_t which;  // 1: of a direction (shrink, target_products, source_products, factor)
 };
 
 struct Problem {
   int64_t batch;
+  bool second;  // K2
   Coefficients alpha, alpha_direction;
   float* squares;  // Q or its derivative, (batch, columns) contiguous; null where nobody wants it
   int64_t columns;
@@ -106,11 +157,24 @@ struct Problem {
   float* loss;
   const Target* targets;
   const Pair* pairs;
+  const Group* groups;
   const Part* parts;
   const Segment* segments;
 };
 
-enum class Kernel : int32_t { pack, differences, gradients, finish };
+enum class Kernel : int32_t {
+  pack,
+  differences,
+  gradients,
+  gram_planes,
+  gram_products,
+  gram_projections,
+  gram_targets,
+  finish
+};
+
+// Their products are of one kind.
+constexpr bool is_gram(Kernel kernel) { return kernel >= Kernel::gram_planes && kernel <= Kernel::gram_targets; }
 
 // What one launch works on: `count` segments of the table from `first` on.
 struct Launch {

@@ -6,10 +6,28 @@
 
 namespace l2t_fast::cuda {
 
+// Twice the coefficient of a sample and row, and of its direction, for the Gram form.
+template <class M>
+L2T_FAST_KERNEL void pack_coefficients(M& m, const Problem& problem, const Target& target, int element) {
+  if (element >= int(problem.batch) * target.rows) return;
+  const int sample = element / target.rows, row = element - sample * target.rows;
+  const Pair& pair = *pair_of(problem, target, row);
+  const int64_t column = pair.column + row - pair.first_row;
+  const auto twice = [&](const Coefficients& alpha) {
+    return 2 * m.read(alpha.data + sample * alpha.sample + column * alpha.column);
+  };
+  target.gram.coefficients[0][element] = twice(problem.alpha);
+  if (target.gram.coefficients[1]) target.gram.coefficients[1][element] = twice(problem.alpha_direction);
+}
+
 template <class Mode, class M>
 L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
   const Target& target = problem.targets[segment.index];
+  if (segment.kind == Segment::Kind::coefficients) {
+    pack_coefficients(m, problem, target, (m.block() - segment.first) * threads + m.thread());
+    return;
+  }
   const int first = (m.block() - segment.first) * threads * packed_at_once + m.thread();
   for (int i = 0; i < packed_at_once; ++i) {
     const int element = first + i * threads;
@@ -20,8 +38,14 @@ L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
       if (!matrix.data || channel >= target.channels) return 0.f;
       return load(m, matrix.data, matrix.type, (row - pair.first_row) * matrix.row + channel * matrix.column);
     };
-    keep<Mode>(m, target.weight, element, value(pair.weight));
-    if (target.weight_direction) keep<Mode>(m, target.weight_direction, element, value(pair.weight_direction));
+    const auto put = [&](void* to, const Matrix& matrix) {
+      if (target.gram.groups)  // not rounded; bfloat16 has no Gram form
+        static_cast<float*>(to)[element] = value(matrix);
+      else
+        keep<Mode>(m, to, element, value(matrix));
+    };
+    put(target.weight, pair.weight);
+    if (target.weight_direction) put(target.weight_direction, pair.weight_direction);
   }
 }
 

@@ -14,6 +14,9 @@ cudaError_t launch_tf32(bool second, const Problem* problem, const Launch& launc
 cudaError_t launch_tf32x3(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
 cudaError_t launch_bfloat16(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
 
+// Those of the Gram form.
+cudaError_t launch_gram(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
+
 // Copies bytes (a multiple of 16) into device memory. They travel as parameters of a kernel: nothing has to be pinned
 // or kept alive, and a captured CUDA graph holds its own copy.
 cudaError_t launch_upload(void* to, const void* from, size_t bytes, cudaStream_t stream);

@@ -10,6 +10,9 @@
 namespace l2t_fast::cuda {
 namespace {
 
+// Of a processor, in the 5 us of a launch.
+constexpr double operations_of_launch = 4e6;
+
 // On the current device and stream. Nothing here waits for the GPU or reads its memory.
 class GpuRunner : public Runner {
  public:
@@ -20,7 +23,10 @@ class GpuRunner : public Runner {
                 shared_bytes);
   }
 
-  Chip chip() const override { return {at::cuda::getCurrentDeviceProperties()->multiProcessorCount}; }
+  Chip chip() const override {
+    const int processors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+    return {processors, processors * operations_of_launch};
+  }
 
   void upload(void* to, const void* from, size_t bytes) override {
     C10_CUDA_CHECK(launch_upload(to, from, bytes, stream_));
@@ -28,7 +34,8 @@ class GpuRunner : public Runner {
   }
 
   void run(Products products, bool second, const Problem* problem, const Launch& launch) override {
-    const auto function = products == Products::tf32     ? launch_tf32
+    const auto function = is_gram(launch.kernel)         ? launch_gram
+                          : products == Products::tf32   ? launch_tf32
                           : products == Products::tf32x3 ? launch_tf32x3
                                                          : launch_bfloat16;
     C10_CUDA_CHECK(function(second, problem, launch, stream_));

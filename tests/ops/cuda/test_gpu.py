@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from l2t_fast import _native
 from l2t_fast.ops import implementation, why_unavailable
 from tests.ops.conftest import Backend
+from tests.ops.cuda.conftest import same_bits
+from tests.ops.cuda.test_gram import SHAPES
+from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 from tests.ops.triton.test_gpu import (
     test_a_cuda_graph_replays_with_new_numbers,  # noqa: F401
     test_a_stream_of_its_own,  # noqa: F401
@@ -23,3 +27,18 @@ def gpu_backend():
     if problem is not None:
         pytest.skip(f"the cuda backend is not available: {problem}")
     return Backend("cuda", "cuda", implementation("cuda"), (torch.float32, torch.bfloat16, torch.float16))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gram_form(gpu_backend, shape):
+    """Which problems as small as these do not take by themselves."""
+    problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
+    directions = draw_directions(problem)
+    _native.extension.force_algorithm("gram")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            answer, again = (solve(gpu_backend.matching_loss, problem, directions) for _ in range(2))
+    finally:
+        _native.extension.force_algorithm("auto")
+    assert_accurate(answer, problem, directions, roundings=4 * 2**12)
+    assert same_bits(answer.parts(), again.parts())

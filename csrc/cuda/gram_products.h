@@ -1,0 +1,338 @@
+// Second of the Gram form: products of maps and of weights, a sample at a time. And last: dT from them.
+#pragma once
+
+#include "gram.h"
+#include "resize.h"
+
+namespace l2t_fast::cuda {
+
+template <class Mode, int blocks, class M>
+class GramProducts : GramTiles<Mode, blocks, M> {
+  using Tiles = GramTiles<Mode, blocks, M>;
+  using Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms, Tiles::tiles,
+      Tiles::twice, Tiles::weights_from;
+
+ public:
+  using Tiles::Tiles;
+
+  // T T^T, or with a pair S T^T, of T or its direction: a tile of rows and T's channels, in shares of the pixels.
+  L2T_FAST_KERNEL void multiply_maps(const Pair* pair, int which, int item) {
+    const Gram& gram = target_.gram;
+    const int channels = target_.channels, rows = pair ? pair->channels : channels;
+    const Map map = pair ? pair->source : target_.map;
+    const Group* const small = pair ? small_group_of(*pair) : nullptr;
+    const int pixels = small ? small->height * small->width : target_.height * target_.width;
+    const int shares = small ? 1 : gram.shares;
+    const int first_channel = next(item, tiles(channels, height)) * height;
+    const int first_row = next(item, tiles(rows, tile_width)) * tile_width, part = next(item, shares), sample = item;
+    const int count = tiles(pixels, terms);
+    const int begin = int(int64_t(count) * part / shares), end = int(int64_t(count) * (part + 1) / shares);
+    Sums<blocks> sums;
+    clear<blocks>(sums);
+    multiply_tiles<Mode, Layout<true>, Layout<true>, blocks>(
+        m_, sums, end - begin,
+        [=, this](int number, float* a, float* b) {
+          const int pixel = (begin + number) * terms;
+          if (small) {
+            const Packed shrunk{small->shrunk[which] + int64_t(sample) * channels * small->stride, small->stride,
+                                channels};
+            feed_packed<true, height, float>(m_, shrunk, first_channel, pixel).next(m_, a);
+          } else {
+            fill_rows<height>(a, which ? target_.direction : target_.map, sample, first_channel, channels, pixel,
+                              pixels);
+          }
+          fill_rows<tile_width>(b, map, sample, first_row, rows, pixel, pixels);
+        },
+        [](int, float*, float*) {});
+    float* const to =
+        (small ? gram.small_products[which] +
+                     (int64_t(sample) * (target_.rows - gram.own_rows) - gram.own_rows) * channels
+               : gram.products[which] +
+                     ((int64_t(part) * problem_.batch + sample) * (channels + gram.own_rows) + (pair ? channels : 0)) *
+                         channels) +
+        (pair ? int64_t(pair->first_row) * channels : 0);
+    this->for_each_sum(sums, [=](int i, int j, float sum) {
+      const int channel = first_channel + i, row = first_row + j;
+      if (channel < channels && row < rows) to[int64_t(row) * channels + channel] = sum;
+    });
+  }
+
+  // W^T 2 alpha W of a sample; or what it moves by, vW^T 2 alpha W + W^T 2 alpha vW + W^T 2 valpha W.
+  L2T_FAST_KERNEL void multiply_weights(int which, int item) {
+    const int channels = target_.channels, rows = target_.rows, count = tiles(rows, terms);
+    const int first_channel = next(item, tiles(channels, height)) * height;
+    const int first_column = next(item, tiles(channels, tile_width)) * tile_width, sample = item;
+    const int moving_weights = which && target_.weight_direction ? 2 : 0;  // terms of the sum
+    const int all = which ? moving_weights + (target_.gram.coefficients[1] ? 1 : 0) : 1;
+    Sums<blocks> sums;
+    clear<blocks>(sums);
+    multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
+        m_, sums, all * count,
+        [=, this](int number, float* a, float* b) {
+          const int term = number / count, row = (number - term * count) * terms;
+          feed_packed<false, height, float>(m_, weights_from(term < moving_weights && term == 0, row), 0, first_channel)
+              .next(m_, a);
+          feed_packed<false, tile_width, float>(m_, weights_from(term < moving_weights && term == 1, row), 0,
+                                                first_column)
+              .next(m_, b);
+        },
+        [=, this](int number, float* a, float*) {
+          const int term = number / count, row = (number - term * count) * terms;
+          scale_lines(a, twice(which && term == moving_weights, sample) + row, rows - row, 1);
+        });
+    const int stride = target_.stride;
+    float* const to = target_.gram.factors[which] + int64_t(sample) * channels * stride;
+    this->for_each_sum(sums, [=, this](int i, int j, float sum) {
+      const int channel = first_channel + i, column = first_column + j;
+      if (channel < channels && column < channels) keep<Tf32>(m_, to, int64_t(channel) * stride + column, sum);
+    });
+  }
+
+  // W^T 2 alpha S of a group of smaller sources, or what it moves by.
+  L2T_FAST_KERNEL void grow(const Group& group, int item) {
+    const int channels = target_.channels, pixels = group.height * group.width;
+    const int first_channel = next(item, tiles(channels, height)) * height;
+    const int first_pixel = next(item, tiles(group.stride, tile_width)) * tile_width, sample = item;
+    Sums<blocks> sums;
+    clear<blocks>(sums);
+    multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
+        m_, sums, scaled_terms() * count_of(group),
+        [=, this, &group](int number, float* a, float* b) {
+          fill_scaled(a, b, group, number, sample, first_channel, first_pixel, pixels);
+        },
+        [=, this, &group](int number, float* a, float* b) { settle_scaled(a, b, group, number, sample, 1); });
+    const int stride = group.stride;
+    float* const to = group.grown + int64_t(sample) * channels * stride;
+    this->for_each_sum(sums, [=](int i, int j, float sum) {
+      const int channel = first_channel + i, pixel = first_pixel + j;
+      if (channel < channels && pixel < stride) to[int64_t(channel) * stride + pixel] = sum;
+    });
+  }
+
+  // dT, or hT: a tile of channels and of a sample's pixels.
+  L2T_FAST_KERNEL void write_target(int item) {
+    begin_tile(item);
+    Sums<blocks> sums;
+    clear<blocks>(sums);
+    multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
+        m_, sums, here().of_maps + here().of_sources,
+        [this](int number, float* a, float* b) { fill_target(number, a, b); },
+        [this](int number, float* a, float* b) { settle_target(number, a, b); });
+    const int end = target_.gram.first_group + target_.gram.groups;
+    for (int g = target_.gram.first_group + (target_.gram.own_rows ? 1 : 0); scaled_terms() && g < end; ++g) {
+      const Group& group = problem_.groups[g];
+      subtract_resized<Mode, blocks, tile_width>(
+          m_, sums, group, target_, here().live,
+          [this, &group](float* tile, int pixel) {
+            const Packed grown{group.grown + int64_t(here().sample) * target_.channels * group.stride, group.stride,
+                               target_.channels};
+            feed_packed<true, height, float>(m_, grown, here().first_channel, pixel).next(m_, tile);
+          },
+          [this](float* tile) { round_filled<Mode, true, height, height>(m_, tile, 0, true); });
+    }
+    const Map result = target_.result;
+    float* const to = static_cast<float*>(result.data);
+    const int first_channel = here().first_channel, channels_left = target_.channels - first_channel;
+    const float* const constant = target_.gram.constant + int64_t(here().sample) * target_.channels + first_channel;
+    const bool adds = target_.gram.adds;
+    this->for_each_sum(sums, [=, this](int i, int j, float sum) {
+      if (i >= channels_left || j >= here().live) return;
+      const int64_t at = offset_of(result, spots(m_)[j]) + int64_t(first_channel + i) * result.channel;
+      sum += constant[i];
+      to[at] = adds ? to[at] + sum : sum;
+    });
+  }
+
+ private:
+  L2T_FAST_KERNEL const Group* small_group_of(const Pair& pair) const {
+    if (pair.first_row < target_.gram.own_rows) return nullptr;
+    const Group* group = problem_.groups + target_.gram.first_group;
+    while (group->height != pair.height || group->width != pair.width) ++group;
+    return group;
+  }
+
+  // A tile of dT, and of what sums its products are: tiles of a factor times T (in K2 another one times vT before it),
+  // then of scaled rows and sources of the target's size. In shared memory, as Work is, because registers are full of
+  // sums.
+  struct Place {
+    int32_t sample, first_channel, first_pixel, live, pixels, of_factor, of_maps, of_sources;
+  };
+  L2T_FAST_KERNEL Place& here() const {
+    static_assert(tile_width * (sizeof(Spot) + sizeof(Shares)) + sizeof(Place) <= reserved_bytes);
+    return reinterpret_cast<Place&>(work(m_));
+  }
+  L2T_FAST_KERNEL void begin_tile(int item) {
+    const int pixels = target_.height * target_.width;
+    const int first_channel = next(item, tiles(target_.channels, height)) * height;
+    const int first_pixel = next(item, tiles(pixels, tile_width)) * tile_width, sample = item;
+    const int live = pixels - first_pixel < tile_width ? pixels - first_pixel : tile_width;
+    const int thread = m_.thread();
+    if (thread == 0) {
+      const Gram& gram = target_.gram;
+      const int of_factor = tiles(target_.channels, terms);
+      here() = {sample,
+                first_channel,
+                first_pixel,
+                live,
+                pixels,
+                of_factor,
+                of_factor * ((gram.factors[0] ? 1 : 0) + (gram.factors[1] ? 1 : 0)),
+                gram.own_rows ? scaled_terms() * count_of(own_group()) : 0};
+    }
+    if (thread < tile_width) {
+      const int pixel = first_pixel + thread, row = divide(pixel, target_.by_width);
+      spots(m_)[thread] = thread < live ? Spot{sample, row, pixel - row * target_.width} : Spot{-1, 0, 0};
+    }
+    m_.barrier();
+  }
+  L2T_FAST_KERNEL const Group& own_group() const { return problem_.groups[target_.gram.first_group]; }
+
+  // Whether a tile is of the second factor, which stands alone or last, and what it is multiplied with.
+  L2T_FAST_KERNEL bool is_last(int number) const {
+    return target_.gram.factors[1] && number >= here().of_maps - here().of_factor;
+  }
+  L2T_FAST_KERNEL const Map& factor_map(int number) const {
+    return problem_.second && !is_last(number) ? target_.direction : target_.map;
+  }
+
+  L2T_FAST_KERNEL void fill_target(int number, float* a, float* b) {
+    if (number >= here().of_maps) {
+      fill_scaled(a, b, own_group(), number - here().of_maps, here().sample, here().first_channel, here().first_pixel,
+                  here().pixels);
+      return;
+    }
+    const int channels = target_.channels, term = number % here().of_factor * terms;
+    const Packed factor{
+        target_.gram.factors[is_last(number)] + (int64_t(here().sample) * channels + term) * target_.stride,
+        target_.stride, channels - term};
+    feed_packed<false, height, float>(m_, factor, 0, here().first_channel).next(m_, a);
+    fill_columns(b, factor_map(number), here().sample, term, channels, here().first_pixel, here().pixels);
+  }
+
+  L2T_FAST_KERNEL void settle_target(int number, float* a, float* b) {
+    if (number >= here().of_maps)
+      settle_scaled(a, b, own_group(), number - here().of_maps, here().sample, -1);
+    else
+      round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, factor_map(number).vectors);
+  }
+
+  // A tile of a sample whose lines are channels, from a pixel on; or pixels, from a channel on.
+  template <int length>
+  L2T_FAST_KERNEL void fill_rows(float* tile, const Map& map, int sample, int first_channel, int channels,
+                                 int first_pixel, int pixels) {
+    const int left = pixels - first_pixel, channels_left = channels - first_channel, by_channel = map.channel;
+    fill<true, length, length>(
+        m_, tile, 0, at(map, sample, first_channel) + first_pixel, Type::float32, map.vectors,
+        [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
+        [=](int line) { return line < channels_left ? int64_t(line) * by_channel : int64_t(-1); });
+  }
+  L2T_FAST_KERNEL void fill_columns(float* tile, const Map& map, int sample, int first_channel, int channels,
+                                    int first_pixel, int pixels) {
+    const int left = pixels - first_pixel, channels_left = channels - first_channel, by_channel = map.channel;
+    fill<false, tile_width, tile_width>(
+        m_, tile, 0, at(map, sample, first_channel) + first_pixel, Type::float32, map.vectors,
+        [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
+        [=](int line) { return line < channels_left ? int64_t(line) * by_channel : int64_t(-1); });
+  }
+  static L2T_FAST_KERNEL const float* at(const Map& map, int sample, int channel) {
+    return static_cast<const float*>(map.data) + sample * map.sample + int64_t(channel) * map.channel;
+  }
+
+  // The sum over a group's rows of 2 alpha W and S, in tiles of one pair each. In K2 it moves by two such sums: by that
+  // of 2 alpha vW, and of 2 valpha W.
+  L2T_FAST_KERNEL int scaled_terms() const {
+    return problem_.second ? (target_.weight_direction ? 1 : 0) + (target_.gram.coefficients[1] ? 1 : 0) : 1;
+  }
+  struct Stretch {
+    const Pair* pair;
+    int first;  // of the pair's channels
+    bool weights_move, coefficients_move;
+  };
+  L2T_FAST_KERNEL int count_of(const Group& group) const {
+    int count = 0;
+    for (int p = group.first_pair; p < group.first_pair + group.pairs; ++p)
+      count += tiles(problem_.pairs[p].channels, terms);
+    return count;
+  }
+  L2T_FAST_KERNEL Stretch stretch_of(const Group& group, int number) const {
+    const Pair *const first = problem_.pairs + group.first_pair, *const end = first + group.pairs, *pair = first;
+    bool again = false;
+    for (int count = tiles(pair->channels, terms); number >= count; count = tiles(pair->channels, terms)) {
+      number -= count;
+      if (++pair == end) pair = first, again = true;
+    }
+    const bool weights_move = problem_.second && target_.weight_direction && !again;
+    return {pair, number * terms, weights_move, problem_.second && !weights_move};
+  }
+  L2T_FAST_KERNEL void fill_scaled(float* a, float* b, const Group& group, int number, int sample, int first_channel,
+                                   int first_pixel, int pixels) {
+    const Stretch found = stretch_of(group, number);
+    Packed weight = weights_from(found.weights_move, found.pair->first_row + found.first);
+    weight.lines = found.pair->channels - found.first;
+    feed_packed<false, height, float>(m_, weight, 0, first_channel).next(m_, a);
+    fill_columns(b, found.pair->source, sample, found.first, found.pair->channels, first_pixel, pixels);
+  }
+  L2T_FAST_KERNEL void settle_scaled(float* a, float* b, const Group& group, int number, int sample, float sign) {
+    const Stretch found = stretch_of(group, number);
+    scale_lines(a, twice(found.coefficients_move, sample) + found.pair->first_row + found.first,
+                found.pair->channels - found.first, sign);
+    round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, found.pair->source.vectors);
+  }
+
+  // The lines of a tile of packed weights, each times its number: by the threads that brought them (Feed).
+  L2T_FAST_KERNEL void scale_lines(float* tile, const float* factors, int count, float sign) {
+    constexpr int pieces = height / vector<float>;
+    const int thread = m_.thread();
+    L2T_FAST_UNROLL
+    for (int line = thread / pieces; line < terms; line += threads / pieces) {
+      const float factor = line < count ? sign * factors[line] : 0.f;
+      const int at = place<false, height, float>(line, thread % pieces);
+      float values[4];
+      m_.read4(values, tile + at);
+      L2T_FAST_UNROLL
+      for (float& value : values) value *= factor;
+      keep_vector<Mode>(m_, tile, at, values);
+    }
+  }
+};
+
+template <int blocks, class M>
+L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Target& target, const Segment& segment) {
+  using Kind = Segment::Kind;
+  const int item = m.block() - segment.first;
+  GramProducts<Tf32x3, blocks, M> products(m, problem, target);
+  if (segment.kind == Kind::factor)
+    products.multiply_weights(segment.which, item);
+  else if (segment.kind == Kind::grow)
+    products.grow(problem.groups[segment.index], item);
+  else
+    products.multiply_maps(segment.kind == Kind::source_products ? problem.pairs + segment.index : nullptr,
+                           segment.which, item);
+}
+
+template <class M>
+L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& launch) {
+  using Kind = Segment::Kind;
+  const Segment& segment = segment_of(m, problem, launch);
+  const int index = segment.kind == Kind::source_products ? problem.pairs[segment.index].target
+                    : segment.kind == Kind::grow          ? problem.groups[segment.index].target
+                                                          : segment.index;
+  const Target& target = problem.targets[index];
+  if (target.channels > 64)
+    gram_products<4>(m, problem, target, segment);
+  else
+    gram_products<2>(m, problem, target, segment);
+}
+
+template <class M>
+L2T_FAST_KERNEL void gram_targets(M& m, const Problem& problem, const Launch& launch) {
+  const Segment& segment = segment_of(m, problem, launch);
+  const int item = m.block() - segment.first;
+  const Target& target = problem.targets[segment.index];
+  if (target.channels > 64)
+    GramProducts<Tf32, 4, M>(m, problem, target).write_target(item);
+  else
+    GramProducts<Tf32, 2, M>(m, problem, target).write_target(item);
+}
+
+}  // namespace l2t_fast::cuda

@@ -1,0 +1,159 @@
+"""The Gram form of the CUDA kernels, emulated on the CPU, against float64: where it serves, and what it loses."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from l2t_fast import _native
+from l2t_fast.ops import native
+from tests.ops import test_values as values
+from tests.ops.cuda.conftest import same_bits
+from tests.ops.cuda.test_emulated import arguments_of
+from tests.ops.problems import LAYOUTS, Answer, assert_accurate, draw, draw_directions, in_dtype, laid_out, solve, truth
+
+# Sources of the target's size, smaller ones of several sizes and of one, larger ones that stay in the direct form;
+# several tiles of rows, channels and pixels, and tails; maps that can be copied 16 bytes at a time, and such that
+# cannot.
+SHAPES = {
+    "of one size": ([(40, 9, 8), (130, 9, 8)], [(12, 9, 8)], [(0, 0), (1, 0)]),
+    "smaller": ([(40, 5, 4), (33, 5, 4)], [(12, 9, 8)], [(0, 0), (1, 0)]),
+    "flat": ([(9, 1, 4), (6, 1, 1)], [(5, 1, 11)], [(0, 0), (1, 0)]),
+    "several sizes and targets": (
+        [(7, 5, 4), (40, 9, 8), (33, 5, 4), (3, 2, 2), (6, 12, 10)],
+        [(70, 9, 8), (12, 16, 12)],
+        [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (1, 1)],
+    ),
+    "several tiles": ([(130, 14, 12), (40, 7, 6), (140, 3, 3)], [(150, 14, 12)], [(0, 0), (1, 0), (2, 0)]),
+}
+Algorithm = Callable[[str], None]
+
+
+@pytest.fixture
+def algorithm(emulate) -> Iterator[Algorithm]:
+    """Emulate a chip, with tf32 allowed, by the algorithm that is named."""
+    emulate()
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        yield _native.extension.force_algorithm
+    _native.extension.force_algorithm("auto")
+
+
+def answers_of(problem, directions, algorithm: Algorithm, *names: str) -> list[Answer]:
+    answers = []
+    for name in names:
+        algorithm(name)
+        answers.append(solve(native.matching_loss, problem, directions))
+    return answers
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_as_exact_as_the_direct_form_may_be(algorithm, shape):
+    problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32)
+    directions = draw_directions(problem)
+    direct, gram = answers_of(problem, directions, algorithm, "direct", "gram")
+    assert not same_bits(direct.parts(), gram.parts())
+    assert_accurate(gram, problem, directions, roundings=4 * 2**12)
+
+
+def test_weights_and_coefficients_have_nearly_all_of_float32(algorithm):
+    """Three products of tf32: only dT, whose factors are rounded to it, has its error."""
+    problem = draw(*SHAPES["several tiles"], dtype=torch.float32)
+    directions = draw_directions(problem)
+    (gram,) = answers_of(problem, directions, algorithm, "gram")
+    exact = truth(problem, directions).parts()
+    for name, found in gram.parts().items():
+        bound = 2e-3 if name.endswith(" 0") else 1e-5
+        assert float((found.double() - exact[name]).abs().max()) < bound * float(exact[name].abs().max()), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout(algorithm, layout):
+    problem = draw(*SHAPES["several sizes and targets"], dtype=torch.float32)
+    problem = replace(
+        problem,
+        sources=[laid_out(s, layout) for s in problem.sources],
+        targets=[laid_out(t, layout) for t in problem.targets],
+        weights=[w.t().contiguous().t() for w in problem.weights],
+        biases=[torch.stack([b, b], dim=1)[:, 1] for b in problem.biases],
+        alpha=problem.alpha.t().contiguous().t(),
+    )
+    directions = draw_directions(problem)
+    (gram,) = answers_of(problem, directions, algorithm, "gram")
+    assert_accurate(gram, problem, directions, roundings=4 * 2**12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_some_needs_and_some_directions(algorithm, seed):
+    problem = draw(*SHAPES["several sizes and targets"], biased=[True, False] * 3 + [True], dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    coins = torch.rand(2, len(problem.slots), generator=generator) < 0.5
+    moved = iter(draw_directions(problem))
+    directions = [next(moved) if slot is not None else None for slot in problem.slots]
+    directions = [v if heads else None for v, heads in zip(directions, coins[0], strict=True)]
+    needs = [slot is not None and bool(heads) for slot, heads in zip(problem.slots, coins[1], strict=True)]
+
+    def both(problem, directions):
+        loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)
+        return [loss, *gradients, *native.hessian_vector_product(*arguments_of(problem), directions, needs)]
+
+    algorithm("gram")
+    found = both(problem, directions)
+    _native.extension.emulate_cuda(0)
+    exact = both(in_dtype(problem, torch.float64), [None if v is None else v.double() for v in directions])
+    for value, right in zip(found, exact, strict=True):
+        assert (value is None) == (right is None)
+        if right is not None:
+            torch.testing.assert_close(value.double(), right, rtol=0, atol=2e-3 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_order_of_threads_and_blocks_changes_no_bit(algorithm, emulate, shape):
+    problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32)
+    directions = draw_directions(problem)
+    (forwards,) = answers_of(problem, directions, algorithm, "gram")
+    emulate(reversed=True)
+    (backwards,) = answers_of(problem, directions, algorithm, "gram")
+    assert same_bits(forwards.parts(), backwards.parts())
+
+
+def test_the_planner_takes_it_for_many_pixels_and_few_channels(algorithm):
+    many = draw([(48, 24, 24), (96, 12, 12)], [(8, 24, 24)], [(0, 0), (1, 0)], batch=1, dtype=torch.float32)
+    auto, gram = answers_of(many, draw_directions(many), algorithm, "auto", "gram")
+    assert same_bits(auto.parts(), gram.parts())
+    few = draw([(16, 4, 4)], [(32, 4, 4)], [(0, 0)], batch=1, dtype=torch.float32)
+    auto, direct = answers_of(few, draw_directions(few), algorithm, "auto", "direct")
+    assert same_bits(auto.parts(), direct.parts())
+
+
+@pytest.mark.parametrize("why_not", ["float32 asked for", "bfloat16", "float16", "channels_last", "larger sources"])
+def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
+    shape = SHAPES["of one size"]
+    if why_not == "larger sources":
+        shape = ([(40, 12, 9), (130, 10, 8)], *shape[1:])
+    problem = draw(*shape, dtype=torch.float32)
+    if "float16" in why_not:
+        problem = in_dtype(problem, *values.DTYPES[f"{why_not} features"])
+    if why_not == "channels_last":
+        problem = replace(problem, targets=[laid_out(t, "channels_last") for t in problem.targets])
+    with torch.backends.cudnn.flags(allow_tf32=why_not != "float32 asked for"):
+        direct, gram = answers_of(problem, draw_directions(problem), algorithm, "direct", "gram")
+    assert same_bits(direct.parts(), gram.parts())
+
+
+@pytest.mark.parametrize("share", [1e-1, 1e-2, 1e-3])
+def test_the_error_where_a_projection_fits_its_source(algorithm, share):
+    """D small against S~: Q is a difference of large numbers, and its error stays below 1e-6 of the sum of S~^2."""
+    problem = draw([(24, 12, 12), (24, 12, 12)], [(8, 12, 12)], [(0, 0), (1, 0)], dtype=torch.float32)
+
+    def projected(dtype):
+        products = [torch.einsum("mc,bchw->bmhw", w.to(dtype), problem.targets[0].to(dtype)) for w in problem.weights]
+        return [p + b.to(dtype)[:, None, None] for p, b in zip(products, problem.biases, strict=True)]
+
+    sources = [p * (1 + share * torch.randn_like(p)) for p in projected(torch.float32)]
+    differences = [p - s for p, s in zip(projected(torch.float64), sources, strict=True)]
+    wanted, squares = (torch.cat([x.double().square().sum((2, 3)) for x in maps], 1) for maps in (differences, sources))
+    needs = [False] * (len(problem.slots) - 1) + [True]
+    algorithm("gram")
+    _, gradients = native.loss_and_gradients(*arguments_of(replace(problem, sources=sources)), needs)
+    assert float(((gradients[-1].double() - wanted).abs() / squares).max()) < 1e-6
