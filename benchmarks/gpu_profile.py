@@ -1,9 +1,10 @@
 """Where the time of the matching loss goes on a GPU: each kernel's time, the GPU's in all, and the host's.
 
-    python -m benchmarks.gpu_profile [--workloads cifar ...] [--backends cuda ...]
+    python -m benchmarks.gpu_profile [--workloads cifar ...] [--backends cuda ...] [--forms auto direct gram]
 
 ``host`` is what a call takes to return, without waiting for the GPU; ``events`` what it takes between two CUDA events
-on a cold cache; ``graph`` the same of a replayed CUDA graph, in which the host takes no part.
+on a cold cache; ``graph`` the same of a replayed CUDA graph, in which the host takes no part. ``--forms`` compares the
+forms that the cuda backend chooses from (csrc/cuda/README.md); the other backends have one.
 """
 
 import argparse
@@ -15,9 +16,10 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from l2t_fast import _native
 from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS
 from l2t_fast.bench.timing import Stopwatch
-from l2t_fast.bench.workloads import WORKLOADS
+from l2t_fast.bench.workloads import WORKLOADS, Case
 
 CALLS = 5
 DEVICE = torch.device("cuda")
@@ -63,10 +65,35 @@ def graph_seconds(call: Callable[[], object]) -> float | None:
     return event_seconds(graph.replay)
 
 
+def report(case: Case, backend: str, form: str, mode: str, shown: int) -> None:
+    loss, tensors = LOSS_PROVIDERS[backend].make(), case.tensors(DEVICE)
+    if _native.extension is not None:
+        _native.extension.force_algorithm(form)
+
+    def call() -> object:
+        return LOSS_MODES[mode](loss, tensors)
+
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    kernels = kernel_times(call)
+    total = sum(time for _, time in kernels.values())
+    graph = graph_seconds(call)
+    print(
+        f"{case.workload.name} B={case.batch} {case.dtype} {backend} {form} {mode}: host {host_seconds(call) * 1e3:.3f} ms, "
+        f"events {event_seconds(call) * 1e3:.3f} ms, "
+        + ("" if graph is None else f"graph {graph * 1e3:.3f} ms, ")
+        + f"kernels {total / 1e3:.3f} ms in {sum(n for n, _ in kernels.values())} launches"
+    )
+    for kernel, (launches, taken) in list(kernels.items())[:shown]:
+        print(f"    {taken:9.1f} us  {launches:4d} x  {kernel[:100]}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=["tiny", "cifar", "imagenet", "multi_source_128"])
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"])
+    parser.add_argument("--forms", nargs="+", default=["auto"], choices=["auto", "direct", "gram"])
     parser.add_argument("--modes", nargs="+", default=["forward_backward", "second_order"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--kernels", type=int, default=12, help="so many kernels are listed")
@@ -75,28 +102,10 @@ def main() -> None:
     for dtype in arguments.dtypes:
         for name in arguments.workloads:
             case = WORKLOADS[name].case(DEVICE, dtype=dtype)
-            tensors = case.tensors(DEVICE)
             for backend in arguments.backends:
-                loss = LOSS_PROVIDERS[backend].make()
-                for mode in arguments.modes:
-
-                    def call(loss=loss, mode=mode, tensors=tensors) -> object:
-                        return LOSS_MODES[mode](loss, tensors)
-
-                    for _ in range(3):
-                        call()
-                    torch.cuda.synchronize()
-                    kernels = kernel_times(call)
-                    total = sum(time for _, time in kernels.values())
-                    graph = graph_seconds(call)
-                    print(
-                        f"{name} B={case.batch} {dtype} {backend} {mode}: host {host_seconds(call) * 1e3:.3f} ms, "
-                        f"events {event_seconds(call) * 1e3:.3f} ms, "
-                        + ("" if graph is None else f"graph {graph * 1e3:.3f} ms, ")
-                        + f"kernels {total / 1e3:.3f} ms in {sum(n for n, _ in kernels.values())} launches"
-                    )
-                    for kernel, (launches, taken) in list(kernels.items())[: arguments.kernels]:
-                        print(f"    {taken:9.1f} us  {launches:4d} x  {kernel[:100]}", flush=True)
+                for form in arguments.forms if backend == "cuda" else ["auto"]:
+                    for mode in arguments.modes:
+                        report(case, backend, form, mode, arguments.kernels)
 
 
 if __name__ == "__main__":
