@@ -80,7 +80,8 @@ def report(case: Case, backend: str, form: str, mode: str, shown: int) -> None:
     total = sum(time for _, time in kernels.values())
     graph = graph_seconds(call)
     print(
-        f"{case.workload.name} B={case.batch} {case.dtype} {backend} {form} {mode}: host {host_seconds(call) * 1e3:.3f} ms, "
+        f"{case.workload.name} B={case.batch} {case.dtype} {backend} {form} {mode}: "
+        f"host {host_seconds(call) * 1e3:.3f} ms, "
         f"events {event_seconds(call) * 1e3:.3f} ms, "
         + ("" if graph is None else f"graph {graph * 1e3:.3f} ms, ")
         + f"kernels {total / 1e3:.3f} ms in {sum(n for n, _ in kernels.values())} launches"
