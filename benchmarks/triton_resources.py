@@ -24,8 +24,8 @@ from triton.compiler import ASTSource
 
 from benchmarks.csv_rows import append
 from benchmarks.machine_code import SHARED_BYTES
-from l2t_fast.ops.triton import kernels
-from l2t_fast.ops.triton.tiles import TABLES, Tile
+from l2t_fast.ops.triton import gram_kernels, kernels
+from l2t_fast.ops.triton.tiles import GRAM, TABLES, Tile
 
 # name -> type of maps and projections, how float32 products are computed
 PRODUCTS = {
@@ -40,6 +40,15 @@ LAYOUTS = {
     "NCHW even": (False, True, True),
     "NCHW odd": (False, False, False),
     "channels_last even": (True, True, True),
+}
+
+KERNELS = {
+    "differences": kernels.differences_kernel,
+    "gradients": kernels.gradients_kernel,
+    "gram_planes": gram_kernels.gram_planes_kernel,
+    "gram_products": gram_kernels.gram_products_kernel,
+    "gram_projections": gram_kernels.gram_projections_kernel,
+    "gram_targets": gram_kernels.gram_targets_kernel,
 }
 
 
@@ -85,6 +94,17 @@ def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
         for (kernel, second), entries in table.tiles.items():
             for tile in entries:
                 yield architecture, kernel, second, tile
+        if products == "tf32":
+            yield from ((architecture, kernel, False, tile) for kernel, table in GRAM.items() for tile in table)
+
+
+def is_gram(kernel: str) -> bool:
+    return kernel.startswith("gram")
+
+
+def layouts_of(kernel: str) -> list[str]:
+    """Of :data:`LAYOUTS`; maps that are channels_last do not take the Gram form."""
+    return [layout for layout, (last, _, _) in LAYOUTS.items() if not (last and is_gram(kernel))]
 
 
 def resources(
@@ -96,13 +116,13 @@ def resources(
     vector = 128 // element.primitive_bitwidth if even else 1
     constants = {
         "SECOND": second,
-        **dict.fromkeys(("S_TYPE", "T_TYPE", "B_TYPE", "DOT_TYPE"), element),
+        **dict.fromkeys(("S_TYPE", "T_TYPE", "B_TYPE", "W_TYPE", "DOT_TYPE"), element),
         "E_TYPE": tl.bfloat16 if element == tl.bfloat16 else tl.float32,
         "PRECISION": precision,
         "ROUND": precision == "tf32",
         **dict.fromkeys(("S_AXIS", "T_AXIS", "D_AXIS"), int(channels_last)),
         "S_VECTOR": vector if channels_last else 1,
-        **dict.fromkeys(("T_VECTOR", "D_VECTOR"), vector),
+        **dict.fromkeys(("T_VECTOR", "D_VECTOR", "VECTOR"), vector),
         "FLAT": flat,
         "INDEX": tl.int32,
         "TILE_ROWS": tile.rows,
@@ -110,7 +130,7 @@ def resources(
         "TILE_CHANNELS": tile.channels,
         "STEP": tile.step,
     }
-    function = {"differences": kernels.differences_kernel, "gradients": kernels.gradients_kernel}[kernel]
+    function = KERNELS[kernel]
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     pointers = {"table": "*i64", "items": "*i32"}
     signature = {name: pointers.get(name, "constexpr") for name in function.arg_names}
@@ -149,6 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--architectures", nargs="+", type=int, choices=SHARED_BYTES, default=list(SHARED_BYTES))
     parser.add_argument("--output", type=Path, help="CSV file to append to")
     arguments = parser.parse_args()
@@ -157,7 +178,9 @@ def main() -> int:
         os.environ["TRITON_CACHE_DIR"] = cache  # from scratch
         for products in arguments.products:
             for architecture, kernel, second, tile in tiles(products):
-                for layout in arguments.layouts if architecture in arguments.architectures else ():
+                if architecture not in arguments.architectures or kernel not in arguments.kernels:
+                    continue
+                for layout in (layout for layout in layouts_of(kernel) if layout in arguments.layouts):
                     found = resources(architecture, kernel, second, tile, products, layout)
                     rows.append(found)
                     facts = " ".join(f"{value!s:>5}" for value in list(asdict(found).values())[:10])

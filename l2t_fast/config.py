@@ -249,7 +249,10 @@ class TransferOptions:
         if not self.sources:
             raise L2TFastError("sources is empty, it must name at least one; leave it out for a single source")
         if self.source != SourceConfig():
-            raise L2TFastError("source and sources are both set: name all sources under sources, or a single one")
+            raise L2TFastError(
+                "source and sources are both set: name all sources under sources, or a single one "
+                "(without --config, the embedded digits set source)"
+            )
         if self.pretrain.epochs > 0:
             raise L2TFastError(
                 "pretrain makes a single source: leave it out, and give every one of sources a checkpoint"

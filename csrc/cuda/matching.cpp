@@ -272,7 +272,7 @@ class Call {
     std::vector<uint8_t> table(table_bytes);
     std::memcpy(table.data(), &header, sizeof header);
     const auto put = [&table](size_t at, const auto& list) {
-      std::memcpy(table.data() + at, list.data(), list.size() * sizeof(list[0]));
+      if (!list.empty()) std::memcpy(table.data() + at, list.data(), list.size() * sizeof(list[0]));
     };
     put(targets_at, records_.targets);
     put(pairs_at, records_.pairs);

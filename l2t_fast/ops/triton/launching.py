@@ -133,7 +133,7 @@ def _plan(arguments: Arguments, directions: Sequence[Tensor | None] | None, resu
         processors = properties.multi_processor_count
 
     def planner(table: TileTable) -> Planner:
-        own = {"precision": precision, "tiles": table, "processors": processors, "rounds": not INTERPRETED}
+        own = {"precision": precision, "tiles": table, "processors": processors, "compiles": not INTERPRETED}
         return Planner(arguments, directions, results, **own)
 
     first = planner(tiles)

@@ -13,8 +13,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from l2t_fast.ops.triton import kernels, records
+from l2t_fast.ops.triton import gram_planning, kernels, records
 from l2t_fast.ops.triton.arguments import Arguments
+from l2t_fast.ops.triton.gram_planning import GramPlanner
 from l2t_fast.ops.triton.tiles import Class, Tile, TileTable
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -114,16 +115,17 @@ class Planner:
         precision: str,
         tiles: TileTable,
         processors: int,
-        rounds: bool,
+        compiles: bool,
     ) -> None:
         """``results`` is memory, one a slot, None where not in need; ``directions`` is None for the gradient.
 
-        ``rounds``: whether float32 is rounded to tf32 where that is the precision.
+        ``compiles``: not for the interpreter, which has tiles of its own and cannot round float32 to tf32.
         """
         self.arguments, self.results, self.precision = arguments, results, precision
         self.second = directions is not None
         self.tiles, self.processors = tiles, processors
-        self.rounds = rounds and precision == "tf32"
+        self.compiles = compiles
+        self.rounds = compiles and precision == "tf32"
         targets, pairs = len(arguments.targets), len(arguments.weights)
         self.targets, self.pairs = targets, pairs
         moved = directions if directions is not None else [None] * arguments.slot_count
@@ -138,6 +140,9 @@ class Planner:
             pixels = target.shape[2] * target.shape[3]
             if of_target and pixels:
                 self.layers.append(self._layer(n, target.shape[1], pixels, of_target))
+        gram = [x for x in self.layers if gram_planning.can_serve(self, x) and gram_planning.pays(self, x)]
+        self.gram = GramPlanner(self, gram)
+        self.direct = [layer for layer in self.layers if layer not in gram]
 
     def _choose_types(self) -> None:
         a = self.arguments
@@ -150,7 +155,7 @@ class Planner:
 
     def _layer(self, n: int, channels: int, pixels: int, pairs: list[int]) -> Layer:
         return Layer(
-            *(n, channels, pixels, pairs, sum(map(self._source_channels, pairs))),
+            *(n, channels, pixels, pairs, sum(map(self.source_channels, pairs))),
             *(self.tiles.choose(kernel, self.second, channels, pixels) for kernel in ("differences", "gradients")),
             channels > 0 and self.results[n] is not None,
             channels > 0 and any(self.results[self.targets + p] is not None for p in pairs),
@@ -161,7 +166,7 @@ class Planner:
         """That tiles are chosen for."""
         return {
             Class.of(kernel, self.second, layer.channels, layer.pixels)
-            for layer in self.layers
+            for layer in self.direct
             for kernel in ("differences", "gradients")
             if kernel == "differences" or layer.keeps
         }
@@ -179,8 +184,10 @@ class Planner:
         wanted = not self.second or any(result is not None for result in self.results)
         if not wanted or not self.batch or not self.layers:
             return Plan(*self._table([], {}), self._zeroed(), [], 0)
-        for layer in self.layers:
+        for layer in self.direct:
             self._place(layer)
+        for layer in self.gram.layers:
+            self.gram.place(layer)
         phases = self._phases()
         parts = [part for phase in phases for part in phase]
         for number, part in enumerate(parts):
@@ -190,8 +197,9 @@ class Planner:
         for phase in phases:
             differences, losses = self._differences(phase, losses)
             launches += differences + self._gradients(phase)
-        header = {records.LOSS_SUMS: self._take(4 * losses), records.LOSS_COUNT: losses}
-        launches += self._sums(parts)
+        gram, losses = self.gram.launches(self._groups_at(len(parts)), losses)
+        header = {records.LOSS_SUMS: self.take(4 * losses), records.LOSS_COUNT: losses}
+        launches += gram + self._sums(parts)
         return Plan(*self._table(parts, header), self._zeroed(), launches, self.workspace)
 
     def _zeroed(self) -> list[int]:
@@ -207,14 +215,17 @@ class Planner:
 
     # ---- the table -----------------------------------------------------------------------------------------------
 
-    def _target_at(self, n: int) -> int:
+    def target_at(self, n: int) -> int:
         return records.HEADER_WORDS.value + n * records.TARGET_WORDS.value
 
-    def _pair_at(self, p: int) -> int:
-        return self._target_at(self.targets) + p * records.PAIR_WORDS.value
+    def pair_at(self, p: int) -> int:
+        return self.target_at(self.targets) + p * records.PAIR_WORDS.value
 
     def _part_at(self, part: Part) -> int:
-        return self._pair_at(self.pairs) + part.record * records.PART_WORDS.value
+        return self.pair_at(self.pairs) + part.record * records.PART_WORDS.value
+
+    def _groups_at(self, parts: int) -> int:
+        return self.pair_at(self.pairs) + parts * records.PART_WORDS.value
 
     def _table(self, parts: list[Part], header: dict[Any, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         a = self.arguments
@@ -225,7 +236,7 @@ class Planner:
             record = [*_strides(target, 4), *_strides(self.v_targets[n], 4), *_strides(self.results[n], 4)]
             record += target.shape[1:]
             table += record + [0] * (target_words - len(record))
-            at = self._target_at(n)
+            at = self.target_at(n)
             addresses += [at + word.value for word in (records.MAP, records.V_MAP, records.D_MAP)]
         first_row, column = [0] * self.targets, 0
         for p, (weight, bias) in enumerate(zip(a.weights, a.biases, strict=True)):
@@ -233,11 +244,10 @@ class Planner:
             record = [*_strides(source, 4), source.shape[2], source.shape[3], source.shape[1]]
             record += [*_strides(weight, 2), *_strides(self.v_weights[p], 2)]
             record += [*_strides(bias, 1), *_strides(self.v_biases[p], 1), 0, 0, column, first_row[n]]
-            assert len(record) == pair_words
-            table += record
+            table += record + [0] * (pair_words - len(record))
             column += source.shape[1]
             first_row[n] += source.shape[1]
-            at = self._pair_at(p)
+            at = self.pair_at(p)
             pointers = (
                 *(records.SOURCE, records.WEIGHT, records.V_WEIGHT, records.BIAS, records.V_BIAS),
                 *(records.D_WEIGHT, records.D_BIAS),
@@ -254,19 +264,25 @@ class Planner:
         if header:
             fill(0, header, False)
             places.append(records.LOSS_SUMS.value)
-        for layer in self.layers if parts else ():
-            fill(self._target_at(layer.target), layer.words, False)
-            fill(self._target_at(layer.target), layer.places, True)
+        for layer in self.layers if header else ():
+            fill(self.target_at(layer.target), layer.words, False)
+            fill(self.target_at(layer.target), layer.places, True)
         for part in parts:
             layer, tiles = part.layer, layer_tiles(part.layer)
             table += [part.first, part.columns, part.number * tiles, 0, 0, self._e_stride(part), part.number > 0]
             if layer.keeps:
                 fill(self._part_at(part), {records.E: part.at, records.V_E: part.at + self._e_bytes(part)}, True)
+        if header:
+            groups, others, own_places = self.gram.records(self._groups_at(len(parts)))
+            table += groups
+            places += own_places
+            for at, value in others.items():
+                table[at] = value
         return tuple(np.array(words, dtype=np.int64) for words in (table, addresses, places))
 
     # ---- the workspace -------------------------------------------------------------------------------------------
 
-    def _take(self, count: int) -> int:
+    def take(self, count: int) -> int:
         at = self.workspace
         self.workspace += _padded(max(count, 1), 256)
         return at
@@ -303,26 +319,26 @@ class Planner:
         plain = layer.rows * stride * self.dot_type.itemsize
         turned = layer.channels * turned_stride * self.e_type.itemsize
         layer.places = {
-            records.PACKED: self._take(plain),
-            records.TURNED: self._take(turned),
-            records.SQUARE_SUMS: self._take(4 * tiles * slots * layer.rows),
-            records.FACTOR_SUMS: self._take(4 * tiles * layer.rows),
+            records.PACKED: self.take(plain),
+            records.TURNED: self.take(turned),
+            records.SQUARE_SUMS: self.take(4 * tiles * slots * layer.rows),
+            records.FACTOR_SUMS: self.take(4 * tiles * layer.rows),
         }
         if self.second:
-            layer.places |= {records.V_PACKED: self._take(plain), records.V_TURNED: self._take(turned)}
+            layer.places |= {records.V_PACKED: self.take(plain), records.V_TURNED: self.take(turned)}
         if layer.wants_weights:
             tile = layer.gradients
             items = _cut(layer.channels, tile.channels) * _cut(layer.rows, tile.rows)
             steps = _cut(layer.part_samples * layer.pixels, tile.step)
             layer.splits = max(1, min(_cut(2 * self.processors, max(items, 1)), steps // FEWEST_STEPS))
             layer.words[records.SPLITS] = layer.splits
-            layer.places[records.WEIGHT_SUMS] = self._take(4 * layer.splits * layer.rows * layer.channels)
+            layer.places[records.WEIGHT_SUMS] = self.take(4 * layer.splits * layer.rows * layer.channels)
 
     def _phases(self) -> list[list[Part]]:
         """Parts are taken together as long as their E fits; each phase is a launch of E and one of the gradients."""
         phases: list[list[Part]] = [[]]
         filled = most = 0
-        for layer in self.layers:
+        for layer in self.direct:
             for number, first in enumerate(range(0, self.batch, layer.part_samples)):
                 part = Part(layer, number, first, min(layer.part_samples, self.batch - first))
                 size = self._e_bytes(part) * (2 if self.second else 1) if layer.keeps else 0
@@ -333,7 +349,7 @@ class Planner:
                 phases[-1].append(part)
                 filled += size
                 most = max(most, filled)
-        begin = self._take(most)
+        begin = self.take(most)
         for phase in phases:
             for part in phase:
                 part.at += begin
@@ -343,37 +359,37 @@ class Planner:
 
     def _pack(self) -> list[Launch]:
         items = []
-        for layer in self.layers:
+        for layer in self.direct:
             for p in layer.pairs:
-                channels = self._source_channels(p)
+                channels = self.source_channels(p)
                 # the last one writes the zeros beyond the rows
                 last = _padded(layer.rows, LONGEST_STEP) - layer.rows if p == layer.pairs[-1] else 0
                 for row in range(0, channels + last, kernels.PACK_ROWS.value):
                     for channel in range(0, layer.channels, kernels.PACK_CHANNELS.value):
-                        at = self._pair_at(p), self._target_at(layer.target)
+                        at = self.pair_at(p), self.target_at(layer.target)
                         items.append((*at, row, channels + last, channel))
         constants = {
             "SECOND": self.second,
-            "W_TYPE": self._type(self.arguments.weights),
+            "W_TYPE": self.type_of(self.arguments.weights),
             "DOT_TYPE": TYPES[self.dot_type],
             "E_TYPE": TYPES[self.e_type],
             "ROUND": self.rounds,
         }
-        return self._launch(kernels.pack_kernel, items, constants)
+        return self.launch(kernels.pack_kernel, items, constants)
 
     def _differences(self, phase: list[Part], losses: int) -> tuple[list[Launch], int]:
         launches = []
         for tile, parts in _grouped(phase, lambda layer: layer.differences):
             items = []
             for part in parts:
-                at = self._part_at(part), self._target_at(part.layer.target)
-                rows = [(p, row) for p in part.layer.pairs for row in range(0, self._source_channels(p), tile.rows)]
+                at = self._part_at(part), self.target_at(part.layer.target)
+                rows = [(p, row) for p in part.layer.pairs for row in range(0, self.source_channels(p), tile.rows)]
                 for column in range(part_tiles(part)):
                     for p, row in rows:
-                        items.append((*at, self._pair_at(p), row, column, losses))
+                        items.append((*at, self.pair_at(p), row, column, losses))
                         losses += 1
-            layers = [layer for layer in self.layers if layer.differences == tile]
-            launches += self._launch(kernels.differences_kernel, items, self.differences_constants(tile, layers), tile)
+            layers = [layer for layer in self.direct if layer.differences == tile]
+            launches += self.launch(kernels.differences_kernel, items, self.differences_constants(tile, layers), tile)
         return launches, losses
 
     def _gradients(self, phase: list[Part]) -> list[Launch]:
@@ -383,7 +399,7 @@ class Planner:
             items = []
             for part in parts:
                 layer = part.layer
-                at = self._part_at(part), self._target_at(layer.target)
+                at = self._part_at(part), self.target_at(layer.target)
                 channels = range(0, layer.channels, tile.channels)
                 if layer.wants_weights:
                     kind, steps = kernels.OF_PROJECTION.value, _cut(part.columns, tile.step)
@@ -396,8 +412,8 @@ class Planner:
                     for column in range(0, part.columns, tile.columns):
                         for channel in channels:
                             items.append((*at, kernels.OF_TARGET.value, channel, column, 0, 0, 0))
-            layers = [layer for layer in self.layers if layer.gradients == tile]
-            launches += self._launch(kernels.gradients_kernel, items, self.gradients_constants(tile, layers), tile)
+            layers = [layer for layer in self.direct if layer.gradients == tile]
+            launches += self.launch(kernels.gradients_kernel, items, self.gradients_constants(tile, layers), tile)
         return launches
 
     def _sums(self, parts: list[Part]) -> list[Launch]:
@@ -405,8 +421,8 @@ class Planner:
         for layer in self.layers:
             of_layer = [part for part in parts if part.layer is layer]
             for p in layer.pairs:
-                channels = self._source_channels(p)
-                at, rows = (self._pair_at(p), self._target_at(layer.target)), range(0, channels, kernels.SUM_ROWS.value)
+                channels = self.source_channels(p)
+                at, rows = (self.pair_at(p), self.target_at(layer.target)), range(0, channels, kernels.SUM_ROWS.value)
                 if self.results[self.targets + p] is not None:
                     kind = kernels.OF_WEIGHT.value
                     elements = range(0, channels * layer.channels, kernels.SUM_CHUNK.value)
@@ -418,10 +434,10 @@ class Planner:
                     for part in of_layer:
                         for sample in range(part.samples):
                             items += [(kind, *at, self._part_at(part), sample, row) for row in rows]
-        constants = {"W_TYPE": self._type(self.arguments.weights), "B_TYPE": self._type(self.arguments.biases)}
-        return self._launch(kernels.sums_kernel, items, constants)
+        constants = {"W_TYPE": self.type_of(self.arguments.weights), "B_TYPE": self.type_of(self.arguments.biases)}
+        return self.launch(kernels.sums_kernel, items, constants)
 
-    def _launch(
+    def launch(
         self, kernel: Any, items: list[tuple[int, ...]], constants: dict[str, Any], tile: Tile | None = None
     ) -> list[Launch]:
         """Nothing where there are no items."""
@@ -441,8 +457,8 @@ class Planner:
         reach += [source.shape[1] * a.alpha.stride(1) for source in sources]
         shared = self._map_constants(layers, tile.columns, reach)
         return shared | {
-            "S_TYPE": self._type(sources),
-            "B_TYPE": self._type(a.biases),
+            "S_TYPE": self.type_of(sources),
+            "B_TYPE": self.type_of(a.biases),
             "DOT_TYPE": TYPES[self.dot_type],
             "S_AXIS": int(last),
             # along pixels, neighbours in S~ are no neighbours in S
@@ -478,7 +494,7 @@ class Planner:
             reach += [layer.channels * layer.words[records.TURNED_STRIDE]]
         return {
             "SECOND": self.second,
-            "T_TYPE": self._type(maps),
+            "T_TYPE": self.type_of(maps),
             "E_TYPE": TYPES[self.e_type],
             "PRECISION": self.precision,
             "ROUND": self.rounds,
@@ -488,10 +504,14 @@ class Planner:
             "INDEX": tl.int32 if max(reach) < 2**31 else tl.int64,
         }
 
-    def _type(self, tensors: Iterable[Tensor | None]) -> Any:
+    def vector_of(self, tensor: Tensor) -> int:
+        """Of a map in NCHW; see kernels._tile."""
+        return _vector(tensor, False)
+
+    def type_of(self, tensors: Iterable[Tensor | None]) -> Any:
         return next((TYPES[tensor.dtype] for tensor in tensors if tensor is not None), tl.float32)
 
-    def _source_channels(self, pair: int) -> int:
+    def source_channels(self, pair: int) -> int:
         return self.arguments.weights[pair].shape[0]
 
 

@@ -1,6 +1,6 @@
 """Where a kernel finds what in its table: one int64 vector in device memory that describes all maps, pairs and parts.
 
-    header | a record a target | a record a pair | a record a part
+    header | a record a target | a record a pair | a record a part | a record a group
 
 Pointers are addresses, 0 where there is no tensor (a bias that is None, a direction that is zero, a result that is not
 wanted); strides are in elements. A *view* is a pointer followed by its strides. The constants are offsets in words.
@@ -40,7 +40,18 @@ SLOTS = tl.constexpr(29)  # samples that a tile touches, at most
 FACTOR_SUMS = tl.constexpr(30)  # pointer (tiles of columns, rows), float32: of E
 TILES = tl.constexpr(31)  # of columns, of all parts together
 TILE_COLUMNS = tl.constexpr(32)
-TARGET_WORDS = tl.constexpr(33)
+# in the Gram form; all float32
+MAP_SUMS = tl.constexpr(33)  # pointer (B, channels): T summed over pixels
+SOURCE_SUMS = tl.constexpr(34)  # pointer (B, rows, 2): of S~ and of S~^2
+PRODUCTS = tl.constexpr(35)  # pointer (B, channels + rows, channels): T T^T, S~ T^T
+FACTOR = tl.constexpr(36)  # pointer (B, channels, channels): W^T 2 alpha W
+CONSTANT = tl.constexpr(37)  # pointer (B, channels): W^T 2 alpha b
+PAIRS = tl.constexpr(38)  # all of it, and where the first one is; sorted by size, those of the target's first
+FIRST_PAIR = tl.constexpr(39)
+OWN_PAIRS = tl.constexpr(40)  # with sources of the target's size
+FIRST_GROUP = tl.constexpr(41)  # where it is; groups lie together
+GROUPS = tl.constexpr(42)
+TARGET_WORDS = tl.constexpr(43)
 
 # pair
 SOURCE = tl.constexpr(0)  # view (B, C_m, H_m, W_m)
@@ -55,7 +66,9 @@ D_WEIGHT = tl.constexpr(18)  # pointer, dense (C_m, C_n)
 D_BIAS = tl.constexpr(19)  # pointer, dense (C_m,)
 COLUMN = tl.constexpr(20)  # the pair's first column of alpha
 FIRST_ROW = tl.constexpr(21)  # among the rows of its target
-PAIR_WORDS = tl.constexpr(22)
+NEXT = tl.constexpr(22)  # in the Gram form: where the pair after it is
+GROUP = tl.constexpr(23)  # in the Gram form: where the group of a smaller source is
+PAIR_WORDS = tl.constexpr(24)
 
 # part: some samples of a target, whose E is in memory at one time
 FIRST_SAMPLE = tl.constexpr(0)
@@ -66,3 +79,12 @@ V_E = tl.constexpr(4)  # pointer: the factor of their directions, E; in K2 alone
 E_STRIDE = tl.constexpr(5)
 LATER = tl.constexpr(6)  # whether there are parts before it, whose sums dW adds to
 PART_WORDS = tl.constexpr(7)
+
+# group, in the Gram form: a target's pairs with smaller sources of one size
+GROUP_HEIGHT = tl.constexpr(0)
+GROUP_WIDTH = tl.constexpr(1)
+GROUP_PAIRS = tl.constexpr(2)
+GROUP_FIRST = tl.constexpr(3)  # where its first pair is
+SHRUNK = tl.constexpr(4)  # pointer (B, pixels, channels): the adjoint of the resize, of T
+GROWN = tl.constexpr(5)  # pointer (B, pixels, channels): W^T 2 alpha S
+GROUP_WORDS = tl.constexpr(6)

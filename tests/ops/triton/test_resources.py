@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
 
 from benchmarks.machine_code import read_resources
-from benchmarks.triton_resources import LAYOUTS, Resources, resources, tiles
+from benchmarks.triton_resources import Resources, layouts_of, resources, tiles
 
 REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "triton_resources.csv"
 # where no tile has a problem
@@ -46,7 +46,7 @@ def test_the_recorded_report_has_every_tile_and_no_problem(products):
         for r in read_resources(REPORT, Resources)
     }
     for architecture, kernel, second, tile in tiles(products):
-        for layout in LAYOUTS if architecture in REPORTED[products] else ():
+        for layout in layouts_of(kernel) if architecture in REPORTED[products] else ():
             row = newest.get((architecture, kernel, 2 if second else 1, tile, products, layout))
             assert row is not None, f"no row of {kernel} {tile} for {products}, {layout}, sm_{architecture}"
             assert row.problem is None, row

@@ -1,0 +1,453 @@
+"""The kernels of the Gram form: loss and gradient from T T^T and S~ T^T, without E. Formulas: csrc/README.md.
+
+As in :mod:`l2t_fast.ops.triton.kernels` a program takes one item of a list. All is float32, and all sums that cancel
+are of three products of tf32 (X3); dT's are of one.
+"""
+
+import triton
+import triton.language as tl
+
+from l2t_fast.ops.triton.kernels import (
+    _bias,
+    _coefficients,
+    _only_if,
+    _pointer,
+    _pointers,
+    _resized,
+    _rounded,
+    _tap,
+    _tile,
+)
+from l2t_fast.ops.triton.records import (
+    ALPHA,
+    BIAS,
+    CHANNELS,
+    COLUMN,
+    COLUMNS,
+    CONSTANT,
+    D_MAP,
+    FACTOR,
+    FACTOR_SUMS,
+    FIRST_GROUP,
+    FIRST_PAIR,
+    FIRST_ROW,
+    GROUP,
+    GROUP_FIRST,
+    GROUP_HEIGHT,
+    GROUP_PAIRS,
+    GROUP_WIDTH,
+    GROUP_WORDS,
+    GROUPS,
+    GROWN,
+    HEIGHT,
+    LOSS_SUMS,
+    MAP,
+    MAP_SUMS,
+    NEXT,
+    OWN_PAIRS,
+    PAIRS,
+    PRODUCTS,
+    ROWS,
+    SHRUNK,
+    SOURCE,
+    SOURCE_CHANNELS,
+    SOURCE_HEIGHT,
+    SOURCE_SUMS,
+    SOURCE_WIDTH,
+    SQUARES,
+    WEIGHT,
+    WEIGHT_SUMS,
+    WIDTH,
+)
+
+# words of an item: kind, target, pair or group (word 0 of it), sample, first row, pixel or channel
+GRAM_ITEM = tl.constexpr(5)
+# words of an item of gram_projections_kernel: target, pair, first row, samples from and to, split, number for the loss
+PROJECTIONS_ITEM = tl.constexpr(7)
+
+# kinds of items
+MAP_SUM, SOURCE_SUM, SHRINK, CONSTANTS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+OF_MAPS, OF_SMALL, OF_WEIGHTS, GROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+
+X3 = tl.constexpr("tf32x3")
+
+
+@triton.jit
+def _pixels_of(view, sample, pixel, lives, channel, channel_lives, VECTOR: tl.constexpr):
+    """A tile of a sample of a map, (pixels, channels)."""
+    base = _pointer(view, tl.float32) + sample * tl.load(view + 1)
+    at_channel = channel * tl.load(view + 2).to(tl.int32)
+    return _tile(base, pixel, at_channel, lives, channel_lives, 0, VECTOR)
+
+
+@triton.jit
+def _dense(base, row, lives, channel, channels, channel_lives):
+    """A tile of a (rows, channels) matrix in the workspace."""
+    at = base + (row[:, None] * channels + channel[None, :])
+    return tl.load(at, mask=lives[:, None] & channel_lives[None, :], other=0.0)
+
+
+@triton.jit
+def _share(place, wanted, size_in, size_out):
+    """What target pixels take of a source pixel, along one axis."""
+    lower, upper, share = _tap(place, size_in, size_out)
+    return tl.where(lower == wanted, 1 - share, 0.0) + tl.where(upper == wanted, share, 0.0)
+
+
+@triton.jit
+def _first_reached(place, size_in, size_out):
+    """A target pixel up to which none takes of source pixel ``place``; nearly the last one."""
+    return tl.maximum((2 * place - 1) * size_out // (2 * size_in) - 1, 0)
+
+
+@triton.jit
+def _last_reached(place, size_in, size_out):
+    """A target pixel from which on none takes of source pixel ``place``; nearly the first one."""
+    return tl.minimum((2 * place + 3) * size_out // (2 * size_in) + 2, size_out)
+
+
+@triton.jit
+def _sum_map(target, sample, channel, channels, pixels, VECTOR: tl.constexpr, TILE_COLUMNS: tl.constexpr):
+    """The sums over the pixels of T."""
+    sums = tl.zeros_like(channel).to(tl.float32)
+    for start in range(0, pixels, TILE_COLUMNS):
+        pixel = start + tl.arange(0, TILE_COLUMNS)
+        sums += tl.sum(_pixels_of(target + MAP, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR), 0)
+    tl.store(_pointer(target + MAP_SUMS, tl.float32) + sample * channels + channel, sums, mask=channel < channels)
+
+
+@triton.jit
+def _sum_source(target, pair, sample, row, pixels, TILE_COLUMNS: tl.constexpr):
+    """The sums over the pixels of S~ and of S~^2."""
+    lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    sums = tl.zeros_like(row).to(tl.float32)
+    squares = tl.zeros_like(row).to(tl.float32)
+    for start in range(0, pixels, TILE_COLUMNS):
+        pixel = start + tl.arange(0, TILE_COLUMNS)
+        run = tl.zeros_like(pixel)
+        s = _resized(pair, tl.float32, sample, run, pixel, pixel < pixels, target, row, lives, 0, 1, tl.int32)
+        sums += tl.sum(s, 0)
+        squares += tl.sum(s * s, 0)
+    at = 2 * (sample * tl.load(target + ROWS) + tl.load(pair + FIRST_ROW) + row)
+    to = _pointer(target + SOURCE_SUMS, tl.float32) + at
+    tl.store(to, sums, mask=lives)
+    tl.store(to + 1, squares, mask=lives)
+
+
+@triton.jit
+def _shrink(target, group, sample, y, channel, channels, STEP: tl.constexpr):
+    """A row of T U: along columns first, then along the row, as a product with the shares."""
+    height, width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
+    to_height, to_width = tl.load(group + GROUP_HEIGHT).to(tl.int32), tl.load(group + GROUP_WIDTH).to(tl.int32)
+    channel_lives = channel < channels
+    first_row, last_row = _first_reached(y, to_height, height), _last_reached(y, to_height, height)
+    for start in range(0, to_width, STEP):
+        x = start + tl.arange(0, STEP)
+        sums = tl.zeros((STEP, channel.shape[0]), tl.float32)
+        end = _last_reached(start + STEP - 1, to_width, width)
+        for begin in range(_first_reached(start, to_width, width), end, STEP):
+            column = begin + tl.arange(0, STEP)
+            line = tl.zeros((STEP, channel.shape[0]), tl.float32)
+            for row in range(first_row, last_row):
+                t = _pixels_of(target + MAP, sample, row * width + column, column < width, channel, channel_lives, 1)
+                line += _share(row, y, to_height, height) * t
+            shares = _share(column[None, :], x[:, None], to_width, width)
+            sums = tl.dot(shares, line, sums, input_precision=X3)
+        to = _pointer(group + SHRUNK, tl.float32) + (sample * to_height + y) * to_width * channels
+        at = to + (x[:, None] * channels + channel[None, :])
+        tl.store(at, sums, mask=(x < to_width)[:, None] & channel_lives[None, :])
+
+
+@triton.jit
+def _weights(view, TYPE: tl.constexpr, row, channel, lives):
+    """A tile of a projection's weight, (rows, channels), float32. A weight has fewer than 2^31 elements."""
+    by_row, by_channel = tl.load(view + 1).to(tl.int32), tl.load(view + 2).to(tl.int32)
+    at = row[:, None] * by_row + channel[None, :] * by_channel
+    return tl.load(_pointer(view, TYPE) + at, mask=lives, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _scaled_weight(table, pair, W_TYPE: tl.constexpr, sample, row, channel, channels):
+    """2 alpha W, (rows, channels), and W."""
+    lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    w = _weights(pair + WEIGHT, W_TYPE, row, channel, lives[:, None] & (channel < channels)[None, :])
+    twice = 2 * _coefficients(table + ALPHA, sample, tl.load(pair + COLUMN), row, lives, tl.int64)
+    return twice[:, None] * w, w
+
+
+@triton.jit
+def _constants(
+    table, target, sample, channel, channels, W_TYPE: tl.constexpr, B_TYPE: tl.constexpr, STEP: tl.constexpr
+):
+    """W^T 2 alpha b."""
+    sums = tl.zeros_like(channel).to(tl.float32)
+    pair = tl.load(target + FIRST_PAIR)
+    for _ in range(0, tl.load(target + PAIRS).to(tl.int32)):
+        rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
+        for start in range(0, rows, STEP):
+            row = start + tl.arange(0, STEP)
+            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, row, channel, channels)
+            sums += tl.sum(scaled * _bias(table + pair + BIAS, B_TYPE, row, row < rows, tl.int64)[:, None], 0)
+        pair = tl.load(table + pair + NEXT)
+    tl.store(_pointer(target + CONSTANT, tl.float32) + sample * channels + channel, sums, mask=channel < channels)
+
+
+@triton.jit
+def gram_planes_kernel(
+    table,  # int64: see records.py
+    items,  # int32 (programs, GRAM_ITEM)
+    W_TYPE: tl.constexpr,
+    B_TYPE: tl.constexpr,
+    VECTOR: tl.constexpr,  # of T: see kernels._tile
+    TILE_ROWS: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr,  # all of them
+    STEP: tl.constexpr,
+):
+    """Sums over pixels; T U; W^T 2 alpha b."""
+    item = items + tl.program_id(0) * GRAM_ITEM
+    kind, target, other = tl.load(item), table + tl.load(item + 1), table + tl.load(item + 2)
+    sample, first = tl.load(item + 3).to(tl.int64), tl.load(item + 4)
+    channels = tl.load(target + CHANNELS).to(tl.int32)
+    pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.int32)
+    channel = tl.arange(0, TILE_CHANNELS)
+    if kind == MAP_SUM:
+        _sum_map(target, sample, channel, channels, pixels, VECTOR, TILE_COLUMNS)
+    elif kind == SOURCE_SUM:
+        _sum_source(target, other, sample, first + tl.arange(0, TILE_ROWS), pixels, TILE_COLUMNS)
+    elif kind == SHRINK:
+        _shrink(target, other, sample, first, channel, channels, STEP)
+    else:
+        _constants(table, target, sample, channel, channels, W_TYPE, B_TYPE, STEP)
+
+
+@triton.jit
+def _store_product(target, sample, row, lives, channel, channels, sums):
+    lines = channels + tl.load(target + ROWS)
+    to = _pointer(target + PRODUCTS, tl.float32) + sample * lines * channels
+    at = to + (row[:, None] * channels + channel[None, :])
+    tl.store(at, sums, mask=lives[:, None] & (channel < channels)[None, :])
+
+
+@triton.jit
+def _multiply_maps(
+    table, target_at, pair_at, sample, row, channel, channels, sums, VECTOR: tl.constexpr, STEP: tl.constexpr
+):
+    """S T^T of a pair with a source of the target's size; without a pair T T^T."""
+    target = table + target_at
+    view = table + tl.where(pair_at != 0, pair_at + SOURCE, target_at + MAP)
+    rows = tl.where(pair_at != 0, tl.load(table + pair_at + SOURCE_CHANNELS).to(tl.int32), channels)
+    pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.int32)
+    for start in range(0, pixels, STEP):
+        pixel = start + tl.arange(0, STEP)
+        s = _pixels_of(view, sample, pixel, pixel < pixels, row, row < rows, VECTOR)
+        t = _pixels_of(target + MAP, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
+        sums = tl.dot(tl.trans(s), t, sums, input_precision=X3)
+    to_row = tl.where(pair_at != 0, channels + tl.load(table + pair_at + FIRST_ROW).to(tl.int32), 0) + row
+    _store_product(target, sample, to_row, row < rows, channel, channels, sums)
+
+
+@triton.jit
+def _multiply_small(table, target, pair, sample, row, channel, channels, sums, STEP: tl.constexpr):
+    """S (T U)^T, which is S~ T^T, of a pair with a smaller source."""
+    rows = tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    pixels = (tl.load(pair + SOURCE_HEIGHT) * tl.load(pair + SOURCE_WIDTH)).to(tl.int32)
+    shrunk = _pointer(table + tl.load(pair + GROUP) + SHRUNK, tl.float32) + sample * pixels * channels
+    for start in range(0, pixels, STEP):
+        pixel = start + tl.arange(0, STEP)
+        s = _pixels_of(pair + SOURCE, sample, pixel, pixel < pixels, row, row < rows, 1)
+        t = _dense(shrunk, pixel, pixel < pixels, channel, channels, channel < channels)
+        sums = tl.dot(tl.trans(s), t, sums, input_precision=X3)
+    to_row = channels + tl.load(pair + FIRST_ROW).to(tl.int32) + row
+    _store_product(target, sample, to_row, row < rows, channel, channels, sums)
+
+
+@triton.jit
+def _multiply_weights(table, target, sample, some, channel, channels, sums, W_TYPE: tl.constexpr, STEP: tl.constexpr):
+    """W^T 2 alpha W, of some of the channels by all."""
+    pair = tl.load(target + FIRST_PAIR)
+    for _ in range(0, tl.load(target + PAIRS).to(tl.int32)):
+        for start in range(0, tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32), STEP):
+            k = start + tl.arange(0, STEP)
+            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels)
+            _s, w = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
+        pair = tl.load(table + pair + NEXT)
+    to = _pointer(target + FACTOR, tl.float32) + sample * channels * channels
+    lives = (some < channels)[:, None] & (channel < channels)[None, :]
+    tl.store(to + (some[:, None] * channels + channel[None, :]), sums, mask=lives)
+
+
+@triton.jit
+def _grow(table, group, sample, pixel, channel, channels, sums, W_TYPE: tl.constexpr, STEP: tl.constexpr):
+    """W^T 2 alpha S of the pairs of a group, at the source's size."""
+    pixels = (tl.load(group + GROUP_HEIGHT) * tl.load(group + GROUP_WIDTH)).to(tl.int32)
+    pair = tl.load(group + GROUP_FIRST)
+    for _ in range(0, tl.load(group + GROUP_PAIRS).to(tl.int32)):
+        rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
+        for start in range(0, rows, STEP):
+            k = start + tl.arange(0, STEP)
+            s = _pixels_of(table + pair + SOURCE, sample, pixel, pixel < pixels, k, k < rows, 1)
+            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            sums = tl.dot(s, scaled, sums, input_precision=X3)
+        pair = tl.load(table + pair + NEXT)
+    to = _pointer(group + GROWN, tl.float32) + sample * pixels * channels
+    lives = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    tl.store(to + (pixel[:, None] * channels + channel[None, :]), sums, mask=lives)
+
+
+@triton.jit
+def gram_products_kernel(
+    table,  # int64: see records.py
+    items,  # int32 (programs, GRAM_ITEM)
+    W_TYPE: tl.constexpr,
+    VECTOR: tl.constexpr,  # of T and of sources of its size
+    TILE_ROWS: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr,  # all of them
+    STEP: tl.constexpr,
+):
+    """T T^T and S~ T^T of a sample; W^T 2 alpha W; W^T 2 alpha S: a tile of rows, or of pixels, and all channels."""
+    item = items + tl.program_id(0) * GRAM_ITEM
+    kind, target_at, place = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+    sample, first = tl.load(item + 3).to(tl.int64), tl.load(item + 4)
+    target = table + target_at
+    channels = tl.load(target + CHANNELS).to(tl.int32)
+    channel = tl.arange(0, TILE_CHANNELS)
+    row = first + tl.arange(0, TILE_ROWS)
+    sums = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
+    if kind == OF_MAPS:
+        _multiply_maps(table, target_at, place, sample, row, channel, channels, sums, VECTOR, STEP)
+    elif kind == OF_SMALL:
+        _multiply_small(table, target, table + place, sample, row, channel, channels, sums, STEP)
+    elif kind == OF_WEIGHTS:
+        _multiply_weights(table, target, sample, row, channel, channels, sums, W_TYPE, STEP)
+    else:
+        _grow(table, table + place, sample, row, channel, channels, sums, W_TYPE, STEP)
+
+
+@triton.jit
+def gram_projections_kernel(
+    table,  # int64: see records.py
+    items,  # int32 (programs, PROJECTIONS_ITEM)
+    W_TYPE: tl.constexpr,
+    B_TYPE: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr,  # all of them
+    STEP: tl.constexpr,
+):
+    """dW, the sums of E, Q and the loss of a pair's rows, for some samples one after the other.
+
+    With M = W T T^T + b (sum T)^T - S~ T^T: sum D = W sum T + P b - sum S~,
+    Q = W . (M - S~ T^T) + b (sum D - sum S~) + sum S~^2.
+    """
+    item = items + tl.program_id(0) * PROJECTIONS_ITEM
+    target, pair = table + tl.load(item), table + tl.load(item + 1)
+    row = tl.load(item + 2) + tl.arange(0, TILE_ROWS)
+    begin, end = tl.load(item + 3), tl.load(item + 4)
+    channels = tl.load(target + CHANNELS).to(tl.int32)
+    channel = tl.arange(0, TILE_CHANNELS)
+    lives, channel_lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32), channel < channels
+    both = lives[:, None] & channel_lives[None, :]
+    rows, first_row = tl.load(target + ROWS), tl.load(pair + FIRST_ROW)
+    pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.float32)
+    w = _weights(pair + WEIGHT, W_TYPE, row, channel, both)
+    bias = _bias(pair + BIAS, B_TYPE, row, lives, tl.int64)
+    gradient = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
+    factor = tl.zeros_like(row).to(tl.float32)
+    loss = tl.zeros_like(row).to(tl.float32)
+    for each in range(0, end - begin):
+        sample = begin.to(tl.int64) + each
+        product = _pointer(target + PRODUCTS, tl.float32) + sample * (channels + rows) * channels
+        found = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
+        for start in range(0, channels, STEP):
+            k = start + tl.arange(0, STEP)
+            some = _weights(pair + WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
+            t = _dense(product, k, k < channels, channel, channels, channel_lives)
+            found = tl.dot(some, t, found, input_precision=X3)
+        sums = _pointer(target + MAP_SUMS, tl.float32) + sample * channels
+        mean = tl.load(sums + channel, mask=channel_lives, other=0.0)[None, :]
+        cross = _dense(product + (channels + first_row) * channels, row, lives, channel, channels, channel_lives)
+        found += bias[:, None] * mean - cross
+        sources = _pointer(target + SOURCE_SUMS, tl.float32) + 2 * (sample * rows + first_row + row)
+        source = tl.load(sources, mask=lives, other=0.0)
+        difference = tl.sum(w * mean, 1) + pixels * bias - source
+        square = tl.sum(w * (found - cross), 1) + bias * (difference - source)
+        square += tl.load(sources + 1, mask=lives, other=0.0)
+        column = tl.load(pair + COLUMN)
+        alpha = _coefficients(table + ALPHA, sample, column, row, lives, tl.int64)
+        loss += alpha * square
+        factor += 2 * alpha * difference
+        gradient += (2 * alpha)[:, None] * found
+        address = tl.load(table + SQUARES)
+        to = address.to(tl.pointer_type(tl.float32)) + sample * tl.load(table + COLUMNS) + column
+        tl.store(to + row, square, mask=_only_if(address != 0, lives))
+    split = tl.load(item + 5).to(tl.int64)
+    tl.store(_pointer(table + LOSS_SUMS, tl.float32) + tl.load(item + 6), tl.sum(loss, 0))
+    tl.store(_pointer(target + FACTOR_SUMS, tl.float32) + (split * rows + first_row + row), factor, mask=lives)
+    address = tl.load(target + WEIGHT_SUMS)
+    to = address.to(tl.pointer_type(tl.float32)) + (split * rows + first_row) * channels
+    at = to + (row[:, None] * channels + channel[None, :])
+    tl.store(at, gradient, mask=_only_if(address != 0, both))
+
+
+@triton.jit
+def gram_targets_kernel(
+    table,  # int64: see records.py
+    items,  # int32 (programs, GRAM_ITEM)
+    W_TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    VECTOR: tl.constexpr,  # of T and of sources of its size
+    D_VECTOR: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr,  # all of them
+    STEP: tl.constexpr,
+):
+    """dT = (W^T 2 alpha W) T - W^T 2 alpha S~ + W^T 2 alpha b, a tile of a sample's pixels and all channels."""
+    item = items + tl.program_id(0) * GRAM_ITEM
+    target, sample = table + tl.load(item + 1), tl.load(item + 3).to(tl.int64)
+    pixel = tl.load(item + 4) + tl.arange(0, TILE_COLUMNS)
+    channels = tl.load(target + CHANNELS).to(tl.int32)
+    height, width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
+    channel = tl.arange(0, TILE_CHANNELS)
+    lives, channel_lives = pixel < height * width, channel < channels
+    constant = _pointer(target + CONSTANT, tl.float32) + sample * channels
+    sums = tl.zeros((TILE_COLUMNS, TILE_CHANNELS), tl.float32)
+    sums += tl.load(constant + channel, mask=channel_lives, other=0.0)[None, :]
+
+    y, x = pixel // width, pixel % width
+    group = tl.load(target + FIRST_GROUP)
+    for _ in range(0, tl.load(target + GROUPS).to(tl.int32)):
+        from_height = tl.load(table + group + GROUP_HEIGHT).to(tl.int32)
+        from_width = tl.load(table + group + GROUP_WIDTH).to(tl.int32)
+        top, bottom, down = _tap(y, from_height, height)
+        left, right, along = _tap(x, from_width, width)
+        grown = _pointer(table + group + GROWN, tl.float32) + sample * from_height * from_width * channels
+        for corner in tl.static_range(4):
+            at = (bottom if corner // 2 else top) * from_width + (right if corner % 2 else left)
+            share = (down if corner // 2 else 1 - down) * (along if corner % 2 else 1 - along)
+            sums -= share[:, None] * _dense(grown, at, lives, channel, channels, channel_lives)
+        group += GROUP_WORDS
+
+    factor = _pointer(target + FACTOR, tl.float32) + sample * channels * channels
+    for start in range(0, channels, STEP):
+        k = start + tl.arange(0, STEP)
+        t = _pixels_of(target + MAP, sample, pixel, lives, k, k < channels, VECTOR)
+        a = _dense(factor, k, k < channels, channel, channels, channel_lives)
+        t, a = _rounded(t, tl.float32, ROUND), _rounded(a, tl.float32, ROUND)
+        sums = tl.dot(t, a, sums, input_precision=PRECISION)
+    pair = tl.load(target + FIRST_PAIR)
+    for _ in range(0, tl.load(target + OWN_PAIRS).to(tl.int32)):
+        rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
+        for start in range(0, rows, STEP):
+            k = start + tl.arange(0, STEP)
+            s = _pixels_of(table + pair + SOURCE, sample, pixel, lives, k, k < rows, VECTOR)
+            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            s, scaled = _rounded(s, tl.float32, ROUND), _rounded(-scaled, tl.float32, ROUND)
+            sums = tl.dot(s, scaled, sums, input_precision=PRECISION)
+        pair = tl.load(table + pair + NEXT)
+
+    view = target + D_MAP
+    base = _pointer(view, tl.float32) + sample * tl.load(view + 1)
+    to = _pointers(base, pixel, channel * tl.load(view + 2).to(tl.int32), 0, D_VECTOR)
+    tl.store(to, sums, mask=lives[:, None] & channel_lives[None, :])

@@ -1,0 +1,246 @@
+"""The Gram form of a call: which targets take it, and the launches that cover them all.
+
+Loss and gradient alone, in float32 where tf32 is allowed, of targets all of whose sources have their size at most; maps
+in NCHW whose rows stand in line.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from l2t_fast.ops.triton import gram_kernels as kernels
+from l2t_fast.ops.triton import records
+from l2t_fast.ops.triton.tiles import GRAM, GRAM_INTERPRETER, Tile
+
+if TYPE_CHECKING:
+    from l2t_fast.ops.triton.planning import Launch, Layer, Planner
+
+# Arithmetic that moving a byte between kernels is worth, and a processor's in the time of a launch; of an H100.
+OPERATIONS_OF_BYTE = 30
+OPERATIONS_OF_LAUNCH = 4e6
+LAUNCHES = 4
+MOST_CHANNELS = GRAM["gram_planes"][-1].channels
+
+Tiles = dict[str, Tile]  # of each kernel
+
+
+class Group(NamedTuple):
+    """Pairs of a target with smaller sources of one size."""
+
+    height: int
+    width: int
+    pairs: list[int]
+    places: dict[Any, int]  # words of its record that are places
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+
+def can_serve(planner: Planner, layer: Layer) -> bool:
+    """Whether the Gram form computes what the direct form would, as exactly."""
+    a = planner.arguments
+    target, result = a.targets[layer.target], planner.results[layer.target]
+    sources = [a.sources[a.pairs[2 * p]] for p in layer.pairs]
+    return (
+        not planner.second
+        and planner.precision == "tf32"
+        and 0 < layer.channels <= MOST_CHANNELS
+        and all(_in_line(t) for t in (target, *sources, *([] if result is None else [result])))
+        and all(s.shape[2] <= target.shape[2] and s.shape[3] <= target.shape[3] for s in sources)
+    )
+
+
+def _in_line(tensor: Tensor) -> bool:
+    _, channels, height, width = tensor.shape
+    in_line = tensor.stride(3) == 1 and (height == 1 or tensor.stride(2) == width)
+    reach = (channels - 1) * tensor.stride(1) + height * width
+    return tensor.dtype == torch.float32 and in_line and reach < 2**31
+
+
+def pays(planner: Planner, layer: Layer) -> bool:
+    """Whether it takes clearly less: operations and bytes of both are counted, as csrc/cuda/gram_cost.cpp does."""
+    a = planner.arguments
+    target = a.targets[layer.target]
+    channels, pixels, rows = layer.channels, layer.pixels, layer.rows
+    own_rows = small = 0
+    sizes = set()
+    for p in layer.pairs:
+        _, count, height, width = a.sources[a.pairs[2 * p]].shape
+        if (height, width) == tuple(target.shape[2:]):
+            own_rows += count
+        else:
+            small += count * height * width
+            sizes.add((height, width))
+    maps, weights, groups = layer.wants_map, layer.wants_weights, len(sizes)
+    direct = (2 * channels + 4 * OPERATIONS_OF_BYTE) * (1 + maps + weights) * rows * pixels
+    arithmetic = 6 * channels * ((channels + own_rows) * pixels + (1 + maps) * (small + channels * rows))
+    arithmetic += maps * channels * pixels * (2 * (channels + own_rows) + 8 * groups)
+    # rows are resized once more for their sums
+    moved = (3 + 2 * groups + 2 * maps) * channels * pixels + (2 + maps) * (own_rows * pixels + small)
+    moved += 3 * channels * rows + rows * pixels
+    gram = arithmetic + OPERATIONS_OF_BYTE * 4 * moved
+    saved = planner.batch * (direct - gram)
+    return gram < 0.75 * direct and saved > LAUNCHES * OPERATIONS_OF_LAUNCH * planner.processors
+
+
+class GramPlanner:
+    """Plans the targets that take the Gram form, within the plan of a call."""
+
+    def __init__(self, planner: Planner, layers: list[Layer]) -> None:
+        self.planner, self.layers = planner, layers
+        self.groups: dict[int, list[Group]] = {}  # by target
+        for layer in layers:
+            layer.pairs.sort(key=lambda p: self._sort_key(layer, p))
+            smaller = [p for p in layer.pairs if not self._is_own(layer, p)]
+            self.groups[layer.target] = [
+                Group(*size, list(pairs), {}) for size, pairs in groupby(smaller, lambda p: self._size(p))
+            ]
+
+    def _size(self, p: int) -> tuple[int, int]:
+        a = self.planner.arguments
+        return tuple(a.sources[a.pairs[2 * p]].shape[2:])
+
+    def _is_own(self, layer: Layer, p: int) -> bool:
+        return self._size(p) == tuple(self.planner.arguments.targets[layer.target].shape[2:])
+
+    def _sort_key(self, layer: Layer, p: int) -> tuple:
+        return not self._is_own(layer, p), self._size(p), p
+
+    def _class(self, layer: Layer) -> int:
+        """Which of a kernel's tiles a target takes, by its channels."""
+        return next(i for i, tile in enumerate(self._table["gram_planes"]) if layer.channels <= tile.channels)
+
+    @property
+    def _table(self) -> dict[str, tuple[Tile, ...]]:
+        return GRAM if self.planner.compiles else GRAM_INTERPRETER
+
+    def place(self, layer: Layer) -> None:
+        """Where all of it lies that is no map; and the splits of the samples."""
+        planner, channels, batch, rows = self.planner, layer.channels, self.planner.batch, layer.rows
+        tile = self._table["gram_projections"][self._class(layer)]
+        tiles = sum(triton.cdiv(planner.source_channels(p), tile.rows) for p in layer.pairs)
+        layer.splits = max(1, min(triton.cdiv(2 * planner.processors, tiles), batch))
+        layer.words = {
+            records.ROWS: rows,
+            records.SPLITS: layer.splits,
+            records.TILES: layer.splits,  # of the sums of E
+            records.PAIRS: len(layer.pairs),
+            records.FIRST_PAIR: planner.pair_at(layer.pairs[0]),
+            records.OWN_PAIRS: sum(self._is_own(layer, p) for p in layer.pairs),
+            records.GROUPS: len(self.groups[layer.target]),
+        }
+        floats = {
+            records.FACTOR_SUMS: layer.splits * rows,
+            records.MAP_SUMS: batch * channels,
+            records.SOURCE_SUMS: 2 * batch * rows,
+            records.PRODUCTS: batch * (channels + rows) * channels,
+        }
+        if layer.wants_weights:
+            floats[records.WEIGHT_SUMS] = layer.splits * rows * channels
+        if layer.wants_map:
+            floats |= {records.FACTOR: batch * channels * channels, records.CONSTANT: batch * channels}
+        layer.places = {word: planner.take(4 * count) for word, count in floats.items()}
+        for group in self.groups[layer.target]:
+            group.places[records.SHRUNK] = planner.take(4 * batch * group.pixels * channels)
+            if layer.wants_map:
+                group.places[records.GROWN] = planner.take(4 * batch * group.pixels * channels)
+
+    def records(self, at: int) -> tuple[list[int], dict[int, int], list[int]]:
+        """The groups' records, which begin at word ``at``; words of the other records, by place; which are places."""
+        words: list[int] = []
+        others: dict[int, int] = {}
+        places: list[int] = []
+        for layer in self.layers:
+            others[self.planner.target_at(layer.target) + records.FIRST_GROUP.value] = at + len(words)
+            for pair, following in zip(layer.pairs, layer.pairs[1:], strict=False):
+                others[self.planner.pair_at(pair) + records.NEXT.value] = self.planner.pair_at(following)
+            for group in self.groups[layer.target]:
+                begin = at + len(words)
+                words += [group.height, group.width, len(group.pairs), self.planner.pair_at(group.pairs[0])]
+                words += [group.places[records.SHRUNK], group.places.get(records.GROWN, 0)]
+                places += [begin + word.value for word in group.places]
+                for pair in group.pairs:
+                    others[self.planner.pair_at(pair) + records.GROUP.value] = begin
+        return words, others, places
+
+    def launches(self, at: int, losses: int) -> tuple[list[Launch], int]:
+        """All of them; groups' records begin at ``at``, and there are ``losses`` partial sums of the loss before."""
+        found = []
+        group_at = {}
+        for layer in self.layers:
+            group_at[layer.target] = at
+            at += len(self.groups[layer.target]) * records.GROUP_WORDS.value
+        for index in range(2):
+            tiles = {kernel: table[index] for kernel, table in self._table.items()}
+            items: dict[str, list] = {kernel: [] for kernel in tiles}
+            layers = [layer for layer in self.layers if self._class(layer) == index]
+            for layer in layers:
+                self._cut(layer, tiles, group_at[layer.target], items)
+                losses = self._cut_projections(layer, tiles["gram_projections"].rows, losses, items)
+            for kernel, tile in tiles.items() if layers else ():
+                function = getattr(kernels, f"{kernel}_kernel")
+                constants = self._constants(tile, layers)
+                own = {name: value for name, value in constants.items() if name in function.arg_names}
+                found += self.planner.launch(function, items[kernel], own, tile)
+        return found, losses
+
+    def _cut(self, layer: Layer, tiles: Tiles, group_at: int, items: dict[str, list]) -> None:
+        """Items of a target, for all but its projections."""
+        planner, target = self.planner, self.planner.target_at(layer.target)
+
+        def cut(kernel: str, kind: Any, place: int, length: int, size: int) -> None:
+            for sample in range(planner.batch):
+                items[kernel] += [(kind.value, target, place, sample, first) for first in range(0, length, size)]
+
+        of_planes, of_products = tiles["gram_planes"], tiles["gram_products"]
+        cut("gram_products", kernels.OF_MAPS, 0, layer.channels, of_products.rows)
+        cut("gram_planes", kernels.MAP_SUM, 0, 1, 1)
+        for p in layer.pairs:
+            kind = kernels.OF_MAPS if self._is_own(layer, p) else kernels.OF_SMALL
+            rows, place = planner.source_channels(p), planner.pair_at(p)
+            cut("gram_products", kind, place, rows, of_products.rows)
+            cut("gram_planes", kernels.SOURCE_SUM, place, rows, of_planes.rows)
+        if layer.wants_map:
+            cut("gram_products", kernels.OF_WEIGHTS, 0, layer.channels, of_products.rows)
+            cut("gram_planes", kernels.CONSTANTS, 0, 1, 1)
+            cut("gram_targets", kernels.OF_MAPS, 0, layer.pixels, tiles["gram_targets"].columns)
+        for group in self.groups[layer.target]:
+            cut("gram_planes", kernels.SHRINK, group_at, group.height, 1)
+            if layer.wants_map:
+                cut("gram_products", kernels.GROW, group_at, group.pixels, of_products.rows)
+            group_at += records.GROUP_WORDS.value
+
+    def _cut_projections(self, layer: Layer, rows: int, losses: int, items: dict[str, list]) -> int:
+        batch = self.planner.batch
+        bounds = [batch * split // layer.splits for split in range(layer.splits + 1)]
+        for split in range(layer.splits):
+            for p in layer.pairs:
+                for row in range(0, self.planner.source_channels(p), rows):
+                    at = self.planner.target_at(layer.target), self.planner.pair_at(p)
+                    items["gram_projections"].append((*at, row, *bounds[split : split + 2], split, losses))
+                    losses += 1
+        return losses
+
+    def _constants(self, tile: Tile, layers: list[Layer]) -> dict[str, Any]:
+        a = self.planner.arguments
+        maps = [a.targets[layer.target] for layer in layers]
+        maps += [a.sources[a.pairs[2 * p]] for layer in layers for p in layer.pairs if self._is_own(layer, p)]
+        results = [r for layer in layers if (r := self.planner.results[layer.target]) is not None]
+        return {
+            "W_TYPE": self.planner.type_of(a.weights),
+            "B_TYPE": self.planner.type_of(a.biases),
+            "PRECISION": self.planner.precision,
+            "ROUND": self.planner.rounds,
+            "VECTOR": min(self.planner.vector_of(t) for t in maps),
+            "D_VECTOR": min((self.planner.vector_of(t) for t in results), default=1),
+            "TILE_ROWS": tile.rows,
+            "TILE_COLUMNS": tile.columns,
+            "TILE_CHANNELS": tile.channels,
+            "STEP": tile.step,
+        }

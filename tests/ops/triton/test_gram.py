@@ -1,0 +1,136 @@
+"""The Gram form of the Triton kernels: loss and gradient without E, of maps of many pixels and few channels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from l2t_fast.bench.workloads import WORKLOADS
+from l2t_fast.ops.triton import gram_planning, launching
+from l2t_fast.ops.triton.arguments import Arguments
+from l2t_fast.ops.triton.planning import Planner
+from l2t_fast.ops.triton.tiles import TABLES
+from tests.ops.conftest import Backend
+from tests.ops.problems import Answer, Problem, assert_accurate, draw, draw_directions, laid_out
+
+# Of one size, smaller, and mixed with a target that has a larger source and so keeps to the direct form; several tiles
+# of rows, of channels and of pixels, and tails.
+SHAPES = {
+    "of one size": ([(20, 5, 8), (7, 5, 8)], [(12, 5, 8)], [(0, 0), (1, 0)]),
+    "smaller": ([(18, 5, 4), (3, 5, 4), (4, 2, 3)], [(12, 7, 6)], [(2, 0), (0, 0), (1, 0)]),
+    "flat": ([(9, 1, 4), (6, 1, 1)], [(5, 1, 40)], [(0, 0), (1, 0)]),
+    "with a direct one": (
+        [(4, 5, 4), (18, 6, 5), (6, 7, 8)],
+        [(20, 6, 5), (3, 6, 5)],
+        [(0, 0), (2, 1), (1, 0), (0, 1), (0, 0)],
+    ),
+}
+
+
+@pytest.fixture
+def form(monkeypatch) -> Iterator[Callable[[bool], None]]:
+    """Say whether targets that can take the Gram form do, with tf32 allowed."""
+
+    def take(gram: bool) -> None:
+        launching._PLANS.clear()
+        monkeypatch.setattr(gram_planning, "pays", lambda *_: gram)
+
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        yield take
+    launching._PLANS.clear()
+
+
+def answer_of(backend: Backend, problem: Problem) -> Answer:
+    """Without Hessian-vector products, which have no Gram form."""
+    problem = problem.map(lambda t: t.to(backend.device)).requiring_grad()
+    loss = problem.loss(backend.matching_loss)
+    return Answer(loss, list(torch.autograd.grad(loss, problem.inputs)), [])
+
+
+def check(backend: Backend, problem: Problem) -> Answer:
+    answer = answer_of(backend, problem)
+    # the interpreter does not round to tf32
+    roundings = 64 if backend.device == "cpu" else 4 * 2**12
+    assert_accurate(answer, problem, draw_directions(problem), roundings=roundings)
+    return answer
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_as_exact_as_the_direct_form(triton_backend, form, shape):
+    problem = draw(*SHAPES[shape], batch=2, dtype=torch.float32)
+    form(True)
+    gram = check(triton_backend, problem)
+    form(False)
+    direct = answer_of(triton_backend, problem)
+    assert any(not torch.equal(a, b) for a, b in zip(gram.gradients, direct.gradients, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["sliced", "offset", "expanded", "channels_last"])
+def test_layouts(triton_backend, form, layout):
+    problem = draw(*SHAPES["smaller"], biased=[True, False, True], batch=2, dtype=torch.float32)
+    form(True)
+    check(
+        triton_backend,
+        replace(
+            problem,
+            sources=[laid_out(s, layout) for s in problem.sources],
+            targets=[laid_out(t, layout) for t in problem.targets],
+            weights=[w.t().contiguous().t() for w in problem.weights],
+            alpha=problem.alpha.t().contiguous().t(),
+        ),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_some_needs(triton_backend, form, seed):
+    problem = draw(*SHAPES["with a direct one"], batch=2, dtype=torch.float32)
+    problem = problem.map(lambda t: t.to(triton_backend.device))
+    flat = [index for pair in problem.pairs for index in pair]
+    generator = torch.Generator().manual_seed(seed)
+    needs = (torch.rand(len(problem.slots), generator=generator) < 0.5).tolist()
+    answers = []
+    for gram in (False, True):
+        form(gram)
+        given = problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, flat
+        found = launching.loss_and_gradient(Arguments(*given, needs))
+        answers.append([found.loss, *found.results])
+    for wanted, found in zip(*answers, strict=True):
+        assert (wanted is None) == (found is None)
+        if wanted is not None:
+            torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
+
+
+def takes_it(name: str, **changes) -> list[bool]:
+    """For each target of a benchmark's workload, on an H100."""
+    workload = WORKLOADS[name]
+    batch = workload.gpu_batch
+
+    def made(sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        return [torch.empty(batch, *size, device="meta") for size in sizes]
+
+    maps = made(workload.sources), made(workload.targets)
+    pairs = workload.pairs
+    weights = [torch.empty(maps[0][m].shape[1], maps[1][n].shape[1], device="meta") for m, n in pairs]
+    biases = [torch.empty(len(w), device="meta") for w in weights]
+    alpha = torch.empty(batch, sum(map(len, weights)), device="meta")
+    slots = [*maps[1], *weights, *biases, alpha]
+    arguments = Arguments(*maps, weights, biases, alpha, [i for pair in pairs for i in pair], [True] * len(slots))
+    options = {"precision": "tf32", "directions": None} | changes
+    tiles = TABLES[options["precision"]]
+    planner = Planner(arguments, results=slots, tiles=tiles, processors=132, compiles=True, **options)
+    return [layer in planner.gram.layers for layer in planner.layers]
+
+
+def test_the_planner_takes_it_for_many_pixels_and_few_channels():
+    assert takes_it("imagenet") == [True, False, False, False]
+    assert not any(takes_it("cifar"))
+
+
+def test_never_where_all_of_float32_is_asked_for_nor_for_the_second_derivative():
+    slots = len(WORKLOADS["imagenet"].targets) + 2 * len(WORKLOADS["imagenet"].pairs) + 1
+    assert not any(takes_it("imagenet", precision="tf32x3"))
+    assert not any(takes_it("imagenet", directions=[None] * slots))
