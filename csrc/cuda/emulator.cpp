@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
@@ -28,6 +29,12 @@ uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
+}
+
+float toward_zero(double value) {
+  const float nearest = float(value);
+  const bool is_larger = std::abs(double(nearest)) > std::abs(value) && std::isfinite(nearest);
+  return is_larger ? std::nextafter(nearest, 0.f) : nearest;
 }
 
 // A number of threads that meet: the last one to come does what is to do for all.
@@ -221,7 +228,8 @@ void EmulatedThread::multiply(float (*sums)[4][4], const uint32_t (*a)[4], const
       if (!bfloat16) return float_of(bits & 0xffffe000);  // the others are not looked at
       return float_of(word ? bits & 0xffff0000 : bits << 16);
     };
-    float left[64][16], right[16][32], sum[64][32];
+    float left[64][16], right[16][32];
+    double sum[64][32];  // exact, as nearly as tensor cores have it; they cut what a float does not hold
     for (int lane = 0; lane < warp_size; ++lane)
       for (int word = 0; word < words; ++word) {
         const int group = lane / 4, k = lane % 4 * words + word;
@@ -240,11 +248,11 @@ void EmulatedThread::multiply(float (*sums)[4][4], const uint32_t (*a)[4], const
               action(block.sums[first + lane][i][j][e],
                      sum[16 * i + lane / 4 + e / 2 * 8][8 * j + lane % 4 * 2 + e % 2]);
     };
-    each([](float& own, float& whole) { whole = own; });
+    each([](float& own, double& whole) { whole = own; });
     for (int row = 0; row < 16 * blocks; ++row)
       for (int k = 0; k < depth; ++k)
-        for (int column = 0; column < 32; ++column) sum[row][column] += left[row][k] * right[k][column];
-    each([](float& own, float& whole) { own = whole; });
+        for (int column = 0; column < 32; ++column) sum[row][column] += double(left[row][k]) * right[k][column];
+    each([](float& own, double& whole) { own = toward_zero(whole); });
   });
 }
 

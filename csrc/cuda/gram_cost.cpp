@@ -1,7 +1,9 @@
 // The choice between the direct form and the Gram form of a target.
 #include <algorithm>
+#include <cmath>
 
 #include "plan.h"
+#include "tile.h"
 
 namespace l2t_fast::cuda {
 namespace {
@@ -10,6 +12,8 @@ namespace {
 // kernels of the direct form.
 constexpr double operations_of_byte = 30;
 
+double padded(double length, double to) { return std::ceil(length / to) * to; }
+
 std::optional<bool> forced_gram;
 
 }  // namespace
@@ -17,25 +21,36 @@ std::optional<bool> forced_gram;
 bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pairs, const Wishes& wishes,
                const Chip& chip) {
   if (forced_gram) return *forced_gram;
-  const double channels = target.channels, pixels = double(target.height) * target.width;
-  double rows = 0, own_rows = 0, small = 0, resized = 0, groups = 0;
+  const double channels = padded(target.channels, target.channels > 64 ? 128 : 64);  // as tiles have them
+  const double pixels = double(target.height) * target.width, columns = padded(pixels, tile_width);
+  // Of sources of the target's size, and of smaller ones at theirs: rows as S~ T^T pads them, a pair at a time, and as
+  // the sums over them do. `floats` are those of smaller maps.
+  double rows = 0, own_rows = 0, own_terms = 0, small = 0, small_terms = 0, floats = 0;
+  double groups = 0, group_pixels = 0, resized = 0;
   bool weights = false, weights_move = false;
   for (size_t p = 0; p < pairs.size(); ++p) {
     const Pair& pair = pairs[p];
     weights |= pair.weight_result.data != nullptr;
     weights_move |= pair.weight_direction.data != nullptr;
     rows += pair.channels;
+    const double as_rows = padded(pair.channels, tile_width), as_terms = padded(pair.channels, depth<float>);
     if (pair.resize == Pair::Resize::none) {
-      own_rows += pair.channels;
+      own_rows += as_rows;
+      own_terms += as_terms;
       continue;
     }
-    small += double(pair.channels) * pair.height * pair.width;
+    const double own = double(pair.height) * pair.width;
+    small += as_rows * padded(own, depth<float>);
+    small_terms += as_terms * padded(own, tile_width);
+    floats += pair.channels * own;
     if (p && pairs[p - 1].height == pair.height && pairs[p - 1].width == pair.width) continue;
     // the source pixels that a tile of columns takes of: the rows it crosses, and their neighbours
     const double crossed = double(tile_width) / target.width * pair.height / target.height + 2;
-    resized += std::min<double>(crossed, pair.height) * pair.width + row_bytes / sizeof(float);
+    resized += padded(std::min<double>(crossed, pair.height) * pair.width, depth<float>);
+    group_pixels += own;
     ++groups;
   }
+  const double all_rows = padded(rows, tile_width);
   const bool maps = target.result.data, maps_move = target.direction.data;
   // Terms of the sums: of maps; W's products with them; factors; scaled weights; dT's products with maps.
   const double of_maps = 1 + maps_move;
@@ -46,20 +61,28 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
   const double direct_products =
       wishes.second ? 1 + maps_move + weights_move + maps * (1 + weights_move) + weights * (1 + maps_move)
                     : 1 + maps + weights;
-  const double direct_maps = wishes.second ? 2 * (1 + maps + weights) : 1 + maps + weights;  // E, written and read
+  const double direct_maps = !maps && !weights ? 0 : (wishes.second ? 2 : 1) * (1 + maps + weights);  // E, by passes
 
-  const double direct = (2 * channels * direct_products + 4 * operations_of_byte * direct_maps) * rows * pixels;
+  const double direct =
+      2 * channels * direct_products * all_rows * columns + 4 * operations_of_byte * direct_maps * rows * pixels;
+  const double own_floats = own_terms * pixels;
   const double arithmetic =
       3 * 2 * channels *
-          (of_maps * ((channels + own_rows) * pixels + small) + of_sources * small +
-           (of_projections + of_factors) * channels * rows) +
-      2 * channels * pixels * (of_targets * channels + of_sources * own_rows + (of_sources > 0) * resized);
+          (of_maps * ((padded(target.channels, tile_width) + own_rows) * pixels + small) + of_sources * small_terms +
+           (of_projections + of_factors) * channels * all_rows) +
+      2 * channels * columns * (of_targets * channels + of_sources * own_terms + (of_sources > 0) * resized);
   const double bytes =
-      4 * (((3 + 2 * groups) * of_maps + maps + of_targets) * channels * pixels +
-           (1 + of_maps + of_sources) * (own_rows * pixels + small) + (1 + 2 * of_maps) * channels * rows);
+      4 * (((3 + 2 * groups) * of_maps + maps + of_targets) * target.channels * pixels +
+           (1 + of_maps + of_sources) * (own_floats + floats) + (1 + 2 * of_maps) * target.channels * rows);
   const double gram = arithmetic + operations_of_byte * bytes;
   constexpr int launches = 4;
-  return gram<0.75 * direct&& double(batch) * (direct - gram)> launches * chip.launch;
+  const bool is_less = gram < 0.75 * direct;
+  const bool is_worth_it = double(batch) * (direct - gram) > launches * chip.launch;
+  // What it keeps between its kernels may be as much as the maps that it reads: memory is bounded by the features.
+  const double kept = target.channels * (of_maps * (rows + target.channels + group_pixels) +
+                                         of_factors * target.channels + (of_sources > 0) * group_pixels);
+  const double read = of_maps * target.channels * pixels + own_floats + floats;
+  return is_less && is_worth_it && kept < read;
 }
 
 void force_gram(std::optional<bool> pays) { forced_gram = pays; }

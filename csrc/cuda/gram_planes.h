@@ -111,7 +111,7 @@ class GramPlanes {
                        begin_bytes = (most_side + 4) * int(sizeof(int32_t)),
                        axis_bytes = upper_bytes + begin_bytes + most_side * int(sizeof(Moments)),
                        line_bytes = warps * most_side * int(sizeof(float));
-  static_assert(2 * axis_bytes + line_bytes <= pipeline_bytes);
+  static_assert(2 * axis_bytes + line_bytes == planes_bytes);
 
   L2T_FAST_KERNEL unsigned char* of_axis(int axis) const { return m_.shared() + line_bytes + axis * axis_bytes; }
   L2T_FAST_KERNEL float* uppers(int axis) const { return reinterpret_cast<float*>(of_axis(axis)); }

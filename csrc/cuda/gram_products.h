@@ -27,8 +27,9 @@ class GramProducts : GramTiles<Mode, blocks, M> {
     const int first_row = next(item, tiles(rows, tile_width)) * tile_width, part = next(item, shares), sample = item;
     const int count = tiles(pixels, terms);
     const int begin = int(int64_t(count) * part / shares), end = int(int64_t(count) * (part + 1) / shares);
-    Sums<blocks> sums;
+    Sums<blocks> sums, whole;
     clear<blocks>(sums);
+    clear<blocks>(whole);
     multiply_tiles<Mode, Layout<true>, Layout<true>, blocks>(
         m_, sums, end - begin,
         [=, this](int number, float* a, float* b) {
@@ -43,7 +44,10 @@ class GramProducts : GramTiles<Mode, blocks, M> {
           }
           fill_rows<tile_width>(b, map, sample, first_row, rows, pixel, pixels);
         },
-        [](int, float*, float*) {});
+        [](int, float*, float*) {},
+        [&sums, &whole, last = end - begin - 1](int number) {
+          if (number % tiles_of_chain == tiles_of_chain - 1 || number == last) put_away(sums, whole);
+        });
     float* const to =
         (small ? gram.small_products[which] +
                      (int64_t(sample) * (target_.rows - gram.own_rows) - gram.own_rows) * channels
@@ -51,7 +55,7 @@ class GramProducts : GramTiles<Mode, blocks, M> {
                      ((int64_t(part) * problem_.batch + sample) * (channels + gram.own_rows) + (pair ? channels : 0)) *
                          channels) +
         (pair ? int64_t(pair->first_row) * channels : 0);
-    this->for_each_sum(sums, [=](int i, int j, float sum) {
+    this->for_each_sum(whole, [=](int i, int j, float sum) {
       const int channel = first_channel + i, row = first_row + j;
       if (channel < channels && row < rows) to[int64_t(row) * channels + channel] = sum;
     });
@@ -144,6 +148,25 @@ class GramProducts : GramTiles<Mode, blocks, M> {
   }
 
  private:
+  // Tensor cores cut off what a float does not hold, always towards zero. So that this does not add up over thousands
+  // of pixels, of whose sums Q is a small difference, so many tiles' sums are put away at a time, by additions that
+  // round.
+  static constexpr int tiles_of_chain = 4;
+
+  static L2T_FAST_KERNEL void put_away(Sums<blocks>& sums, Sums<blocks>& whole) {
+    L2T_FAST_UNROLL
+    for (int i = 0; i < blocks; ++i) {
+      L2T_FAST_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        L2T_FAST_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          whole[i][j][e] += sums[i][j][e];
+          sums[i][j][e] = 0;
+        }
+      }
+    }
+  }
+
   L2T_FAST_KERNEL const Group* small_group_of(const Pair& pair) const {
     if (pair.first_row < target_.gram.own_rows) return nullptr;
     const Group* group = problem_.groups + target_.gram.first_group;
@@ -249,20 +272,24 @@ class GramProducts : GramTiles<Mode, blocks, M> {
     bool weights_move, coefficients_move;
   };
   L2T_FAST_KERNEL int count_of(const Group& group) const {
-    int count = 0;
-    for (int p = group.first_pair; p < group.first_pair + group.pairs; ++p)
-      count += tiles(problem_.pairs[p].channels, terms);
-    return count;
+    const Pair& last = problem_.pairs[group.first_pair + group.pairs - 1];
+    return last.first_tile + tiles(last.channels, terms);
   }
   L2T_FAST_KERNEL Stretch stretch_of(const Group& group, int number) const {
-    const Pair *const first = problem_.pairs + group.first_pair, *const end = first + group.pairs, *pair = first;
-    bool again = false;
-    for (int count = tiles(pair->channels, terms); number >= count; count = tiles(pair->channels, terms)) {
-      number -= count;
-      if (++pair == end) pair = first, again = true;
+    const int count = count_of(group);
+    const bool again = number >= count;
+    if (again) number -= count;
+    int low = group.first_pair, high = group.first_pair + group.pairs - 1;
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (problem_.pairs[middle].first_tile <= number)
+        low = middle;
+      else
+        high = middle - 1;
     }
+    const Pair& pair = problem_.pairs[low];
     const bool weights_move = problem_.second && target_.weight_direction && !again;
-    return {pair, number * terms, weights_move, problem_.second && !weights_move};
+    return {&pair, (number - pair.first_tile) * terms, weights_move, problem_.second && !weights_move};
   }
   L2T_FAST_KERNEL void fill_scaled(float* a, float* b, const Group& group, int number, int sample, int first_channel,
                                    int first_pixel, int pixels) {

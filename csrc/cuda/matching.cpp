@@ -182,6 +182,7 @@ class Call {
       rows += pair.channels;
     }
     small(rows * (std::max<int64_t>(problem_.alpha.size(0), target.channels) + tile_width) + tile_width);
+    if (target.gram.groups) small(problem_.alpha.size(0) * target.channels + threads);
     records_.targets.push_back(target);
     records_.pairs.insert(records_.pairs.end(), pairs.begin(), pairs.end());
   }
@@ -189,7 +190,8 @@ class Call {
   Pair describe_pair(int64_t p, const Target& target) const {
     const at::Tensor& source = problem_.sources[problem_.pairs[p].source];
     Pair pair{};
-    pair.source = map_of(source, products_, channels_last(source));
+    // A single pixel lies in line either way, and as the Gram form reads it.
+    pair.source = map_of(source, products_, channels_last(source) && source.size(2) * source.size(3) > 1);
     pair.weight = matrix_of(problem_.weights[p]);
     pair.weight_direction = matrix_of(direction(&Direction::weights, p));
     pair.weight_result = matrix_of(result_.weights[p], /*written=*/true);

@@ -146,6 +146,11 @@ class Planner {
     gram.own_rows = 0;
     for (auto group = end - gram.groups; group != end; ++group) {
       group->first_row = pairs_[group->first_pair].first_row;
+      int32_t tiles = 0;
+      for (int p = group->first_pair; p < group->first_pair + group->pairs; ++p) {
+        pairs_[p].first_tile = tiles;
+        tiles += int32_t(cut(pairs_[p].channels, terms()));
+      }
       const Pair& last = pairs_[group->first_pair + group->pairs - 1];
       group->rows = last.first_row + last.channels - group->first_row;
       group->stride = int32_t(stride_of(pixels(*group)));
@@ -307,7 +312,7 @@ class Planner {
       put(planes, Kind::target_planes, n, chunks, 1);
       put(projections, Kind::projections, n, channel_tiles(target) * row_tiles * target.splits, batch_ / target.splits);
       if (target.result.data) {
-        put(planes, Kind::constant, n, cut(batch_ * channels, threads), 1);
+        put(planes, Kind::constant, n, cut(batch_ * channels, threads), cut(target.rows, planes_of_block));
         put(targets, Kind::gram_target, n, tiles * cut(pixels(target), tile_width), 1);
       }
       for (int g = target.gram.first_group; g < target.gram.first_group + target.gram.groups; ++g) {

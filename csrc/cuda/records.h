@@ -13,6 +13,7 @@ inline constexpr int reserved_bytes = 3200;                            // of sha
 
 inline constexpr int planes_of_block = 64;  // of the Gram form: channels that a block sums up or shrinks
 inline constexpr int most_side = 1024;      // of the Gram form: a map's height and width, by the room for an axis
+inline constexpr int planes_bytes = 73760;  // of shared memory, for what most_side makes of it
 inline constexpr int packed_at_once = 4;    // elements of the packed weights, by a thread
 
 enum class Type : int32_t { float32, bfloat16, float16 };
@@ -50,8 +51,9 @@ struct Pair {
   Vector bias, bias_direction, bias_result;
   int32_t channels, height, width;  // of the source
   int32_t target;
-  int32_t first_row;  // among the rows of its target
-  int64_t column;     // first of its columns in the coefficients
+  int32_t first_row;   // among the rows of its target
+  int32_t first_tile;  // in the Gram form: of the tiles of its group's rows, each of one pair
+  int64_t column;      // first of its columns in the coefficients
   enum class Resize : int32_t { none, products, taps };
   Resize resize;  // none: the map lies as the target's tiles do; products: a small source, by the tensor cores
 };

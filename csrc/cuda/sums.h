@@ -70,7 +70,7 @@ L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& 
     const int sample = element / target.rows, row = element - sample * target.rows;
     const int part = sample / target.part_samples, local = sample - part * target.part_samples;
     const int pixels = target.height * target.width;
-    const int first_column = local * pixels, ahead = target.tiles_of_sample;
+    const int ahead = target.tiles_of_sample, first_column = ahead ? 0 : local * pixels;
     const int begin = ahead ? local * ahead : first_column / target.step;
     const int end = ahead ? begin + ahead : (first_column + pixels - 1) / target.step + 1;
     float square = 0, factor = 0;

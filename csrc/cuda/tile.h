@@ -154,10 +154,11 @@ L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Elem
 }
 
 // sums += the products of `count` pairs of tiles. fill(number, a, b) requests a pair; while one is worked on, the next
-// ones are on their way. settle(number, a, b) is what a thread does to what it requested, once that is there. Ends with
-// shared memory free again for all threads.
-template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
-L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fill, const Settle& settle) {
+// ones are on their way. settle(number, a, b) is what a thread does to what it requested, once that is there, and
+// after(number) follows a pair's product. Ends with shared memory free again for all threads.
+template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle, class After>
+L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fill, const Settle& settle,
+                                    const After& after) {
   using Element = typename Mode::Element;
   // Lower tiles take less room, and less time for their products: more of them are under way.
   constexpr int bytes = (32 * blocks + tile_width) * row_bytes, stages = pipeline_bytes / bytes;
@@ -176,10 +177,16 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
     if (number + stages - 1 < count) fill(number + stages - 1, tile(free), tile(free) + second);
     m.commit();
     product<Mode, A, B>(m, sums, tile(slot), tile(slot) + second);
+    after(number);
     free = slot;
     slot = slot + 1 == stages ? 0 : slot + 1;
   }
   m.barrier();
+}
+
+template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
+L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, const Fill& fill, const Settle& settle) {
+  multiply_tiles<Mode, A, B, blocks>(m, sums, count, fill, settle, [](int) {});
 }
 
 // ---- between memory and tiles

@@ -41,7 +41,8 @@ cudaError_t launch_gram(bool /*second*/, const Problem* problem, const Launch& l
                             : launch.kernel == Kernel::gram_products    ? gram_products_kernel
                             : launch.kernel == Kernel::gram_projections ? gram_projections_kernel
                                                                         : gram_targets_kernel;
-  return start(function, int(shared_bytes), problem, launch, stream);
+  const int shared = launch.kernel == Kernel::gram_planes ? planes_bytes : int(shared_bytes);
+  return start(function, shared, problem, launch, stream);
 }
 
 }  // namespace l2t_fast::cuda

@@ -70,6 +70,9 @@ MAP_SUM, SOURCE_SUM, SHRINK, CONSTANTS = tl.constexpr(0), tl.constexpr(1), tl.co
 OF_MAPS, OF_SMALL, OF_WEIGHTS, GROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 X3 = tl.constexpr("tf32x3")
+# Tensor cores cut off what a float does not hold, always towards zero. So that this does not add up over thousands of
+# pixels, of whose sums Q is a small difference, the sums of so many are added by additions that round.
+CHAIN = tl.constexpr(128)
 
 
 @triton.jit
@@ -238,11 +241,14 @@ def _multiply_maps(
     view = table + tl.where(pair_at != 0, pair_at + SOURCE, target_at + MAP)
     rows = tl.where(pair_at != 0, tl.load(table + pair_at + SOURCE_CHANNELS).to(tl.int32), channels)
     pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.int32)
-    for start in range(0, pixels, STEP):
-        pixel = start + tl.arange(0, STEP)
-        s = _pixels_of(view, sample, pixel, pixel < pixels, row, row < rows, VECTOR)
-        t = _pixels_of(target + MAP, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
-        sums = tl.dot(tl.trans(s), t, sums, input_precision=X3)
+    for begin in range(0, pixels, CHAIN):
+        part = tl.zeros_like(sums)
+        for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
+            pixel = start + tl.arange(0, STEP)
+            s = _pixels_of(view, sample, pixel, pixel < pixels, row, row < rows, VECTOR)
+            t = _pixels_of(target + MAP, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
+            part = tl.dot(tl.trans(s), t, part, input_precision=X3)
+        sums += part
     to_row = tl.where(pair_at != 0, channels + tl.load(table + pair_at + FIRST_ROW).to(tl.int32), 0) + row
     _store_product(target, sample, to_row, row < rows, channel, channels, sums)
 
@@ -253,11 +259,14 @@ def _multiply_small(table, target, pair, sample, row, channel, channels, sums, S
     rows = tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
     pixels = (tl.load(pair + SOURCE_HEIGHT) * tl.load(pair + SOURCE_WIDTH)).to(tl.int32)
     shrunk = _pointer(table + tl.load(pair + GROUP) + SHRUNK, tl.float32) + sample * pixels * channels
-    for start in range(0, pixels, STEP):
-        pixel = start + tl.arange(0, STEP)
-        s = _pixels_of(pair + SOURCE, sample, pixel, pixel < pixels, row, row < rows, 1)
-        t = _dense(shrunk, pixel, pixel < pixels, channel, channels, channel < channels)
-        sums = tl.dot(tl.trans(s), t, sums, input_precision=X3)
+    for begin in range(0, pixels, CHAIN):
+        part = tl.zeros_like(sums)
+        for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
+            pixel = start + tl.arange(0, STEP)
+            s = _pixels_of(pair + SOURCE, sample, pixel, pixel < pixels, row, row < rows, 1)
+            t = _dense(shrunk, pixel, pixel < pixels, channel, channels, channel < channels)
+            part = tl.dot(tl.trans(s), t, part, input_precision=X3)
+        sums += part
     to_row = channels + tl.load(pair + FIRST_ROW).to(tl.int32) + row
     _store_product(target, sample, to_row, row < rows, channel, channels, sums)
 

@@ -64,29 +64,40 @@ def _in_line(tensor: Tensor) -> bool:
 
 
 def pays(planner: Planner, layer: Layer) -> bool:
-    """Whether it takes clearly less: operations and bytes of both are counted, as csrc/cuda/gram_cost.cpp does."""
+    """Whether it takes clearly less: operations and bytes of both are counted, as csrc/cuda/gram_cost.cpp does.
+
+    And keeps no more between its kernels than the maps that it reads: memory is bounded by the features.
+    """
     a = planner.arguments
     target = a.targets[layer.target]
     channels, pixels, rows = layer.channels, layer.pixels, layer.rows
-    own_rows = small = 0
+    tile = next(tile for tile in GRAM["gram_products"] if channels <= tile.channels)
+    own_rows = small = floats = 0
     sizes = set()
     for p in layer.pairs:
         _, count, height, width = a.sources[a.pairs[2 * p]].shape
+        padded = triton.cdiv(count, tile.rows) * tile.rows
         if (height, width) == tuple(target.shape[2:]):
-            own_rows += count
+            own_rows += padded
         else:
-            small += count * height * width
+            small += padded * height * width
+            floats += count * height * width
             sizes.add((height, width))
     maps, weights, groups = layer.wants_map, layer.wants_weights, len(sizes)
-    direct = (2 * channels + 4 * OPERATIONS_OF_BYTE) * (1 + maps + weights) * rows * pixels
-    arithmetic = 6 * channels * ((channels + own_rows) * pixels + (1 + maps) * (small + channels * rows))
-    arithmetic += maps * channels * pixels * (2 * (channels + own_rows) + 8 * groups)
+    group_pixels = sum(height * width for height, width in sizes)
+    passes = 1 + maps + weights if maps or weights else 0  # over E
+    direct = (2 * tile.channels * (1 + maps + weights) + 4 * OPERATIONS_OF_BYTE * passes) * rows * pixels
+    arithmetic = 6 * tile.channels * ((tile.channels + own_rows) * pixels + (1 + maps) * (small + channels * rows))
+    arithmetic += maps * tile.channels * pixels * (2 * (channels + own_rows) + 8 * groups)
     # rows are resized once more for their sums
-    moved = (3 + 2 * groups + 2 * maps) * channels * pixels + (2 + maps) * (own_rows * pixels + small)
+    moved = (3 + 2 * groups + 2 * maps) * channels * pixels + (2 + maps) * (own_rows * pixels + floats)
     moved += 3 * channels * rows + rows * pixels
     gram = arithmetic + OPERATIONS_OF_BYTE * 4 * moved
     saved = planner.batch * (direct - gram)
-    return gram < 0.75 * direct and saved > LAUNCHES * OPERATIONS_OF_LAUNCH * planner.processors
+    kept = channels * (rows + (1 + maps) * (channels + group_pixels))
+    read = (channels + own_rows) * pixels + floats
+    is_worth_it = saved > LAUNCHES * OPERATIONS_OF_LAUNCH * planner.processors
+    return gram < 0.75 * direct and is_worth_it and kept < read
 
 
 class GramPlanner:

@@ -118,12 +118,18 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(algorithm, emulate, shap
 
 
 def test_the_planner_takes_it_for_many_pixels_and_few_channels(algorithm):
-    many = draw([(48, 24, 24), (96, 12, 12)], [(8, 24, 24)], [(0, 0), (1, 0)], batch=1, dtype=torch.float32)
-    auto, gram = answers_of(many, draw_directions(many), algorithm, "auto", "gram")
-    assert same_bits(auto.parts(), gram.parts())
+    def both(problem, name: str) -> list[bool]:
+        """Whether the planner's gradients have the bits of the algorithm's."""
+        found = []
+        for each in ("auto", name):
+            algorithm(each)
+            found.append(native.loss_and_gradients(*arguments_of(problem), [True] * len(problem.slots))[1])
+        return [torch.equal(a, b) for a, b in zip(*found, strict=True)]
+
+    many = draw([(256, 12, 12), (512, 6, 6)], [(64, 24, 24)], [(0, 0), (1, 0)], batch=1, dtype=torch.float32)
+    assert all(both(many, "gram")) and not all(both(many, "direct"))
     few = draw([(16, 4, 4)], [(32, 4, 4)], [(0, 0)], batch=1, dtype=torch.float32)
-    auto, direct = answers_of(few, draw_directions(few), algorithm, "auto", "direct")
-    assert same_bits(auto.parts(), direct.parts())
+    assert all(both(few, "direct")) and not all(both(few, "gram"))
 
 
 @pytest.mark.parametrize("why_not", ["float32 asked for", "bfloat16", "float16", "channels_last", "larger sources"])
@@ -143,17 +149,23 @@ def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
 
 @pytest.mark.parametrize("share", [1e-1, 1e-2, 1e-3])
 def test_the_error_where_a_projection_fits_its_source(algorithm, share):
-    """D small against S~: Q is a difference of large numbers, and its error stays below 1e-6 of the sum of S~^2."""
-    problem = draw([(24, 12, 12), (24, 12, 12)], [(8, 12, 12)], [(0, 0), (1, 0)], dtype=torch.float32)
+    """D small against S~: Q is a difference of large numbers, and its error stays within 5e-7 of what they sum up to.
 
-    def projected(dtype):
+    Maps as after a ReLU: all terms of T T^T are positive, and what tensor cores cut off adds up.
+    """
+    problem = draw([(24, 40, 40), (8, 40, 40)], [(8, 40, 40)], [(0, 0), (1, 0)], batch=1, dtype=torch.float32)
+    problem = replace(problem, targets=[t.relu() for t in problem.targets], weights=[w.abs() for w in problem.weights])
+
+    def projected(dtype, shifts):
         products = [torch.einsum("mc,bchw->bmhw", w.to(dtype), problem.targets[0].to(dtype)) for w in problem.weights]
-        return [p + b.to(dtype)[:, None, None] for p, b in zip(products, problem.biases, strict=True)]
+        return [p + b.to(dtype)[:, None, None] for p, b in zip(products, shifts, strict=True)]
 
-    sources = [p * (1 + share * torch.randn_like(p)) for p in projected(torch.float32)]
-    differences = [p - s for p, s in zip(projected(torch.float64), sources, strict=True)]
-    wanted, squares = (torch.cat([x.double().square().sum((2, 3)) for x in maps], 1) for maps in (differences, sources))
+    biases = problem.biases
+    sources = [p * (1 + share * torch.randn_like(p)) for p in projected(torch.float32, biases)]
+    differences = [p - s for p, s in zip(projected(torch.float64, biases), sources, strict=True)]
+    sums = [p + s.abs() for p, s in zip(projected(torch.float64, [b.abs() for b in biases]), sources, strict=True)]
+    wanted, scale = (torch.cat([x.double().square().sum((2, 3)) for x in maps], 1) for maps in (differences, sums))
     needs = [False] * (len(problem.slots) - 1) + [True]
     algorithm("gram")
     _, gradients = native.loss_and_gradients(*arguments_of(replace(problem, sources=sources)), needs)
-    assert float(((gradients[-1].double() - wanted).abs() / squares).max()) < 1e-6
+    assert float(((gradients[-1].double() - wanted).abs() / scale).max()) < 5e-7
