@@ -79,13 +79,13 @@ def stages(output: Path) -> list[Stage]:
     no_blocks = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     describe = "from l2t_fast import environment as e; print(e.format_environment(e.describe_environment()))"
     loss = [*python, "-m", "benchmarks.gpu_rows", "loss", rows, "--workloads"]
-    forms = [*python, "-m", "benchmarks.gpu_profile", "--backends", "cuda", "--forms", "direct", "gram", "auto"]
+    forms = [*python, "-m", "benchmarks.gpu_profile", "--backends", "cuda", "--forms", "direct", "gram"]
     step = [*python, "-m", "benchmarks.gpu_rows", "step", rows, "--workloads"]
     missing = [name for name in NEEDED_BY if importlib.util.find_spec(name) is None]
     left_out = [path for name in missing for path in NEEDED_BY[name]]
     return [
         Stage("environment", 15, [*python, "-c", describe], {}),
-        Stage("build", 100, [*python, "setup.py", "build_ext", "--inplace"], {}),
+        Stage("build", 90, [*python, "setup.py", "build_ext", "--inplace"], {}),
         Stage("loss_imagenet", 45, [*loss, "imagenet"], {}),
         Stage("loss_cifar", 45, [*loss, "cifar"], {}),
         Stage("step_cifar", 40, [*step, "cifar", "--repeats", "10"], {}),
@@ -97,14 +97,14 @@ def stages(output: Path) -> list[Stage]:
             {},
             "torch.compile is left out: it compiles 128 pairs for minutes",
         ),
-        Stage("forms", 30, [*forms, "--workloads", "imagenet", "multi_source_128"], {}),
+        Stage("forms", 22, [*forms, "--workloads", "imagenet", "multi_source_128"], {}),
         Stage("tests_cuda", 50, [*tests, "tests/ops", "-k", "cuda and not triton"], one_thread),
-        Stage("tests_graph", 50, [*tests, "tests/transfer/test_step_graph_gpu.py"], one_thread),
+        Stage("tests_graph", 45, [*tests, "tests/transfer/test_step_graph_gpu.py"], one_thread),
         Stage("memcheck", 25, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
         Stage("racecheck", 20, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
         Stage(
             "tests_triton",
-            50,
+            25,
             [*tests, "tests/ops", "-k", "triton"],
             one_thread,
             "every mixture of types is compiled anew: what is left when the time is up was not tested",
