@@ -17,15 +17,15 @@
 
 namespace l2t_fast::cuda {
 
-// Tiles of 32 * blocks of the target's channels, by 128 rows or pixels; `blocks` is 4, or 2 for up to 64 channels.
-template <class Mode, int blocks, class M>
+// Tiles of 64 of the target's channels, which are few, by 128 rows or pixels.
+template <class Mode, class M>
 class GramTiles {
  public:
   L2T_FAST_KERNEL GramTiles(M& m, const Problem& problem, const Target& target)
       : m_(m), problem_(problem), target_(target) {}
 
  protected:
-  static constexpr int height = 32 * blocks, terms = depth<float>;
+  static constexpr int height = gram_height, blocks = height / 32, terms = depth<float>;
 
   static L2T_FAST_KERNEL int tiles(int64_t length, int size) { return int((length + size - 1) / size); }
 

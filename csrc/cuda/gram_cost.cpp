@@ -21,7 +21,7 @@ std::optional<bool> forced_gram;
 bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pairs, const Wishes& wishes,
                const Chip& chip) {
   if (forced_gram) return *forced_gram;
-  const double channels = padded(target.channels, target.channels > 64 ? 128 : 64);  // as tiles have them
+  const double channels = padded(target.channels, gram_height);  // as tiles have them
   const double pixels = double(target.height) * target.width, columns = padded(pixels, tile_width);
   // Of sources of the target's size, and of smaller ones at theirs: rows as S~ T^T pads them, a pair at a time, and as
   // the sums over them do. `floats` are those of smaller maps.

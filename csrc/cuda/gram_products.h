@@ -6,11 +6,11 @@
 
 namespace l2t_fast::cuda {
 
-template <class Mode, int blocks, class M>
-class GramProducts : GramTiles<Mode, blocks, M> {
-  using Tiles = GramTiles<Mode, blocks, M>;
-  using Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms, Tiles::tiles,
-      Tiles::twice, Tiles::weights_from;
+template <class Mode, class M>
+class GramProducts : GramTiles<Mode, M> {
+  using Tiles = GramTiles<Mode, M>;
+  using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms,
+      Tiles::tiles, Tiles::twice, Tiles::weights_from;
 
  public:
   using Tiles::Tiles;
@@ -323,43 +323,29 @@ class GramProducts : GramTiles<Mode, blocks, M> {
   }
 };
 
-template <int blocks, class M>
-L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Target& target, const Segment& segment) {
-  using Kind = Segment::Kind;
-  const int item = m.block() - segment.first;
-  GramProducts<Tf32x3, blocks, M> products(m, problem, target);
-  if (segment.kind == Kind::factor)
-    products.multiply_weights(segment.which, item);
-  else if (segment.kind == Kind::grow)
-    products.grow(problem.groups[segment.index], item);
-  else
-    products.multiply_maps(segment.kind == Kind::source_products ? problem.pairs + segment.index : nullptr,
-                           segment.which, item);
-}
-
 template <class M>
 L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& launch) {
   using Kind = Segment::Kind;
   const Segment& segment = segment_of(m, problem, launch);
-  const int index = segment.kind == Kind::source_products ? problem.pairs[segment.index].target
-                    : segment.kind == Kind::grow          ? problem.groups[segment.index].target
-                                                          : segment.index;
-  const Target& target = problem.targets[index];
-  if (target.channels > 64)
-    gram_products<4>(m, problem, target, segment);
+  const int item = m.block() - segment.first;
+  const Pair* const pair = segment.kind == Kind::source_products ? problem.pairs + segment.index : nullptr;
+  const Group* const group = segment.kind == Kind::grow ? problem.groups + segment.index : nullptr;
+  GramProducts<Tf32x3, M> products(m, problem,
+                                   problem.targets[pair    ? pair->target
+                                                   : group ? group->target
+                                                           : segment.index]);
+  if (segment.kind == Kind::factor)
+    products.multiply_weights(segment.which, item);
+  else if (group)
+    products.grow(*group, item);
   else
-    gram_products<2>(m, problem, target, segment);
+    products.multiply_maps(pair, segment.which, item);
 }
 
 template <class M>
 L2T_FAST_KERNEL void gram_targets(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  const int item = m.block() - segment.first;
-  const Target& target = problem.targets[segment.index];
-  if (target.channels > 64)
-    GramProducts<Tf32, 4, M>(m, problem, target).write_target(item);
-  else
-    GramProducts<Tf32, 2, M>(m, problem, target).write_target(item);
+  GramProducts<Tf32, M>(m, problem, problem.targets[segment.index]).write_target(m.block() - segment.first);
 }
 
 }  // namespace l2t_fast::cuda

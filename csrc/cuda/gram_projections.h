@@ -5,11 +5,11 @@
 
 namespace l2t_fast::cuda {
 
-template <class Mode, int blocks, class M>
-class GramProjections : GramTiles<Mode, blocks, M> {
-  using Tiles = GramTiles<Mode, blocks, M>;
-  using Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms, Tiles::tiles,
-      Tiles::twice, Tiles::weights_from;
+template <class Mode, class M>
+class GramProjections : GramTiles<Mode, M> {
+  using Tiles = GramTiles<Mode, M>;
+  using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms,
+      Tiles::tiles, Tiles::twice, Tiles::weights_from;
 
  public:
   using Tiles::Tiles;
@@ -241,12 +241,7 @@ class GramProjections : GramTiles<Mode, blocks, M> {
 template <class M>
 L2T_FAST_KERNEL void gram_projections(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  const int item = m.block() - segment.first;
-  const Target& target = problem.targets[segment.index];
-  if (target.channels > 64)
-    GramProjections<Tf32x3, 4, M>(m, problem, target).write_projections(item);
-  else
-    GramProjections<Tf32x3, 2, M>(m, problem, target).write_projections(item);
+  GramProjections<Tf32x3, M>(m, problem, problem.targets[segment.index]).write_projections(m.block() - segment.first);
 }
 
 }  // namespace l2t_fast::cuda

@@ -135,7 +135,7 @@ class Planner {
     }
   }
 
-  int64_t channel_tiles(const Target& target) const { return cut(target.channels, height(target)); }
+  static int64_t channel_tiles(const Target& target) { return cut(target.channels, gram_height); }
   static int64_t pixels(const Group& group) { return int64_t(group.height) * group.width; }
   bool is_small(const Group& group) const { return group.first_row >= targets_[group.target].gram.own_rows; }
 
