@@ -7,8 +7,8 @@ import sys
 
 import torch
 
-from l2t_fast import _native as native
 from l2t_fast.ops import FUSED, implementation, why_unavailable
+from tests.ops.cuda.conftest import gram_form
 from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 
 PROBLEMS = (
@@ -21,12 +21,8 @@ def check_gram_form() -> None:
     """The CUDA kernels that so small a problem does not take by itself."""
     problem = draw(*PROBLEMS[1], batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
     directions = draw_directions(problem)
-    native.extension.force_algorithm("gram")
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=True):
-            found = solve(implementation("cuda"), problem, directions)
-    finally:
-        native.extension.force_algorithm("auto")
+    with gram_form():
+        found = solve(implementation("cuda"), problem, directions)
     assert_accurate(found, problem, directions, roundings=4 * 2**12)
 
 

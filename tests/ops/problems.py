@@ -188,6 +188,16 @@ def draw_directions(problem: Problem, seed: int = 1) -> list[Tensor]:
     ]
 
 
+def draw_some(problem: Problem, seed: int) -> tuple[list[Tensor | None], list[bool]]:
+    """Directions of half of the slots, None for the others, and whether a slot's result is wanted, for half of them."""
+    generator = torch.Generator().manual_seed(seed)
+    coins = torch.rand(2, len(problem.slots), generator=generator) < 0.5
+    moved = iter(draw_directions(problem))
+    directions = [next(moved) if slot is not None else None for slot in problem.slots]
+    directions = [v if heads else None for v, heads in zip(directions, coins[0], strict=True)]
+    return directions, [slot is not None and bool(heads) for slot, heads in zip(problem.slots, coins[1], strict=True)]
+
+
 def truth(problem: Problem, directions: Sequence[Tensor]) -> Answer:
     """The reference in float64, from the very numbers the problem holds."""
     return solve(

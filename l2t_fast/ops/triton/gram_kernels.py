@@ -91,6 +91,12 @@ def _dense(base, row, lives, channel, channels, channel_lives):
 
 
 @triton.jit
+def _store_dense(base, row, lives, channel, channels, values):
+    at = base + (row[:, None] * channels + channel[None, :])
+    tl.store(at, values, mask=lives[:, None] & (channel < channels)[None, :])
+
+
+@triton.jit
 def _share(place, wanted, size_in, size_out):
     """What target pixels take of a source pixel, along one axis."""
     lower, upper, share = _tap(place, size_in, size_out)
@@ -157,8 +163,7 @@ def _shrink(target, group, sample, y, channel, channels, STEP: tl.constexpr):
             shares = _share(column[None, :], x[:, None], to_width, width)
             sums = tl.dot(shares, line, sums, input_precision=X3)
         to = _pointer(group + SHRUNK, tl.float32) + (sample * to_height + y) * to_width * channels
-        at = to + (x[:, None] * channels + channel[None, :])
-        tl.store(at, sums, mask=(x < to_width)[:, None] & channel_lives[None, :])
+        _store_dense(to, x, x < to_width, channel, channels, sums)
 
 
 @triton.jit
@@ -171,11 +176,11 @@ def _weights(view, TYPE: tl.constexpr, row, channel, lives):
 
 @triton.jit
 def _scaled_weight(table, pair, W_TYPE: tl.constexpr, sample, row, channel, channels):
-    """2 alpha W, (rows, channels), and W."""
+    """2 alpha W, (rows, channels)."""
     lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
     w = _weights(pair + WEIGHT, W_TYPE, row, channel, lives[:, None] & (channel < channels)[None, :])
     twice = 2 * _coefficients(table + ALPHA, sample, tl.load(pair + COLUMN), row, lives, tl.int64)
-    return twice[:, None] * w, w
+    return twice[:, None] * w
 
 
 @triton.jit
@@ -189,7 +194,7 @@ def _constants(
         rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
         for start in range(0, rows, STEP):
             row = start + tl.arange(0, STEP)
-            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, row, channel, channels)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, row, channel, channels)
             sums += tl.sum(scaled * _bias(table + pair + BIAS, B_TYPE, row, row < rows, tl.int64)[:, None], 0)
         pair = tl.load(table + pair + NEXT)
     tl.store(_pointer(target + CONSTANT, tl.float32) + sample * channels + channel, sums, mask=channel < channels)
@@ -228,8 +233,7 @@ def gram_planes_kernel(
 def _store_product(target, sample, row, lives, channel, channels, sums):
     lines = channels + tl.load(target + ROWS)
     to = _pointer(target + PRODUCTS, tl.float32) + sample * lines * channels
-    at = to + (row[:, None] * channels + channel[None, :])
-    tl.store(at, sums, mask=lives[:, None] & (channel < channels)[None, :])
+    _store_dense(to, row, lives, channel, channels, sums)
 
 
 @triton.jit
@@ -276,15 +280,16 @@ def _multiply_weights(table, target, sample, some, channel, channels, sums, W_TY
     """W^T 2 alpha W, of some of the channels by all."""
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + PAIRS).to(tl.int32)):
-        for start in range(0, tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32), STEP):
+        rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
+        for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
-            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels)
-            _s, w = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels)
+            lives = (k < rows)[:, None] & (channel < channels)[None, :]
+            w = _weights(table + pair + WEIGHT, W_TYPE, k, channel, lives)
             sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(target + FACTOR, tl.float32) + sample * channels * channels
-    lives = (some < channels)[:, None] & (channel < channels)[None, :]
-    tl.store(to + (some[:, None] * channels + channel[None, :]), sums, mask=lives)
+    _store_dense(to, some, some < channels, channel, channels, sums)
 
 
 @triton.jit
@@ -297,12 +302,11 @@ def _grow(table, group, sample, pixel, channel, channels, sums, W_TYPE: tl.const
         for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
             s = _pixels_of(table + pair + SOURCE, sample, pixel, pixel < pixels, k, k < rows, 1)
-            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
             sums = tl.dot(s, scaled, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(group + GROWN, tl.float32) + sample * pixels * channels
-    lives = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    tl.store(to + (pixel[:, None] * channels + channel[None, :]), sums, mask=lives)
+    _store_dense(to, pixel, pixel < pixels, channel, channels, sums)
 
 
 @triton.jit
@@ -395,8 +399,7 @@ def gram_projections_kernel(
     tl.store(_pointer(target + FACTOR_SUMS, tl.float32) + (split * rows + first_row + row), factor, mask=lives)
     address = tl.load(target + WEIGHT_SUMS)
     to = address.to(tl.pointer_type(tl.float32)) + (split * rows + first_row) * channels
-    at = to + (row[:, None] * channels + channel[None, :])
-    tl.store(at, gradient, mask=_only_if(address != 0, both))
+    _store_dense(to, row, _only_if(address != 0, lives), channel, channels, gradient)
 
 
 @triton.jit
@@ -451,7 +454,7 @@ def gram_targets_kernel(
         for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
             s = _pixels_of(table + pair + SOURCE, sample, pixel, lives, k, k < rows, VECTOR)
-            scaled, _w = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
             s, scaled = _rounded(s, tl.float32, ROUND), _rounded(-scaled, tl.float32, ROUND)
             sums = tl.dot(s, scaled, sums, input_precision=PRECISION)
         pair = tl.load(table + pair + NEXT)

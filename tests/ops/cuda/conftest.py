@@ -1,6 +1,7 @@
 """The CUDA kernels on the CPU: the same code, its threads one after the other; see csrc/cuda/emulator.h."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -28,6 +29,17 @@ def emulated(emulate: Emulate) -> Backend:
 
     emulate()
     return Backend("cuda", "cpu", native.matching_loss, (torch.float32, torch.bfloat16, torch.float16))
+
+
+@contextmanager
+def gram_form() -> Iterator[None]:
+    """The CUDA kernels' Gram form wherever it can serve, with tf32 allowed, without which it nowhere can."""
+    _native.extension.force_algorithm("gram")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            yield
+    finally:
+        _native.extension.force_algorithm("auto")
 
 
 def same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:

@@ -20,6 +20,7 @@ from tests.ops.problems import (
     draw,
     draw_directions,
     draw_sizes,
+    draw_some,
     in_dtype,
     laid_out,
     solve,
@@ -87,12 +88,7 @@ def arguments_of(problem):
 @pytest.mark.parametrize("seed", range(6))
 def test_some_needs_and_some_directions(emulate, seed):
     problem = draw(*SHAPES["several tiles"], biased=[True, False, True], dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    coins = torch.rand(2, len(problem.slots), generator=generator) < 0.5
-    moved = iter(draw_directions(problem))
-    directions = [next(moved) if slot is not None else None for slot in problem.slots]
-    directions = [v if heads else None for v, heads in zip(directions, coins[0], strict=True)]
-    needs = [slot is not None and bool(heads) for slot, heads in zip(problem.slots, coins[1], strict=True)]
+    directions, needs = draw_some(problem, seed)
 
     def both():
         loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)

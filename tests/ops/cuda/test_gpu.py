@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from l2t_fast import _native
 from l2t_fast.ops import implementation, why_unavailable
 from tests.ops.conftest import Backend
-from tests.ops.cuda.conftest import same_bits
+from tests.ops.cuda.conftest import gram_form, same_bits
 from tests.ops.cuda.test_gram import SHAPES
 from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 from tests.ops.triton.test_gpu import (
@@ -34,11 +33,7 @@ def test_the_gram_form(gpu_backend, shape):
     """Which problems as small as these do not take by themselves."""
     problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
     directions = draw_directions(problem)
-    _native.extension.force_algorithm("gram")
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=True):
-            answer, again = (solve(gpu_backend.matching_loss, problem, directions) for _ in range(2))
-    finally:
-        _native.extension.force_algorithm("auto")
+    with gram_form():
+        answer, again = (solve(gpu_backend.matching_loss, problem, directions) for _ in range(2))
     assert_accurate(answer, problem, directions, roundings=4 * 2**12)
     assert same_bits(answer.parts(), again.parts())

@@ -11,7 +11,18 @@ from l2t_fast.ops import native
 from tests.ops import test_values as values
 from tests.ops.cuda.conftest import same_bits
 from tests.ops.cuda.test_emulated import arguments_of
-from tests.ops.problems import LAYOUTS, Answer, assert_accurate, draw, draw_directions, in_dtype, laid_out, solve, truth
+from tests.ops.problems import (
+    LAYOUTS,
+    Answer,
+    assert_accurate,
+    draw,
+    draw_directions,
+    draw_some,
+    in_dtype,
+    laid_out,
+    solve,
+    truth,
+)
 
 # Sources of the target's size, smaller ones of several sizes and of one, larger ones that stay in the direct form;
 # several tiles of rows, channels and pixels, and tails; maps that can be copied 16 bytes at a time, and such that
@@ -86,12 +97,7 @@ def test_every_layout(algorithm, layout):
 @pytest.mark.parametrize("seed", range(12))
 def test_some_needs_and_some_directions(algorithm, seed):
     problem = draw(*SHAPES["several sizes and targets"], biased=[True, False] * 3 + [True], dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    coins = torch.rand(2, len(problem.slots), generator=generator) < 0.5
-    moved = iter(draw_directions(problem))
-    directions = [next(moved) if slot is not None else None for slot in problem.slots]
-    directions = [v if heads else None for v, heads in zip(directions, coins[0], strict=True)]
-    needs = [slot is not None and bool(heads) for slot, heads in zip(problem.slots, coins[1], strict=True)]
+    directions, needs = draw_some(problem, seed)
 
     def both(problem, directions):
         loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)
