@@ -114,17 +114,7 @@ class Differences {
   }
 
   L2T_FAST_KERNEL void stage(const Sums<4>& sums) {
-    L2T_FAST_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      L2T_FAST_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        L2T_FAST_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const Position where = position<4>(m_.thread(), i, j, e);
-          staged()[where.row * staged_width + where.column] = sums[i][j][e];
-        }
-      }
-    }
+    for_each_sum<4>(m_, sums, [this](int i, int j, float sum) { staged()[i * staged_width + j] = sum; });
     m_.barrier();
   }
 

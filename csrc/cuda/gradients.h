@@ -33,7 +33,6 @@ class Gradients {
  private:
   L2T_FAST_KERNEL const Part& part() const { return *work(m_).part; }
   L2T_FAST_KERNEL const Target& target() const { return *work(m_).target; }
-  static L2T_FAST_KERNEL int tiles(int64_t length, int size) { return int((length + size - 1) / size); }
 
   // Tiles of a map's channels and consecutive columns, where pieces are of one sample.
   template <int height>
@@ -184,20 +183,12 @@ class Gradients {
     const int rows = target().rows, channels = target().channels;
     float* const to = target().weight_sums + int64_t(split) * rows * channels;
     const bool adds = part().number > 0;
-    L2T_FAST_UNROLL
-    for (int i = 0; i < blocks; ++i) {
-      L2T_FAST_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        L2T_FAST_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const Position where = position<blocks>(m_.thread(), i, j, e);
-          const int channel = first_channel + where.row, row = first_row + where.column;
-          if (channel >= channels || row >= rows) continue;
-          float& sum = to[int64_t(row) * channels + channel];
-          sum = adds ? sum + sums[i][j][e] : sums[i][j][e];
-        }
-      }
-    }
+    for_each_sum<blocks>(m_, sums, [=](int i, int j, float value) {
+      const int channel = first_channel + i, row = first_row + j;
+      if (channel >= channels || row >= rows) return;
+      float& sum = to[int64_t(row) * channels + channel];
+      sum = adds ? sum + value : value;
+    });
   }
 
   M& m_;

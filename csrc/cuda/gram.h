@@ -27,28 +27,11 @@ class GramTiles {
  protected:
   static constexpr int height = gram_height, blocks = height / 32, terms = depth<float>;
 
-  static L2T_FAST_KERNEL int tiles(int64_t length, int size) { return int((length + size - 1) / size); }
-
   // The item's number along its innermost axis, which it leaves behind.
   static L2T_FAST_KERNEL int next(int& item, int count) {
     const int whole = item / count, number = item - whole * count;
     item = whole;
     return number;
-  }
-
-  template <class Function>
-  L2T_FAST_KERNEL void for_each_sum(const Sums<blocks>& sums, const Function& function) {
-    L2T_FAST_UNROLL
-    for (int i = 0; i < blocks; ++i) {
-      L2T_FAST_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        L2T_FAST_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const Position where = position<blocks>(m_.thread(), i, j, e);
-          function(where.row, where.column, sums[i][j][e]);
-        }
-      }
-    }
   }
 
   // W or vW from a row on.

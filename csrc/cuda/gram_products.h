@@ -10,7 +10,7 @@ template <class Mode, class M>
 class GramProducts : GramTiles<Mode, M> {
   using Tiles = GramTiles<Mode, M>;
   using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms,
-      Tiles::tiles, Tiles::twice, Tiles::weights_from;
+      Tiles::twice, Tiles::weights_from;
 
  public:
   using Tiles::Tiles;
@@ -39,14 +39,14 @@ class GramProducts : GramTiles<Mode, M> {
                                 channels};
             feed_packed<true, height, float>(m_, shrunk, first_channel, pixel).next(m_, a);
           } else {
-            fill_rows<height>(a, which ? target_.direction : target_.map, sample, first_channel, channels, pixel,
-                              pixels);
+            fill_map<true, height>(a, which ? target_.direction : target_.map, sample, first_channel, channels, pixel,
+                                   pixels);
           }
-          fill_rows<tile_width>(b, map, sample, first_row, rows, pixel, pixels);
+          fill_map<true, tile_width>(b, map, sample, first_row, rows, pixel, pixels);
         },
         [](int, float*, float*) {},
         [&sums, &whole, last = end - begin - 1](int number) {
-          if (number % tiles_of_chain == tiles_of_chain - 1 || number == last) put_away(sums, whole);
+          if (number % tiles_of_chain == tiles_of_chain - 1 || number == last) put_away<blocks>(sums, whole);
         });
     float* const to =
         (small ? gram.small_products[which] +
@@ -55,7 +55,7 @@ class GramProducts : GramTiles<Mode, M> {
                      ((int64_t(part) * problem_.batch + sample) * (channels + gram.own_rows) + (pair ? channels : 0)) *
                          channels) +
         (pair ? int64_t(pair->first_row) * channels : 0);
-    this->for_each_sum(whole, [=](int i, int j, float sum) {
+    for_each_sum<blocks>(m_, whole, [=](int i, int j, float sum) {
       const int channel = first_channel + i, row = first_row + j;
       if (channel < channels && row < rows) to[int64_t(row) * channels + channel] = sum;
     });
@@ -86,7 +86,7 @@ class GramProducts : GramTiles<Mode, M> {
         });
     const int stride = target_.stride;
     float* const to = target_.gram.factors[which] + int64_t(sample) * channels * stride;
-    this->for_each_sum(sums, [=, this](int i, int j, float sum) {
+    for_each_sum<blocks>(m_, sums, [=, this](int i, int j, float sum) {
       const int channel = first_channel + i, column = first_column + j;
       if (channel < channels && column < channels) keep<Tf32>(m_, to, int64_t(channel) * stride + column, sum);
     });
@@ -107,7 +107,7 @@ class GramProducts : GramTiles<Mode, M> {
         [=, this, &group](int number, float* a, float* b) { settle_scaled(a, b, group, number, sample, 1); });
     const int stride = group.stride;
     float* const to = group.grown + int64_t(sample) * channels * stride;
-    this->for_each_sum(sums, [=](int i, int j, float sum) {
+    for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) {
       const int channel = first_channel + i, pixel = first_pixel + j;
       if (channel < channels && pixel < stride) to[int64_t(channel) * stride + pixel] = sum;
     });
@@ -139,7 +139,7 @@ class GramProducts : GramTiles<Mode, M> {
     const int first_channel = here().first_channel, channels_left = target_.channels - first_channel;
     const float* const constant = target_.gram.constant + int64_t(here().sample) * target_.channels + first_channel;
     const bool adds = target_.gram.adds;
-    this->for_each_sum(sums, [=, this](int i, int j, float sum) {
+    for_each_sum<blocks>(m_, sums, [=, this](int i, int j, float sum) {
       if (i >= channels_left || j >= here().live) return;
       const int64_t at = offset_of(result, spots(m_)[j]) + int64_t(first_channel + i) * result.channel;
       sum += constant[i];
@@ -152,20 +152,6 @@ class GramProducts : GramTiles<Mode, M> {
   // of pixels, of whose sums Q is a small difference, so many tiles' sums are put away at a time, by additions that
   // round.
   static constexpr int tiles_of_chain = 4;
-
-  static L2T_FAST_KERNEL void put_away(Sums<blocks>& sums, Sums<blocks>& whole) {
-    L2T_FAST_UNROLL
-    for (int i = 0; i < blocks; ++i) {
-      L2T_FAST_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        L2T_FAST_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          whole[i][j][e] += sums[i][j][e];
-          sums[i][j][e] = 0;
-        }
-      }
-    }
-  }
 
   L2T_FAST_KERNEL const Group* small_group_of(const Pair& pair) const {
     if (pair.first_row < target_.gram.own_rows) return nullptr;
@@ -229,7 +215,8 @@ class GramProducts : GramTiles<Mode, M> {
         target_.gram.factors[is_last(number)] + (int64_t(here().sample) * channels + term) * target_.stride,
         target_.stride, channels - term};
     feed_packed<false, height, float>(m_, factor, 0, here().first_channel).next(m_, a);
-    fill_columns(b, factor_map(number), here().sample, term, channels, here().first_pixel, here().pixels);
+    fill_map<false, tile_width>(b, factor_map(number), here().sample, term, channels, here().first_pixel,
+                                here().pixels);
   }
 
   L2T_FAST_KERNEL void settle_target(int number, float* a, float* b) {
@@ -239,20 +226,12 @@ class GramProducts : GramTiles<Mode, M> {
       round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, factor_map(number).vectors);
   }
 
-  // A tile of a sample whose lines are channels, from a pixel on; or pixels, from a channel on.
-  template <int length>
-  L2T_FAST_KERNEL void fill_rows(float* tile, const Map& map, int sample, int first_channel, int channels,
-                                 int first_pixel, int pixels) {
+  // A tile of a sample, from a channel and a pixel on: `along_pixels` if these are the terms of the sum, else channels.
+  template <bool along_pixels, int length>
+  L2T_FAST_KERNEL void fill_map(float* tile, const Map& map, int sample, int first_channel, int channels,
+                                int first_pixel, int pixels) {
     const int left = pixels - first_pixel, channels_left = channels - first_channel, by_channel = map.channel;
-    fill<true, length, length>(
-        m_, tile, 0, at(map, sample, first_channel) + first_pixel, Type::float32, map.vectors,
-        [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
-        [=](int line) { return line < channels_left ? int64_t(line) * by_channel : int64_t(-1); });
-  }
-  L2T_FAST_KERNEL void fill_columns(float* tile, const Map& map, int sample, int first_channel, int channels,
-                                    int first_pixel, int pixels) {
-    const int left = pixels - first_pixel, channels_left = channels - first_channel, by_channel = map.channel;
-    fill<false, tile_width, tile_width>(
+    fill<along_pixels, length, length>(
         m_, tile, 0, at(map, sample, first_channel) + first_pixel, Type::float32, map.vectors,
         [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
         [=](int line) { return line < channels_left ? int64_t(line) * by_channel : int64_t(-1); });
@@ -279,15 +258,8 @@ class GramProducts : GramTiles<Mode, M> {
     const int count = count_of(group);
     const bool again = number >= count;
     if (again) number -= count;
-    int low = group.first_pair, high = group.first_pair + group.pairs - 1;
-    while (low < high) {
-      const int middle = (low + high + 1) / 2;
-      if (problem_.pairs[middle].first_tile <= number)
-        low = middle;
-      else
-        high = middle - 1;
-    }
-    const Pair& pair = problem_.pairs[low];
+    const Pair& pair = problem_.pairs[last_that_begins(
+        group.first_pair, group.pairs, [=, this](int p) { return problem_.pairs[p].first_tile <= number; })];
     const bool weights_move = problem_.second && target_.weight_direction && !again;
     return {&pair, (number - pair.first_tile) * terms, weights_move, problem_.second && !weights_move};
   }
@@ -297,7 +269,7 @@ class GramProducts : GramTiles<Mode, M> {
     Packed weight = weights_from(found.weights_move, found.pair->first_row + found.first);
     weight.lines = found.pair->channels - found.first;
     feed_packed<false, height, float>(m_, weight, 0, first_channel).next(m_, a);
-    fill_columns(b, found.pair->source, sample, found.first, found.pair->channels, first_pixel, pixels);
+    fill_map<false, tile_width>(b, found.pair->source, sample, found.first, found.pair->channels, first_pixel, pixels);
   }
   L2T_FAST_KERNEL void settle_scaled(float* a, float* b, const Group& group, int number, int sample, float sign) {
     const Stretch found = stretch_of(group, number);

@@ -9,7 +9,7 @@ template <class Mode, class M>
 class GramProjections : GramTiles<Mode, M> {
   using Tiles = GramTiles<Mode, M>;
   using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms,
-      Tiles::tiles, Tiles::twice, Tiles::weights_from;
+      Tiles::twice, Tiles::weights_from;
 
  public:
   using Tiles::Tiles;
@@ -122,7 +122,7 @@ class GramProjections : GramTiles<Mode, M> {
     constexpr int width = tile_width + 1, rows_of_warp = tile_width / (threads / 32);
     static_assert(height * width * sizeof(float) <= pipeline_bytes);
     float* const staged = reinterpret_cast<float*>(m_.shared());
-    this->for_each_sum(sums, [=](int i, int j, float sum) { staged[i * width + j] = sum; });
+    for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) { staged[i * width + j] = sum; });
     m_.barrier();
     const int lane = m_.thread() % 32, channels = target_.channels;
     L2T_FAST_UNROLL_BY(1)

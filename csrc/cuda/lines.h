@@ -84,16 +84,24 @@ L2T_FAST_KERNEL void find_spots(M& m, const Line& line, int first_column, int li
   m.barrier();
 }
 
-L2T_FAST_KERNEL const Pair* pair_of(const Problem& problem, const Target& target, int row) {
-  int low = target.first_pair, high = target.first_pair + target.pairs - 1;
+// The last of `count` numbers from `first` on that begins(number) holds for; it holds for the first, and for none after
+// one that it does not hold for.
+template <class Begins>
+L2T_FAST_KERNEL int last_that_begins(int first, int count, const Begins& begins) {
+  int low = first, high = first + count - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (problem.pairs[middle].first_row <= row)
+    if (begins(middle))
       low = middle;
     else
       high = middle - 1;
   }
-  return problem.pairs + low;
+  return low;
+}
+
+L2T_FAST_KERNEL const Pair* pair_of(const Problem& problem, const Target& target, int row) {
+  return problem.pairs +
+         last_that_begins(target.first_pair, target.pairs, [&](int p) { return problem.pairs[p].first_row <= row; });
 }
 
 template <class M>
@@ -108,15 +116,8 @@ L2T_FAST_KERNEL float* row_sums_of(const Target& target, int part, int tile, int
 // The segment of the launch that a block's item is in.
 template <class M>
 L2T_FAST_KERNEL const Segment& segment_of(M& m, const Problem& problem, const Launch& launch) {
-  int low = launch.first, high = launch.first + launch.count - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (problem.segments[middle].first <= m.block())
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return problem.segments[low];
+  return problem.segments[last_that_begins(launch.first, launch.count,
+                                           [&](int segment) { return problem.segments[segment].first <= m.block(); })];
 }
 
 }  // namespace l2t_fast::cuda

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "../results.h"
@@ -106,7 +107,12 @@ Products products_of(const MatchingProblem& problem) {
 class Call {
  public:
   Call(Runner& runner, const MatchingProblem& problem, const Direction* direction, const Needs& needs)
-      : runner_(runner), problem_(problem), direction_(direction), needs_(needs), products_(products_of(problem)) {
+      : runner_(runner),
+        problem_(problem),
+        direction_(direction),
+        needs_(needs),
+        products_(products_of(problem)),
+        wishes_{direction != nullptr, direction && direction->alpha.defined(), false} {
     TORCH_CHECK_TYPE(problem.alpha.scalar_type() == at::kFloat, "alpha has dtype ", problem.alpha.scalar_type(),
                      "; the cuda backend needs float32");
   }
@@ -129,7 +135,6 @@ class Call {
 
   // The records, pairs in the order of their targets.
   void describe() {
-    const Wishes wishes = this->wishes();
     for (const auto& [n, numbers] : pairs_by_target(problem_, needs_, result_)) {
       const at::Tensor& map = problem_.targets[n];
       const bool last = channels_last(map);
@@ -142,34 +147,38 @@ class Call {
       target.width = small(map.size(3));
       small(map.size(2) * map.size(3) + tile_width);
       std::vector<Pair> direct, gram;
-      for (const int64_t p : numbers) {
-        direct.push_back(describe_pair(p, target));
-        if (can_take_gram(direct.back(), target)) gram.push_back(direct.back());
-      }
+      for (const int64_t p : numbers) direct.push_back(describe_pair(p, target));
+      std::copy_if(direct.begin(), direct.end(), std::back_inserter(gram),
+                   [&](const Pair& pair) { return can_take_gram(pair, target); });
       std::stable_sort(gram.begin(), gram.end(), [](const Pair& a, const Pair& b) {
         return std::pair(int64_t(a.height) * a.width, a.height) > std::pair(int64_t(b.height) * b.width, b.height);
       });
-      if (!gram.empty() && gram_pays(problem_.alpha.size(0), target, gram, wishes, runner_.chip()))
-        std::erase_if(direct, [&](const Pair& pair) { return can_take_gram(pair, target); });
-      else
-        gram.clear();
-      if (!direct.empty()) add(target, direct);
-      if (gram.empty()) continue;
-      target.gram.adds = !direct.empty();
-      target.gram.first_group = int32_t(records_.groups.size());
-      for (size_t p = 0; p < gram.size(); ++p) {
-        const Pair& pair = gram[p];
-        if (!p || pair.height != gram[p - 1].height || pair.width != gram[p - 1].width) {
-          ++target.gram.groups;
-          Group& group = records_.groups.emplace_back();
-          group.target = int32_t(records_.targets.size());
-          group.first_pair = int32_t(records_.pairs.size() + p);
-          group.height = pair.height;
-          group.width = pair.width;
-        }
-        ++records_.groups.back().pairs;
+      if (gram.empty() || !gram_pays(problem_.alpha.size(0), target, gram, wishes_, runner_.chip())) {
+        add(target, direct);
+        continue;
       }
+      std::erase_if(direct, [&](const Pair& pair) { return can_take_gram(pair, target); });
+      if (!direct.empty()) add(target, direct);
+      target.gram.adds = !direct.empty();
+      add_groups(target, gram);
       add(target, gram);
+    }
+  }
+
+  // Of the pairs that are added next, one for each size of their sources.
+  void add_groups(Target& target, const std::vector<Pair>& pairs) {
+    target.gram.first_group = int32_t(records_.groups.size());
+    for (size_t p = 0; p < pairs.size(); ++p) {
+      const Pair& pair = pairs[p];
+      if (!p || pair.height != pairs[p - 1].height || pair.width != pairs[p - 1].width) {
+        ++target.gram.groups;
+        Group& group = records_.groups.emplace_back();
+        group.target = int32_t(records_.targets.size());
+        group.first_pair = int32_t(records_.pairs.size() + p);
+        group.height = pair.height;
+        group.width = pair.width;
+      }
+      ++records_.groups.back().pairs;
     }
   }
 
@@ -177,9 +186,11 @@ class Call {
     target.first_pair = int32_t(records_.pairs.size());
     target.pairs = int32_t(pairs.size());
     int64_t rows = 0;
+    wishes_.differences |= target.direction.data != nullptr;
     for (Pair& pair : pairs) {
       pair.target = int32_t(records_.targets.size());
       rows += pair.channels;
+      wishes_.differences |= pair.weight_direction.data != nullptr;
     }
     small(rows * (std::max<int64_t>(problem_.alpha.size(0), target.channels) + tile_width) + tile_width);
     if (target.gram.groups) small(problem_.alpha.size(0) * target.channels + threads);
@@ -234,16 +245,9 @@ class Call {
     return smaller && map.type == own ? Pair::Resize::products : Pair::Resize::taps;
   }
 
-  Wishes wishes() const {
-    Wishes wishes{direction_ != nullptr, direction_ && direction_->alpha.defined(), false};
-    for (const Target& target : records_.targets) wishes.differences |= target.direction.data != nullptr;
-    for (const Pair& pair : records_.pairs) wishes.differences |= pair.weight_direction.data != nullptr;
-    return wishes;
-  }
-
   // One workspace: what the plan places there, then the table.
   void launch(const at::Tensor& loss) {
-    Plan plan = make_plan(problem_.alpha.size(0), records_, wishes(), products_, runner_.chip());
+    Plan plan = make_plan(problem_.alpha.size(0), records_, wishes_, products_, runner_.chip());
     const auto bytes_of = [](const auto& list) { return (list.size() * sizeof(list[0]) + 15) / 16 * 16; };
     const size_t targets_at = (sizeof(Problem) + 15) / 16 * 16, pairs_at = targets_at + bytes_of(records_.targets);
     const size_t groups_at = pairs_at + bytes_of(records_.pairs), parts_at = groups_at + bytes_of(records_.groups);
@@ -291,6 +295,7 @@ class Call {
   const Direction* const direction_;
   const Needs& needs_;
   const Products products_;
+  Wishes wishes_;
   Tangents result_;
   Records records_;
 };

@@ -101,6 +101,41 @@ L2T_FAST_KERNEL void clear(Sums<blocks>& sums) {
   }
 }
 
+// Adds sums to others, and begins them anew.
+template <int blocks>
+L2T_FAST_KERNEL void put_away(Sums<blocks>& sums, Sums<blocks>& whole) {
+  L2T_FAST_UNROLL
+  for (int i = 0; i < blocks; ++i) {
+    L2T_FAST_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      L2T_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        whole[i][j][e] += sums[i][j][e];
+        sums[i][j][e] = 0;
+      }
+    }
+  }
+}
+
+// function(row, column, sum) for each of a thread's sums: where it stands in the tile.
+template <int blocks, class M, class Function>
+L2T_FAST_KERNEL void for_each_sum(M& m, const Sums<blocks>& sums, const Function& function) {
+  L2T_FAST_UNROLL
+  for (int i = 0; i < blocks; ++i) {
+    L2T_FAST_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      L2T_FAST_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const Position where = position<blocks>(m.thread(), i, j, e);
+        function(where.row, where.column, sums[i][j][e]);
+      }
+    }
+  }
+}
+
+// Tiles of a size that a length takes.
+L2T_FAST_KERNEL int tiles(int64_t length, int size) { return int((length + size - 1) / size); }
+
 template <int blocks, class M>
 L2T_FAST_KERNEL void multiply(M& m, Tf32, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[2][4]) {
   m.multiply_tf32(sums, a, b);
