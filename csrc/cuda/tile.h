@@ -89,48 +89,40 @@ L2T_FAST_KERNEL Position position(int thread, int i, int j, int element) {
           warp % 4 * 32 + j * 8 + lane % 4 * 2 + element % 2};
 }
 
-template <int blocks>
-L2T_FAST_KERNEL void clear(Sums<blocks>& sums) {
+// function(i, j, e) for each of a thread's Sums.
+template <int blocks, class Function>
+L2T_FAST_KERNEL void for_each_index(const Function& function) {
   L2T_FAST_UNROLL
   for (int i = 0; i < blocks; ++i) {
     L2T_FAST_UNROLL
     for (int j = 0; j < 4; ++j) {
       L2T_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) sums[i][j][e] = 0;
+      for (int e = 0; e < 4; ++e) function(i, j, e);
     }
   }
+}
+
+template <int blocks>
+L2T_FAST_KERNEL void clear(Sums<blocks>& sums) {
+  for_each_index<blocks>([&](int i, int j, int e) { sums[i][j][e] = 0; });
 }
 
 // Adds sums to others, and begins them anew.
 template <int blocks>
 L2T_FAST_KERNEL void put_away(Sums<blocks>& sums, Sums<blocks>& whole) {
-  L2T_FAST_UNROLL
-  for (int i = 0; i < blocks; ++i) {
-    L2T_FAST_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      L2T_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        whole[i][j][e] += sums[i][j][e];
-        sums[i][j][e] = 0;
-      }
-    }
-  }
+  for_each_index<blocks>([&](int i, int j, int e) {
+    whole[i][j][e] += sums[i][j][e];
+    sums[i][j][e] = 0;
+  });
 }
 
 // function(row, column, sum) for each of a thread's sums: where it stands in the tile.
 template <int blocks, class M, class Function>
 L2T_FAST_KERNEL void for_each_sum(M& m, const Sums<blocks>& sums, const Function& function) {
-  L2T_FAST_UNROLL
-  for (int i = 0; i < blocks; ++i) {
-    L2T_FAST_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      L2T_FAST_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const Position where = position<blocks>(m.thread(), i, j, e);
-        function(where.row, where.column, sums[i][j][e]);
-      }
-    }
-  }
+  for_each_index<blocks>([&](int i, int j, int e) {
+    const Position where = position<blocks>(m.thread(), i, j, e);
+    function(where.row, where.column, sums[i][j][e]);
+  });
 }
 
 // Tiles of a size that a length takes.
