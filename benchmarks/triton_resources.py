@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from benchmarks.csv_rows import append
 from benchmarks.machine_code import SHARED_BYTES
 from l2t_fast.ops.triton import gram_kernels, kernels
-from l2t_fast.ops.triton.tiles import GRAM, TABLES, Tile
+from l2t_fast.ops.triton.tiles import GRAM, GRAM_SECOND, TABLES, Tile
 
 # name -> type of maps and projections, how float32 products are computed
 PRODUCTS = {
@@ -95,7 +95,9 @@ def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
             for tile in entries:
                 yield architecture, kernel, second, tile
         if products == "tf32":
-            yield from ((architecture, kernel, False, tile) for kernel, table in GRAM.items() for tile in table)
+            for second, kernels_of_form in ((False, GRAM), (True, GRAM_SECOND)):
+                for kernel, table in kernels_of_form.items():
+                    yield from ((architecture, kernel, second, tile) for tile in table)
 
 
 def is_gram(kernel: str) -> bool:

@@ -1,4 +1,5 @@
-"""The kernels of the Gram form: loss and gradient from T T^T and S~ T^T, without E. Formulas: csrc/README.md.
+"""The kernels of the Gram form: loss and gradient from T T^T and S~ T^T, without E; with SECOND the Hessian times a
+direction, from T vT^T and S~ vT^T as well. Formulas: csrc/README.md.
 
 As in :mod:`l2t_fast.ops.triton.kernels` a program takes one item of a list. All is float32, and all sums that cancel
 are of three products of tf32 (X3); dT's are of one.
@@ -55,13 +56,22 @@ from l2t_fast.ops.triton.records import (
     SOURCE_SUMS,
     SOURCE_WIDTH,
     SQUARES,
+    V_ALPHA,
+    V_BIAS,
+    V_FACTOR,
+    V_MAP,
+    V_MAP_SUMS,
+    V_PRODUCTS,
+    V_SHRUNK,
+    V_WEIGHT,
     WEIGHT,
     WEIGHT_SUMS,
     WIDTH,
 )
 
-# words of an item: kind, target, pair or group (word 0 of it), sample, first row, pixel or channel
-GRAM_ITEM = tl.constexpr(5)
+# words of an item: kind, target, pair or group (word 0 of it), sample, first row, pixel or channel, whether it is of a
+# direction
+GRAM_ITEM = tl.constexpr(6)
 # words of an item of gram_projections_kernel: target, pair, first row, samples from and to, split, number for the loss
 PROJECTIONS_ITEM = tl.constexpr(7)
 
@@ -116,13 +126,15 @@ def _last_reached(place, size_in, size_out):
 
 
 @triton.jit
-def _sum_map(target, sample, channel, channels, pixels, VECTOR: tl.constexpr, TILE_COLUMNS: tl.constexpr):
-    """The sums over the pixels of T."""
+def _sum_map(target, moves, sample, channel, channels, pixels, VECTOR: tl.constexpr, TILE_COLUMNS: tl.constexpr):
+    """The sums over the pixels of T, or of its direction."""
+    view = target + tl.where(moves, V_MAP, MAP)
     sums = tl.zeros_like(channel).to(tl.float32)
     for start in range(0, pixels, TILE_COLUMNS):
         pixel = start + tl.arange(0, TILE_COLUMNS)
-        sums += tl.sum(_pixels_of(target + MAP, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR), 0)
-    tl.store(_pointer(target + MAP_SUMS, tl.float32) + sample * channels + channel, sums, mask=channel < channels)
+        sums += tl.sum(_pixels_of(view, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR), 0)
+    to = _pointer(target + tl.where(moves, V_MAP_SUMS, MAP_SUMS), tl.float32) + sample * channels
+    tl.store(to + channel, sums, mask=channel < channels)
 
 
 @triton.jit
@@ -144,8 +156,9 @@ def _sum_source(target, pair, sample, row, pixels, TILE_COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _shrink(target, group, sample, y, channel, channels, STEP: tl.constexpr):
-    """A row of T U: along columns first, then along the row, as a product with the shares."""
+def _shrink(target, group, moves, sample, y, channel, channels, STEP: tl.constexpr):
+    """A row of T U (or of its direction): along columns first, then along the row, as a product with the shares."""
+    view = target + tl.where(moves, V_MAP, MAP)
     height, width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
     to_height, to_width = tl.load(group + GROUP_HEIGHT).to(tl.int32), tl.load(group + GROUP_WIDTH).to(tl.int32)
     channel_lives = channel < channels
@@ -158,44 +171,70 @@ def _shrink(target, group, sample, y, channel, channels, STEP: tl.constexpr):
             column = begin + tl.arange(0, STEP)
             line = tl.zeros((STEP, channel.shape[0]), tl.float32)
             for row in range(first_row, last_row):
-                t = _pixels_of(target + MAP, sample, row * width + column, column < width, channel, channel_lives, 1)
+                t = _pixels_of(view, sample, row * width + column, column < width, channel, channel_lives, 1)
                 line += _share(row, y, to_height, height) * t
             shares = _share(column[None, :], x[:, None], to_width, width)
             sums = tl.dot(shares, line, sums, input_precision=X3)
-        to = _pointer(group + SHRUNK, tl.float32) + (sample * to_height + y) * to_width * channels
+        to = _pointer(group + tl.where(moves, V_SHRUNK, SHRUNK), tl.float32)
+        to += (sample * to_height + y) * to_width * channels
         _store_dense(to, x, x < to_width, channel, channels, sums)
 
 
 @triton.jit
 def _weights(view, TYPE: tl.constexpr, row, channel, lives):
-    """A tile of a projection's weight, (rows, channels), float32. A weight has fewer than 2^31 elements."""
-    by_row, by_channel = tl.load(view + 1).to(tl.int32), tl.load(view + 2).to(tl.int32)
+    """A tile of a projection's weight (or of its direction), (rows, channels), float32; zeros where it has no tensor.
+
+    A weight has fewer than 2^31 elements.
+    """
+    address, by_row, by_channel = tl.load(view), tl.load(view + 1).to(tl.int32), tl.load(view + 2).to(tl.int32)
     at = row[:, None] * by_row + channel[None, :] * by_channel
-    return tl.load(_pointer(view, TYPE) + at, mask=lives, other=0.0).to(tl.float32)
+    pointers = address.to(tl.pointer_type(TYPE)) + at
+    return tl.load(pointers, mask=_only_if(address != 0, lives), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _scaled_weight(table, pair, W_TYPE: tl.constexpr, sample, row, channel, channels):
-    """2 alpha W, (rows, channels)."""
+def _scaled_weight(table, pair, W_TYPE: tl.constexpr, sample, row, channel, channels, MOVES: tl.constexpr):
+    """2 alpha W, (rows, channels); with MOVES its direction, 2 alpha vW + 2 valpha W."""
     lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
-    w = _weights(pair + WEIGHT, W_TYPE, row, channel, lives[:, None] & (channel < channels)[None, :])
-    twice = 2 * _coefficients(table + ALPHA, sample, tl.load(pair + COLUMN), row, lives, tl.int64)
-    return twice[:, None] * w
+    both = lives[:, None] & (channel < channels)[None, :]
+    column = tl.load(pair + COLUMN)
+    twice = 2 * _coefficients(table + ALPHA, sample, column, row, lives, tl.int64)
+    w = _weights(pair + WEIGHT, W_TYPE, row, channel, both)
+    if MOVES:
+        moved = _weights(pair + V_WEIGHT, W_TYPE, row, channel, both)
+        twice_moved = 2 * _coefficients(table + V_ALPHA, sample, column, row, lives, tl.int64)
+        scaled = twice[:, None] * moved + twice_moved[:, None] * w
+    else:
+        scaled = twice[:, None] * w
+    return scaled
 
 
 @triton.jit
 def _constants(
-    table, target, sample, channel, channels, W_TYPE: tl.constexpr, B_TYPE: tl.constexpr, STEP: tl.constexpr
+    table,
+    target,
+    sample,
+    channel,
+    channels,
+    SECOND: tl.constexpr,
+    W_TYPE: tl.constexpr,
+    B_TYPE: tl.constexpr,
+    STEP: tl.constexpr,
 ):
-    """W^T 2 alpha b."""
+    """W^T 2 alpha b; with SECOND its direction."""
     sums = tl.zeros_like(channel).to(tl.float32)
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + PAIRS).to(tl.int32)):
         rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
         for start in range(0, rows, STEP):
             row = start + tl.arange(0, STEP)
-            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, row, channel, channels)
-            sums += tl.sum(scaled * _bias(table + pair + BIAS, B_TYPE, row, row < rows, tl.int64)[:, None], 0)
+            bias = _bias(table + pair + BIAS, B_TYPE, row, row < rows, tl.int64)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, row, channel, channels, SECOND)
+            sums += tl.sum(scaled * bias[:, None], 0)
+            if SECOND:
+                bias = _bias(table + pair + V_BIAS, B_TYPE, row, row < rows, tl.int64)
+                scaled = _scaled_weight(table, table + pair, W_TYPE, sample, row, channel, channels, False)
+                sums += tl.sum(scaled * bias[:, None], 0)
         pair = tl.load(table + pair + NEXT)
     tl.store(_pointer(target + CONSTANT, tl.float32) + sample * channels + channel, sums, mask=channel < channels)
 
@@ -204,44 +243,46 @@ def _constants(
 def gram_planes_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, GRAM_ITEM)
+    SECOND: tl.constexpr,
     W_TYPE: tl.constexpr,
     B_TYPE: tl.constexpr,
-    VECTOR: tl.constexpr,  # of T: see kernels._tile
+    VECTOR: tl.constexpr,  # of T and vT: see kernels._tile
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
     STEP: tl.constexpr,
 ):
-    """Sums over pixels; T U; W^T 2 alpha b."""
+    """Sums over pixels; T U; W^T 2 alpha b; with SECOND also of vT, and the direction of the last."""
     item = items + tl.program_id(0) * GRAM_ITEM
     kind, target, other = tl.load(item), table + tl.load(item + 1), table + tl.load(item + 2)
-    sample, first = tl.load(item + 3).to(tl.int64), tl.load(item + 4)
+    sample, first, moves = tl.load(item + 3).to(tl.int64), tl.load(item + 4), tl.load(item + 5) != 0
     channels = tl.load(target + CHANNELS).to(tl.int32)
     pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.int32)
     channel = tl.arange(0, TILE_CHANNELS)
     if kind == MAP_SUM:
-        _sum_map(target, sample, channel, channels, pixels, VECTOR, TILE_COLUMNS)
+        _sum_map(target, moves, sample, channel, channels, pixels, VECTOR, TILE_COLUMNS)
     elif kind == SOURCE_SUM:
         _sum_source(target, other, sample, first + tl.arange(0, TILE_ROWS), pixels, TILE_COLUMNS)
     elif kind == SHRINK:
-        _shrink(target, other, sample, first, channel, channels, STEP)
+        _shrink(target, other, moves, sample, first, channel, channels, STEP)
     else:
-        _constants(table, target, sample, channel, channels, W_TYPE, B_TYPE, STEP)
+        _constants(table, target, sample, channel, channels, SECOND, W_TYPE, B_TYPE, STEP)
 
 
 @triton.jit
-def _store_product(target, sample, row, lives, channel, channels, sums):
+def _store_product(target, moves, sample, row, lives, channel, channels, sums):
     lines = channels + tl.load(target + ROWS)
-    to = _pointer(target + PRODUCTS, tl.float32) + sample * lines * channels
+    to = _pointer(target + tl.where(moves, V_PRODUCTS, PRODUCTS), tl.float32) + sample * lines * channels
     _store_dense(to, row, lives, channel, channels, sums)
 
 
 @triton.jit
 def _multiply_maps(
-    table, target_at, pair_at, sample, row, channel, channels, sums, VECTOR: tl.constexpr, STEP: tl.constexpr
+    table, target_at, pair_at, moves, sample, row, channel, channels, sums, VECTOR: tl.constexpr, STEP: tl.constexpr
 ):
-    """S T^T of a pair with a source of the target's size; without a pair T T^T."""
+    """S T^T of a pair with a source of the target's size; without a pair T T^T. Where it ``moves``, times vT^T."""
     target = table + target_at
+    right = target + tl.where(moves, V_MAP, MAP)
     view = table + tl.where(pair_at != 0, pair_at + SOURCE, target_at + MAP)
     rows = tl.where(pair_at != 0, tl.load(table + pair_at + SOURCE_CHANNELS).to(tl.int32), channels)
     pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.int32)
@@ -250,19 +291,20 @@ def _multiply_maps(
         for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
             pixel = start + tl.arange(0, STEP)
             s = _pixels_of(view, sample, pixel, pixel < pixels, row, row < rows, VECTOR)
-            t = _pixels_of(target + MAP, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
+            t = _pixels_of(right, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
             part = tl.dot(tl.trans(s), t, part, input_precision=X3)
         sums += part
     to_row = tl.where(pair_at != 0, channels + tl.load(table + pair_at + FIRST_ROW).to(tl.int32), 0) + row
-    _store_product(target, sample, to_row, row < rows, channel, channels, sums)
+    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
 
 
 @triton.jit
-def _multiply_small(table, target, pair, sample, row, channel, channels, sums, STEP: tl.constexpr):
-    """S (T U)^T, which is S~ T^T, of a pair with a smaller source."""
+def _multiply_small(table, target, pair, moves, sample, row, channel, channels, sums, STEP: tl.constexpr):
+    """S (T U)^T, which is S~ T^T, of a pair with a smaller source. Where it ``moves``, times vT's."""
     rows = tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
     pixels = (tl.load(pair + SOURCE_HEIGHT) * tl.load(pair + SOURCE_WIDTH)).to(tl.int32)
-    shrunk = _pointer(table + tl.load(pair + GROUP) + SHRUNK, tl.float32) + sample * pixels * channels
+    group = table + tl.load(pair + GROUP)
+    shrunk = _pointer(group + tl.where(moves, V_SHRUNK, SHRUNK), tl.float32) + sample * pixels * channels
     for begin in range(0, pixels, CHAIN):
         part = tl.zeros_like(sums)
         for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
@@ -272,29 +314,46 @@ def _multiply_small(table, target, pair, sample, row, channel, channels, sums, S
             part = tl.dot(tl.trans(s), t, part, input_precision=X3)
         sums += part
     to_row = channels + tl.load(pair + FIRST_ROW).to(tl.int32) + row
-    _store_product(target, sample, to_row, row < rows, channel, channels, sums)
+    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
 
 
 @triton.jit
-def _multiply_weights(table, target, sample, some, channel, channels, sums, W_TYPE: tl.constexpr, STEP: tl.constexpr):
-    """W^T 2 alpha W, of some of the channels by all."""
+def _multiply_weights(
+    table, target, sample, some, channel, channels, sums, MOVES: tl.constexpr, W_TYPE: tl.constexpr, STEP: tl.constexpr
+):
+    """W^T 2 alpha W, of some of the channels by all; with MOVES its direction."""
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + PAIRS).to(tl.int32)):
         rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
         for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
-            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels)
             lives = (k < rows)[:, None] & (channel < channels)[None, :]
             w = _weights(table + pair + WEIGHT, W_TYPE, k, channel, lives)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels, MOVES)
             sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
+            if MOVES:
+                w = _weights(table + pair + V_WEIGHT, W_TYPE, k, channel, lives)
+                scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels, False)
+                sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
-    to = _pointer(target + FACTOR, tl.float32) + sample * channels * channels
+    to = _pointer(target + (V_FACTOR if MOVES else FACTOR), tl.float32) + sample * channels * channels
     _store_dense(to, some, some < channels, channel, channels, sums)
 
 
 @triton.jit
-def _grow(table, group, sample, pixel, channel, channels, sums, W_TYPE: tl.constexpr, STEP: tl.constexpr):
-    """W^T 2 alpha S of the pairs of a group, at the source's size."""
+def _grow(
+    table,
+    group,
+    sample,
+    pixel,
+    channel,
+    channels,
+    sums,
+    SECOND: tl.constexpr,
+    W_TYPE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """W^T 2 alpha S of the pairs of a group, at the source's size; with SECOND its direction."""
     pixels = (tl.load(group + GROUP_HEIGHT) * tl.load(group + GROUP_WIDTH)).to(tl.int32)
     pair = tl.load(group + GROUP_FIRST)
     for _ in range(0, tl.load(group + GROUP_PAIRS).to(tl.int32)):
@@ -302,7 +361,7 @@ def _grow(table, group, sample, pixel, channel, channels, sums, W_TYPE: tl.const
         for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
             s = _pixels_of(table + pair + SOURCE, sample, pixel, pixel < pixels, k, k < rows, 1)
-            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels, SECOND)
             sums = tl.dot(s, scaled, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(group + GROWN, tl.float32) + sample * pixels * channels
@@ -313,35 +372,61 @@ def _grow(table, group, sample, pixel, channel, channels, sums, W_TYPE: tl.const
 def gram_products_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, GRAM_ITEM)
+    SECOND: tl.constexpr,
     W_TYPE: tl.constexpr,
-    VECTOR: tl.constexpr,  # of T and of sources of its size
+    VECTOR: tl.constexpr,  # of T, vT and sources of their size
     TILE_ROWS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
     STEP: tl.constexpr,
 ):
-    """T T^T and S~ T^T of a sample; W^T 2 alpha W; W^T 2 alpha S: a tile of rows, or of pixels, and all channels."""
+    """T T^T and S~ T^T of a sample; W^T 2 alpha W; W^T 2 alpha S: a tile of rows, or of pixels, and all channels.
+
+    With SECOND also T vT^T, S~ vT^T and the direction of W^T 2 alpha W; and of W^T 2 alpha S the direction alone.
+    """
     item = items + tl.program_id(0) * GRAM_ITEM
     kind, target_at, place = tl.load(item), tl.load(item + 1), tl.load(item + 2)
-    sample, first = tl.load(item + 3).to(tl.int64), tl.load(item + 4)
+    sample, first, moves = tl.load(item + 3).to(tl.int64), tl.load(item + 4), tl.load(item + 5) != 0
     target = table + target_at
     channels = tl.load(target + CHANNELS).to(tl.int32)
     channel = tl.arange(0, TILE_CHANNELS)
     row = first + tl.arange(0, TILE_ROWS)
     sums = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
     if kind == OF_MAPS:
-        _multiply_maps(table, target_at, place, sample, row, channel, channels, sums, VECTOR, STEP)
+        _multiply_maps(table, target_at, place, moves, sample, row, channel, channels, sums, VECTOR, STEP)
     elif kind == OF_SMALL:
-        _multiply_small(table, target, table + place, sample, row, channel, channels, sums, STEP)
+        _multiply_small(table, target, table + place, moves, sample, row, channel, channels, sums, STEP)
     elif kind == OF_WEIGHTS:
-        _multiply_weights(table, target, sample, row, channel, channels, sums, W_TYPE, STEP)
+        if SECOND:
+            if moves:
+                _multiply_weights(table, target, sample, row, channel, channels, sums, True, W_TYPE, STEP)
+            else:
+                _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, STEP)
+        else:
+            _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, STEP)
     else:
-        _grow(table, table + place, sample, row, channel, channels, sums, W_TYPE, STEP)
+        _grow(table, table + place, sample, row, channel, channels, sums, SECOND, W_TYPE, STEP)
+
+
+@triton.jit
+def _mean(target, WHERE: tl.constexpr, sample, channel, channels):
+    """The sums over pixels of T, or of its direction, (channels,); zeros where it has none."""
+    address = tl.load(target + WHERE)
+    sums = address.to(tl.pointer_type(tl.float32)) + sample * channels
+    return tl.load(sums + channel, mask=_only_if(address != 0, channel < channels), other=0.0)
+
+
+@triton.jit
+def _product_at(target, WHERE: tl.constexpr, sample, channels):
+    """T T^T and S~ T^T of a sample (or T vT^T and S~ vT^T), and whether there are any."""
+    address, lines = tl.load(target + WHERE), channels + tl.load(target + ROWS)
+    return address.to(tl.pointer_type(tl.float32)) + sample * lines * channels, address != 0
 
 
 @triton.jit
 def gram_projections_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, PROJECTIONS_ITEM)
+    SECOND: tl.constexpr,
     W_TYPE: tl.constexpr,
     B_TYPE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -352,6 +437,10 @@ def gram_projections_kernel(
 
     With M = W T T^T + b (sum T)^T - S~ T^T: sum D = W sum T + P b - sum S~,
     Q = W . (M - S~ T^T) + b (sum D - sum S~) + sum S~^2.
+
+    With SECOND hW, the sums of E' and 2 sum D V. With K = T vT^T, N = W (K + K^T) + vW T T^T and
+    C = b (sum vT)^T - S~ vT^T: hW = 2 alpha (N + C + vb (sum T)^T) + 2 valpha M, sum V = W sum vT + vW sum T + P vb,
+    sum D V = W . (N / 2 + C) + vW . (M - W T T^T / 2) + vb sum D.
     """
     item = items + tl.program_id(0) * PROJECTIONS_ITEM
     target, pair = table + tl.load(item), table + tl.load(item + 1)
@@ -363,39 +452,73 @@ def gram_projections_kernel(
     both = lives[:, None] & channel_lives[None, :]
     rows, first_row = tl.load(target + ROWS), tl.load(pair + FIRST_ROW)
     pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.float32)
-    w = _weights(pair + WEIGHT, W_TYPE, row, channel, both)
     bias = _bias(pair + BIAS, B_TYPE, row, lives, tl.int64)
+    bias_moved = _bias(pair + V_BIAS, B_TYPE, row, lives, tl.int64)
     gradient = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
     factor = tl.zeros_like(row).to(tl.float32)
     loss = tl.zeros_like(row).to(tl.float32)
     for each in range(0, end - begin):
         sample = begin.to(tl.int64) + each
-        product = _pointer(target + PRODUCTS, tl.float32) + sample * (channels + rows) * channels
+        product, _ = _product_at(target, PRODUCTS, sample, channels)
+        product_moved, maps_move = _product_at(target, V_PRODUCTS, sample, channels)
         found = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
+        moved = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
         for start in range(0, channels, STEP):
             k = start + tl.arange(0, STEP)
-            some = _weights(pair + WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
+            some_live = lives[:, None] & (k < channels)[None, :]
+            some = _weights(pair + WEIGHT, W_TYPE, row, k, some_live)
             t = _dense(product, k, k < channels, channel, channels, channel_lives)
             found = tl.dot(some, t, found, input_precision=X3)
-        sums = _pointer(target + MAP_SUMS, tl.float32) + sample * channels
-        mean = tl.load(sums + channel, mask=channel_lives, other=0.0)[None, :]
+            if SECOND:
+                some_moved = _weights(pair + V_WEIGHT, W_TYPE, row, k, some_live)
+                moved = tl.dot(some_moved, t, moved, input_precision=X3)
+                t = _dense(product_moved, k, _only_if(maps_move, k < channels), channel, channels, channel_lives)
+                turned = product_moved + (channel[None, :] * channels + k[:, None])
+                t += tl.load(
+                    turned, mask=_only_if(maps_move, (k < channels)[:, None] & channel_lives[None, :]), other=0.0
+                )
+                moved = tl.dot(some, t, moved, input_precision=X3)
+        w = _weights(pair + WEIGHT, W_TYPE, row, channel, both)  # again: it is not to fill registers in between
+        mean = _mean(target, MAP_SUMS, sample, channel, channels)[None, :]
         cross = _dense(product + (channels + first_row) * channels, row, lives, channel, channels, channel_lives)
-        found += bias[:, None] * mean - cross
         sources = _pointer(target + SOURCE_SUMS, tl.float32) + 2 * (sample * rows + first_row + row)
         source = tl.load(sources, mask=lives, other=0.0)
         difference = tl.sum(w * mean, 1) + pixels * bias - source
-        square = tl.sum(w * (found - cross), 1) + bias * (difference - source)
-        square += tl.load(sources + 1, mask=lives, other=0.0)
         column = tl.load(pair + COLUMN)
-        alpha = _coefficients(table + ALPHA, sample, column, row, lives, tl.int64)
-        loss += alpha * square
-        factor += 2 * alpha * difference
-        gradient += (2 * alpha)[:, None] * found
+        twice = 2 * _coefficients(table + ALPHA, sample, column, row, lives, tl.int64)
+        if SECOND:
+            w_moved = _weights(pair + V_WEIGHT, W_TYPE, row, channel, both)
+            whole = found + (bias[:, None] * mean - cross)
+            square = tl.sum(w_moved * (whole - found / 2), 1) + bias_moved * difference
+            twice_moved = 2 * _coefficients(table + V_ALPHA, sample, column, row, lives, tl.int64)
+            gradient += twice_moved[:, None] * whole
+            cross = _dense(
+                product_moved + (channels + first_row) * channels,
+                row,
+                _only_if(maps_move, lives),
+                channel,
+                channels,
+                channel_lives,
+            )
+            mean_moved = _mean(target, V_MAP_SUMS, sample, channel, channels)[None, :]
+            change = bias[:, None] * mean_moved - cross
+            square = 2 * (square + tl.sum(w * (moved / 2 + change), 1))
+            gradient += twice[:, None] * (moved + (change + bias_moved[:, None] * mean))
+            changed = tl.sum(w * mean_moved + w_moved * mean, 1) + pixels * bias_moved
+            factor += twice * changed + twice_moved * difference
+        else:
+            found += bias[:, None] * mean - cross
+            square = tl.sum(w * (found - cross), 1) + bias * (difference - source)
+            square += tl.load(sources + 1, mask=lives, other=0.0)
+            loss += twice / 2 * square
+            factor += twice * difference
+            gradient += twice[:, None] * found
         address = tl.load(table + SQUARES)
         to = address.to(tl.pointer_type(tl.float32)) + sample * tl.load(table + COLUMNS) + column
         tl.store(to + row, square, mask=_only_if(address != 0, lives))
     split = tl.load(item + 5).to(tl.int64)
-    tl.store(_pointer(table + LOSS_SUMS, tl.float32) + tl.load(item + 6), tl.sum(loss, 0))
+    if not SECOND:
+        tl.store(_pointer(table + LOSS_SUMS, tl.float32) + tl.load(item + 6), tl.sum(loss, 0))
     tl.store(_pointer(target + FACTOR_SUMS, tl.float32) + (split * rows + first_row + row), factor, mask=lives)
     address = tl.load(target + WEIGHT_SUMS)
     to = address.to(tl.pointer_type(tl.float32)) + (split * rows + first_row) * channels
@@ -403,19 +526,50 @@ def gram_projections_kernel(
 
 
 @triton.jit
+def _apply(
+    target,
+    VIEW: tl.constexpr,
+    FACTOR_OF: tl.constexpr,
+    sample,
+    pixel,
+    lives,
+    channel,
+    channels,
+    sums,
+    PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    VECTOR: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """A factor times a map; nothing where there is no factor."""
+    factor = _pointer(target + FACTOR_OF, tl.float32) + sample * channels * channels
+    for start in range(0, tl.where(tl.load(target + FACTOR_OF) != 0, channels, 0), STEP):
+        k = start + tl.arange(0, STEP)
+        t = _pixels_of(target + VIEW, sample, pixel, lives, k, k < channels, VECTOR)
+        a = _dense(factor, k, k < channels, channel, channels, channel < channels)
+        t, a = _rounded(t, tl.float32, ROUND), _rounded(a, tl.float32, ROUND)
+        sums = tl.dot(t, a, sums, input_precision=PRECISION)
+    return sums
+
+
+@triton.jit
 def gram_targets_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, GRAM_ITEM)
+    SECOND: tl.constexpr,
     W_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
-    VECTOR: tl.constexpr,  # of T and of sources of its size
+    VECTOR: tl.constexpr,  # of T, vT and sources of their size
     D_VECTOR: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
     STEP: tl.constexpr,
 ):
-    """dT = (W^T 2 alpha W) T - W^T 2 alpha S~ + W^T 2 alpha b, a tile of a sample's pixels and all channels."""
+    """dT = (W^T 2 alpha W) T - W^T 2 alpha S~ + W^T 2 alpha b, a tile of a sample's pixels and all channels.
+
+    With SECOND its direction: (W^T 2 alpha W) vT, and the same sum as in dT of the directions of the factors.
+    """
     item = items + tl.program_id(0) * GRAM_ITEM
     target, sample = table + tl.load(item + 1), tl.load(item + 3).to(tl.int64)
     pixel = tl.load(item + 4) + tl.arange(0, TILE_COLUMNS)
@@ -441,20 +595,24 @@ def gram_targets_kernel(
             sums -= share[:, None] * _dense(grown, at, lives, channel, channels, channel_lives)
         group += GROUP_WORDS
 
-    factor = _pointer(target + FACTOR, tl.float32) + sample * channels * channels
-    for start in range(0, channels, STEP):
-        k = start + tl.arange(0, STEP)
-        t = _pixels_of(target + MAP, sample, pixel, lives, k, k < channels, VECTOR)
-        a = _dense(factor, k, k < channels, channel, channels, channel_lives)
-        t, a = _rounded(t, tl.float32, ROUND), _rounded(a, tl.float32, ROUND)
-        sums = tl.dot(t, a, sums, input_precision=PRECISION)
+    if SECOND:
+        sums = _apply(
+            target, V_MAP, FACTOR, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR, STEP
+        )
+        sums = _apply(
+            target, MAP, V_FACTOR, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR, STEP
+        )
+    else:
+        sums = _apply(
+            target, MAP, FACTOR, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR, STEP
+        )
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + OWN_PAIRS).to(tl.int32)):
         rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
         for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
             s = _pixels_of(table + pair + SOURCE, sample, pixel, lives, k, k < rows, VECTOR)
-            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels)
+            scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels, SECOND)
             s, scaled = _rounded(s, tl.float32, ROUND), _rounded(-scaled, tl.float32, ROUND)
             sums = tl.dot(s, scaled, sums, input_precision=PRECISION)
         pair = tl.load(table + pair + NEXT)

@@ -1,7 +1,7 @@
 """The Gram form of a call: which targets take it, and the launches that cover them all.
 
-Loss and gradient alone, in float32 where tf32 is allowed, of targets all of whose sources have their size at most; maps
-in NCHW whose rows stand in line.
+In float32 where tf32 is allowed, of targets all of whose sources have their size at most; maps in NCHW whose rows stand
+in line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from l2t_fast.ops.triton import gram_kernels as kernels
 from l2t_fast.ops.triton import records
-from l2t_fast.ops.triton.tiles import GRAM, GRAM_INTERPRETER, Tile
+from l2t_fast.ops.triton.tiles import GRAM, GRAM_INTERPRETER, GRAM_SECOND, Tile
 
 if TYPE_CHECKING:
     from l2t_fast.ops.triton.planning import Launch, Layer, Planner
@@ -27,6 +27,24 @@ LAUNCHES = 4
 MOST_CHANNELS = GRAM["gram_planes"][-1].channels
 
 Tiles = dict[str, Tile]  # of each kernel
+
+
+class Moves(NamedTuple):
+    """What of a target moves, in a Hessian-vector product."""
+
+    maps: bool
+    weights: bool
+    coefficients: bool
+
+    @property
+    def factors(self) -> bool:
+        """Whether W^T 2 alpha S and W^T 2 alpha W do."""
+        return self.weights or self.coefficients
+
+    @staticmethod
+    def of(planner: Planner, layer: Layer) -> Moves:
+        weights = any(planner.v_weights[p] is not None for p in layer.pairs)
+        return Moves(planner.v_targets[layer.target] is not None, weights, planner.v_alpha is not None)
 
 
 class Group(NamedTuple):
@@ -45,13 +63,13 @@ class Group(NamedTuple):
 def can_serve(planner: Planner, layer: Layer) -> bool:
     """Whether the Gram form computes what the direct form would, as exactly."""
     a = planner.arguments
-    target, result = a.targets[layer.target], planner.results[layer.target]
+    target = a.targets[layer.target]
+    others = [t for t in (planner.v_targets[layer.target], planner.results[layer.target]) if t is not None]
     sources = [a.sources[a.pairs[2 * p]] for p in layer.pairs]
     return (
-        not planner.second
-        and planner.precision == "tf32"
+        planner.precision == "tf32"
         and 0 < layer.channels <= MOST_CHANNELS
-        and all(_in_line(t) for t in (target, *sources, *([] if result is None else [result])))
+        and all(_in_line(t) for t in (target, *sources, *others))
         and all(s.shape[2] <= target.shape[2] and s.shape[3] <= target.shape[3] for s in sources)
     )
 
@@ -85,17 +103,32 @@ def pays(planner: Planner, layer: Layer) -> bool:
             sizes.add((height, width))
     maps, weights, groups = layer.wants_map, layer.wants_weights, len(sizes)
     group_pixels = sum(height * width for height, width in sizes)
-    passes = 1 + maps + weights if maps or weights else 0  # over E
-    direct = (2 * tile.channels * (1 + maps + weights) + 4 * OPERATIONS_OF_BYTE * passes) * rows * pixels
-    arithmetic = 6 * tile.channels * ((tile.channels + own_rows) * pixels + (1 + maps) * (small + channels * rows))
-    arithmetic += maps * tile.channels * pixels * (2 * (channels + own_rows) + 8 * groups)
+    moves = Moves.of(planner, layer)
+    # products: with maps; of the direct form; W's with those of maps; of factors and of weights with sources for dT
+    of_maps, of_direct, of_projections, of_factors, of_sources = 1, 1 + maps + weights, 1, maps, maps
+    of_targets = maps  # and of those factors with maps
+    passes = of_direct if maps or weights else 0  # over E
+    if planner.second:
+        of_maps = 1 + moves.maps
+        of_direct = 1 + moves.maps + moves.weights + maps * (1 + moves.weights) + weights * (1 + moves.maps)
+        of_projections = 1 + moves.maps + moves.weights
+        of_sources = maps * moves.factors
+        of_factors = maps * (moves.maps + moves.factors + moves.weights)
+        of_targets = maps * (moves.maps + moves.factors)
+        passes *= 2
+    direct = (2 * tile.channels * of_direct + 4 * OPERATIONS_OF_BYTE * passes) * rows * pixels
+    arithmetic = 6 * tile.channels * (of_maps * ((tile.channels + own_rows) * pixels + small) + of_sources * small)
+    arithmetic += 6 * tile.channels * (of_projections + of_factors) * channels * rows
+    arithmetic += (
+        tile.channels * pixels * (2 * (of_targets * channels + of_sources * own_rows) + 8 * groups * of_sources)
+    )
     # rows are resized once more for their sums
-    moved = (3 + 2 * groups + 2 * maps) * channels * pixels + (2 + maps) * (own_rows * pixels + floats)
-    moved += 3 * channels * rows + rows * pixels
+    moved = ((3 + 2 * groups) * of_maps + maps + of_targets) * channels * pixels + (1 + 2 * of_maps) * channels * rows
+    moved += (1 + of_maps + of_sources) * (own_rows * pixels + floats) + rows * pixels
     gram = arithmetic + OPERATIONS_OF_BYTE * 4 * moved
     saved = planner.batch * (direct - gram)
-    kept = channels * (rows + (1 + maps) * (channels + group_pixels))
-    read = (channels + own_rows) * pixels + floats
+    kept = channels * (of_maps * (rows + channels + group_pixels) + of_targets * channels + of_sources * group_pixels)
+    read = of_maps * channels * pixels + own_rows * pixels + floats
     is_worth_it = saved > LAUNCHES * OPERATIONS_OF_LAUNCH * planner.processors
     return gram < 0.75 * direct and is_worth_it and kept < read
 
@@ -129,7 +162,9 @@ class GramPlanner:
 
     @property
     def _table(self) -> dict[str, tuple[Tile, ...]]:
-        return GRAM if self.planner.compiles else GRAM_INTERPRETER
+        if not self.planner.compiles:
+            return GRAM_INTERPRETER
+        return GRAM_SECOND if self.planner.second else GRAM
 
     def place(self, layer: Layer) -> None:
         """Where all of it lies that is no map; and the splits of the samples."""
@@ -143,9 +178,12 @@ class GramPlanner:
             records.TILES: layer.splits,  # of the sums of E
             records.PAIRS: len(layer.pairs),
             records.FIRST_PAIR: planner.pair_at(layer.pairs[0]),
-            records.OWN_PAIRS: sum(self._is_own(layer, p) for p in layer.pairs),
-            records.GROUPS: len(self.groups[layer.target]),
         }
+        moves = Moves.of(planner, layer)
+        takes_sources = layer.wants_map and (moves.factors or not planner.second)
+        if takes_sources:
+            layer.words[records.OWN_PAIRS] = sum(self._is_own(layer, p) for p in layer.pairs)
+            layer.words[records.GROUPS] = len(self.groups[layer.target])
         floats = {
             records.FACTOR_SUMS: layer.splits * rows,
             records.MAP_SUMS: batch * channels,
@@ -154,13 +192,17 @@ class GramPlanner:
         }
         if layer.wants_weights:
             floats[records.WEIGHT_SUMS] = layer.splits * rows * channels
+        if moves.maps:
+            floats |= {records.V_MAP_SUMS: batch * channels, records.V_PRODUCTS: batch * (channels + rows) * channels}
         if layer.wants_map:
-            floats |= {records.FACTOR: batch * channels * channels, records.CONSTANT: batch * channels}
+            floats[records.CONSTANT] = batch * channels
+            factors = (records.FACTOR, moves.maps or not planner.second), (records.V_FACTOR, moves.factors)
+            floats |= {factor: batch * channels * channels for factor, takes in factors if takes}
         layer.places = {word: planner.take(4 * count) for word, count in floats.items()}
         for group in self.groups[layer.target]:
-            group.places[records.SHRUNK] = planner.take(4 * batch * group.pixels * channels)
-            if layer.wants_map:
-                group.places[records.GROWN] = planner.take(4 * batch * group.pixels * channels)
+            maps = (records.SHRUNK, True), (records.V_SHRUNK, moves.maps), (records.GROWN, takes_sources)
+            for word in (word for word, takes in maps if takes):
+                group.places[word] = planner.take(4 * batch * group.pixels * channels)
 
     def records(self, at: int) -> tuple[list[int], dict[int, int], list[int]]:
         """The groups' records, which begin at word ``at``; words of the other records, by place; which are places."""
@@ -174,7 +216,7 @@ class GramPlanner:
             for group in self.groups[layer.target]:
                 begin = at + len(words)
                 words += [group.height, group.width, len(group.pairs), self.planner.pair_at(group.pairs[0])]
-                words += [group.places[records.SHRUNK], group.places.get(records.GROWN, 0)]
+                words += [group.places.get(word, 0) for word in (records.SHRUNK, records.V_SHRUNK, records.GROWN)]
                 places += [begin + word.value for word in group.places]
                 for pair in group.pairs:
                     others[self.planner.pair_at(pair) + records.GROUP.value] = begin
@@ -205,25 +247,31 @@ class GramPlanner:
         """Items of a target, for all but its projections."""
         planner, target = self.planner, self.planner.target_at(layer.target)
 
-        def cut(kernel: str, kind: Any, place: int, length: int, size: int) -> None:
+        def cut(kernel: str, kind: Any, place: int, length: int, size: int, moves: bool = False) -> None:
             for sample in range(planner.batch):
-                items[kernel] += [(kind.value, target, place, sample, first) for first in range(0, length, size)]
+                items[kernel] += [(kind.value, target, place, sample, at, moves) for at in range(0, length, size)]
 
         of_planes, of_products = tiles["gram_planes"], tiles["gram_products"]
-        cut("gram_products", kernels.OF_MAPS, 0, layer.channels, of_products.rows)
-        cut("gram_planes", kernels.MAP_SUM, 0, 1, 1)
+        for moves in (False, True) if records.V_PRODUCTS in layer.places else (False,):
+            cut("gram_products", kernels.OF_MAPS, 0, layer.channels, of_products.rows, moves)
+            cut("gram_planes", kernels.MAP_SUM, 0, 1, 1, moves)
+            for p in layer.pairs:
+                kind = kernels.OF_MAPS if self._is_own(layer, p) else kernels.OF_SMALL
+                rows = planner.source_channels(p)
+                cut("gram_products", kind, planner.pair_at(p), rows, of_products.rows, moves)
         for p in layer.pairs:
-            kind = kernels.OF_MAPS if self._is_own(layer, p) else kernels.OF_SMALL
-            rows, place = planner.source_channels(p), planner.pair_at(p)
-            cut("gram_products", kind, place, rows, of_products.rows)
-            cut("gram_planes", kernels.SOURCE_SUM, place, rows, of_planes.rows)
+            cut("gram_planes", kernels.SOURCE_SUM, planner.pair_at(p), planner.source_channels(p), of_planes.rows)
+        for moves, factor in enumerate((records.FACTOR, records.V_FACTOR)):
+            if factor in layer.places:
+                cut("gram_products", kernels.OF_WEIGHTS, 0, layer.channels, of_products.rows, bool(moves))
         if layer.wants_map:
-            cut("gram_products", kernels.OF_WEIGHTS, 0, layer.channels, of_products.rows)
             cut("gram_planes", kernels.CONSTANTS, 0, 1, 1)
             cut("gram_targets", kernels.OF_MAPS, 0, layer.pixels, tiles["gram_targets"].columns)
         for group in self.groups[layer.target]:
-            cut("gram_planes", kernels.SHRINK, group_at, group.height, 1)
-            if layer.wants_map:
+            for moves, word in enumerate((records.SHRUNK, records.V_SHRUNK)):
+                if word in group.places:
+                    cut("gram_planes", kernels.SHRINK, group_at, group.height, 1, bool(moves))
+            if records.GROWN in group.places:
                 cut("gram_products", kernels.GROW, group_at, group.pixels, of_products.rows)
             group_at += records.GROUP_WORDS.value
 
@@ -241,9 +289,11 @@ class GramPlanner:
     def _constants(self, tile: Tile, layers: list[Layer]) -> dict[str, Any]:
         a = self.planner.arguments
         maps = [a.targets[layer.target] for layer in layers]
+        maps += [v for layer in layers if (v := self.planner.v_targets[layer.target]) is not None]
         maps += [a.sources[a.pairs[2 * p]] for layer in layers for p in layer.pairs if self._is_own(layer, p)]
         results = [r for layer in layers if (r := self.planner.results[layer.target]) is not None]
         return {
+            "SECOND": self.planner.second,
             "W_TYPE": self.planner.type_of(a.weights),
             "B_TYPE": self.planner.type_of(a.biases),
             "PRECISION": self.planner.precision,

@@ -1,4 +1,4 @@
-"""The Gram form of the Triton kernels: loss and gradient without E, of maps of many pixels and few channels."""
+"""The Gram form of the Triton kernels: all derivatives without E, of maps of many pixels and few channels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from l2t_fast.ops.triton.arguments import Arguments
 from l2t_fast.ops.triton.planning import Planner
 from l2t_fast.ops.triton.tiles import TABLES
 from tests.ops.conftest import Backend
-from tests.ops.problems import Answer, Problem, assert_accurate, draw, draw_directions, laid_out
+from tests.ops.problems import Answer, Problem, assert_accurate, draw, draw_directions, draw_some, laid_out, solve
 
 # Of one size, smaller, and mixed with a target that has a larger source and so keeps to the direct form; several tiles
 # of rows, of channels and of pixels, and tails.
@@ -44,18 +44,17 @@ def form(monkeypatch) -> Iterator[Callable[[bool], None]]:
     launching._PLANS.clear()
 
 
-def answer_of(backend: Backend, problem: Problem) -> Answer:
-    """Without Hessian-vector products, which have no Gram form."""
-    problem = problem.map(lambda t: t.to(backend.device)).requiring_grad()
-    loss = problem.loss(backend.matching_loss)
-    return Answer(loss, list(torch.autograd.grad(loss, problem.inputs)), [])
+def answer_of(backend: Backend, problem: Problem, directions: Sequence[Tensor]) -> Answer:
+    problem = problem.map(lambda t: t.to(backend.device))
+    return solve(backend.matching_loss, problem, [v.to(backend.device) for v in directions])
 
 
 def check(backend: Backend, problem: Problem) -> Answer:
-    answer = answer_of(backend, problem)
+    directions = draw_directions(problem)
+    answer = answer_of(backend, problem, directions)
     # the interpreter does not round to tf32
     roundings = 64 if backend.device == "cpu" else 4 * 2**12
-    assert_accurate(answer, problem, draw_directions(problem), roundings=roundings)
+    assert_accurate(answer, problem, directions, roundings=roundings)
     return answer
 
 
@@ -65,8 +64,10 @@ def test_as_exact_as_the_direct_form(triton_backend, form, shape):
     form(True)
     gram = check(triton_backend, problem)
     form(False)
-    direct = answer_of(triton_backend, problem)
-    assert any(not torch.equal(a, b) for a, b in zip(gram.gradients, direct.gradients, strict=True))
+    direct = answer_of(triton_backend, problem, draw_directions(problem))
+    for derivative in ("gradients", "products"):
+        both = zip(getattr(gram, derivative), getattr(direct, derivative), strict=True)
+        assert any(not torch.equal(a, b) for a, b in both)
 
 
 @pytest.mark.parametrize("layout", ["sliced", "offset", "expanded", "channels_last"])
@@ -85,19 +86,20 @@ def test_layouts(triton_backend, form, layout):
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_some_needs(triton_backend, form, seed):
+@pytest.mark.parametrize("seed", range(6))
+def test_some_needs_and_some_directions(triton_backend, form, seed):
     problem = draw(*SHAPES["with a direct one"], batch=2, dtype=torch.float32)
+    directions, needs = draw_some(problem, seed)
     problem = problem.map(lambda t: t.to(triton_backend.device))
+    directions = [None if v is None else v.to(triton_backend.device) for v in directions]
     flat = [index for pair in problem.pairs for index in pair]
-    generator = torch.Generator().manual_seed(seed)
-    needs = (torch.rand(len(problem.slots), generator=generator) < 0.5).tolist()
+    given = problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, flat
     answers = []
     for gram in (False, True):
         form(gram)
-        given = problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, flat
         found = launching.loss_and_gradient(Arguments(*given, needs))
-        answers.append([found.loss, *found.results])
+        products = launching.hessian_vector(Arguments(*given, needs), directions)
+        answers.append([found.loss, *found.results, *products])
     for wanted, found in zip(*answers, strict=True):
         assert (wanted is None) == (found is None)
         if wanted is not None:
@@ -125,12 +127,24 @@ def takes_it(name: str, **changes) -> list[bool]:
     return [layer in planner.gram.layers for layer in planner.layers]
 
 
+def all_that_moves(name: str) -> list[Tensor]:
+    workload = WORKLOADS[name]
+    batch = workload.gpu_batch
+    targets = [torch.empty(batch, *size, device="meta") for size in workload.targets]
+    weights = [torch.empty(workload.sources[m][0], workload.targets[n][0], device="meta") for m, n in workload.pairs]
+    biases = [torch.empty(len(w), device="meta") for w in weights]
+    return [*targets, *weights, *biases, torch.empty(batch, sum(map(len, weights)), device="meta")]
+
+
 def test_the_planner_takes_it_for_many_pixels_and_few_channels():
     assert takes_it("imagenet") == [True, False, False, False]
     assert not any(takes_it("cifar"))
 
 
-def test_never_where_all_of_float32_is_asked_for_nor_for_the_second_derivative():
-    slots = len(WORKLOADS["imagenet"].targets) + 2 * len(WORKLOADS["imagenet"].pairs) + 1
+def test_of_the_second_derivative_where_much_moves():
+    assert takes_it("imagenet", directions=all_that_moves("imagenet")) == [True, False, False, False]
+    assert not any(takes_it("cifar", directions=all_that_moves("cifar")))
+
+
+def test_never_where_all_of_float32_is_asked_for():
     assert not any(takes_it("imagenet", precision="tf32x3"))
-    assert not any(takes_it("imagenet", directions=[None] * slots))
