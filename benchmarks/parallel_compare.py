@@ -122,8 +122,8 @@ class UnsavedTrainer(Trainer):
         if improves:
             networks = {"model": self.target, "method": self.method}
             self._networks = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
-        if self.epoch == self.config.epochs:
-            self._save_best(self._networks)
+        if self.reached.epoch == self.config.epochs:
+            self.state.save_best({**self._networks, "best": self.reached.best})
 
 
 def attempt(training: TrainConfig, progress: TrainingProgress, images: LastImages) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def held(trainer: Trainer) -> int:
         for module in (trainer.source, trainer.target, trainer.method):
             yield from module.state_dict().values()
             yield from (p.grad for p in module.parameters() if p.grad is not None)
-        for optimizer in (trainer.optimizer, *trainer.method.optimizers().values()):
+        for optimizer in (trainer.step.optimizer, *trainer.method.optimizers().values()):
             yield from (v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
 
     return bytes_of(t for t in tensors() if not t.is_meta)
@@ -86,7 +86,7 @@ def rank(number: int, folder: Path) -> None:
         ring = 2 * (group.size - 1) / group.size
         sent = ring * (group.reduced_bytes - before[0]) + group.exchanged_bytes - before[1]
         taken = peak(Run(step), torch.device("cpu")).allocator
-        numbers = sent / 1e6, trainer.plan.sent / 1e6, held(trainer) / 2**20, taken / 2**20
+        numbers = sent / 1e6, trainer.placement.plan.sent / 1e6, held(trainer) / 2**20, taken / 2**20
         rows.append([len(trainer.pairs), plan, number, *numbers])
     torch.save(rows, folder / f"rows-{number}.pt")
     dist.destroy_process_group()

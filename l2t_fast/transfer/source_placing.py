@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,10 +13,22 @@ from l2t_fast.distributed.group import Group
 from l2t_fast.distributed.source_plan import PLANS, Load, Plan, bytes_of, choose, output_bytes, plans
 from l2t_fast.transfer.methods import Method
 from l2t_fast.transfer.source import FrozenSources, load_source, scale
+from l2t_fast.transfer.source_sharing import SourceSharing
+from l2t_fast.transfer.whole_state import WholeState
 
 #: Of a GPU's free memory, what the sources may take if the configuration does not say: the target's training needs the
 #: rest, which nobody knows before it runs.
 SHARE_OF_FREE_MEMORY = 0.5
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the sources run; by default every rank runs all of them."""
+
+    plan: Plan | None = None  # None where there was no choice
+    reason: str = "images: there is one source"
+    sharing: SourceSharing | None = None
+    whole_state: WholeState | None = None  # where ranks have pairs of their own
 
 
 class UnplacedSources:
@@ -99,3 +112,50 @@ def _memory(options: TransferOptions, group: Group, device: torch.device) -> int
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return min(group.each(int(free * SHARE_OF_FREE_MEMORY)))
+
+
+def place_sources(
+    unplaced: UnplacedSources,
+    options: TransferOptions,
+    data: DataBundle,
+    target: nn.Module,
+    method: Method,
+    pairs: Sequence[tuple[int, int]],
+    group: Group,
+    device: torch.device,
+) -> Placement:
+    """Plan where the sources run, load those of this rank, and divide the pairs if that is the plan: collective."""
+    source = unplaced.sources
+    image = torch.zeros(1, data.in_channels, data.image_size, data.image_size, device=device)
+    meta = getattr(method, "meta", None)
+    owner_of_map = [i for i, maps in enumerate(source.maps_per_source) for _ in range(maps)]
+    with_pairs = [owner_of_map[m] for m, _ in pairs]
+    load = Load(
+        source_weights=unplaced.weights,
+        source_maps=unplaced.maps,
+        target_maps=output_bytes(target, image, logits=False),
+        image=bytes_of([image]),
+        projections=bytes_of(method.trained_parameters()),
+        phi=bytes_of(meta.parameters()) if meta is not None else 0,
+        batch=options.data.batch_size,
+        steps=options.lookahead_steps if meta is not None else 0,
+        keep_graphs=options.keep_graphs,
+        source_pairs=[with_pairs.count(i) for i in range(len(unplaced.weights))],
+    )
+    plan, reason = plan_sources(load, options, type(method), group, device)
+    if plan.name == "images":
+        unplaced.load(None, group)
+        source.to(device)
+        return Placement(plan, reason)
+    owners = load.owners(group.size, plan.name)
+    unplaced.load(owners, group)
+    sharing = SourceSharing(source, owners, group, own_pairs=plan.name == "pairs")
+    sharing.own.to(device)
+    if not sharing.own_pairs:
+        return Placement(plan, reason, sharing)
+    whole = {"optimizer": [*target.parameters(), *method.trained_parameters()]}
+    for name, optimizer in method.optimizers().items():
+        whole[name] = [p for parameters in optimizer.param_groups for p in parameters["params"]]
+    whole_state = WholeState(group, whole, list(target.parameters()))
+    method.keep_pairs(sharing.pairs(pairs))
+    return Placement(plan, reason, sharing, whole_state)

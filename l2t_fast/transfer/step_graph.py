@@ -2,7 +2,7 @@
 
 The first holds the source and the target's forward and backward pass. Then the host looks at the loss, as it does
 without a graph, so that a loss that is not finite changes no parameter. The second holds the SGD step, the look-ahead,
-the hypergradient and Adam's step. Both are captured from the trainer's own functions, after a few ordinary steps on the
+the hypergradient and Adam's step. Both are captured from the step's own functions, after a few ordinary steps on the
 stream of the capture: they make momenta, plans and handles of libraries, and being ordinary steps they leave nothing to
 be undone.
 
@@ -80,7 +80,7 @@ class CudaRecorder:
 
 
 class Halves(Protocol):
-    """The step that is captured: :class:`l2t_fast.transfer.Trainer` says what its methods do."""
+    """The step that is captured: :class:`l2t_fast.transfer.step.Step` says what its methods do."""
 
     optimizer: torch.optim.SGD
     method: Method
@@ -108,7 +108,7 @@ class StepGraph:
         return self._captured is not None
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """As ``plain_step`` of the trainer.
+        """As ``plain_step`` of the step.
 
         Raises:
             L2TFastError: the loss is not finite, or the step cannot be captured; no parameter was changed.

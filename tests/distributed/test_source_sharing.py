@@ -82,11 +82,11 @@ def steps_of_a_rank(group: Group, configs: dict[str, TrainConfig], in_float32: S
             kind = "second hypergradient" if step else "hypergradient"
             hypergradients |= {f"{kind} {k}": p.grad.clone() for k, p in phi.items() if p.grad is not None}
             if not step:
-                state = trainer._state()
+                state = trainer.state.state(trainer.reached)
                 parameters = {f"target {k}": v for k, v in state["model"].items()}
                 parameters |= {f"method {k}": v for k, v in state["method"].items() if k.startswith("matching")}
                 first = {f"first {k}": v.clone() for k, v in parameters.items()}
-        state = trainer._state()
+        state = trainer.state.state(trainer.reached)
         momentum = {i: entry["momentum_buffer"] for i, entry in state["optimizer"]["state"].items()}
         adam = state["method_optimizers"].get("meta", {"state": {}})["state"]
         whole = {
@@ -216,7 +216,7 @@ def said_by_a_rank(group: Group, configs: list[TrainConfig]) -> list[str]:
     for config, spoiled in zip(configs, kinds, strict=True):
         trainer = Trainer(config, silent(), group=group)
         if spoiled == "choice":
-            found.append(trainer._plan_reason)
+            found.append(trainer.placement.reason)
             continue
         x, y = next(iter(trainer.data.train))
         before = [p.clone() for p in trainer.target.parameters()]
@@ -227,15 +227,15 @@ def said_by_a_rank(group: Group, configs: list[TrainConfig]) -> list[str]:
             if spoiled == "projection" and group.rank == 0:
                 trainer.method.own_matching[1].weight[0, 0] = torch.nan
             if spoiled == "source" and group.rank == 1:
-                next(trainer._sharing.own.parameters()).fill_(torch.nan)
+                next(trainer.placement.sharing.own.parameters()).fill_(torch.nan)
         if spoiled == "overflow":
-            trainer._scaler = torch.amp.GradScaler("cpu", init_scale=1.0)  # nothing else overflows
+            trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)  # nothing else overflows
         if spoiled == "overflow" and group.rank == 0:
             trainer.method.own_matching[1].weight.register_hook(lambda gradient: gradient * torch.inf)
         try:
-            scale = trainer._scaler.get_scale()
+            scale = trainer.step.scaler.get_scale()
             trainer.train_batch(x, y, 16)
-            found.append(str(trainer._scaler.get_scale() / scale))
+            found.append(str(trainer.step.scaler.get_scale() / scale))
         except L2TFastError as error:
             found.append(f"{type(error).__name__}: {error}")
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.target.parameters(), strict=True))

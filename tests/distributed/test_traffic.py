@@ -70,8 +70,8 @@ def sent_by_a_rank(group: Group, configs: list[TrainConfig]) -> list[dict]:
         found.append(
             {
                 "sent": round(2 * others * reduced) + group.exchanged_bytes - before[1],
-                "counted": trainer.plan.sent,
-                "plan": trainer.plan.name,
+                "counted": trainer.placement.plan.sent,
+                "plan": trainer.placement.plan.name,
             }
         )
     return found

@@ -47,7 +47,7 @@ def steps_of_a_rank(group: Group, configs: dict[str, TrainConfig]) -> dict:
             group.sum_([values])
             results.append(values)
             hypergradients.append([p.grad for p in phi])
-        momentum = [s["momentum_buffer"] for s in trainer.optimizer.state_dict()["state"].values()]
+        momentum = [s["momentum_buffer"] for s in trainer.step.optimizer.state_dict()["state"].values()]
         found[f"{name} {dtype}"] = {
             **{f"target {k}": v for k, v in trainer.target.state_dict().items()},
             **{f"method {k}": v for k, v in trainer.method.state_dict().items()},

@@ -75,7 +75,7 @@ def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, m
     epoch = Trainer._run_epoch
 
     def interrupted(trainer, *rest):
-        if "fm-seed1" in str(trainer.folder.path) and trainer.epoch == 1:
+        if "fm-seed1" in str(trainer.folder.path) and trainer.reached.epoch == 1:
             raise KeyboardInterrupt
         epoch(trainer, *rest)
 
@@ -87,7 +87,7 @@ def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, m
 
     trained = []
     monkeypatch.setattr(
-        Trainer, "_run_epoch", lambda t, *rest: (trained.append((t.folder.path.name, t.epoch)), epoch(t, *rest))
+        Trainer, "_run_epoch", lambda t, *rest: (trained.append((t.folder.path.name, t.reached.epoch)), epoch(t, *rest))
     )
     shown = progress()
     compare(config, shown)

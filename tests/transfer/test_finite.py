@@ -9,6 +9,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer import Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.finite import first_non_finite_parameter
+from l2t_fast.transfer.step import Step
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_the_last_good_checkpoint_stays(make_config, quiet, monkeypatch):
 
     def blow_up(trainer, *batch):
         found = step(trainer, *batch)
-        if trainer.epoch == 2:  # the weights go wrong in the third epoch's step
+        if trainer.reached.epoch == 2:  # the weights go wrong in the third epoch's step
             with torch.no_grad():
                 next(trainer.target.parameters()).mul_(float("nan"))
         return found
@@ -113,21 +114,23 @@ def test_the_last_good_checkpoint_stays(make_config, quiet, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (lambda trainer: next(trainer.target.parameters()), "target features.0.weight turned NaN or infinite"),
-        (lambda trainer: next(trainer.method.meta.parameters()), "method meta.weight_network.0.weight turned NaN"),
+        (lambda step: next(step.target.parameters()), "target features.0.weight turned NaN or infinite"),
+        (lambda step: next(step.method.meta.parameters()), "method meta.weight_network.0.weight turned NaN"),
     ],
 )
 def test_an_epoch_that_ends_spoiled_is_not_saved(make_config, quiet, monkeypatch, part, said):
     config = make_config(method="l2t-ww", epochs=4)
-    evaluate = Trainer.evaluate
+    evaluate = Step.evaluate
+    passes = []
 
-    def spoil_before(trainer, batches):
-        if trainer.epoch == 1:
+    def spoil_before(step, batches):
+        passes.append(step)
+        if len(passes) == 2:  # the end of the second epoch
             with torch.no_grad():
-                part(trainer).view(-1)[0] = float("inf")
-        return evaluate(trainer, batches)
+                part(step).view(-1)[0] = float("inf")
+        return evaluate(step, batches)
 
-    monkeypatch.setattr(Trainer, "evaluate", spoil_before)
+    monkeypatch.setattr(Step, "evaluate", spoil_before)
     with pytest.raises(L2TFastError, match=f"after epoch 2, {said}"):
         run(config, progress=quiet)
     assert load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")["epoch"] == 1

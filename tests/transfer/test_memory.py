@@ -51,7 +51,7 @@ def test_training_names_the_batch_that_fits_and_the_checkpoint_that_stays(make_c
     step = Trainer.train_batch
 
     def limited(trainer, x, y, joined=None):
-        return gpu.step(x, y) if trainer.epoch == 1 else step(trainer, x, y, joined)
+        return gpu.step(x, y) if trainer.reached.epoch == 1 else step(trainer, x, y, joined)
 
     monkeypatch.setattr(Trainer, "train_batch", limited)
     wanted = (

@@ -17,7 +17,7 @@ def step(make_config, quiet, **changes):
         torch.nn.init.normal_(parameter, mean=0.1, std=0.1)
     x, y = next(iter(trainer.data.train))
     for _ in range(2):
-        trainer.train_batch(trainer._placed(x), y)
+        trainer.train_batch(trainer.step.placed(x), y)
     return torch.cat([p.grad.flatten() for p in trainer.method.meta.parameters()]), trainer
 
 
@@ -32,7 +32,7 @@ def test_channels_last_is_the_layout_of_the_maps(make_config, quiet):
     _, trainer = step(make_config, quiet, channels_last=True)
     x, _ = next(iter(trainer.data.train))
     for network in (trainer.source, trainer.target):
-        for map in network(trainer._placed(x))[1]:
+        for map in network(trainer.step.placed(x))[1]:
             assert map.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -59,31 +59,31 @@ def test_the_hypergradient_is_that_of_float32_where_the_target_stands(make_confi
     with torch.no_grad():
         for parameter, value in zip(method.meta.parameters(), before, strict=True):
             parameter.copy_(value)
-    with trainer._autocast():
+    with trainer.step.autocast():
         features = trainer.source(x).features
     assert {f.dtype for f in features} == {getattr(torch, precision)}
-    wanted = hypergradient(trainer.target, method.matching, method.meta, trainer.optimizer, features, x, y)
+    wanted = hypergradient(trainer.target, method.matching, method.meta, trainer.step.optimizer, features, x, y)
     assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
 
 
 def test_a_step_whose_float16_gradients_overflow_is_left_out(make_config, quiet):
     trainer = Trainer(make_config(method="scratch", precision="float16"), quiet)
-    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     before = [p.clone() for p in trainer.target.parameters()]
     x, y = next(iter(trainer.data.train))
     trainer.train_batch(x, y)
     assert all(torch.equal(p, b) for p, b in zip(trainer.target.parameters(), before, strict=True))
-    assert trainer._scaler.get_scale() < 2.0**120
+    assert trainer.step.scaler.get_scale() < 2.0**120
 
 
 def test_the_loss_scale_is_resumed(make_config, quiet):
     config = make_config(method="fm", precision="float16")
     trainer = Trainer(config, quiet)
-    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     trainer.fit()
     again = Trainer(config, quiet, resume=True)
-    again._restore(trainer._state())
-    assert again._scaler.get_scale() == 8.0
+    again.state.restore(config.epochs)
+    assert again.step.scaler.get_scale() == 8.0
 
 
 @pytest.mark.parametrize("method", ["l2t-ww", "lwf-at", "fm"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.transfer import Trainer, run, step_graph, trainer
+from l2t_fast.transfer import Trainer, run, step, step_graph, trainer
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from tests.transfer.graph_stand_in import NoHost, StandIn, capturable_adam
 from tests.transfer.test_trainer import Interrupting, assert_same_state, without_time
@@ -15,7 +15,7 @@ from tests.transfer.test_trainer import Interrupting, assert_same_state, without
 def stand_in(monkeypatch):
     """A trainer on the CPU may be asked for a graph, and makes a stand-in after one step."""
     monkeypatch.setattr(trainer, "check_cuda_graph", lambda *_: None)
-    monkeypatch.setattr(trainer, "CudaRecorder", StandIn)
+    monkeypatch.setattr(step, "CudaRecorder", StandIn)
     monkeypatch.setattr(step_graph, "WARM_UP", 1)
     capturable_adam(monkeypatch)
 
@@ -74,7 +74,7 @@ def test_graphs_leave_the_bits_of_the_ordinary_step(make_config, quiet, stand_in
     changes = CASES[case]
     ours = Trainer(config_of(make_config, tmp_path / "ours", **changes), quiet)
     ours.fit()
-    assert (ours._graph._recorder.captures, ours._graph._recorder.replays) == (2, 2 * 3)
+    assert (ours.step._graph._recorder.captures, ours.step._graph._recorder.replays) == (2, 2 * 3)
     monkeypatch.setattr(step_graph, "_Captured", Ordinary)
     Trainer(config_of(make_config, tmp_path / "plain", **changes), quiet).fit()
     assert_same_run(tmp_path / "ours", tmp_path / "plain")
@@ -87,7 +87,7 @@ def test_dropout_is_drawn_anew_and_again_where_it_must_be_the_same(make_config, 
         made = Trainer(config_of(make_config, tmp_path / "run", hypergradient=method), quiet)
         made.target.features[4].register_forward_pre_hook(lambda _, inputs: F.dropout(inputs[0], 0.3))
         if not graph:
-            made._graph = None
+            made.step._graph = None
         x, y = next(iter(made.data.train))
         torch.manual_seed(5)
         steps = [torch.stack(made.train_batch(x, y)) for _ in range(4)]
@@ -99,7 +99,7 @@ def test_dropout_is_drawn_anew_and_again_where_it_must_be_the_same(make_config, 
 def test_resumed_it_ends_with_the_bits_of_a_run_without_graphs(make_config, quiet, stand_in, tmp_path):
     changes = {"hypergradient": "finite_difference", "epochs": 3, "lookahead_steps": 1}
     plain = Trainer(config_of(make_config, tmp_path / "plain", **changes), quiet)
-    plain._graph = None
+    plain.step._graph = None
     plain.fit()
     config = config_of(make_config, tmp_path / "ours", **changes)
     with pytest.raises(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite_changes_no_parameter(make_config, quiet, stan
     x, y = next(iter(made.data.train))
     for _ in range(2):
         made.train_batch(x, y)
-    assert made._graph._recorder.replays == 2
+    assert made.step._graph._recorder.replays == 2
     before = [p.clone() for module in (made.target, made.method) for p in module.parameters()]
     with pytest.raises(L2TFastError, match="in epoch 1, step 3, the images are not finite"):
         made.train_batch(x.where(x < x.max(), torch.inf), y)
@@ -153,7 +153,7 @@ def test_the_gradients_left_behind_are_those_of_the_step(make_config, quiet, sta
     for graph in (True, False):
         made = Trainer(config_of(make_config, tmp_path / "run"), quiet)
         if not graph:
-            made._graph = None
+            made.step._graph = None
         x, y = next(iter(made.data.train))
         for images in (8, 8, 2, 8):
             made.train_batch(x[:images], y[:images])
@@ -171,7 +171,7 @@ def test_only_rounding_tells_its_step_from_the_one_without_the_option(make_confi
         made = Trainer(config, quiet)
         x, y = next(iter(made.data.train))
         for lr in (0.05, 0.05, 0.02, 0.01):
-            step_graph.set_lr(made.optimizer, lr)
+            step_graph.set_lr(made.step.optimizer, lr)
             made.train_batch(x, y)
         parameters = [*made.target.parameters(), *made.method.parameters()]
         found.append(torch.cat([p.detach().flatten() for p in parameters]))

@@ -34,7 +34,7 @@ def full_float32():
 def trainer(make_config, quiet, *, graph, **changes):
     made = Trainer(make_config(**{"method": "l2t-ww", "device": "cuda", "cuda_graph": True} | changes), quiet)
     if not graph:
-        made._graph = None
+        made.step._graph = None
     return made
 
 
@@ -47,10 +47,10 @@ def train(made, dropout=0.0):
     if dropout:
         made.target.features[4].register_forward_pre_hook(lambda _, inputs: F.dropout(inputs[0], dropout))
     torch.manual_seed(5)
-    batches = [(made._placed(x), y.cuda()) for x, y in made.data.train]
+    batches = [(made.step.placed(x), y.cuda()) for x, y in made.data.train]
     numbers = []
     for i in range(8):
-        step_graph.set_lr(made.optimizer, 0.05 / (i + 1))
+        step_graph.set_lr(made.step.optimizer, 0.05 / (i + 1))
         x, y = batches[i % 2] if i != 5 else batches[2]
         numbers.append(torch.stack(made.train_batch(x, y)))
     return torch.cat([*numbers, torch.rand(3, device="cuda")]), parameters(made)
@@ -64,7 +64,7 @@ def assert_close(found, wanted, tolerance=1e-4):
 def test_replays_are_the_ordinary_step(make_config, quiet, case):
     ours, plain = (trainer(make_config, quiet, graph=graph, **CASES[case]) for graph in (True, False))
     found, wanted = train(ours), train(plain)
-    assert ours._graph.is_captured
+    assert ours.step._graph.is_captured
     if CASES[case].get("precision") == "bfloat16":
         # In bfloat16, a difference in the eighth digit is one of percents a few steps later, also without graphs.
         assert_close(found[0][:15], wanted[0][:15], 5e-2)
@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_changes_no_parameter(make_config, quiet):
     before = parameters(made)
     x, y = next(iter(made.data.train))
     with pytest.raises(L2TFastError, match="the images are not finite"):
-        made.train_batch(torch.full_like(made._placed(x), torch.nan), y.cuda())
+        made.train_batch(torch.full_like(made.step.placed(x), torch.nan), y.cuda())
     assert torch.equal(parameters(made), before)
 
 

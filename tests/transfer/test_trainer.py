@@ -21,6 +21,7 @@ from l2t_fast.models import build_model
 from l2t_fast.transfer import METHODS, Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.run_folder import METRICS
+from l2t_fast.transfer.run_state import RunState
 from l2t_fast.transfer.trainer import cosine_lr
 
 
@@ -148,14 +149,14 @@ def test_one_batch_follows_the_paper(make_config, quiet, method, nesterov):
             resized = F.interpolate(source_features[m], projected.shape[2:], mode="bilinear", align_corners=False)
             distance = (channel_weights[p][:, :, None, None] * (projected - resized) ** 2).sum(1).mean((1, 2))
             loss = loss + 0.7 * ((1 if pair_weights is None else pair_weights[p].flatten()) * distance).mean()
-        twin.optimizer.zero_grad()
+        twin.step.optimizer.zero_grad()
         loss.backward()
-        twin.optimizer.step()
+        twin.step.optimizer.step()
         gradients = hypergradient(
             twin.target,
             twin.method.matching,
             twin.method.meta,
-            twin.optimizer,
+            twin.step.optimizer,
             source_features,
             x,
             y,
@@ -261,14 +262,14 @@ def test_resume_is_bit_for_bit(make_config, quiet, tmp_path, method):
 def test_resume_forgets_rows_that_no_checkpoint_holds(make_config, quiet, monkeypatch, tmp_path):
     """Killed between the row of an epoch and its checkpoint, the epoch is trained again and stands there once."""
     config = make_config(method="l2t-ww", epochs=3)
-    saved = Trainer._state
+    saved = RunState.state
 
-    def killed(trainer):
-        if trainer.epoch == 2:
+    def killed(state, reached):
+        if reached.epoch == 2:
             raise KeyboardInterrupt
-        return saved(trainer)
+        return saved(state, reached)
 
-    monkeypatch.setattr(Trainer, "_state", killed)
+    monkeypatch.setattr(RunState, "state", killed)
     with pytest.raises(KeyboardInterrupt):
         run(config, progress=quiet)
     assert len(rows(Path(config.out) / "metrics.csv")) == 2
@@ -288,7 +289,7 @@ def test_killed_between_the_state_and_the_best_model_the_best_is_written_again(m
     def killed(trainer, *_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_save_best", killed)
+    monkeypatch.setattr(RunState, "save_best", killed)
     with pytest.raises(KeyboardInterrupt):
         run(config, progress=quiet)
     monkeypatch.undo()
@@ -306,7 +307,7 @@ def test_epochs_trained_twice_stand_once_in_tensorboard(make_config, quiet, monk
     clock = itertools.count(1_000_000_000)
     monkeypatch.setattr("l2t_fast.transfer.event_file.time.time", lambda: next(clock))  # files have dates
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_save", lambda trainer, improves: os.kill(os.getpid(), signal.SIGINT))
+        patched.setattr(RunState, "save", lambda *_, improves: os.kill(os.getpid(), signal.SIGINT))
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 run(config, resume=True, progress=quiet)

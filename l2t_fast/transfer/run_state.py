@@ -1,0 +1,163 @@
+"""What a run is continued from: its networks, optimizers and generators, and how far it was."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2t_fast.distributed.group import Group
+from l2t_fast.errors import L2TFastError
+from l2t_fast.transfer.checkpoint import load_checkpoint, load_optimizer, misfit, save_checkpoint
+from l2t_fast.transfer.finite import first_non_finite_parameter
+from l2t_fast.transfer.randomness import random_state, restore_random_state
+from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.step import Step
+from l2t_fast.transfer.whole_state import WholeState
+
+#: What a state may hold in another form than the run's own: momenta come with the first step, a Gaussian may be
+#: waiting or not, and GPUs have a generator each.
+_FREE_FORM = ("optimizer", "method_optimizers", "random.python.gauss", "random.cuda")
+
+
+@dataclass
+class Reached:
+    """How far a run is."""
+
+    epoch: int = 0  # finished ones
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(
+        default_factory=lambda: {"epoch": 0, "validation_accuracy": -1.0, "validation_loss": math.inf}
+    )
+
+    def improves(self, row: dict[str, Any]) -> bool:
+        """Higher validation accuracy; at the same accuracy, which is common on few images, lower validation loss."""
+        return (row["validation_accuracy"], -row["validation_loss"]) > (
+            self.best["validation_accuracy"],
+            -self.best["validation_loss"],
+        )
+
+
+class RunState:
+    """Writes and reads the checkpoints of a run folder: last.pt, and best.pt with the best networks on validation data.
+
+    Args:
+        folder: where they are.
+        step: what is trained, and how.
+        whole: brings the ranks' states together where they have pairs of their own, else None.
+        task: what a reader of the networks must know to use them, as a source for example.
+        group: the ranks; the one that leads writes, all of them read.
+    """
+
+    def __init__(
+        self, folder: RunFolder, step: Step, whole: WholeState | None, task: dict[str, Any], group: Group
+    ) -> None:
+        self._folder, self._step, self._whole, self._task, self._group = folder, step, whole, task, group
+        if whole is not None:
+            whole.note(self._optimizers())
+
+    def save(self, reached: Reached, *, improves: bool) -> None:
+        """Write the checkpoints, on the rank that leads; every rank comes."""
+        state = self.state(reached)
+        if not self._group.leads:
+            return
+        # The state comes first: a run that is killed before best.pt follows finds the best networks in last.pt.
+        save_checkpoint(state, self._folder.last)
+        if improves:
+            self.save_best(state)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Write best.pt of a state's "model", "method" and "best"."""
+        networks = {name: state[name] for name in ("model", "method")}
+        save_checkpoint({**networks, **state["best"], **self._task}, self._folder.best)
+
+    def restore(self, epochs: int) -> Reached:
+        """Continue from last.pt a run of so many epochs; `folder.open` has looked that its configuration is the same.
+
+        Raises:
+            L2TFastError: the file is damaged or of another run, or best.pt is missing.
+        """
+        state = load_checkpoint(self._folder.last)
+        try:
+            reached = self._take(state, epochs)
+        except (KeyError, IndexError, AttributeError, TypeError, RuntimeError, ValueError, OverflowError) as error:
+            raise L2TFastError(
+                f"{self._folder.last} does not fit this run, though its config.yaml does: {error}"
+            ) from error
+        spoiled = first_non_finite_parameter({"target": self._step.target, "method": self._step.method})
+        if spoiled is not None:
+            raise L2TFastError(f"{self._folder.last} holds NaN or infinite values in {spoiled}")
+        if self._group.leads:
+            self._restore_best(state)
+            self._folder.forget_after(reached.epoch)
+        return reached
+
+    def take_best(self) -> None:
+        """Put the networks of best.pt in the place of those that are there."""
+        best = load_checkpoint(self._folder.best)
+        self._step.target.load_state_dict(best["model"])
+        self._load_method(best["method"])
+
+    def state(self, reached: Reached) -> dict[str, Any]:
+        """All that the next epoch depends on, as a process alone would have it.
+
+        Where ranks have pairs of their own it is a collective operation, and whole on the rank that leads.
+        """
+        state = self._own_state(reached)
+        if self._whole is not None:
+            self._whole.complete(state["method"], {"optimizer": state["optimizer"], **state["method_optimizers"]})
+        return state
+
+    def _own_state(self, reached: Reached) -> dict[str, Any]:
+        """What this rank has of `state`; its form is that of the whole."""
+        optimizers = {
+            name: item.state_dict() if self._whole is None else self._whole.optimizer(name, item)
+            for name, item in self._optimizers().items()
+        }
+        return {
+            "model": self._step.target.state_dict(),
+            "method": self._step.method.state_dict(),
+            "optimizer": optimizers.pop("optimizer"),
+            "method_optimizers": optimizers,
+            "scaler": self._step.scaler.state_dict(),
+            "random": random_state(),
+            **asdict(reached),
+        }
+
+    def _take(self, state: dict[str, Any], epochs: int) -> Reached:
+        problem = misfit(state, self._own_state(Reached()), skip=_FREE_FORM)
+        if problem is None and not 0 < state["epoch"] <= epochs:
+            problem = f"it is of epoch {state['epoch']}, and the run has {epochs}"
+        if problem is not None:
+            raise ValueError(problem)
+        self._step.target.load_state_dict(state["model"])
+        self._load_method(state["method"])
+        saved = {"optimizer": state["optimizer"], **state["method_optimizers"]}
+        for name, optimizer in self._optimizers().items():
+            load_optimizer(optimizer, saved[name] if self._whole is None else self._whole.own(name, saved[name]), name)
+        self._step.scaler.load_state_dict(state["scaler"])
+        restore_random_state(state["random"])
+        return Reached(state["epoch"], state["step"], state["seconds"], state["best"])
+
+    def _load_method(self, saved: dict[str, Tensor]) -> None:
+        """Take the method's state from a checkpoint; of other ranks' pairs there is no memory to take it."""
+        own = self._step.method.state_dict()
+        self._step.method.load_state_dict({k: own[k] if k in own and own[k].is_meta else v for k, v in saved.items()})
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The target's, called "optimizer", and the method's own."""
+        return {"optimizer": self._step.optimizer, **self._step.method.optimizers()}
+
+    def _restore_best(self, state: dict[str, Any]) -> None:
+        """Write best.pt again if the run was killed between last.pt and it."""
+        epoch = state["best"]["epoch"]
+        if self._folder.best.exists() and load_checkpoint(self._folder.best).get("epoch") == epoch:
+            return
+        if epoch != state["epoch"]:
+            raise L2TFastError(
+                f"{self._folder.best} is missing or not of epoch {epoch}, which was the best: put it back, or start "
+                "the run anew with another --out"
+            )
+        self.save_best(state)
