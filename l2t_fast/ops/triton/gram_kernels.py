@@ -331,7 +331,10 @@ def _multiply_weights(
             w = _weights(table + pair + WEIGHT, W_TYPE, k, channel, lives)
             scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels, MOVES)
             sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
-            if MOVES:
+        if MOVES:
+            for start in range(0, tl.where(tl.load(table + pair + V_WEIGHT) != 0, rows, 0), STEP):
+                k = start + tl.arange(0, STEP)
+                lives = (k < rows)[:, None] & (channel < channels)[None, :]
                 w = _weights(table + pair + V_WEIGHT, W_TYPE, k, channel, lives)
                 scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, some, channels, False)
                 sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
@@ -465,18 +468,21 @@ def gram_projections_kernel(
         moved = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
         for start in range(0, channels, STEP):
             k = start + tl.arange(0, STEP)
-            some_live = lives[:, None] & (k < channels)[None, :]
-            some = _weights(pair + WEIGHT, W_TYPE, row, k, some_live)
+            some = _weights(pair + WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
             t = _dense(product, k, k < channels, channel, channels, channel_lives)
             found = tl.dot(some, t, found, input_precision=X3)
-            if SECOND:
-                some_moved = _weights(pair + V_WEIGHT, W_TYPE, row, k, some_live)
-                moved = tl.dot(some_moved, t, moved, input_precision=X3)
-                t = _dense(product_moved, k, _only_if(maps_move, k < channels), channel, channels, channel_lives)
+        if SECOND:
+            for start in range(0, tl.where(tl.load(pair + V_WEIGHT) != 0, channels, 0), STEP):
+                k = start + tl.arange(0, STEP)
+                some = _weights(pair + V_WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
+                t = _dense(product, k, k < channels, channel, channels, channel_lives)
+                moved = tl.dot(some, t, moved, input_precision=X3)
+            for start in range(0, tl.where(maps_move, channels, 0), STEP):
+                k = start + tl.arange(0, STEP)
+                some = _weights(pair + WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
+                t = _dense(product_moved, k, k < channels, channel, channels, channel_lives)
                 turned = product_moved + (channel[None, :] * channels + k[:, None])
-                t += tl.load(
-                    turned, mask=_only_if(maps_move, (k < channels)[:, None] & channel_lives[None, :]), other=0.0
-                )
+                t += tl.load(turned, mask=(k < channels)[:, None] & channel_lives[None, :], other=0.0)
                 moved = tl.dot(some, t, moved, input_precision=X3)
         w = _weights(pair + WEIGHT, W_TYPE, row, channel, both)  # again: it is not to fill registers in between
         mean = _mean(target, MAP_SUMS, sample, channel, channels)[None, :]

@@ -89,7 +89,8 @@ def pays(planner: Planner, layer: Layer) -> bool:
     a = planner.arguments
     target = a.targets[layer.target]
     channels, pixels, rows = layer.channels, layer.pixels, layer.rows
-    tile = next(tile for tile in GRAM["gram_products"] if channels <= tile.channels)
+    tiles = (GRAM_SECOND if planner.second else GRAM)["gram_products"]
+    tile = next(tile for tile in tiles if channels <= tile.channels)
     own_rows = small = floats = 0
     sizes = set()
     for p in layer.pairs:
@@ -110,7 +111,8 @@ def pays(planner: Planner, layer: Layer) -> bool:
     passes = of_direct if maps or weights else 0  # over E
     if planner.second:
         of_maps = 1 + moves.maps
-        of_direct = 1 + moves.maps + moves.weights + maps * (1 + moves.weights) + weights * (1 + moves.maps)
+        # that of D and V has all of its three products, also of what does not move
+        of_direct = 3 + maps * (1 + moves.weights) + weights * (1 + moves.maps)
         of_projections = 1 + moves.maps + moves.weights
         of_sources = maps * moves.factors
         of_factors = maps * (moves.maps + moves.factors + moves.weights)
@@ -171,7 +173,8 @@ class GramPlanner:
         planner, channels, batch, rows = self.planner, layer.channels, self.planner.batch, layer.rows
         tile = self._table["gram_projections"][self._class(layer)]
         tiles = sum(triton.cdiv(planner.source_channels(p), tile.rows) for p in layer.pairs)
-        layer.splits = max(1, min(triton.cdiv(2 * planner.processors, tiles), batch))
+        at_once = planner.processors * 8 // tile.warps  # by their registers
+        layer.splits = max(1, min(at_once // tiles, batch))  # of the samples, so that all programs run at once
         layer.words = {
             records.ROWS: rows,
             records.SPLITS: layer.splits,
