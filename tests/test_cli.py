@@ -122,6 +122,7 @@ def test_env(capsys):
         (["--data.per_clas=3"], "unknown option --data.per_clas, did you mean --data.per_class?"),
         (["--epochs", "many"], "epochs: Expected a <class 'int'>. Got value: many"),
         (["--method", "l2tww"], "there is no method 'l2tww': did you mean l2t-ww?"),
+        (["--method", "fm-single"], "there is no method 'fm-single': fm-single is fm with pairs: single; known are"),
         (["--lr", "-1"], "lr is -1.0, it must be a number above 0"),
         (["--pairs", "[]"], "pairs is empty"),
         (["--seed", "99999999999999999999"], "seed is 99999999999999999999, it must be at least 0 and below 2^31"),

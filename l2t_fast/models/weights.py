@@ -188,7 +188,7 @@ def _check_fit(model: nn.Module, weights: Mapping[str, Tensor], shown: str) -> N
     if wrong_kind:
         problems.append(f"it has {_some(wrong_kind, 2)}")
     if problems:
-        raise L2TFastError(f"the checkpoint {shown} is of another network than this one: {'; '.join(problems)}")
+        raise L2TFastError(f"the checkpoint {shown} is of another network: {'; '.join(problems)}")
     not_finite = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if not_finite:
         raise L2TFastError(f"the checkpoint {shown} holds NaN or infinite values in {_some(not_finite)}")

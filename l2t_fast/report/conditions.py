@@ -168,7 +168,10 @@ def _several_sources(comparison: Comparison) -> str:
 def _weights(checkpoint: str) -> str:
     if checkpoint == PUBLISHED:
         return "published weights"
-    return f"from {Path(checkpoint).name}" if checkpoint else ""
+    path = Path(checkpoint)
+    if path.parent.name == "checkpoints" and path.parent.parent.name:  # of a run: all of them are called best.pt
+        path = path.parent.parent
+    return f"from {path.name}" if checkpoint else ""
 
 
 def _recorded_pairs(runs: list[Run]) -> str:

@@ -58,7 +58,10 @@ def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) ->
         places = spread_apart([value for _, value in ends], gap, low, high)
         for (method, value), place in zip(ends, places, strict=True):
             style = styles[method]
-            sample = {"color": style.color, "linestyle": style.dashes, "transform": axes.get_yaxis_transform()}
+            dashes = style.dashes
+            if isinstance(dashes, tuple):  # shorter ones, so that the sample has several of them
+                dashes = (0, [0.5 * length for length in dashes[1]])
+            sample = {"color": style.color, "linestyle": dashes, "transform": axes.get_yaxis_transform()}
             axes.plot([1.03, 1.12], [place, place], linewidth=1.5, clip_on=False, **sample)
             axes.annotate(
                 f"{short(method_label(method, narrow=True), 16)} {percent(value)}",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -16,8 +19,12 @@ from l2t_fast.report.style import LIGHT, method_label, method_styles
 CELL = 112
 """Pixels of a cell's side in the mosaic."""
 GAP = 6
-TEXT = 26
-"""Pixels above the cells of an image, for the answers of the networks."""
+TEXT = 42
+"""Pixels above the cells of an image, for the answers of the networks, in two lines."""
+MOST, FEWEST = 16, 5
+"""Characters of a name above a cell: as many as fit."""
+_NUMBER = re.compile(r"^(n\d{8}-|\d{3}\.)(?=.)")
+"""What ImageNet's and CUB's folders have before a class's name."""
 LEFT = 38
 """Pixels on the left, for the names of the rows."""
 INCHES = 1.1
@@ -63,14 +70,18 @@ def _draw(maps: SaliencyMaps, folder: Path, conditions: str) -> Plot:
                     put(_bytes(heat if kind == "saliency" else _over(shown, heat, values)), image, line, column)
 
     methods = [run.method for run in maps.runs]
-    headers = [
-        method_label(run.method, narrow=True).replace(" (", "\n(")
-        + (f"\nseed {run.seed}" if methods.count(run.method) > 1 else "")
-        for run in maps.runs
-    ]
+    several = {name: len({getattr(run, name) for run in maps.runs}) > 1 for name in ("per_class", "seed")}
+
+    def header(run: Looked, limit: int) -> str:
+        lines = method_label(run.method, narrow=True).replace(" (", "\n(").split("\n")
+        lines = [short(line, limit) for line in lines]
+        lines += [f"N = {run.per_class or 'all'}"] if several["per_class"] else []
+        lines += [f"seed {run.seed}"] if several["seed"] else []
+        return "\n".join(lines)
+
     styles = method_styles(methods)
-    top = 28 + 18 * max(header.count("\n") for header in headers)
-    width, height = mosaic.shape[1] + LEFT, mosaic.shape[0] + top
+    top = 28 + 18 * max(header(run, MOST).count("\n") for run in maps.runs)
+    width, height = LEFT + mosaic.shape[1] + GAP, mosaic.shape[0] + top
     inch = width / max(NARROW, INCHES * columns)  # pixels of the mosaic
     with drawing(width / inch, height / inch) as figure:
         figure.set_layout_engine("none")
@@ -78,28 +89,35 @@ def _draw(maps: SaliencyMaps, folder: Path, conditions: str) -> Plot:
         axes.set_axis_off()
         # Not resampled: text, which is placed in the mosaic's pixels, stays where it belongs.
         axes.imshow(mosaic, extent=(0, mosaic.shape[1], mosaic.shape[0], 0), interpolation="none", aspect="auto")
-        axes.set(xlim=(-LEFT, mosaic.shape[1]), ylim=(mosaic.shape[0], -top))
+        axes.set(xlim=(-LEFT, mosaic.shape[1] + GAP), ylim=(mosaic.shape[0], -top))
 
-        def write(text: str, x: float, y: float, **looks: object) -> None:
-            axes.text(x, y, text, **{"fontsize": 9.5, "va": "bottom", "ha": "center"} | looks)
+        def write(text: Callable[[int], str], x: float, y: float, **looks: object) -> None:
+            """With names cut to as many characters as a column has room for."""
+            drawn = axes.text(x, y, "", **{"fontsize": 9.5, "va": "bottom", "ha": "center"} | looks)
+            room = (CELL + GAP) / inch * figure.dpi
+            for limit in range(MOST, FEWEST - 1, -1):
+                drawn.set_text(text(limit))
+                if drawn.get_window_extent().width <= room:
+                    break
 
         middles = [column * (CELL + GAP) + CELL / 2 for column in range(columns)]
-        for header, middle, run in zip(headers, middles[1:], maps.runs, strict=True):
-            write(header, middle, -4, color=styles[run.method].color, fontweight="bold")
+        for middle, run in zip(middles[1:], maps.runs, strict=True):
+            write(partial(header, run), middle, -4, color=styles[run.method].color, fontweight="bold")
         for image, label in enumerate(maps.labels):
             base = image * block + TEXT - 5
-            write(short(maps.class_names[label], 15), middles[0], base)
+            write(partial(_class, maps, label), middles[0], base)
             for middle, run in zip(middles[1:], maps.runs, strict=True):
                 write(
-                    _answer(maps, run, image),
+                    partial(_answer, maps, run, image),
                     middle,
                     base,
                     color=LIGHT["ink" if run.predicted[image] == label else "m3"],
                 )
             for line, kind in enumerate(kinds):
                 centre = image * block + TEXT + line * (CELL + GAP) + CELL / 2
+                words = "\n".join(short(word, 18) for word in kind.split(" ", 1))
                 write(
-                    "\n".join(short(word, 18) for word in kind.split(" ", 1)),
+                    lambda _, words=words: words,
                     -5,
                     centre,
                     fontsize=8,
@@ -113,17 +131,24 @@ def _draw(maps: SaliencyMaps, folder: Path, conditions: str) -> Plot:
         return replace(plot, across=True)
 
 
-def _answer(maps: SaliencyMaps, run: Looked, image: int) -> str:
+def _answer(maps: SaliencyMaps, run: Looked, image: int, limit: int) -> str:
     """The probability of the true class; before it, what the network takes the image for instead."""
     probability = f"{100 * run.probability[image]:.0f}\N{NO-BREAK SPACE}%"
     if run.predicted[image] == maps.labels[image]:
         return f"\N{CHECK MARK} {probability}"
-    return f"\N{BALLOT X} {short(maps.class_names[run.predicted[image]], 9)} ({probability})"
+    return f"\N{BALLOT X} {_class(maps, run.predicted[image], limit)}\n({probability})"
+
+
+def _class(maps: SaliencyMaps, label: int, limit: int) -> str:
+    return short(_NUMBER.sub("", maps.class_names[label]), limit)
 
 
 def _caption(maps: SaliencyMaps, kinds: list[str]) -> str:
     seeds = sorted({run.seed for run in maps.runs})
     which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    numbers = sorted({run.per_class for run in maps.runs if run.per_class is not None})
+    if numbers:
+        which += f" and {', '.join(map(str, numbers))} training images a class"
     text = (
         f"{len(maps.images)} test images, drawn with seed {maps.seed}, the same for every method (runs with {which}). "
         "Above each map: the probability of the true class; where the network takes the image for something else, that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from l2t_fast.report.wording import percent
 
 WIDTH = 7.6
 """Inches: the lines need room to be told apart, and their names stand beside them."""
+LABEL_WIDTH = 0.09
+"""What a number below the axis takes of its length."""
 
 
 def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) -> Plot | None:
@@ -66,7 +69,8 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
             ends.append((results[where[-1]], float(x[-1]), float(mean[-1])))
         axes.xaxis.set_major_locator(FixedLocator(numbers))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+        named = _apart(numbers)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}" if number in named else ""))
         axes.set(xlabel="training images a class, N (logarithmic)", ylabel="test accuracy")
         percent_axis(axes)
         _name_lines(axes, ends, styles)
@@ -82,6 +86,16 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
         title = "Test accuracy against training images"
         plot = save_plot(figure, plots_dir, "accuracy_against_images", title, f"{caption} {conditions}")
     return replace(plot, across=True)
+
+
+def _apart(numbers: list[int]) -> set[int]:
+    """Those of rising numbers that can be written below a logarithmic axis; the last one is."""
+    named = [numbers[-1]]
+    gap = LABEL_WIDTH * math.log(numbers[-1] / numbers[0])
+    for number in reversed(numbers[:-1]):
+        if math.log(named[-1] / number) >= gap:
+            named.append(number)
+    return set(named)
 
 
 def _name_lines(axes: Axes, ends: list[tuple[MethodResult, float, float]], styles: dict[str, LineStyle]) -> None:

@@ -27,6 +27,7 @@ class Looked:
         predicted: (images,) class that the network finds most probable
         probability: (images,) probability that it gives to the true class, in 0 ... 1
         maps: name of a kind of map -> uint8 (images, height, width), 255 where the map of an image is largest
+        per_class: training images a class; None is all, or not known
     """
 
     method: str
@@ -35,6 +36,7 @@ class Looked:
     predicted: list[int]
     probability: list[float]
     maps: dict[str, np.ndarray]
+    per_class: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class SaliencyMaps:
                 raise ValueError(f"{name}: not one of {classes} classes an image")
         for run in self.runs:
             known = isinstance(run.method, str) and isinstance(run.run, str) and _whole([run.seed], 1)
+            known = known and (run.per_class is None or _whole([run.per_class], 1))
             sure = isinstance(run.probability, list) and len(run.probability) == count
             if not known or not sure or not all(isinstance(p, int | float) for p in run.probability):
                 raise ValueError(f"{run.run}: no method, seed and probabilities of {count} images")

@@ -21,8 +21,8 @@ class SourceRow:
     pairs: int
     total: Summary
     """Sum over the pairs, over seeds."""
-    share: Summary
-    """The sum as a fraction of that of all sources."""
+    share: float
+    """The mean sum as a fraction of that of all sources."""
     mean: float
     """A pair's lambda in the mean: a source with more layers has the larger sum without being of more use."""
 
@@ -69,12 +69,12 @@ def source_rows(comparison: Comparison) -> list[SourceRow]:
         runs = [run for run in runs if run.finished] or runs
         for source in source_names(runs):
             values = [_values(run, source) for run in runs]
-            totals = [sum(own) for own, _ in values]
-            shares = [total / whole if whole else math.nan for total, (_, whole) in zip(totals, values, strict=True)]
             pairs = max(len(own) for own, _ in values)
-            total = summarise(totals)
+            total = summarise([sum(own) for own, _ in values])
+            whole = summarise([of_all for _, of_all in values]).mean
+            share = total.mean / whole if whole else math.nan
             mean = total.mean / pairs if pairs else math.nan
-            rows.append(SourceRow(method_label(method), source, pairs, total, summarise(shares), mean))
+            rows.append(SourceRow(method_label(method), source, pairs, total, share, mean))
     return rows
 
 

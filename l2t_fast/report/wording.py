@@ -40,7 +40,8 @@ def percent(fraction: float) -> str:
 
 def points(difference: float, *, sign: bool = False) -> str:
     """A difference of two accuracies in percentage points, without the unit: ``0.031`` -> ``3.1``."""
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}") if sign else f"{100 * difference:.1f}"
+    number = round(100 * difference, 9)  # one difference is one figure, in whatever order it was computed
+    return f"{number:+.1f}".replace("-", "\N{MINUS SIGN}") if sign else f"{number:.1f}"
 
 
 def interval(accuracy: Summary) -> str:

@@ -101,7 +101,8 @@ def _look(run: FinishedRun, indices: Sequence[int], maps: str, device: torch.dev
         kind = "Grad-CAM" if maps == "last" else f"Grad-CAM {layer}"
         found[kind] = _bytes(attribution.grad_cam(network, layer, x, y), 100)
     predicted, probability = _answers(network, x, y)
-    return Looked(run.method, run.folder.path.name, run.config.seed, predicted, probability, found)
+    number = run.config.data.per_class
+    return Looked(run.method, run.folder.path.name, run.config.seed, predicted, probability, found, number)
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from l2t_fast.transfer.run_folder import METRICS, PAIR_WEIGHTS, RunFolder, read_
 TOP_CHANNELS = 3
 #: Characters of a pair's name that stay on one line of a narrow terminal.
 LONGEST_PAIR = 40
+#: Characters of the narrowest column of channels, and of all columns but the first and the last, with their borders.
+CHANNELS, BETWEEN, BETWEEN_WITH_UNTRAINED = 12, 25, 37
 
 
 def inspect_run(path: Path, console: Console) -> None:
@@ -36,14 +38,14 @@ def inspect_run(path: Path, console: Console) -> None:
     if not rows:
         raise L2TFastError(f"{folder.metrics} holds no epoch yet")
     try:
-        tables = _tables(folder, rows)
+        tables = _tables(folder, rows, console.width)
     except ValueError as error:  # a number that is none
         raise L2TFastError(f"{path} cannot be shown, its files are damaged: {error}") from error
     for table in tables:
         console.print(table)
 
 
-def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
+def _tables(folder: RunFolder, rows: list[dict[str, str]], width: int) -> list[Table]:
     best = max(rows, key=lambda row: float(row["validation_accuracy"]))
     epoch = best["epoch"]
     summary = Table("", "", title=_shown(folder.path), show_header=False)
@@ -65,12 +67,14 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]]) -> list[Table]:
     channels = _top_channels(folder)
     if pairs or channels:
         longest = max(len(pair) for pair in pairs or channels)
+        room = width - (BETWEEN_WITH_UNTRAINED if untrained else BETWEEN)
+        of_pair = min(longest, LONGEST_PAIR, max(room - CHANNELS, CHANNELS))
         table = Table(
-            Column("pair", min_width=min(longest, LONGEST_PAIR)),  # the channels wrap first
+            Column("pair", min_width=of_pair),  # the channels wrap first
             "lambda",
             "spread",
             *(["untrained"] if untrained else []),
-            "channels with the largest weight",
+            Column("channels with the largest weight", max_width=max(room - of_pair, CHANNELS)),
             title="What was transferred where (means over the images)",
         )
         by_source: dict[str, list[str]] = {}

@@ -204,7 +204,10 @@ def load_source(name: str, config: SourceConfig, data: DataBundle) -> FrozenSour
         raise L2TFastError(f"{key}.num_classes is not set, and {checkpoint.shown} does not tell it: set it")
     channels = checkpoint.in_channels or data.in_channels
     network = build_model(config.model, num_classes, in_channels=channels, layers=config.layers)
-    load_weights(network, checkpoint)
+    try:
+        load_weights(network, checkpoint)
+    except L2TFastError as error:
+        raise L2TFastError(f"{key} is {config.model}, but {error}") from error
     try:
         prepare = SourceInput(
             channels,

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.report import build_report
-from l2t_fast.report.plots_saliency import CELL, _fitted, saliency_figure, saliency_plot
+from l2t_fast.report import build_report, plots_saliency
+from l2t_fast.report.figure import save_plot
+from l2t_fast.report.plots_saliency import CELL, GAP, _fitted, saliency_figure, saliency_plot
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
 from tests.report.fake_runs import fake_comparison
 
@@ -122,13 +123,48 @@ def test_a_full_disk_leaves_no_halves(tmp_path, monkeypatch):
     assert SaliencyMaps.read(tmp_path) is None and not list(tmp_path.glob("*.tmp*"))
 
 
-def test_runs_of_one_method_are_told_apart_by_their_seeds(tmp_path):
+def test_runs_are_told_apart_by_seeds_and_numbers_of_images_where_they_differ(tmp_path):
     maps = maps_of(["saliency"], ["saliency"], ["saliency"])
-    called = [("fm-single", 4), ("fm-single", 5), ("at", 4)]
-    runs = [replace(run, method=name, seed=seed) for run, (name, seed) in zip(maps.runs, called, strict=True)]
+    called = [("fm-single", 4, 10), ("fm-single", 5, 10), ("at", 4, 250)]
+    runs = [
+        replace(run, method=name, seed=seed, per_class=images)
+        for run, (name, seed, images) in zip(maps.runs, called, strict=True)
+    ]
     replace(maps, runs=runs).write(tmp_path / FOLDER)
-    svg = saliency_plot(tmp_path, tmp_path, "").svg
-    assert svg.count(">seed 4<") == svg.count(">seed 5<") == 1 and svg.count(">(single)<") == 2
+    plot = saliency_plot(tmp_path, tmp_path, "")
+    shown = {text: plot.svg.count(f">{text}<") for text in ("seed 4", "seed 5", "(single)", "N = 10", "N = 250")}
+    assert shown == {"seed 4": 2, "seed 5": 1, "(single)": 2, "N = 10": 2, "N = 250": 1}
+    assert "runs with seeds 4, 5 and 10, 250 training images a class" in plot.caption
+    replace(maps, runs=runs[:1]).write(tmp_path / FOLDER)
+    alone = saliency_plot(tmp_path, tmp_path, "")
+    assert "N =" not in alone.svg and "seed 4 and 10 training images a class" in alone.caption
+
+
+@pytest.mark.parametrize(
+    "name", ["n02086646-Blenheim_spaniel", "001.Black_footed_Albatross", "airport_inside", "warehouse", "WWWWWWWW"]
+)
+def test_names_of_classes_and_methods_stay_within_their_columns(tmp_path, monkeypatch, name):
+    """Measured as they are drawn."""
+    written = []
+
+    def measured(figure, *rest):
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        to_mosaic = axes.transData.inverted().transform
+        for text in axes.texts:
+            box = text.get_window_extent()
+            if text.get_rotation() == 0:
+                written.append((text.get_text(), *to_mosaic([(box.x0, 0), (box.x1, 0)])[:, 0]))
+        return save_plot(figure, *rest)
+
+    monkeypatch.setattr(plots_saliency, "save_plot", measured)
+    maps = replace(maps_of(*[["saliency"]] * 3), class_names=[name, f"{name}s"])
+    maps.runs[2] = replace(maps.runs[2], method="a-method-of-somebody")
+    saliency_figure(maps, tmp_path)
+    assert len(written) == 3 + 2 * 4
+    for text, left, right in written:
+        column = round((left + right - CELL) / 2 / (CELL + GAP)) * (CELL + GAP)
+        assert column - GAP / 2 <= left and right <= column + CELL + GAP / 2, text
 
 
 def test_saliency_alone_says_nothing_of_grad_cam(tmp_path):

@@ -52,8 +52,8 @@ def test_lambda_is_summed_source_by_source(comparison):
     tiny, big = source_rows(comparison)
     assert (tiny.source, tiny.pairs, tiny.total.mean, tiny.mean) == ("tiny", 4, 5.0, 1.25)
     assert (big.source, big.pairs, big.total.mean, big.mean) == ("big", 2, 5.0, 2.5)
-    assert tiny.share.mean == pytest.approx((4 / 10 + 6 / 10) / 2)
-    assert tiny.share.mean + big.share.mean == pytest.approx(1)
+    assert tiny.share == pytest.approx(tiny.total.mean / (tiny.total.mean + big.total.mean))
+    assert tiny.share + big.share == pytest.approx(1)
 
 
 def test_a_run_can_be_cut_down_to_one_source(comparison):

@@ -8,7 +8,7 @@ import pytest
 
 from l2t_fast.report import build_report, results_table
 from l2t_fast.report.folder import read_comparison
-from l2t_fast.report.plots_sweep import accuracy_against_images
+from l2t_fast.report.plots_sweep import _apart, accuracy_against_images
 from l2t_fast.report.style import method_styles
 from l2t_fast.report.sweep import judge_sweep, rank_levels, sweep_rows
 from tests.report.fake_runs import fake_comparison, fake_run, run_config
@@ -130,3 +130,15 @@ def test_figure_names_every_method_once(tmp_path):
     styles = method_styles(sorted(methods))
     assert len({(style.color, style.marker, str(style.dashes)) for style in styles.values()}) == len(methods)
     assert np.isfinite([float(x) for x in plot.svg.split('viewBox="')[1].split('"')[0].split()]).all()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ([50, 100, 250, 500, 1000], {50, 100, 250, 500, 1000}),
+        ([50, 100, 1000, 1100], {50, 100, 1100}),
+        ([1, 900, 1000], {1, 1000}),
+    ],
+)
+def test_numbers_below_the_axis_do_not_touch(numbers, named):
+    assert _apart(numbers) == named

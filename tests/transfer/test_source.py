@@ -340,6 +340,11 @@ def test_a_run_from_two_sources_trains_and_resumes_bit_for_bit(two, quiet, tmp_p
         first = [float(row["mean"]) for row in weights if row["epoch"] == "0"]
         first = first[:9] if name == "grey" else first[9:]
         assert re.search(rf"sum over {name} .*│ +{sum(first):.3f} ", shown)
+    narrow = Console(file=StringIO(), width=80)
+    inspect_run(tmp_path / "straight", narrow)
+    table = [line.rstrip() for line in narrow.file.getvalue().splitlines() if "│" in line]
+    assert all(len(line) <= 80 and line.endswith("│") for line in table)
+    assert sum(len(re.findall(r"x\d\.\d\d", line)) for line in table) == 3 * 12  # none is cut
 
     assert "unit_rms divides the source's maps: colour/layer2.0 by" in (tmp_path / "straight" / "log.txt").read_text()
 

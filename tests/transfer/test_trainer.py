@@ -75,8 +75,8 @@ def test_a_run_leaves_its_folder(make_config, quiet, method):
 
     assert json.loads((out / "result.json").read_text()) == result
     assert result["method"] == method and result["seed"] == 3 and result["epochs"] == 2
-    expected_pairs = {"at": 3, "lwf-at": 3, "fm": 3, "l2t-w": 9, "l2t-ww": 9}.get(method, 0)
-    assert len(result["pairs"]) == expected_pairs
+    pairs_of = {None: 0, "single": 1, "one-to-one": 3, "all-to-all": 9}
+    assert len(result["pairs"]) == pairs_of[METHODS[method].default_pairs]
     best = max(metrics, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
     assert result["best_epoch"] == int(best["epoch"])
     assert result["validation_accuracy"] == pytest.approx(float(best["validation_accuracy"]), rel=1e-6)

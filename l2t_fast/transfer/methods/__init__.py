@@ -6,6 +6,7 @@ import pkgutil
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
+from l2t_fast.transfer.pairs import SCHEMES
 
 __all__ = ["METHODS", "Batch", "Method", "Setup", "find_method"]
 
@@ -33,5 +34,8 @@ def find_method(name: str) -> type[Method]:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
+        scheme = next((scheme for scheme in SCHEMES if name.endswith(f"-{scheme}")), None)
+        if scheme is not None and (method := name.removesuffix(f"-{scheme}")) in METHODS:
+            hint = f"{name} is {method} with pairs: {scheme}; "
         raise L2TFastError(f"there is no method {name!r}: {hint}known are {', '.join(METHODS)}")
     return METHODS[name]

@@ -13,8 +13,8 @@ MATCHING = [name for name, method in METHODS.items() if method.default_pairs is 
 
 def test_every_method_of_the_paper_is_there_in_a_file_of_its_own():
     wanted = {"scratch", "fine-tune", "lwf", "at", "lwf-at", "fm", "l2t-w", "l2t-ww"}
-    assert set(METHODS) == wanted
-    assert len({method.__module__ for method in METHODS.values()}) == len(wanted)
+    assert wanted <= set(METHODS)
+    assert len({method.__module__ for method in METHODS.values()}) == len(METHODS)
     files = {f"{methods.__name__}.{file.name}" for file in pkgutil.iter_modules(methods.__path__)}
     shared = {f"{methods.__name__}.{name}" for name in ("base", "learned_matching")}
     assert {method.__module__ for method in METHODS.values()} == files - shared
@@ -35,7 +35,8 @@ def test_the_scheme_that_each_takes_by_itself():
     found = {name: method.default_pairs for name, method in METHODS.items()}
     learned = {"l2t-w": "all-to-all", "l2t-ww": "all-to-all"}
     matched = {"fm": "one-to-one", "at": "one-to-one", "lwf-at": "one-to-one"}
-    assert found == learned | matched | {"scratch": None, "fine-tune": None, "lwf": None}
+    wanted = learned | matched | {"scratch": None, "fine-tune": None, "lwf": None}
+    assert {name: found[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - set(MATCHING)))
