@@ -14,6 +14,10 @@ AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 NORMALIZATIONS = ("imagenet", "dataset")
 
 
+#: Processes that load images.
+MOST_WORKERS = 256
+
+
 @dataclass
 class DataConfig:
     """The images, how they are divided, and how they reach the network.
@@ -74,6 +78,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise L2TFastError(f"{group}.{name} is {value}, it must be at least {lowest}")
+        if self.workers > MOST_WORKERS:
+            raise L2TFastError(f"{group}.workers is {self.workers}, it must be at most {MOST_WORKERS}")
         if self.classes is not None:
             self._check_classes(f"{group}.classes", self.classes)
             if self.splits is not None:

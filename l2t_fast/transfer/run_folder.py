@@ -68,7 +68,8 @@ class RunFolder:
         """Make the folder for a new run, or check that it holds the run to continue.
 
         Raises:
-            L2TFastError: another run is there, its configuration differs, or the folder cannot be written.
+            L2TFastError: another run or somebody's own files are there, its configuration differs, or the folder cannot
+                be written.
         """
         if self.last.exists() or self.result.exists():
             if not resume:
@@ -77,6 +78,13 @@ class RunFolder:
                 )
             self.check_same(config)
             return
+        own = (self.config, self.environment, self.log_file, self.metrics, self.pair_weights, self.channel_weights)
+        # A run begins with its folder of checkpoints: without one, files of these names are somebody's own.
+        foreign = None if self.last.parent.is_dir() else next((path.name for path in own if path.exists()), None)
+        if foreign is not None:
+            raise L2TFastError(
+                f"{self.path} holds no run, but a {foreign} that one would replace: name another folder with --out"
+            )
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
             for stale in (self.metrics, self.pair_weights, self.log_file, self.best, self.channel_weights):

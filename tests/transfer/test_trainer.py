@@ -378,3 +378,11 @@ def test_cosine_schedule():
     assert [cosine_lr(0.1, epoch, 4) for epoch in range(4)] == pytest.approx(
         [0.1, 0.1 * (0.5 + math.sqrt(2) / 4), 0.05, 0.1 * (0.5 - math.sqrt(2) / 4)]
     )
+
+
+def test_a_folder_of_somebody_s_own_files_is_left_alone(make_config, quiet, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "log.txt").write_text("notes")
+    with pytest.raises(L2TFastError, match=r"holds no run, but a log\.txt that one would replace: name another folder"):
+        run(make_config(method="scratch", out=str(tmp_path / "mine")), progress=quiet)
+    assert [(path.name, path.read_text()) for path in (tmp_path / "mine").iterdir()] == [("log.txt", "notes")]
