@@ -43,7 +43,7 @@ def hypergradient(
 
     What is not looked for, and gives another result without a word ("double_backward" is right where it is not named):
     with "exact" and "finite_difference", backward hooks in the target; with "exact", blocks of ``torch.no_grad()`` in
-    its forward pass (``detach`` is fine); with "finite_difference", these, ``detach``, an in-place rectifier of a tensor
+    its forward pass (``detach`` is fine); with "finite_difference", these, ``detach``, an in-place rectifier of a map
     that is used afterwards by its old name, and at steps=1 in float32 rounding (cosine 0.79 to 1); with all three,
     ``torch.utils.checkpoint`` in the target. Buffers of matching and meta may change; the package's own have none.
 
