@@ -34,8 +34,9 @@ def find_method(name: str) -> type[Method]:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        scheme = next((scheme for scheme in SCHEMES if name.endswith(f"-{scheme}")), None)
-        if scheme is not None and (method := name.removesuffix(f"-{scheme}")) in METHODS:
-            hint = f"{name} is {method} with pairs: {scheme}; "
+        for scheme in SCHEMES:
+            method = METHODS.get(name.removesuffix(f"-{scheme}"))
+            if method is not None and method.default_pairs is not None:
+                hint = f"{name} is {method.name} with pairs: {scheme}; "
         raise L2TFastError(f"there is no method {name!r}: {hint}known are {', '.join(METHODS)}")
     return METHODS[name]
