@@ -79,7 +79,7 @@ def conv2d(*args: Any, **kwargs: Any) -> Tensor | None:
     input, weight, bias, geometry = call
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        input, weight, bias = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in call[:3]]
     return _Convolution.apply(input, weight, bias, geometry)
 
 

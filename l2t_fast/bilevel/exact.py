@@ -7,16 +7,21 @@ convolution and batch normalisation are cheap ones (:mod:`l2t_fast.bilevel.secon
 this is chosen over forward over reverse, which has to run the network once more where the graph is at hand.
 
 The first look-ahead step hands H v to nobody: only the mixed derivative with the channel and pair weights is needed
-there, which is the tangent of the features in direction v_0, one forward pass on dual numbers.
+there, which is the tangent of the features in direction v_0, one forward pass on dual numbers. They know nothing of
+hooks and of ``torch.no_grad()``, and not every operation takes them: a target with one of these has its first step
+differentiated as the others are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge
+from torch.overrides import TorchFunctionMode
 
+from l2t_fast.bilevel.holding import HOOKS, SET_GRAD_ENABLED
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.second_order import CheapSecondDerivatives
 from l2t_fast.bilevel.transposition import HeadWeights, Step, edges, flat, pull_back_onto_
@@ -38,7 +43,10 @@ class Exact:
             found = self._with_graph(problem, head_weights, step)
             step.kept = edges(found)
             return [g.detach().clone() for g in found]  # what is overwritten must not be what the graph has saved
-        return gradients(problem.lookahead_loss(step.theta, *head_weights, last=step.last), step.theta)
+        with _Watch() as watch:
+            loss = problem.lookahead_loss(step.theta, *head_weights, last=step.last)
+        step.tangents = not watch.seen
+        return gradients(loss, step.theta)
 
     def add_products_(
         self,
@@ -50,12 +58,17 @@ class Exact:
         weight_bars: Sequence[Tensor],
     ) -> None:
         weights = flat(head_weights)
-        if step.first:
-            step.random_state.restore()
-            pull_back_onto_(*_mixed_gradients(problem, head_weights, step, direction), weights, weight_bars)
-            return
+        if step.first and step.tangents:
+            problem.go_back(step.start)
+            try:
+                mixed = _mixed_gradients(problem, head_weights, step, direction)
+            except NotImplementedError:  # PyTorch's for an operation without a forward derivative
+                pass
+            else:
+                pull_back_onto_(*mixed, weights, weight_bars)
+                return
         if not step.kept:
-            step.random_state.restore()
+            problem.go_back(step.start)
             step.kept = edges(self._with_graph(problem, head_weights, step))
         found, step.kept = step.kept, []
         pull_back_onto_(found, direction, [*step.theta, *weights], [*theta_bar, *weight_bars])
@@ -65,6 +78,20 @@ class Exact:
         with CheapSecondDerivatives():
             loss = problem.lookahead_loss(step.theta, *head_weights, last=step.last)
         return gradients(loss, step.theta, create_graph=True)
+
+
+class _Watch(TorchFunctionMode):
+    """Whether a pass did what its tangents do not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(
+        self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen |= function is SET_GRAD_ENABLED or function in HOOKS
+        return function(*args, **(kwargs or {}))
 
 
 def _mixed_gradients(

@@ -4,11 +4,11 @@ H v is (gradient at theta + epsilon v - gradient at theta) / epsilon. The look-a
 costs one more first-order pass; on the first step only the derivative for the channel and pair weights is needed, which
 is a forward pass. Networks whose second derivative PyTorch lacks work too.
 
-Rectifiers and max-pooling are held to the side they were on at theta (:mod:`l2t_fast.bilevel.kinks`); without that, a
-one-sided difference is off by several percent at any epsilon. It takes the full precision of float32: the passes run
-without autocast and without TF32. And where the difference is so small against the gradient that rounding would show in
-it, the pass is made again with a larger epsilon: along such a direction the gradient hardly changes, so it is straight
-for longer.
+Rectifiers and max-pooling are held to the side they were on at theta, and what has no derivative to its value there
+(:mod:`l2t_fast.bilevel.holding`); without that, a one-sided difference is off by several percent at any epsilon. It
+takes the full precision of float32: the passes run without autocast and without TF32. And where the difference is so
+small against the gradient that rounding would show in it, the pass is made again with a larger epsilon: along such a
+direction the gradient hardly changes, so it is straight for longer.
 """
 
 import math
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from l2t_fast.bilevel.kinks import NoteKinks, ReplayKinks
+from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.transposition import HeadWeights, Step, flat
 
@@ -45,9 +45,9 @@ class FiniteDifference:
         self._factor = 1.0  # of epsilon, for the steps on the matching loss: what the latest of them needed
 
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
-        with NoteKinks() as noted:
-            found = _gradients(problem, head_weights, step, step.theta)
-        step.kinks = noted.notes
+        noted = NoteHeld()
+        found = _gradients(problem, head_weights, step, step.theta, noted)
+        step.held = noted.notes
         step.kept = found[len(step.theta) :] if step.first else found
         own = found[: len(step.theta)]
         return own if step.first else [g.clone() for g in own]
@@ -65,7 +65,7 @@ class FiniteDifference:
         factor = 1.0 if step.last else self._factor
         epsilon = usual * factor
         differences = self._differences(problem, head_weights, step, direction, epsilon)
-        if not (step.first or self._capturable):
+        if not self._capturable:
             wanted = min(factor * self._lacking(problem, step, differences), LARGEST_FACTOR)
             if wanted > factor:
                 del differences  # the pass needs their memory
@@ -85,18 +85,18 @@ class FiniteDifference:
         """Gradients at theta + epsilon v minus those at theta."""
         with torch.no_grad():
             moved = [v.mul(epsilon).add_(p).requires_grad_() for p, v in zip(step.theta, direction, strict=True)]
-        step.random_state.restore()
-        with ReplayKinks(step.kinks):
-            if step.first:
-                there = _weight_gradients(problem, head_weights, moved)
-            else:
-                there = _gradients(problem, head_weights, step, moved)
+        problem.go_back(step.start)
+        held = ReplayHeld(step.held)
+        if step.first:
+            there = _weight_gradients(problem, head_weights, moved, held)
+        else:
+            there = _gradients(problem, head_weights, step, moved, held)
         return [t.sub_(here) for t, here in zip(there, step.kept, strict=True)]
 
     @staticmethod
     def _lacking(problem: BilevelProblem, step: Step, differences: Sequence[Tensor]) -> float:
         """How many times larger epsilon must be so that rounding does not show; 1 where it does not."""
-        count = len(step.theta)
+        count = len(differences) if step.first else len(step.theta)
         there, here = problem.lengths_of_shares(differences[:count], step.kept[:count]).tolist()
         unit = math.sqrt(torch.finfo(step.theta[0].dtype).eps)
         if not 0 < there < LEAST_DIFFERENCE * unit * here:
@@ -112,16 +112,22 @@ class FiniteDifference:
         return torch.where(length > 0, epsilon, 1.0)  # no direction: the differences are 0
 
 
-def _gradients(problem: BilevelProblem, head_weights: HeadWeights, step: Step, theta: Sequence[Tensor]) -> list[Tensor]:
-    """d f / d theta, and of a step on the matching loss d f / d weights after it."""
-    loss = problem.lookahead_loss(list(theta), *head_weights, last=step.last)
+def _gradients(
+    problem: BilevelProblem, head_weights: HeadWeights, step: Step, theta: Sequence[Tensor], held: NoteHeld | ReplayHeld
+) -> list[Tensor]:
+    """d f / d theta, and of a step on the matching loss d f / d weights after it. The loss is made under ``held``."""
+    with held:
+        loss = problem.lookahead_loss(list(theta), *head_weights, last=step.last)
     return gradients(loss, list(theta) if step.last else [*theta, *flat(head_weights)])
 
 
-def _weight_gradients(problem: BilevelProblem, head_weights: HeadWeights, theta: Sequence[Tensor]) -> list[Tensor]:
+def _weight_gradients(
+    problem: BilevelProblem, head_weights: HeadWeights, theta: Sequence[Tensor], held: ReplayHeld
+) -> list[Tensor]:
     """d f / d weights of a step on the matching loss: forward only through the network."""
     theta = [p.detach() for p in theta]
-    with torch.no_grad():
-        features = problem.gathered(problem.run_target(theta)[1])
-    loss = problem.matching_loss([theta[i] for i in problem.matching_slots], features, *head_weights)
+    with held:
+        with torch.no_grad():
+            features = problem.gathered(problem.run_target(theta)[1])
+        loss = problem.matching_loss([theta[i] for i in problem.matching_slots], features, *head_weights)
     return gradients(loss, flat(head_weights))

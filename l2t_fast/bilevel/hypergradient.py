@@ -41,11 +41,9 @@ def hypergradient(
     loss does not reach steps with gradient 0, so weight decay and momentum still move it. On a CPU, "exact" and
     "finite_difference" compute 3x3 convolutions in float32 by the kernels of :mod:`l2t_fast.convolution`.
 
-    What is not looked for, and gives another result without a word ("double_backward" is right where it is not named):
-    with "exact" and "finite_difference", backward hooks in the target; with "exact", blocks of ``torch.no_grad()`` in
-    its forward pass (``detach`` is fine); with "finite_difference", these, ``detach``, an in-place rectifier of a map
-    that is used afterwards by its old name, and at steps=1 in float32 rounding (cosine 0.79 to 1); with all three,
-    ``torch.utils.checkpoint`` in the target. Buffers of matching and meta may change; the package's own have none.
+    Targets may stop gradients and hang hooks into their backward pass, and may keep state in buffers, which goes from
+    pass to pass as in training. "finite_difference" refuses hooks, and is wrong without a word about a
+    ``torch.autograd.Function`` whose backward pass is not its derivative (a straight-through estimator written as one).
 
     Args:
         target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in.
@@ -84,10 +82,12 @@ def hypergradient(
         generators advance as by steps + 2 forward passes.
 
     Raises:
-        ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with
-            several ranks, batch normalisation of target that was not synchronized.
-        TypeError: an optimizer other than torch.optim.SGD.
-        RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated.
+        ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; hooks in
+            the target's backward pass with "finite_difference"; with several ranks, batch normalisation of target that
+            was not synchronized.
+        TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number.
+        RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or a module uses
+            ``torch.utils.checkpoint``, which would run again by parameters that the look-ahead has left by then.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known, choose one of {', '.join(METHODS)}")

@@ -15,8 +15,7 @@ def double_backward(
 ) -> list[Tensor]:
     """The hypergradient, one tensor a parameter of meta; ``problems`` as for `transposition.transposed`."""
     problem = problems[0]
-    with problem.autocast():
-        weights = meta(source_features)
+    weights = problem.head_weights(meta, source_features)
     pieces = cut_weights(weights, [p.matched for p in problems])
     theta = [p.detach().requires_grad_() for p in problem.theta]
     buffers = problem.buffers

@@ -1,12 +1,17 @@
 """One batch's bilevel problem as pure functions of theta: what every hypergradient method works on."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import inspect
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from l2t_fast.bilevel.lookahead import SGDSettings
+from l2t_fast.bilevel.lookahead import RandomState, SGDSettings
 from l2t_fast.distributed.batch_norm import unsynchronized
 from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
@@ -14,13 +19,16 @@ from l2t_fast.distributed.joint_sum import joint_sum
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
 """(channel weights, pair weights), or None where there are none: what the meta networks return."""
+Moment = tuple[RandomState, dict[str, Tensor]]
+"""What a forward pass of the target starts from beside theta: the random generators and the target's buffers."""
 
 
 class BilevelProblem:
     """theta is the optimizer's trainable parameters of the target network and of the projections, in its order.
 
     Nothing here changes the modules: they are called with other parameters, and with a copy of their buffers, so that
-    BatchNorm's running statistics are those from before the call, whatever the look-ahead does.
+    BatchNorm's running statistics are those from before the call, whatever the look-ahead does. The target's buffers
+    go from pass to pass as they do in training.
 
     Where several ranks hold parts of the batch, the losses are this rank's shares, and so are their gradients:
     :meth:`joined_` makes those of the joined batch. Where each rank has pairs of its own, ``source_features`` are those
@@ -40,9 +48,13 @@ class BilevelProblem:
         autocast: bool = True,
         part: Part = WHOLE,
     ) -> None:
-        if not isinstance(optimizer, torch.optim.SGD):
+        same_step = inspect.unwrap(getattr(type(optimizer), "step", None)) is inspect.unwrap(torch.optim.SGD.step)
+        if not isinstance(optimizer, torch.optim.SGD) or not same_step:
             raise TypeError(f"optimizer must be torch.optim.SGD, not {type(optimizer).__name__}")
+        if not isinstance(beta, numbers.Real):
+            raise TypeError(f"beta must be one number, the weight of the matching loss, not {type(beta).__name__}")
         self._target, self._matching = target, matching
+        self._target_buffers = dict(target.named_buffers())
         self._source_features = [s.detach() for s in source_features]
         self._x, self._y, self._beta = x, y, beta * part.matched_share
         self._part = part
@@ -112,11 +124,24 @@ class BilevelProblem:
 
     def run_target(self, theta: Theta) -> tuple[Tensor, list[Tensor]]:
         """(logits, features) of the target network with the parameters theta, in its own training or eval mode."""
-        state = {name: buffer.clone() for name, buffer in self._target.named_buffers()}
-        state.update({name: theta[slot] for slot, name in self._target_slots})
+        parameters = {name: theta[slot] for slot, name in self._target_slots}
         with self.autocast():
-            logits, features = functional_call(self._target, state, (self._x,))
+            (logits, features), self._target_buffers = _call(self._target, parameters, self._target_buffers, (self._x,))
         return logits, list(features)
+
+    def moment(self) -> Moment:
+        """What the next forward pass of the target starts from."""
+        return RandomState(self.device), self._target_buffers
+
+    def go_back(self, moment: Moment) -> None:
+        """The next pass of the target starts from there: with the same dropout, and the same buffers."""
+        random_state, self._target_buffers = moment
+        random_state.restore()
+
+    def head_weights(self, meta: nn.Module, source_features: Sequence[Tensor]) -> HeadWeights:
+        """The meta networks' channel and pair weights of source maps, of several pieces too."""
+        with self.autocast():
+            return _call(meta, {}, dict(meta.named_buffers()), (source_features,))[0]
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean cross-entropy of logits (B, classes) against the batch's labels."""
@@ -162,7 +187,8 @@ class BilevelProblem:
 
     def lengths_of_shares(self, *vectors: Sequence[Tensor]) -> Tensor:
         """The root of the sum of squares over each vector's entries and over the ranks: (vectors,), on all alike."""
-        lengths = torch.stack([torch.nn.utils.get_total_norm(list(vector)) for vector in vectors])
+        norm, zero = torch.nn.utils.get_total_norm, self.theta[0].new_zeros(())  # a rank without pairs has no weights
+        lengths = torch.stack([norm(list(vector)) if vector else zero for vector in vectors])
         if not self.joint:
             return lengths
         squares = lengths.square()
@@ -182,9 +208,9 @@ class BilevelProblem:
     ) -> Tensor:
         """beta L_wfm. ``matching_parameters`` are theta's entries at :attr:`matching_slots`, features are gathered."""
         names = [name for _, name in self._matching_slots]
-        state = dict(zip(names, matching_parameters, strict=True))
+        parameters = dict(zip(names, matching_parameters, strict=True))
         arguments = (self._source_features, features, channel_weights, self._beta_argument(), pair_weights)
-        return functional_call(self._matching, state, arguments)
+        return _call(self._matching, parameters, dict(self._matching.named_buffers()), arguments)[0]
 
     def _beta_argument(self) -> float | list[float]:
         # The authors' FeatureMatching indexes beta by the pair, ours takes both.
@@ -260,6 +286,36 @@ class BilevelProblem:
             yield self.settings[slots[0]], missing, slots
 
 
+def _call(
+    module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], arguments: tuple
+) -> tuple[Any, dict[str, Tensor]]:
+    """A call with other parameters, and with copies of buffers: its result, and what became of the copies."""
+    state = {**{name: buffer.clone() for name, buffer in buffers.items()}, **parameters}
+    with _without_checkpoints():
+        result = functional_call(module, state, arguments)
+    return result, {name: state[name].detach() for name in buffers}
+
+
+@contextlib.contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Refuse `torch.utils.checkpoint`: it would run again when the module has its own parameters and buffers back."""
+
+    def enter(hooks: saved_tensors_hooks) -> Any:
+        if type(hooks).__module__ == "torch.utils.checkpoint":
+            raise RuntimeError(
+                "hypergradient cannot go through torch.utils.checkpoint, switch it off in the network; accumulation "
+                "saves memory too"
+            )
+        return plain(hooks)
+
+    plain = saved_tensors_hooks.__enter__
+    saved_tensors_hooks.__enter__ = enter  # with use_reentrant=True there are no hooks, and autograd refuses itself
+    try:
+        yield
+    finally:
+        saved_tensors_hooks.__enter__ = plain
+
+
 def _put(found: Sequence[Sequence[Tensor] | None], lists: Sequence[list], slots: Sequence[int]) -> None:
     """Put what was found for some slots into lists over all slots; None stands for nothing there."""
     for tensors, whole in zip(found, lists, strict=True):
@@ -283,11 +339,29 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = Fa
 
     Without ``create_graph`` each has memory of its own, which the caller may overwrite.
     """
-    if not loss.requires_grad:
-        return [torch.zeros_like(i) for i in inputs]
-    found = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
-    present = [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
+    present = pull_back([loss], None, inputs, create_graph=create_graph)
     return present if create_graph else _apart(present)
+
+
+def pull_back(
+    outputs: Sequence[Tensor],
+    adjoints: Sequence[Tensor] | None,
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """Vector-Jacobian product, with zeros where no output depends on an input; None for the adjoint of a loss, 1."""
+    reached = [i for i, output in enumerate(outputs) if output.requires_grad]
+    asked = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
+    found: dict[int, Tensor | None] = {}
+    if reached and asked:
+        along = None if adjoints is None else [adjoints[i] for i in reached]
+        leaves = [inputs[i] for i in asked]
+        made = torch.autograd.grad(
+            [outputs[i] for i in reached], leaves, along, create_graph=create_graph, allow_unused=True
+        )
+        found = dict(zip(asked, made, strict=True))
+    return [torch.zeros_like(tensor) if found.get(i) is None else found[i] for i, tensor in enumerate(inputs)]
 
 
 def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:

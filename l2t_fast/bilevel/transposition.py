@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from l2t_fast.bilevel.kinks import Notes
+from l2t_fast.bilevel.holding import Notes
 from l2t_fast.bilevel.lookahead import RandomState
-from l2t_fast.bilevel.problem import BilevelProblem, HeadWeights, Theta, cut_weights, gradients
+from l2t_fast.bilevel.problem import BilevelProblem, HeadWeights, Moment, Theta, cut_weights, gradients, pull_back
 
 
 @dataclass
@@ -25,22 +25,24 @@ class Step:
 
     Attributes:
         theta: the parameters, leaves that require grad.
-        random_state: of the generators before the step's forward pass.
+        start: what its forward pass of the target starts from.
         last: it steps on cross-entropy, not on the matching loss.
         first: the look-ahead starts with it.
         next: its second derivative is the first one that is made, right after the look-ahead's end.
         kept: where the step's gradient hangs in its graph, if the second-order method keeps that from the first-order
             pass.
-        kinks: which way that pass went at rectifiers and poolings, if the method needs to know.
+        held: what second passes at other parameters hold as it was in that pass, if the method needs to know.
+        tangents: whether those of the features tell all about that pass, if the method needs to know.
     """
 
     theta: Theta
-    random_state: RandomState
+    start: Moment
     last: bool
     first: bool
     next: bool
     kept: list[GradientEdge | None] = field(default_factory=list)
-    kinks: Notes = field(default_factory=list)
+    held: Notes = field(default_factory=dict)
+    tangents: bool = False
 
 
 class SecondOrder(Protocol):
@@ -77,8 +79,7 @@ def transposed(
     add up to that of the batch. ``source_features`` are the whole batch's.
     """
     problem = problems[0]  # theta and the optimizer are the same for all
-    with problem.autocast():
-        weights = meta(source_features)
+    weights = problem.head_weights(meta, source_features)
     pieces = [
         [None if w is None else [t.detach().requires_grad_() for t in w] for w in head_weights]
         for head_weights in cut_weights(weights, [p.matched for p in problems])
@@ -93,7 +94,7 @@ def transposed(
         for piece, head_weights in zip(problems, pieces, strict=True):
             last = t == steps
             soon = last and piece is problems[-1]
-            step = Step(leaves, RandomState(problem.device), last=last, first=t == 0, next=soon)
+            step = Step(leaves, piece.moment(), last=last, first=t == 0, next=soon)
             trajectory[-1].append(step)
             found = _sum(found, second_order.gradients(piece, head_weights, step))
         problem.joined_(found, last=t == steps)
@@ -160,16 +161,6 @@ def flat(head_weights: HeadWeights) -> list[Tensor]:
 def edges(tensors: Sequence[Tensor]) -> list[GradientEdge | None]:
     """Where each tensor hangs in its graph, None where in none: enough to differentiate it, without its memory."""
     return [get_gradient_edge(t) if t.requires_grad else None for t in tensors]
-
-
-def pull_back(outputs: Sequence[Tensor], adjoints: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Vector-Jacobian product, with zeros where no output depends on an input."""
-    reached = [(o, a) for o, a in zip(outputs, adjoints, strict=True) if o.requires_grad]
-    if not reached:
-        return [torch.zeros_like(i) for i in inputs]
-    differentiated, along = zip(*reached, strict=True)
-    found = torch.autograd.grad(differentiated, inputs, along, allow_unused=True)
-    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, found, strict=True)]
 
 
 def pull_back_onto_(

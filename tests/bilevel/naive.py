@@ -16,10 +16,14 @@ def naive_hypergradient(target, matching, meta, optimizer, source_features, x, y
     values = {k: p.detach().clone().requires_grad_() for k, p in parameters.items()}
     moments = {k: optimizer.state.get(p, {}).get("momentum_buffer") for k, p in parameters.items()}
 
+    buffers = dict(target.named_buffers())
+
     def forward(values):
-        state = {n: b.clone() for n, b in target.named_buffers()}
+        state = {n: b.clone() for n, b in buffers.items()}
         state |= {n: v for (kind, n), v in values.items() if kind == "t"}
-        return functional_call(target, state, (x,))
+        result = functional_call(target, state, (x,))
+        buffers.update({n: state[n] for n in buffers})
+        return result
 
     def step(loss, values, moments):
         grads = torch.autograd.grad(loss, list(values.values()), create_graph=True, allow_unused=True)

@@ -1,12 +1,13 @@
 """Finite differences stay close to exact in float32, over training, and kinks are what makes that hard."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from l2t_fast import FeatureMatching, MetaNetworks
 from l2t_fast.bilevel import finite_difference, hypergradient
-from l2t_fast.bilevel.kinks import NoteKinks, ReplayKinks
+from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld
 from l2t_fast.models import build_model
 
 
@@ -89,7 +90,7 @@ def test_autocast_does_not_spoil_it():
 
 
 class Kinked(nn.Module):
-    """Every way to write a rectifier, and both kinds of pooling call."""
+    """Every way to write a ReLU, and both kinds of pooling call."""
 
     def forward(self, x):
         a = F.relu(x) + torch.relu(x - 0.5) + (x + 0.2).relu() + nn.ReLU(inplace=True)(x * 1.5)
@@ -100,9 +101,9 @@ def test_replay_is_the_same_function_where_it_was_noted():
     x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
     net = Kinked()
     plain = net(x)
-    with NoteKinks() as noted:
+    with NoteHeld() as noted:
         watched = net(x)
-    with ReplayKinks(noted.notes):
+    with ReplayHeld(noted.notes):
         replayed = net(x)
     assert len(noted.notes) == 6
     assert torch.equal(plain, watched)
@@ -112,8 +113,46 @@ def test_replay_is_the_same_function_where_it_was_noted():
 
 def test_replay_is_linear_across_kinks():
     x = torch.tensor([[[[-0.1, 0.2], [0.3, -0.4]]]], dtype=torch.float64)
-    with NoteKinks() as noted:
+    with NoteHeld() as noted:
         F.max_pool2d(F.relu(x), 2)
-    with ReplayKinks(noted.notes):
+    with ReplayHeld(noted.notes):
         moved = F.max_pool2d(F.relu(x - 1.0), 2)
     assert moved.item() == 0.3 - 1.0
+
+
+RECTIFIERS = {
+    "relu": F.relu,
+    "relu_": torch.relu_,
+    "relu in place": lambda x: F.relu(x, True),
+    "leaky": lambda x: F.leaky_relu(x, 0.2),
+    "leaky in place": nn.LeakyReLU(0.2, inplace=True),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.1, 0.3], dtype=x.dtype)),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 2.0),
+    "hardtanh in place": nn.Hardtanh(inplace=True),
+    "relu6": nn.ReLU6(),
+    "relu6 in place": nn.ReLU6(inplace=True),
+    "hardsigmoid": nn.Hardsigmoid(),
+    "hardswish": nn.Hardswish(),
+    "hardswish in place": nn.Hardswish(inplace=True),
+}
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_rectifiers_are_held_to_their_pieces(name):
+    rectify = RECTIFIERS[name]
+    x = torch.linspace(-9.3, 9.7, 40, dtype=torch.float64).view(2, 2, 10).requires_grad_()
+    plain = rectify(x.clone())
+    slope = torch.autograd.grad(plain.sum(), x)[0]
+    with NoteHeld() as noted:
+        rectify(x.clone())
+    with ReplayHeld(noted.notes):
+        copy = x.clone()
+        replayed = rectify(copy)
+    torch.testing.assert_close(replayed, plain)
+    torch.testing.assert_close(torch.autograd.grad(replayed.sum(), x)[0], slope)
+    if "in place" in name or name == "relu_":
+        assert torch.equal(copy, replayed)
+    with ReplayHeld(noted.notes), torch.no_grad():
+        moved = rectify(x + 20)  # beyond every kink of most units
+    curved = slope.new_zeros(()) if "swish" not in name else 400 / 6 * ((x > -3) & (x < 3))
+    torch.testing.assert_close(moved, plain + 20 * slope + curved)

@@ -91,9 +91,12 @@ SGD = {
 
 
 def make_problem(net="plain", sgd="momentum", warm=True, pair_weights=True, dtype=torch.float64, seed=0):
-    """A target with BatchNorm in training mode, its projections, meta networks away from their start, and one batch."""
+    """A target with BatchNorm in training mode, its projections, meta networks away from their start, and one batch.
+
+    ``net`` is one of NETS, or makes another.
+    """
     torch.manual_seed(seed)
-    target = NETS[net]().to(dtype)
+    target = NETS.get(net, net)().to(dtype)
     matching = FeatureMatching(SOURCE_CHANNELS, target.channels, PAIRS, backend="reference").to(dtype)
     meta = MetaNetworks(SOURCE_CHANNELS, PAIRS, pair_weights=pair_weights).to(dtype)
     for p in meta.parameters():
