@@ -64,13 +64,15 @@ class FiniteDifference:
         usual = self._epsilon(problem, step.theta, direction)
         factor = 1.0 if step.last else self._factor
         epsilon = usual * factor
-        differences = self._differences(problem, head_weights, step, direction, epsilon)
+        moved = _plus(step.theta, direction, epsilon, own=step.own)
+        differences = self._differences(problem, head_weights, step, moved)
         if not self._capturable:
             wanted = min(factor * self._lacking(problem, step, differences), LARGEST_FACTOR)
             if wanted > factor:
                 del differences  # the pass needs their memory
+                moved = _plus(moved, direction, usual * wanted - epsilon, own=True)
                 epsilon = usual * wanted
-                differences = self._differences(problem, head_weights, step, direction, epsilon)
+                differences = self._differences(problem, head_weights, step, moved)
                 if not step.last:
                     self._factor = wanted
         # Of the first step they are the weights' alone, of the last one theta's alone.
@@ -80,11 +82,9 @@ class FiniteDifference:
 
     @staticmethod
     def _differences(
-        problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor], epsilon: Tensor
+        problem: BilevelProblem, head_weights: HeadWeights, step: Step, moved: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Gradients at theta + epsilon v minus those at theta."""
-        with torch.no_grad():
-            moved = [v.mul(epsilon).add_(p).requires_grad_() for p, v in zip(step.theta, direction, strict=True)]
+        """Gradients at ``moved``, theta + epsilon v, minus those at theta."""
         problem.go_back(step.start)
         held = ReplayHeld(step.held)
         if step.first:
@@ -110,6 +110,13 @@ class FiniteDifference:
         of_theta, length = problem.norms([p.detach() for p in theta], direction)
         epsilon = relative * of_theta / length
         return torch.where(length > 0, epsilon, 1.0)  # no direction: the differences are 0
+
+
+@torch.no_grad()
+def _plus(theta: Sequence[Tensor], direction: Sequence[Tensor], epsilon: Tensor, *, own: bool) -> list[Tensor]:
+    """theta + epsilon v, leaves that require grad, in theta's memory if that is ``own``."""
+    start = list(theta) if own else [p.clone().requires_grad_() for p in theta]
+    return [p.addcmul_(v, epsilon) for p, v in zip(start, direction, strict=True)]
 
 
 def _gradients(

@@ -16,14 +16,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import TorchFunctionMode
 
-Pieces = tuple[Sequence[float], Sequence[Callable[[Tensor], Tensor]]]
-"""Where a function has its kinks, in rising order, and what it is before, between and after them."""
-
-
-def _zero(x: Tensor) -> Tensor:
-    return x * 0
+Pieces = tuple[Sequence[float], Sequence[Callable[[Tensor], Tensor] | None]]
+"""Where a function has its kinks, in rising order, and what it is before, between and after them; None first is 0."""
 
 
 def _same(x: Tensor) -> Tensor:
@@ -31,7 +28,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Pieces:
-    return [0], [_zero, _same]
+    return [0], [None, _same]
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Pieces:
@@ -44,7 +41,7 @@ def _prelu(input: Tensor, weight: Tensor) -> Pieces:
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Pieces:
-    return [min_val, max_val], [lambda x: _zero(x) + min_val, _same, lambda x: _zero(x) + max_val]
+    return [min_val, max_val], [lambda x: x * 0 + min_val, _same, lambda x: x * 0 + max_val]
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Pieces:
@@ -52,11 +49,11 @@ def _relu6(input: Tensor, inplace: bool = False) -> Pieces:
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Pieces:
-    return [-3, 3], [_zero, lambda x: x / 6 + 0.5, lambda x: _zero(x) + 1]
+    return [-3, 3], [None, lambda x: x / 6 + 0.5, lambda x: x * 0 + 1]
 
 
 def _hardswish(input: Tensor, inplace: bool = False) -> Pieces:
-    return [-3, 3], [_zero, lambda x: x * (x / 6 + 0.5), _same]
+    return [-3, 3], [None, lambda x: x * (x / 6 + 0.5), _same]
 
 
 #: By the function that modules call, its pieces for the arguments of a call.
@@ -134,7 +131,7 @@ class NoteHeld(_Counting):
         note: Note | None = None
         if function in _POOLING and _plain(args, kwargs):
             result, indices = _POOLING[function](*args, **kwargs)
-            note = _Largest(indices)
+            note = _Largest(indices, _input(args, kwargs).shape[2:].numel())
         else:
             if function in _RECTIFIERS:
                 note = _Sides(_input(args, kwargs).detach(), _RECTIFIERS[function](*args, **kwargs)[0])
@@ -178,21 +175,38 @@ class _Sides:
         x = _input(args, kwargs)
         in_place = function in _IN_PLACE or any(a is True for a in (*args, *kwargs.values()))
         before = x.clone() if in_place else x
-        result, *others = (piece(before) for piece in _RECTIFIERS[function](*args, **kwargs)[1])
+        first, *others = _RECTIFIERS[function](*args, **kwargs)[1]
+        result = None if first is None else first(before)
         for beyond, other in zip(self._beyond, others, strict=True):
-            result = torch.where(beyond, other, result)
+            result = other(before) * beyond if result is None else torch.where(beyond, other(before), result)
         return x.copy_(result) if in_place else result
 
 
 class _Largest:
-    """Max-pooling's indices: int64, its output's shape."""
+    """Max-pooling's indices: its output's shape, in a type that numbers the pixels of its input."""
 
-    def __init__(self, indices: Tensor) -> None:
-        self._indices = indices
+    def __init__(self, indices: Tensor, pixels: int) -> None:
+        self._indices = indices.to(torch.int16 if pixels <= torch.iinfo(torch.int16).max else torch.int32)
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
-        pixels = _input(args, kwargs).flatten(2)
-        return pixels.gather(2, self._indices.flatten(2)).view(self._indices.shape)
+        return _Taken.apply(_input(args, kwargs), self._indices)
+
+
+class _Taken(torch.autograd.Function):
+    """Pixels of maps (B, C, H, W) by their numbers; what it saves for its derivative are those, as small as they are."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.size = x.shape
+        return x.flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        maps = g.new_zeros(ctx.size).flatten(2)
+        return maps.scatter_add_(2, indices.flatten(2).long(), g.flatten(2)).view(ctx.size), None
 
 
 class _Constant:

@@ -31,6 +31,7 @@ class Step:
         next: its second derivative is the first one that is made, right after the look-ahead's end.
         kept: where the step's gradient hangs in its graph, if the second-order method keeps that from the first-order
             pass.
+        own: nobody looks at theta once the step's products are made, which may overwrite it.
         held: what second passes at other parameters hold as it was in that pass, if the method needs to know.
         tangents: whether those of the features tell all about that pass, if the method needs to know.
     """
@@ -40,6 +41,7 @@ class Step:
     last: bool
     first: bool
     next: bool
+    own: bool
     kept: list[GradientEdge | None] = field(default_factory=list)
     held: Notes = field(default_factory=dict)
     tangents: bool = False
@@ -94,7 +96,8 @@ def transposed(
         for piece, head_weights in zip(problems, pieces, strict=True):
             last = t == steps
             soon = last and piece is problems[-1]
-            step = Step(leaves, piece.moment(), last=last, first=t == 0, next=soon)
+            own = t > 0 and len(problems) == 1
+            step = Step(leaves, piece.moment(), last=last, first=t == 0, next=soon, own=own)
             trajectory[-1].append(step)
             found = _sum(found, second_order.gradients(piece, head_weights, step))
         problem.joined_(found, last=t == steps)
