@@ -193,7 +193,7 @@ class _Largest:
 
 
 class _Taken(torch.autograd.Function):
-    """Pixels of maps (B, C, H, W) by their numbers; what it saves for its derivative are those, as small as they are."""
+    """Pixels of maps (B, C, H, W) by their numbers; for its derivative it saves those, as small as they are."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, indices: Tensor) -> Tensor:
