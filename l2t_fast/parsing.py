@@ -154,6 +154,8 @@ def _sentence(message: str, known: list[str]) -> str:
         if value := re.search(r"Given value: (.*)", reason):
             hint = " (in YAML a pair needs quotes: '1:2')" if key == "pairs" else ""
             return f"{key}: {value[1]} is not what it takes, see --help{hint}"
+        if alone := re.search(r"Expected a <class 'list'>. Got value: (.*)", reason):
+            return f"{key} takes a list, --{key} '[{alone[1]}]'"
         return f"{key}: {' '.join(reason.split())}"
     if message.strip() == "Unexpected config:":
         return "the file given by --config is empty"

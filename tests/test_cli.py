@@ -110,6 +110,11 @@ def test_compare_ends_with_two_and_a_sentence_where_a_run_failed(config, tmp_pat
     assert "scratch N=6 seed 4: test" in captured.out and "report.html" in captured.out
 
 
+def test_one_method_alone_is_shown_as_a_list(capsys):
+    assert main(["compare", "--methods", "fm"]) == 2
+    assert capsys.readouterr().err == "error: methods takes a list, --methods '[fm]'\n"
+
+
 def test_env(capsys):
     assert main(["env"]) == 0
     assert torch.__version__ in capsys.readouterr().out
