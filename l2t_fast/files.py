@@ -43,6 +43,11 @@ def write_text(text: str, path: Path) -> None:
     write_whole(text.encode("utf-8"), path)
 
 
+def expand_user(path: str | Path) -> Path:
+    """`path` with ~ and ~NAME written out; as it is where there is no such user, and so no such file."""
+    return Path(os.path.expanduser(path))  # pathlib's raises RuntimeError then
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file that `numpy.savez` wrote, by name. Nothing in it is run or unpickled.
 

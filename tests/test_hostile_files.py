@@ -297,6 +297,28 @@ def test_hostile_files_in_a_folder_are_one_sentence(finished, tmp_path, capsys, 
         assert name in str(error)
 
 
+def test_tables_of_other_pairs_are_one_sentence(finished, tmp_path, capsys):
+    shutil.copytree(finished.out, tmp_path / "run")
+    table = tmp_path / "run" / "pair_weights.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if not line.startswith("1,")))  # lambda of the best epoch
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    np.savez(tmp_path / "run" / "channel_weights.npz", **{"a->b": np.ones(3, np.float32)})
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    table.write_text("\n".join(lines))
+    assert main(["inspect", str(tmp_path / "run")]) == 2
+    assert "damaged: pair_weights.csv and channel_weights.npz are of other pairs" in capsys.readouterr().err
+
+
+def test_keys_that_are_no_text_are_another_configuration(copied):
+    folder, config = copied
+    with open(folder / "config.yaml", "a") as file:
+        file.write("1: 2\n")
+    with pytest.raises(L2TFastError, match="was made with 1: 2, but now 1 is None"):
+        run(config, resume=True, progress=quiet())
+
+
 def test_markup_and_control_characters_in_a_result_are_only_text(finished, tmp_path, capsys):
     shutil.copytree(finished.out, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())

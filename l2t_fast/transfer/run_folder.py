@@ -18,7 +18,7 @@ import l2t_fast
 from l2t_fast.config import TrainConfig, TransferOptions, config_tree, write_config
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import write_text, write_whole
+from l2t_fast.files import expand_user, write_text, write_whole
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.yaml_files import read_yaml
 
@@ -188,7 +188,7 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
 
 
 def _same_path(one: Any, other: Any) -> bool:
-    paths = [Path(path).expanduser().resolve() for path in (one, other) if isinstance(path, str)]
+    paths = [expand_user(path).resolve() for path in (one, other) if isinstance(path, str)]
     return len(paths) == 2 and paths[0] == paths[1]
 
 
@@ -272,5 +272,5 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat

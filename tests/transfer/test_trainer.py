@@ -370,8 +370,16 @@ def test_pretrains_a_source_where_none_is_given(make_config, quiet):
     config.pretrain.epochs = 1
     config.pretrain.data.classes = [0, 1, 2, 3]
     run(config, progress=quiet)
-    source = load_checkpoint(Path(config.out) / "source" / "checkpoints" / "best.pt")
-    assert source["num_classes"] == 4
+    path = Path(config.out) / "source" / "checkpoints" / "best.pt"
+    source = load_checkpoint(path)
+    assert source.pop("num_classes") == 4
+    torch.save(source, path)  # a file that does not say it
+    (Path(config.out) / "result.json").unlink()
+    assert run(config, resume=True, progress=quiet)["epochs"] == 1
+    torch.save({"model": 3}, path)
+    (Path(config.out) / "result.json").unlink()
+    with pytest.raises(L2TFastError, match=r"best\.pt holds no weights"):
+        run(config, resume=True, progress=quiet)
 
 
 def test_cosine_schedule():
