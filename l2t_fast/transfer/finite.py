@@ -97,10 +97,15 @@ def _all_finite(value: object) -> bool:
 
 def first_non_finite_parameter(modules: Mapping[str, nn.Module]) -> str | None:
     """The first parameter or buffer that holds NaN or infinity, by module and name; None if all are finite."""
+    return first_non_finite_tensor({owner: module.state_dict() for owner, module in modules.items()})
+
+
+def first_non_finite_tensor(states: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """The first tensor that holds NaN or infinity, by owner and name; None if all are finite."""
     named = [
         (f"{owner} {name}", tensor)
-        for owner, module in modules.items()
-        for name, tensor in module.state_dict().items()
+        for owner, tensors in states.items()
+        for name, tensor in tensors.items()
         if tensor.is_floating_point() and not tensor.is_meta
     ]
     if not named:

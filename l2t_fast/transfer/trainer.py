@@ -19,7 +19,6 @@ from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
 from l2t_fast.transfer.device import check_backend, choose_device
 from l2t_fast.transfer.event_file import EventFile
-from l2t_fast.transfer.finite import first_non_finite_parameter
 from l2t_fast.transfer.image_size import check_image_size
 from l2t_fast.transfer.memory import largest_batch_that_fits
 from l2t_fast.transfer.methods import Setup, find_method
@@ -248,7 +247,7 @@ class Trainer:
         cross_entropy, matching, accuracy = (total / count).tolist()
         validation_loss, validation_accuracy = self.step.evaluate(self.data.validation)
         # The last step of an epoch may have spoiled the weights: look before a checkpoint keeps them.
-        spoiled = first_non_finite_parameter({"target": self.target, "method": self.method})
+        spoiled = self.state.first_non_finite()
         if spoiled is not None or not math.isfinite(validation_loss):
             part = f"{spoiled} turned NaN or infinite" if spoiled else "the validation loss is not finite"
             raise L2TFastError(f"after epoch {self.reached.epoch + 1}, {part}: {self._advice()}")
@@ -299,7 +298,7 @@ class Trainer:
     def _conclude(self) -> dict[str, Any]:
         """Test the best model, write what the method learned, and the result."""
         self.group.wait()  # until the last checkpoint is written
-        self.state.take_best()
+        self.state.take_best(self.reached.best["epoch"])
         _, test_accuracy = self.step.evaluate(self.data.test)
         self._write_channel_weights()
         result = {

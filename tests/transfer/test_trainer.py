@@ -259,6 +259,14 @@ def test_resume_is_bit_for_bit(make_config, quiet, tmp_path, method):
             assert without_time(tmp_path / "straight" / name) == without_time(tmp_path / "broken" / name)
 
 
+def test_where_there_are_no_momenta_none_are_asked_for(make_config, quiet):
+    config = make_config(method="l2t-ww", epochs=3, momentum=0.0, lookahead_steps=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=Interrupting(quiet, epoch=2))
+    assert not load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")["optimizer"]["state"].get(0)
+    assert run(config, resume=True, progress=quiet)["epochs"] == 3
+
+
 def test_resume_forgets_rows_that_no_checkpoint_holds(make_config, quiet, monkeypatch, tmp_path):
     """Killed between the row of an epoch and its checkpoint, the epoch is trained again and stands there once."""
     config = make_config(method="l2t-ww", epochs=3)
