@@ -385,6 +385,25 @@ def test_tables_of_other_pairs_are_one_sentence(finished, tmp_path, capsys):
     assert "damaged: pair_weights.csv and channel_weights.npz are of other pairs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["log.txt", "metrics.csv", "pair_weights.csv", "checkpoints/last.pt.tmp"])
+def test_a_link_in_a_folder_leads_to_no_other_file(copied, tmp_path, name):
+    """Neither where the run goes on nor where it begins."""
+    folder, config = copied
+    (folder / "result.json").unlink(missing_ok=True)
+    other = tmp_path / "precious"
+    other.write_text("mine")
+    for _ in range(2):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(other)
+        try:
+            run(config, resume=True, progress=quiet())
+        except L2TFastError as error:
+            assert f"{name} could not be written" in str(error) or f"{name} lacks" in str(error)
+        assert other.read_text() == "mine"
+        (folder / "checkpoints" / "last.pt").unlink()
+        (folder / "result.json").unlink(missing_ok=True)
+
+
 def test_keys_that_are_no_text_are_another_configuration(copied):
     folder, config = copied
     with open(folder / "config.yaml", "a") as file:

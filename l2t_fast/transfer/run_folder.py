@@ -18,7 +18,7 @@ import l2t_fast
 from l2t_fast.config import TrainConfig, TransferOptions, config_tree, write_config
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import expand_user, write_text, write_whole
+from l2t_fast.files import expand_user, opened_itself, write_text, write_whole
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.yaml_files import read_yaml
 
@@ -103,7 +103,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Add a line, with the time in UTC, to log.txt."""
-        with writing(self.log_file), open(self.log_file, "a", encoding="utf-8") as file:
+        with writing(self.log_file), open(self.log_file, "a", encoding="utf-8", opener=opened_itself) as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
@@ -247,7 +247,7 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
 
 def _append(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     new = not path.exists()
-    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
+    with writing(path), open(path, "a", newline="", encoding="utf-8", opener=opened_itself) as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         if new:
             writer.writeheader()
