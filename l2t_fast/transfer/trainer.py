@@ -351,8 +351,10 @@ class Trainer:
         return f"the checkpoint of epoch {self.reached.epoch} in {self.folder.path} is intact"
 
     def _advice(self) -> str:
-        kept, lr, beta = self._kept(), self.config.lr, self.config.beta
-        return f"training stops, {kept}; a lower lr (now {lr}) or beta (now {beta}) may help"
+        lower = f"a lower lr (now {self.config.lr}) or beta (now {self.config.beta}) may help"
+        # Which the run that was begun cannot go on with.
+        where = ", from the start in another folder (--out)" if self.reached.epoch else ""
+        return f"training stops, {self._kept()}; {lower}{where}"
 
     def _log_stop(self, error: BaseException) -> None:
         """Say in log.txt why the run stopped, unless the log itself cannot be written."""
