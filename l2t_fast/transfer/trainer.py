@@ -358,14 +358,14 @@ class Trainer:
 
     def _log_stop(self, error: BaseException) -> None:
         """Say in log.txt why the run stopped, unless the log itself cannot be written."""
-        if not isinstance(error, PeerError):  # the reason comes from another rank
+        if self.group.leads and not isinstance(error, PeerError):  # the reason comes from another rank
             self._log_reason(
                 "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
             )
 
     def _log_reason(self, reason: str) -> None:
         with contextlib.suppress(L2TFastError):
-            self._log(f"stopped in epoch {self.reached.epoch + 1}: {reason}")
+            self.folder.log(f"stopped in epoch {self.reached.epoch + 1}: {reason}")
 
 
 def cosine_lr(lr: float, epoch: int, epochs: int) -> float:
