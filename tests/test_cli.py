@@ -14,7 +14,10 @@ import yaml
 
 from l2t_fast import cli
 from l2t_fast.cli import main
+from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
+from l2t_fast.data import DataConfig
 from l2t_fast.models import build_model
+from l2t_fast.parsing import read_config, to_config
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.trainer import Trainer
 
@@ -163,6 +166,24 @@ def test_a_mistake_in_a_file(tmp_path, capsys, text, said):
     path.write_text(text)
     assert main(["train", "--config", str(path)]) == 2
     assert_one_sentence(capsys, said)
+
+
+@pytest.mark.parametrize(("command", "kind"), [("train", TrainConfig), ("compare", CompareConfig)])
+def test_images_of_somebody_s_own_get_no_settings_of_the_digits(command, kind):
+    images = {"dataset": "imagefolder", "data_dir": "here"}
+    flags = [f"--data.{name}={value}" for name, value in images.items()]
+    name, options = cli._parse([command, *flags, "--epochs", "3"])
+    assert (name, to_config(options, kind)) == (command, kind(data=DataConfig(**images), epochs=3))
+    _, options = cli._parse([command, "--data.batch_size", "5"])
+    digits = read_config(embedded_config(), kind)
+    digits.data.batch_size = 5
+    assert to_config(options, kind) == digits
+
+
+def test_a_folder_without_its_kind_is_not_taken_for_the_digits(tmp_path, capsys):
+    assert main(["train", "--data.data_dir", "here", "--out", str(tmp_path / "run")]) == 2
+    assert_one_sentence(capsys, "data.data_dir is here, but the digits are in no folder: set data.dataset to")
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_and_folders_that_are_not_there(tmp_path, capsys):

@@ -80,6 +80,7 @@ def pretrained_source(
     options: TransferOptions, folder: Path, progress: TrainingProgress, group: Group = ALONE
 ) -> SourceConfig:
     """Train the source on `pretrain.data`, or find it trained in `folder`; returns where its weights are."""
+    options.data.check()  # a mistake in it is told before a source is trained for it
     pretrain = options.pretrain
     files = RunFolder(folder)
     training = TrainConfig(
