@@ -16,9 +16,11 @@ from l2t_fast import cli
 from l2t_fast.cli import main
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
 from l2t_fast.data import DataConfig
+from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
 from l2t_fast.parsing import read_config, to_config
 from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.trainer import Trainer
 
 
@@ -248,6 +250,20 @@ def test_a_folder_that_cannot_be_written(train, monkeypatch, capsys):
     monkeypatch.setattr(Path, "mkdir", denied)
     assert train("--method", "scratch") == 2
     assert_one_sentence(capsys, "run cannot be written: Read-only file system")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_folder_whose_name_is_too_long(config, tmp_path, capsys, command):
+    name = tmp_path / ("x" * 300)
+    chosen = {"train": ["--method", "scratch"], "compare": ["--methods", "[scratch]"]}[command]
+    assert main([command, "--config", str(config), "--out", str(name), *chosen]) == 2
+    assert_one_sentence(capsys, f"{name}", "File name too long")
+
+
+def test_a_run_folder_whose_name_is_too_long(tmp_path):
+    folder = RunFolder(tmp_path / ("x" * 300))
+    with pytest.raises(L2TFastError, match=r"the run folder .*x cannot be written: File name too long"):
+        folder.open(TrainConfig(), torch.device("cpu"), resume=False)
 
 
 def test_ctrl_c_in_this_process(train, tmp_path, monkeypatch, capsys):

@@ -89,6 +89,11 @@ CONFIGURATIONS = {
     ),
     "a file for a source": ("sources:\n  a: more.yaml", "sources.a is 'more.yaml', it must have keys below it"),
     "a hundred thousand threads": ("threads: 100000", "threads is 100000, it must be from 1 to 1024"),
+    "a key twice": ("lr: 1e-3\nlr: 2", "config.yaml has the key lr twice, again in line 2: keep one of them"),
+    "a key twice in a list": (
+        "data:\n  classes: [1, 2]\npairs:\n- {a: 1, 'a': 2}",
+        "has the key a twice, again in line 4",
+    ),
     "a list": ("- 1\n- 2", "Unexpected config|has a value where"),
 }
 

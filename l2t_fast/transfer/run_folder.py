@@ -71,13 +71,19 @@ class RunFolder:
             L2TFastError: another run or somebody's own files are there, its configuration differs, or the folder cannot
                 be written.
         """
-        if self.last.exists() or self.result.exists():
-            if not resume:
-                raise L2TFastError(
-                    f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
-                )
-            self.check_same(config)
-            return
+        try:
+            if self.last.exists() or self.result.exists():
+                if not resume:
+                    raise L2TFastError(
+                        f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
+                    )
+                self.check_same(config)
+            else:
+                self._begin(config, device)
+        except OSError as error:
+            raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
+
+    def _begin(self, config: TrainConfig, device: torch.device) -> None:
         own = (self.config, self.environment, self.log_file, self.metrics, self.pair_weights, self.channel_weights)
         # A run begins with its folder of checkpoints: without one, files of these names are somebody's own.
         foreign = None if self.last.parent.is_dir() else next((path.name for path in own if path.exists()), None)
@@ -85,14 +91,11 @@ class RunFolder:
             raise L2TFastError(
                 f"{self.path} holds no run, but a {foreign} that one would replace: name another folder with --out"
             )
-        try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-            for stale in (self.metrics, self.pair_weights, self.log_file, self.best, self.channel_weights):
-                stale.unlink(missing_ok=True)
-            write_config(config, self.config)
-            write_json(environment(device), self.environment)
-        except OSError as error:
-            raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
+        self.last.parent.mkdir(parents=True, exist_ok=True)
+        for stale in (self.metrics, self.pair_weights, self.log_file, self.best, self.channel_weights):
+            stale.unlink(missing_ok=True)
+        write_config(config, self.config)
+        write_json(environment(device), self.environment)
 
     def check_same(self, config: TrainConfig) -> None:
         """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
