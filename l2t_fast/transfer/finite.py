@@ -110,8 +110,9 @@ def first_non_finite_tensor(states: Mapping[str, Mapping[str, Tensor]]) -> str |
     ]
     if not named:
         return None
-    # One number a tensor, one transfer for all.
-    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
+    # One number a tensor, one transfer for all; of a network on a GPU, Adam's counts of steps are on the CPU.
+    device = named[0][1].device
+    finite = torch.stack([torch.isfinite(tensor).all().to(device) for _, tensor in named]).tolist()
     return next((name for (name, _), good in zip(named, finite, strict=True) if not good), None)
 
 
