@@ -160,9 +160,12 @@ def _parser() -> ArgumentParser:
 
 
 def _parse(given: list[str]) -> tuple[str, Namespace]:
-    """(command, its options)."""
+    """(command, its options). Where no file is named, those of the embedded digits, unless other images are."""
     if given and given[0] in ("train", "compare") and not any(a.split("=")[0] == "--config" for a in given):
-        given = [given[0], "--config", str(embedded_config()), *given[1:]]
+        command = given[0]
+        options = parse(_parser(), [command, "--config", str(embedded_config()), *given[1:]])[command]
+        if options.data.dataset == "digits":
+            return command, options
     parsed = parse(_parser(), given or ["--help"])
     return parsed.command, parsed[parsed.command]
 

@@ -28,6 +28,8 @@ from l2t_fast.text import printable
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 MOST_EPOCHS = 1_000_000
+#: Of a rate or a weight: float32 holds it, and what an optimizer or a kernel makes of it before a loss shows it.
+LARGEST_FACTOR = 1e30
 MOST_THREADS = 1024  # with a hundred thousand, OpenMP ends the process
 
 #: Seeds are below it, so that their sums fit every random generator.
@@ -197,11 +199,13 @@ class TransferOptions:
             if getattr(self, name) < lowest:
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be at least {lowest}")
         for name in ("beta", "lwf_weight", "at_weight", "weight_decay", "meta_weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number of at least 0")
+            if not 0 <= getattr(self, name) <= LARGEST_FACTOR:
+                wanted = f"a number of at least 0 and at most {LARGEST_FACTOR:g}"
+                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be {wanted}")
         for name in ("lr", "meta_lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be a number above 0")
+            if not 0 < getattr(self, name) <= LARGEST_FACTOR:
+                wanted = f"a number above 0 and at most {LARGEST_FACTOR:g}"
+                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be {wanted}")
         if self.epochs > MOST_EPOCHS:
             raise L2TFastError(f"epochs is {self.epochs}, it must be at most {MOST_EPOCHS}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:

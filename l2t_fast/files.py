@@ -23,7 +23,9 @@ def write_whole(content: bytes | memoryview, path: Path) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        # What a killed process left, or a link by which a folder from somebody else would lead to another file.
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -41,6 +43,20 @@ def write_whole(content: bytes | memoryview, path: Path) -> None:
 def write_text(text: str, path: Path) -> None:
     """As `write_whole`, in UTF-8."""
     write_whole(text.encode("utf-8"), path)
+
+
+def opened_itself(path: str | Path, flags: int) -> int:
+    """For `open`, as its ``opener``: the file itself, never another one that a link in its place leads to.
+
+    Raises:
+        OSError: it is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def expand_user(path: str | Path) -> Path:
+    """`path` with ~ and ~NAME written out; as it is where there is no such user, and so no such file."""
+    return Path(os.path.expanduser(path))  # pathlib's raises RuntimeError then
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

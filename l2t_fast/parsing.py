@@ -26,7 +26,10 @@ def new_parser(**arguments: object) -> ArgumentParser:
 def add_config_options(parser: ArgumentParser, kind: type[TransferOptions]) -> None:
     """Add ``--config FILE`` and one flag for every field of `kind`, nested ones with dots."""
     parser.add_argument(
-        "--config", action="config", help="YAML file with any of the options below; without one, the embedded digits"
+        "--config",
+        action="config",
+        help="YAML file with any of the options below; without one, the embedded digits with settings of their own, or "
+        "the defaults below if --data.dataset names other images",
     )
     parser.add_class_arguments(kind)
 

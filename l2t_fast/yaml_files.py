@@ -15,7 +15,7 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds: tables, lists and plain values, without tags of Python and without nested aliases.
 
     Raises:
-        L2TFastError: the file cannot be read, is no such YAML, or is made to fill the memory.
+        L2TFastError: the file cannot be read, is no such YAML, has a key twice, or is made to fill the memory.
     """
     return parse_yaml(_text(path), f"{path}")
 
@@ -24,12 +24,30 @@ def parse_yaml(text: str, where: str) -> Any:
     """As `read_yaml`, of text; `where` names it in messages."""
     _check_shape(text, where)
     try:
+        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+        if repeated is not None:
+            line = repeated.start_mark.line + 1
+            raise L2TFastError(f"{where} has the key {repeated.value} twice, again in line {line}: keep one of them")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "problem", None) or str(error).replace('in "<unicode string>", ', "")
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", in line {mark.line + 1}"
         raise L2TFastError(f"{where} is not YAML of plain values: {reason}{line}") from error
+
+
+def _repeated_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The first key that stands in its table twice, where it stands again; PyYAML would take the last one's value."""
+    below = node.value if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[tuple[str, str]] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    return key
+                seen.add((key.tag, key.value))
+            below.append(value)
+    return next((found for part in below if (found := _repeated_key(part)) is not None), None)
 
 
 def _text(path: Path) -> str:

@@ -14,8 +14,13 @@ import yaml
 
 from l2t_fast import cli
 from l2t_fast.cli import main
+from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
+from l2t_fast.data import DataConfig
+from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
+from l2t_fast.parsing import read_config, to_config
 from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.trainer import Trainer
 
 
@@ -137,7 +142,9 @@ def test_env(capsys):
         (["--target.layers", "[features.99]"], "features.99"),
         (["--target.model", "vgg99bn"], "vgg9bn"),
         (["--source.checkpoint", "/nowhere.pt"], "/nowhere.pt"),
+        (["--source.checkpoint", "~nobody-of-that-name/x.pt"], "no checkpoint file ~nobody-of-that-name/x.pt"),
         (["--source.checkpoint", "null"], "source.checkpoint is not set"),
+        (["--data.dataset", "imagefolder", "--data.data_dir", "~nobody-of-that-name/x"], "~nobody-of-that-name/x"),
         (["--source.num_classes", "6"], "another network"),
         (["--data.per_class", "100000"], "100000"),
         (["--data.classes", "[5, 77]"], "77"),
@@ -166,6 +173,24 @@ def test_a_mistake_in_a_file(tmp_path, capsys, text, said):
     path.write_text(text)
     assert main(["train", "--config", str(path)]) == 2
     assert_one_sentence(capsys, said)
+
+
+@pytest.mark.parametrize(("command", "kind"), [("train", TrainConfig), ("compare", CompareConfig)])
+def test_images_of_somebody_s_own_get_no_settings_of_the_digits(command, kind):
+    images = {"dataset": "imagefolder", "data_dir": "here"}
+    flags = [f"--data.{name}={value}" for name, value in images.items()]
+    name, options = cli._parse([command, *flags, "--epochs", "3"])
+    assert (name, to_config(options, kind)) == (command, kind(data=DataConfig(**images), epochs=3))
+    _, options = cli._parse([command, "--data.batch_size", "5"])
+    digits = read_config(embedded_config(), kind)
+    digits.data.batch_size = 5
+    assert to_config(options, kind) == digits
+
+
+def test_a_folder_without_its_kind_is_not_taken_for_the_digits(tmp_path, capsys):
+    assert main(["train", "--data.data_dir", "here", "--out", str(tmp_path / "run")]) == 2
+    assert_one_sentence(capsys, "data.data_dir is here, but the digits are in no folder: set data.dataset to")
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_and_folders_that_are_not_there(tmp_path, capsys):
@@ -230,6 +255,20 @@ def test_a_folder_that_cannot_be_written(train, monkeypatch, capsys):
     monkeypatch.setattr(Path, "mkdir", denied)
     assert train("--method", "scratch") == 2
     assert_one_sentence(capsys, "run cannot be written: Read-only file system")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_folder_whose_name_is_too_long(config, tmp_path, capsys, command):
+    name = tmp_path / ("x" * 300)
+    chosen = {"train": ["--method", "scratch"], "compare": ["--methods", "[scratch]"]}[command]
+    assert main([command, "--config", str(config), "--out", str(name), *chosen]) == 2
+    assert_one_sentence(capsys, f"{name}", "File name too long")
+
+
+def test_a_run_folder_whose_name_is_too_long(tmp_path):
+    folder = RunFolder(tmp_path / ("x" * 300))
+    with pytest.raises(L2TFastError, match=r"the run folder .*x cannot be written: File name too long"):
+        folder.open(TrainConfig(), torch.device("cpu"), resume=False)
 
 
 def test_ctrl_c_in_this_process(train, tmp_path, monkeypatch, capsys):

@@ -130,6 +130,8 @@ def test_a_written_configuration_reads_back(tmp_path, config):
         ({"weight_decay": -1e-4}, "weight_decay is -0.0001"),
         ({"lr": 0.0}, "lr is 0.0, it must be a number above 0"),
         ({"meta_lr": float("inf")}, "meta_lr is inf"),
+        ({"meta_lr": 1e38}, r"meta_lr is 1e\+38, it must be a number above 0 and at most 1e\+30"),
+        ({"beta": 1e38}, r"beta is 1e\+38, it must be a number of at least 0 and at most 1e\+30"),
         ({"threads": 0}, "threads is 0, it must be from 1 to 1024"),
         ({"momentum": 1.0}, "momentum is 1.0, it must be at least 0 and below 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),

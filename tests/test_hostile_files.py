@@ -15,7 +15,7 @@ from rich.console import Console
 
 import l2t_fast
 from l2t_fast.cli import main
-from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig
+from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig, write_config
 from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError, one_sentence
 from l2t_fast.files import read_arrays
@@ -89,6 +89,11 @@ CONFIGURATIONS = {
     ),
     "a file for a source": ("sources:\n  a: more.yaml", "sources.a is 'more.yaml', it must have keys below it"),
     "a hundred thousand threads": ("threads: 100000", "threads is 100000, it must be from 1 to 1024"),
+    "a key twice": ("lr: 1e-3\nlr: 2", "config.yaml has the key lr twice, again in line 2: keep one of them"),
+    "a key twice in a list": (
+        "data:\n  classes: [1, 2]\npairs:\n- {a: 1, 'a': 2}",
+        "has the key a twice, again in line 4",
+    ),
     "a list": ("- 1\n- 2", "Unexpected config|has a value where"),
 }
 
@@ -235,7 +240,40 @@ STATES = {
     "an epoch to come": (lambda s: s.update(epoch=10**9), "it is of epoch 1000000000, and the run has 1"),
     "a momentum of another shape": (
         lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(1, 2)),
-        "momentum_buffer of parameter 0 in optimizer",
+        r"optimizer\.state\.0\.momentum_buffer is float32 \(1, 2\) and not float32",
+    ),
+    "a momentum of one number": (
+        lambda s: s["optimizer"]["state"][0].update(momentum_buffer=torch.tensor(3.0)),
+        r"optimizer\.state\.0\.momentum_buffer is float32 \(\) and not float32",
+    ),
+    "a momentum of text": (
+        lambda s: s["optimizer"]["state"][0].update(momentum_buffer="x"),
+        r"optimizer\.state\.0\.momentum_buffer is a str and not float32",
+    ),
+    "a NaN momentum": (
+        lambda s: s["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.nan),
+        r"last\.pt holds NaN or infinite values in optimizer momentum_buffer of parameter 0",
+    ),
+    "no momenta": (lambda s: s["optimizer"].update(state={}), "optimizer holds no momenta, though steps were made"),
+    "no momenta of phi": (
+        lambda s: s["method_optimizers"]["meta"].update(state={}),
+        "meta holds no momenta, though steps were made",
+    ),
+    "a mean that is missing": (
+        lambda s: s["method_optimizers"]["meta"]["state"][0].pop("exp_avg"),
+        r"meta\.state\.0\.exp_avg is missing",
+    ),
+    "squares below zero": (
+        lambda s: s["method_optimizers"]["meta"]["state"][0]["exp_avg_sq"].fill_(-1),
+        r"meta\.state\.0\.exp_avg_sq is negative",
+    ),
+    "steps before the first": (
+        lambda s: s["method_optimizers"]["meta"]["state"][0]["step"].fill_(-1),
+        r"meta\.state\.0\.step is negative",
+    ),
+    "a best accuracy that is none": (
+        lambda s: s["best"].update(validation_accuracy=float("nan")),
+        "its best epoch's numbers are not finite",
     ),
     "an optimizer that is none": (lambda s: s.update(optimizer=[1]), "optimizer holds no state"),
     "random numbers from elsewhere": (
@@ -257,6 +295,47 @@ def test_a_hostile_state_to_resume_from(copied, what):
         run(config, resume=True, progress=quiet())
     sentence = one_sentence(raised.value)
     assert re.search(said, sentence) and sentence.isprintable() and len(sentence) < 600
+
+
+BEST = {
+    "another shape": (
+        lambda s: s["model"].update({first_weight(s): torch.zeros(1)}),
+        r"does not fit this run, model\..* is float32 \(1,\) and not float32",
+    ),
+    "networks missing": (lambda s: s.pop("model"), "does not fit this run, model is nothing and not a table of names"),
+    "no names": (lambda s: s.update(method=3), "does not fit this run, method is a int and not a table of names"),
+    "NaN": (lambda s: s["model"][first_weight(s)].fill_(torch.nan), "holds NaN or infinite values in target "),
+    "another epoch": (lambda s: s.update(epoch=torch.ones(3)), "is missing or not of epoch 1, which was the best"),
+}
+
+
+@pytest.mark.parametrize("what", BEST)
+def test_a_hostile_best_model_is_seen_before_the_training(finished, tmp_path, what):
+    """Where the epoch that it is of is not the last one, whose networks last.pt has."""
+    change, said = BEST[what]
+    out = tmp_path / "run"
+    shutil.copytree(finished.out, out)
+    (out / "result.json").unlink()
+    config = TrainConfig(**{**vars(finished), "out": str(out), "epochs": 3})
+    write_config(config, out / "config.yaml")
+    state = load_checkpoint(out / "checkpoints" / "last.pt")
+    torch.save(state | {"epoch": 2}, out / "checkpoints" / "last.pt")
+    best = load_checkpoint(out / "checkpoints" / "best.pt")
+    change(best)
+    torch.save(best, out / "checkpoints" / "best.pt")
+    before = (out / "metrics.csv").read_text()
+    with pytest.raises(L2TFastError) as raised:
+        run(config, resume=True, progress=quiet())
+    sentence = one_sentence(raised.value)
+    assert re.search(rf"best\.pt {said}.*: put it back, or start the run anew with another --out$", sentence)
+    assert (out / "metrics.csv").read_text() == before
+
+
+def test_a_best_model_of_the_last_epoch_is_written_again_whatever_it_holds(copied):
+    folder, config = copied
+    (folder / "checkpoints" / "best.pt").write_bytes(b"nothing")
+    assert run(config, resume=True, progress=quiet())["best_epoch"] == 1
+    assert load_checkpoint(folder / "checkpoints" / "best.pt")["epoch"] == 1
 
 
 def test_hyperparameters_come_from_the_configuration_and_not_from_a_checkpoint(copied):
@@ -295,6 +374,47 @@ def test_hostile_files_in_a_folder_are_one_sentence(finished, tmp_path, capsys, 
         run(TrainConfig(**{**vars(finished), "out": str(tmp_path / "run")}), resume=True, progress=quiet())
     except L2TFastError as error:
         assert name in str(error)
+
+
+def test_tables_of_other_pairs_are_one_sentence(finished, tmp_path, capsys):
+    shutil.copytree(finished.out, tmp_path / "run")
+    table = tmp_path / "run" / "pair_weights.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if not line.startswith("1,")))  # lambda of the best epoch
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    np.savez(tmp_path / "run" / "channel_weights.npz", **{"a->b": np.ones(3, np.float32)})
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    table.write_text("\n".join(lines))
+    assert main(["inspect", str(tmp_path / "run")]) == 2
+    assert "damaged: pair_weights.csv and channel_weights.npz are of other pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.csv", "pair_weights.csv", "checkpoints/last.pt.tmp"])
+def test_a_link_in_a_folder_leads_to_no_other_file(copied, tmp_path, name):
+    """Neither where the run goes on nor where it begins."""
+    folder, config = copied
+    (folder / "result.json").unlink(missing_ok=True)
+    other = tmp_path / "precious"
+    other.write_text("mine")
+    for _ in range(2):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(other)
+        try:
+            run(config, resume=True, progress=quiet())
+        except L2TFastError as error:
+            assert f"{name} could not be written" in str(error) or f"{name} lacks" in str(error)
+        assert other.read_text() == "mine"
+        (folder / "checkpoints" / "last.pt").unlink()
+        (folder / "result.json").unlink(missing_ok=True)
+
+
+def test_keys_that_are_no_text_are_another_configuration(copied):
+    folder, config = copied
+    with open(folder / "config.yaml", "a") as file:
+        file.write("1: 2\n")
+    with pytest.raises(L2TFastError, match="was made with 1: 2, but now 1 is None"):
+        run(config, resume=True, progress=quiet())
 
 
 def test_markup_and_control_characters_in_a_result_are_only_text(finished, tmp_path, capsys):

@@ -88,6 +88,11 @@ class DataConfig:
             self._check_normalization(f"{group}.normalization", self.normalization)
         if self.dataset != "digits" and self.data_dir is None:
             raise L2TFastError(f"{group}.dataset {self.dataset} needs {group}.data_dir, the folder that holds it")
+        if self.dataset == "digits" and self.data_dir is not None:
+            raise L2TFastError(
+                f"{group}.data_dir is {printable(self.data_dir)}, but the digits are in no folder: set {group}.dataset "
+                "to what it holds, imagefolder for images of your own"
+            )
 
     @staticmethod
     def _check_classes(key: str, classes: list[int]) -> None:

@@ -13,6 +13,7 @@ from l2t_fast.data.stanford40 import read_stanford40
 from l2t_fast.data.stanford_dogs import read_stanford_dogs
 from l2t_fast.data.tiny_imagenet import read_tiny_imagenet
 from l2t_fast.data.torchvision_sets import read_torchvision
+from l2t_fast.files import expand_user
 
 # Those that a folder of image files holds, in the layout in which they are distributed.
 IN_FOLDERS: dict[str, Callable[[Path], RawData]] = {
@@ -29,7 +30,7 @@ def read_dataset(config: DataConfig) -> RawData:
     """Read the data set that ``config`` names. Raises ``L2TFastError`` if it is not where it should be."""
     if config.dataset == "digits":
         return read_digits()
-    folder = Path(config.data_dir).expanduser()
+    folder = expand_user(config.data_dir)
     if config.dataset in IN_FOLDERS:
         return IN_FOLDERS[config.dataset](folder)
     return read_torchvision(config, folder)

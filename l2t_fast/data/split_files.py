@@ -13,6 +13,7 @@ import torch
 
 from l2t_fast.data.raw import Pool
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import expand_user
 from l2t_fast.text import printable
 
 
@@ -33,7 +34,7 @@ def read_split(prefix: str) -> Split:
         L2TFastError: a file is missing, damaged or holds something else; they name different classes; an image is
             there twice.
     """
-    files = {part: Path(f"{prefix}-{part}").expanduser() for part in ("train", "val", "test")}
+    files = {part: expand_user(f"{prefix}-{part}") for part in ("train", "val", "test")}
     contents = {part: _read(path) for part, path in files.items()}
     classes = contents["train"][0]
     for part, (others, _) in contents.items():

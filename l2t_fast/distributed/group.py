@@ -37,7 +37,8 @@ class Group:
         exchanged_bytes: how much of that this rank sent to others.
         steady: whether this rank comes to reductions at short intervals, as in training and not while it reads images.
         entered: called before every operation, for whoever watches that a rank goes on.
-        ending: called with the reason, from another thread, before this process ends because of another rank.
+        ending: called with the reason, from another thread, before this process ends because of another rank: on the
+            rank that leads or, if that one was killed, on the one that saw it.
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:

@@ -64,7 +64,7 @@ class Job:
             return code
         if isinstance(error, PeerError):
             self._watch.wait_for_reason()
-        if self._watch.claim(text):
+        if self._watch.claim(text.strip()):
             say(text)
         self._watch.exit(code)
 

@@ -79,7 +79,7 @@ class Watch:
         self._wake, self._waker = os.pipe()
         self._process: Process | None = None
         self._process_end: int | None = None
-        self._ended = False  # before its end could be watched
+        self._ended = False  # the next rank's process
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._run, self._guard)]
         self._work = Work(but=self._threads)
 
@@ -160,13 +160,15 @@ class Watch:
             if self._stopping.is_set():
                 return
             try:
-                sentence, hung = self._look(waited, dead=self._process_end in ready)
+                self._ended = self._ended or self._process_end in ready
+                sentence, hung = self._look(waited)
                 if told_to_end and sentence is None:
                     # A launcher tells all ranks to end when one has died: whoever watches that one speaks first.
                     self._wait_for_words()
                     sentence = f"{self._name(self._rank)} was told to end (SIGTERM)"
             except RuntimeError:
-                gone = self._next == 0 and self._process_end in select.select(readers, [], [], 0.5)[0]
+                self._ended = self._ended or self._process_end in select.select(readers, [], [], 0.5)[0]
+                gone = self._next == 0 and self._ended
                 keeper = f"{self._keeper()}, which keeps the job's store, cannot be reached"
                 self._end(f"{self._name(0)} was killed or crashed" if gone else keeper, stored=False)
                 return
@@ -180,7 +182,7 @@ class Watch:
             if not self._store.check(["reason"]):
                 time.sleep(0.1)
 
-    def _look(self, waited: float, *, dead: bool) -> tuple[str | None, bool]:
+    def _look(self, waited: float) -> tuple[str | None, bool]:
         """(why the job must end: "" if another rank has told, None if it goes on; whether the next rank hangs)."""
         self._give_sign()
         if self._store.check(["reason"]):
@@ -189,7 +191,7 @@ class Watch:
             self._quiet += waited
             missing = f"{self._name(self._next)} has not come in {self._patience:g} s"
             return (missing if self._quiet > self._patience else None), False
-        if dead or self._ended:  # and it said nothing, so that it had no time to
+        if self._ended:  # and it said nothing, so that it had no time to
             return f"{self._name(self._next)} was killed or crashed", False
         sign = self._store.get(f"sign/{self._next}").decode()
         entered = int(sign.split()[1])
@@ -233,11 +235,14 @@ class Watch:
             return
         if sentence and (self._first(self._store, sentence) if stored else self._next == 0):
             say(f"error: {sentence}, training stops{self.hint}")
+            if self._next == 0 and self._ended:  # the rank that leads cannot write it down
+                self._group.ending(sentence)
         if stored:
             with contextlib.suppress(RuntimeError):
                 if not sentence:
                     self._store.add("told", 1)
-                self._group.ending(self._store.get("reason").decode())
+                if self._rank == 0:
+                    self._group.ending(self._store.get("reason").decode())
         if hung and self._process_end is not None:
             signal.pidfd_send_signal(self._process_end, signal.SIGKILL)
         time.sleep(_GRACE)

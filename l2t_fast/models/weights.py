@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import check_archive
+from l2t_fast.files import check_archive, expand_user
 from l2t_fast.text import printable
 
 # Where training scripts keep the weights inside a checkpoint.
@@ -52,7 +52,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises ``L2TFastError`` if the file is missing, truncated or no checkpoint.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     shown = printable(path)
     content = _read(path)
     checkpoint = from_state_dict(_find_state_dict(content, shown), shown)

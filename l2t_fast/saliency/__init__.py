@@ -91,7 +91,7 @@ def _look(run: FinishedRun, indices: Sequence[int], maps: str, device: torch.dev
     """What a run's network looks at; its images are normalised as in the run."""
     config = run.config.data
     data = load_data(dataclasses.replace(config, seed=config.seed + run.config.seed, cache=False))
-    network = load_target(run, data.in_channels).to(device)
+    network = load_target(run, data).to(device)
     x, y = (part.to(device) for part in read_images(data, indices))
     names = list(network.feature_names)
     layers = {"none": [], "last": names[-1:], "all": names}[maps]

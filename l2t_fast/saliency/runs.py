@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import nn
 
 from l2t_fast.config import TrainConfig
+from l2t_fast.data import DataBundle
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models import build_model
+from l2t_fast.models import build_model, load_weights
 from l2t_fast.parsing import read_config
 from l2t_fast.report.folder import read_comparison
-from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.run_folder import RunFolder
 
 
@@ -53,21 +53,15 @@ def find_runs(paths: Sequence[Path]) -> list[FinishedRun]:
     return found
 
 
-def load_target(run: FinishedRun, in_channels: int) -> nn.Module:
-    """The run's best target, in eval mode, on the CPU.
+def load_target(run: FinishedRun, data: DataBundle) -> nn.Module:
+    """The run's best target, for its images, in eval mode, on the CPU.
 
     Raises:
-        L2TFastError: its checkpoint is missing, damaged or of another network.
+        L2TFastError: its checkpoint is missing, damaged, of another network or not finite.
     """
-    best = load_checkpoint(run.folder.best)
     target = run.config.target
-    network = build_model(target.model, best["num_classes"], in_channels=in_channels, layers=target.layers)
-    try:
-        network.load_state_dict(best["model"])
-    except RuntimeError as error:
-        raise L2TFastError(
-            f"{run.folder.best} does not fit {target.model}, though the run's config.yaml says so"
-        ) from error
+    network = build_model(target.model, data.num_classes, in_channels=data.in_channels, layers=target.layers)
+    load_weights(network, run.folder.best)
     return network.eval()
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import check_archive, write_whole
+
+#: Adam's count of steps and its mean of squares, of which it takes roots.
+_NEVER_NEGATIVE = {"step", "exp_avg_sq"}
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -91,20 +94,68 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     Raises:
         ValueError: they are not those of the optimizer's parameters.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states, wanted = _states(saved, name), _left_by_a_step(optimizer)
+    for i, values in states.items():
+        if type(i) is not int or not 0 <= i < len(wanted):
+            raise ValueError(f"{name} is of another network")
+        problem = misfit(values, wanted[i], name=f"{name}.state.{i}")
+        if problem is not None:
+            raise ValueError(problem)
+        for key in _NEVER_NEGATIVE & values.keys():
+            if (values[key] < 0).any():
+                raise ValueError(f"{name}.state.{i}.{key} is negative")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": dict(states), "param_groups": groups})
+
+
+def check_momenta(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if the state dict of such an optimizer has no momenta, though they come with the first step.
+
+    Some parameters may have none: those that nothing depends on.
+    """
+    if not _states(saved, name) and any(_left_by_a_step(optimizer)):
+        raise ValueError(f"{name} holds no momenta, though steps were made")
+
+
+def momenta(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of an optimizer's state, by what messages call them."""
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{key} of parameter {i}": value
+        for i, values in states.items()
+        for key, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _states(saved: Mapping[str, Any], name: str) -> Mapping[object, Any]:
     states = saved.get("state") if isinstance(saved, Mapping) else None
     if not isinstance(states, Mapping):
         raise ValueError(f"{name} holds no state")
-    for i, values in states.items():
-        if not isinstance(i, int) or not 0 <= i < len(parameters) or not isinstance(values, Mapping):
-            raise ValueError(f"{name} is of another network")
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[i].shape:
-                raise ValueError(
-                    f"{key} of parameter {i} in {name} is {_form(value)}, the parameter {_form(parameters[i])}"
-                )
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": dict(states), "param_groups": groups})
+    return states
+
+
+def _left_by_a_step(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the optimizer keeps for each of its parameters after a step, with tensors that have a form and no memory.
+
+    Found by a step on two numbers, with the options of each group.
+    """
+    forms: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        parameters = group["params"]
+        few = nn.Parameter(parameters[0].detach().new_zeros(2))
+        few.grad = torch.zeros_like(few)
+        twin = type(optimizer)([{**group, "params": [few]}])
+        twin.step()
+        forms += [{key: _shaped(value, p.shape) for key, value in twin.state[few].items()} for p in parameters]
+    return forms
+
+
+def _shaped(value: object, shape: torch.Size) -> object:
+    """Of what is kept for a parameter, a count say, or a tensor of the parameter's shape, what it is for `shape`."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty(shape if value.dim() else (), dtype=value.dtype, device="meta")
 
 
 def _join(name: str, key: object) -> str:

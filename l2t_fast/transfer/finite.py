@@ -97,16 +97,22 @@ def _all_finite(value: object) -> bool:
 
 def first_non_finite_parameter(modules: Mapping[str, nn.Module]) -> str | None:
     """The first parameter or buffer that holds NaN or infinity, by module and name; None if all are finite."""
+    return first_non_finite_tensor({owner: module.state_dict() for owner, module in modules.items()})
+
+
+def first_non_finite_tensor(states: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """The first tensor that holds NaN or infinity, by owner and name; None if all are finite."""
     named = [
         (f"{owner} {name}", tensor)
-        for owner, module in modules.items()
-        for name, tensor in module.state_dict().items()
+        for owner, tensors in states.items()
+        for name, tensor in tensors.items()
         if tensor.is_floating_point() and not tensor.is_meta
     ]
     if not named:
         return None
-    # One number a tensor, one transfer for all.
-    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
+    # One number a tensor, one transfer for all; of a network on a GPU, Adam's counts of steps are on the CPU.
+    device = named[0][1].device
+    finite = torch.stack([torch.isfinite(tensor).all().to(device) for _, tensor in named]).tolist()
     return next((name for (name, _), good in zip(named, finite, strict=True) if not good), None)
 
 

@@ -62,9 +62,11 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]], width: int) -> list[T
     tables = [summary]
     pairs = _pair_weights(folder, epoch)
     untrained = _pair_weights(folder, "0")
-    if not untrained.keys() >= pairs.keys():
+    if not pairs or not untrained.keys() >= pairs.keys():
         untrained = {}
     channels = _top_channels(folder)
+    if pairs and channels and pairs.keys() != channels.keys():
+        raise ValueError(f"{folder.pair_weights.name} and {folder.channel_weights.name} are of other pairs")
     if pairs or channels:
         longest = max(len(pair) for pair in pairs or channels)
         room = width - (BETWEEN_WITH_UNTRAINED if untrained else BETWEEN)

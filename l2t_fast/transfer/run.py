@@ -10,7 +10,7 @@ from rich.console import Console
 from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig, TransferOptions
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed.group import ALONE, Group
-from l2t_fast.transfer.checkpoint import load_checkpoint
+from l2t_fast.models import read_checkpoint
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run_folder import RunFolder
@@ -80,6 +80,7 @@ def pretrained_source(
     options: TransferOptions, folder: Path, progress: TrainingProgress, group: Group = ALONE
 ) -> SourceConfig:
     """Train the source on `pretrain.data`, or find it trained in `folder`; returns where its weights are."""
+    options.data.check()  # a mistake in it is told before a source is trained for it
     pretrain = options.pretrain
     files = RunFolder(folder)
     training = TrainConfig(
@@ -97,5 +98,5 @@ def pretrained_source(
         threads=options.threads,
     )
     run_once(training, f"source {options.source.model}", progress, group)
-    num_classes = load_checkpoint(files.best)["num_classes"]
+    num_classes = read_checkpoint(files.best).num_classes
     return dataclasses.replace(options.source, checkpoint=str(files.best), num_classes=num_classes)

@@ -18,7 +18,7 @@ import l2t_fast
 from l2t_fast.config import TrainConfig, TransferOptions, config_tree, write_config
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import write_text, write_whole
+from l2t_fast.files import expand_user, opened_itself, write_text, write_whole
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.yaml_files import read_yaml
 
@@ -71,13 +71,19 @@ class RunFolder:
             L2TFastError: another run or somebody's own files are there, its configuration differs, or the folder cannot
                 be written.
         """
-        if self.last.exists() or self.result.exists():
-            if not resume:
-                raise L2TFastError(
-                    f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
-                )
-            self.check_same(config)
-            return
+        try:
+            if self.last.exists() or self.result.exists():
+                if not resume:
+                    raise L2TFastError(
+                        f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
+                    )
+                self.check_same(config)
+            else:
+                self._begin(config, device)
+        except OSError as error:
+            raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
+
+    def _begin(self, config: TrainConfig, device: torch.device) -> None:
         own = (self.config, self.environment, self.log_file, self.metrics, self.pair_weights, self.channel_weights)
         # A run begins with its folder of checkpoints: without one, files of these names are somebody's own.
         foreign = None if self.last.parent.is_dir() else next((path.name for path in own if path.exists()), None)
@@ -85,14 +91,11 @@ class RunFolder:
             raise L2TFastError(
                 f"{self.path} holds no run, but a {foreign} that one would replace: name another folder with --out"
             )
-        try:
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-            for stale in (self.metrics, self.pair_weights, self.log_file, self.best, self.channel_weights):
-                stale.unlink(missing_ok=True)
-            write_config(config, self.config)
-            write_json(environment(device), self.environment)
-        except OSError as error:
-            raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
+        self.last.parent.mkdir(parents=True, exist_ok=True)
+        for stale in (self.metrics, self.pair_weights, self.log_file, self.best, self.channel_weights):
+            stale.unlink(missing_ok=True)
+        write_config(config, self.config)
+        write_json(environment(device), self.environment)
 
     def check_same(self, config: TrainConfig) -> None:
         """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
@@ -103,7 +106,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Add a line, with the time in UTC, to log.txt."""
-        with writing(self.log_file), open(self.log_file, "a", encoding="utf-8") as file:
+        with writing(self.log_file), open(self.log_file, "a", encoding="utf-8", opener=opened_itself) as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
@@ -188,7 +191,7 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
 
 
 def _same_path(one: Any, other: Any) -> bool:
-    paths = [Path(path).expanduser().resolve() for path in (one, other) if isinstance(path, str)]
+    paths = [expand_user(path).resolve() for path in (one, other) if isinstance(path, str)]
     return len(paths) == 2 and paths[0] == paths[1]
 
 
@@ -247,7 +250,7 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
 
 def _append(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     new = not path.exists()
-    with writing(path), open(path, "a", newline="", encoding="utf-8") as file:
+    with writing(path), open(path, "a", newline="", encoding="utf-8", opener=opened_itself) as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         if new:
             writer.writeheader()
@@ -272,5 +275,5 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat

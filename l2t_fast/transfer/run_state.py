@@ -9,8 +9,15 @@ from torch import Tensor
 
 from l2t_fast.distributed.group import Group
 from l2t_fast.errors import L2TFastError
-from l2t_fast.transfer.checkpoint import load_checkpoint, load_optimizer, misfit, save_checkpoint
-from l2t_fast.transfer.finite import first_non_finite_parameter
+from l2t_fast.transfer.checkpoint import (
+    check_momenta,
+    load_checkpoint,
+    load_optimizer,
+    misfit,
+    momenta,
+    save_checkpoint,
+)
+from l2t_fast.transfer.finite import first_non_finite_tensor
 from l2t_fast.transfer.randomness import random_state, restore_random_state
 from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.step import Step
@@ -77,7 +84,7 @@ class RunState:
         """Continue from last.pt a run of so many epochs; `folder.open` has looked that its configuration is the same.
 
         Raises:
-            L2TFastError: the file is damaged or of another run, or best.pt is missing.
+            L2TFastError: the file is damaged or of another run, or best.pt is, or it is missing.
         """
         state = load_checkpoint(self._folder.last)
         try:
@@ -86,7 +93,7 @@ class RunState:
             raise L2TFastError(
                 f"{self._folder.last} does not fit this run, though its config.yaml does: {error}"
             ) from error
-        spoiled = first_non_finite_parameter({"target": self._step.target, "method": self._step.method})
+        spoiled = self.first_non_finite()
         if spoiled is not None:
             raise L2TFastError(f"{self._folder.last} holds NaN or infinite values in {spoiled}")
         if self._group.leads:
@@ -94,9 +101,20 @@ class RunState:
             self._folder.forget_after(reached.epoch)
         return reached
 
-    def take_best(self) -> None:
-        """Put the networks of best.pt in the place of those that are there."""
-        best = load_checkpoint(self._folder.best)
+    def first_non_finite(self) -> str | None:
+        """The first parameter, buffer or momentum that holds NaN or infinity, by owner and name; None if none does."""
+        states = {"target": self._step.target.state_dict(), "method": self._step.method.state_dict()}
+        return first_non_finite_tensor(
+            states | {name: momenta(optimizer) for name, optimizer in self._optimizers().items()}
+        )
+
+    def take_best(self, epoch: int) -> None:
+        """Put the networks of best.pt, which are those of an epoch, in the place of those that are there.
+
+        Raises:
+            L2TFastError: the file is missing, damaged, of another run or not finite.
+        """
+        best = self._load_best(epoch)
         self._step.target.load_state_dict(best["model"])
         self._load_method(best["method"])
 
@@ -117,8 +135,7 @@ class RunState:
             for name, item in self._optimizers().items()
         }
         return {
-            "model": self._step.target.state_dict(),
-            "method": self._step.method.state_dict(),
+            **self._networks(),
             "optimizer": optimizers.pop("optimizer"),
             "method_optimizers": optimizers,
             "scaler": self._step.scaler.state_dict(),
@@ -126,16 +143,25 @@ class RunState:
             **asdict(reached),
         }
 
+    def _networks(self) -> dict[str, dict[str, Tensor]]:
+        """The part of a state that best.pt holds too."""
+        return {"model": self._step.target.state_dict(), "method": self._step.method.state_dict()}
+
     def _take(self, state: dict[str, Any], epochs: int) -> Reached:
         problem = misfit(state, self._own_state(Reached()), skip=_FREE_FORM)
         if problem is None and not 0 < state["epoch"] <= epochs:
             problem = f"it is of epoch {state['epoch']}, and the run has {epochs}"
+        if problem is None and not all(math.isfinite(value) for value in state["best"].values()):
+            problem = "its best epoch's numbers are not finite"
         if problem is not None:
             raise ValueError(problem)
         self._step.target.load_state_dict(state["model"])
         self._load_method(state["method"])
         saved = {"optimizer": state["optimizer"], **state["method_optimizers"]}
         for name, optimizer in self._optimizers().items():
+            # Scaling of float16 may have left out all of the target's steps.
+            if name != "optimizer" or not self._step.scaler.is_enabled():
+                check_momenta(optimizer, saved[name], name)
             load_optimizer(optimizer, saved[name] if self._whole is None else self._whole.own(name, saved[name]), name)
         self._step.scaler.load_state_dict(state["scaler"])
         restore_random_state(state["random"])
@@ -151,13 +177,23 @@ class RunState:
         return {"optimizer": self._step.optimizer, **self._step.method.optimizers()}
 
     def _restore_best(self, state: dict[str, Any]) -> None:
-        """Write best.pt again if the run was killed between last.pt and it."""
-        epoch = state["best"]["epoch"]
-        if self._folder.best.exists() and load_checkpoint(self._folder.best).get("epoch") == epoch:
-            return
-        if epoch != state["epoch"]:
-            raise L2TFastError(
-                f"{self._folder.best} is missing or not of epoch {epoch}, which was the best: put it back, or start "
-                "the run anew with another --out"
-            )
-        self.save_best(state)
+        """See to it that best.pt can be taken in the end, before hours go into further epochs."""
+        if state["best"]["epoch"] == state["epoch"]:
+            self.save_best(state)  # the run may have been killed between last.pt and it
+        else:
+            self._load_best(state["best"]["epoch"])
+
+    def _load_best(self, epoch: int) -> dict[str, Any]:
+        """What best.pt holds, if it is of this run and of that epoch, and can be used."""
+        path, remedy = self._folder.best, "put it back, or start the run anew with another --out"
+        best = load_checkpoint(path) if path.exists() else {}
+        if misfit(best.get("epoch"), epoch) is not None or best["epoch"] != epoch:
+            raise L2TFastError(f"{path} is missing or not of epoch {epoch}, which was the best: {remedy}")
+        wanted = self._networks()
+        problem = misfit({name: best.get(name) for name in wanted}, wanted)
+        if problem is not None:
+            raise L2TFastError(f"{path} does not fit this run, {problem}: {remedy}")
+        spoiled = first_non_finite_tensor({"target": best["model"], "method": best["method"]})
+        if spoiled is not None:
+            raise L2TFastError(f"{path} holds NaN or infinite values in {spoiled}: {remedy}")
+        return best

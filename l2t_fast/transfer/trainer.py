@@ -19,7 +19,6 @@ from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
 from l2t_fast.transfer.device import check_backend, choose_device
 from l2t_fast.transfer.event_file import EventFile
-from l2t_fast.transfer.finite import first_non_finite_parameter
 from l2t_fast.transfer.image_size import check_image_size
 from l2t_fast.transfer.memory import largest_batch_that_fits
 from l2t_fast.transfer.methods import Setup, find_method
@@ -248,7 +247,7 @@ class Trainer:
         cross_entropy, matching, accuracy = (total / count).tolist()
         validation_loss, validation_accuracy = self.step.evaluate(self.data.validation)
         # The last step of an epoch may have spoiled the weights: look before a checkpoint keeps them.
-        spoiled = first_non_finite_parameter({"target": self.target, "method": self.method})
+        spoiled = self.state.first_non_finite()
         if spoiled is not None or not math.isfinite(validation_loss):
             part = f"{spoiled} turned NaN or infinite" if spoiled else "the validation loss is not finite"
             raise L2TFastError(f"after epoch {self.reached.epoch + 1}, {part}: {self._advice()}")
@@ -299,7 +298,7 @@ class Trainer:
     def _conclude(self) -> dict[str, Any]:
         """Test the best model, write what the method learned, and the result."""
         self.group.wait()  # until the last checkpoint is written
-        self.state.take_best()
+        self.state.take_best(self.reached.best["epoch"])
         _, test_accuracy = self.step.evaluate(self.data.test)
         self._write_channel_weights()
         result = {
@@ -352,19 +351,21 @@ class Trainer:
         return f"the checkpoint of epoch {self.reached.epoch} in {self.folder.path} is intact"
 
     def _advice(self) -> str:
-        kept, lr, beta = self._kept(), self.config.lr, self.config.beta
-        return f"training stops, {kept}; a lower lr (now {lr}) or beta (now {beta}) may help"
+        lower = f"a lower lr (now {self.config.lr}) or beta (now {self.config.beta}) may help"
+        # Which the run that was begun cannot go on with.
+        where = ", from the start in another folder (--out)" if self.reached.epoch else ""
+        return f"training stops, {self._kept()}; {lower}{where}"
 
     def _log_stop(self, error: BaseException) -> None:
         """Say in log.txt why the run stopped, unless the log itself cannot be written."""
-        if not isinstance(error, PeerError):  # the reason comes from another rank
+        if self.group.leads and not isinstance(error, PeerError):  # the reason comes from another rank
             self._log_reason(
                 "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
             )
 
     def _log_reason(self, reason: str) -> None:
         with contextlib.suppress(L2TFastError):
-            self._log(f"stopped in epoch {self.reached.epoch + 1}: {reason}")
+            self.folder.log(f"stopped in epoch {self.reached.epoch + 1}: {reason}")
 
 
 def cosine_lr(lr: float, epoch: int, epochs: int) -> float:

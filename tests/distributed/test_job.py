@@ -1,6 +1,7 @@
 """Ranks that are killed, stopped, stuck or that fail: the job ends with one sentence, told once."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -243,6 +244,33 @@ def test_a_mistake_is_told_once(tmp_path):
     assert codes == [FAILED] * 2 and said.count("error: ") == 1 and "lr is -1" in said
     codes, said = run_command(tmp_path / "c", "env")
     assert codes == [FAILED] * 2 and said.count("env takes one process, but 2 ranks were started") == 1
+
+
+@pytest.mark.parametrize(
+    ("victim", "number", "said"),
+    [
+        (0, signal.SIGKILL, r"rank 0 of 2 \(process \d+ on .*\) was killed or crashed"),
+        (1, signal.SIGKILL, r"rank 1 of 2 \(process \d+ on .*\) was killed or crashed"),
+        (1, signal.SIGINT, "interrupted: the same command with --resume continues where it stopped"),
+    ],
+)
+def test_the_log_says_once_why_a_run_stopped(tmp_path, victim, number, said):
+    out, port = tmp_path / "run", free_port()
+    options = ["train", "--method", "scratch", "--epochs", "100000", "--out", str(out)]
+    ranks = [
+        CONTEXT.Process(target=command_line, args=(rank, 2, port, tmp_path, options), daemon=True) for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + TEST_PATIENCE
+    while not (out / "checkpoints" / "last.pt").exists():
+        assert time.monotonic() < deadline and all(rank.is_alive() for rank in ranks)
+        time.sleep(0.02)
+    os.kill(ranks[victim].pid, number)
+    for rank in ranks:
+        rank.join(TEST_PATIENCE)
+    stopped = (out / "log.txt").read_text().splitlines()[1:]
+    assert len(stopped) == 1 and re.search(rf"^[-\d]+ [:\d]+ stopped in epoch \d+: {said}$", stopped[0]), stopped
 
 
 def test_torchrun(tmp_path):

@@ -118,6 +118,24 @@ def test_mistakes_are_told_in_a_sentence(made, comparison, tmp_path, capsys):
         explain_runs([comparison])
 
 
+def test_a_best_network_that_cannot_be_believed(comparison, tmp_path):
+    run = comparison / "runs" / "scratch-seed0"
+    best = load_checkpoint(run / "checkpoints" / "best.pt")
+    name = next(iter(best["model"]))
+    for changes, said in (
+        ({"num_classes": None}, None),  # the images say it
+        ({"model": {"x": torch.zeros(1)}}, r"best\.pt is of another network: it lacks"),
+        ({"model": best["model"] | {name: torch.full_like(best["model"][name], torch.nan)}}, r"best\.pt holds NaN"),
+        ({"model": 3}, r"best\.pt holds no weights"),
+    ):
+        torch.save(best | changes, run / "checkpoints" / "best.pt")
+        if said is None:
+            explain_runs([run], tmp_path / "maps", images=1)
+            continue
+        with pytest.raises(L2TFastError, match=said):
+            explain_runs([run], tmp_path / "maps", images=1)
+
+
 def test_without_captum_one_sentence_says_how_to_get_it(made, tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "l2t_fast.saliency.attribution", raising=False)
     monkeypatch.delattr(l2t_fast.saliency, "attribution", raising=False)

@@ -1,8 +1,8 @@
 import errno
 import os
 import random
+import resource
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,13 +43,29 @@ def test_a_full_disk_leaves_the_one_before(tmp_path, monkeypatch, call):
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_disk_that_fills_up_while_writing(tmp_path):
     save_checkpoint({"epoch": 1}, tmp_path / "last.pt")
-    (tmp_path / "last.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(L2TFastError, match="No space left on device"):
-        save_checkpoint({"weights": torch.zeros(100_000)}, tmp_path / "last.pt")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # as large as any file may grow
+    try:
+        with pytest.raises(L2TFastError, match="could not be written: File too large; the one before it is intact"):
+            save_checkpoint({"weights": torch.zeros(100_000)}, tmp_path / "last.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert load_checkpoint(tmp_path / "last.pt") == {"epoch": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_link_in_the_folder_leads_to_no_other_file(tmp_path):
+    other = tmp_path / "precious"
+    other.write_text("mine")
+    (tmp_path / "run").mkdir()
+    for name in ("last.pt", "last.pt.tmp"):
+        (tmp_path / "run" / name).symlink_to(other)
+    save_checkpoint({"epoch": 1}, tmp_path / "run" / "last.pt")
+    assert other.read_text() == "mine"
+    assert load_checkpoint(tmp_path / "run" / "last.pt") == {"epoch": 1}
+    assert [entry.name for entry in (tmp_path / "run").iterdir() if not entry.is_symlink()] == ["last.pt"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

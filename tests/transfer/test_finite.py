@@ -101,9 +101,8 @@ def test_the_last_good_checkpoint_stays(make_config, quiet, monkeypatch):
         return found
 
     monkeypatch.setattr(Trainer, "train_batch", blow_up)
-    with pytest.raises(
-        L2TFastError, match=r"in epoch 3, step 8, feature map .* the checkpoint of epoch 2 in .* is intact"
-    ):
+    said = r"in epoch 3, step 8, feature map .* the checkpoint of epoch 2 in .* is intact; a lower lr .* may help"
+    with pytest.raises(L2TFastError, match=rf"{said}, from the start in another folder \(--out\)$"):
         run(config, progress=quiet)
     last = load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")
     assert last["epoch"] == 2
@@ -138,8 +137,10 @@ def test_an_epoch_that_ends_spoiled_is_not_saved(make_config, quiet, monkeypatch
 
 def test_a_learning_rate_far_too_high_stops_with_a_hint(make_config, quiet):
     config = make_config(method="fm", lr=1e30, epochs=3)
-    with pytest.raises(L2TFastError, match=r"a lower lr \(now 1e\+30\) or beta \(now 0.5\) may help"):
+    with pytest.raises(L2TFastError, match=r"was saved; a lower lr \(now 1e\+30\) or beta \(now 0.5\) may help$"):
         run(config, progress=quiet)
+    config.lr = 1e-3  # in the same folder
+    assert run(config, progress=quiet)["epochs"] == 3
 
 
 def test_parameters_without_floats_are_skipped():

@@ -102,10 +102,11 @@ def test_a_loss_that_is_not_finite_changes_no_parameter(make_config, quiet):
     assert torch.equal(parameters(made), before)
 
 
-def test_a_run_is_resumed(make_config, quiet, tmp_path):
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_run_is_resumed(make_config, quiet, tmp_path, graph):
     """Whole runs, with validation between the replays; resumed, ordinary steps stand where replays did."""
     configs = [
-        make_config(method="l2t-ww", device="cuda", cuda_graph=True, epochs=4, out=str(tmp_path / name))
+        make_config(method="l2t-ww", device="cuda", cuda_graph=graph, epochs=4, out=str(tmp_path / name))
         for name in ("straight", "broken")
     ]
     run(configs[0], progress=quiet)

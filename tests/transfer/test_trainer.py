@@ -259,6 +259,14 @@ def test_resume_is_bit_for_bit(make_config, quiet, tmp_path, method):
             assert without_time(tmp_path / "straight" / name) == without_time(tmp_path / "broken" / name)
 
 
+def test_where_there_are_no_momenta_none_are_asked_for(make_config, quiet):
+    config = make_config(method="l2t-ww", epochs=3, momentum=0.0, lookahead_steps=0)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=Interrupting(quiet, epoch=2))
+    assert not load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")["optimizer"]["state"].get(0)
+    assert run(config, resume=True, progress=quiet)["epochs"] == 3
+
+
 def test_resume_forgets_rows_that_no_checkpoint_holds(make_config, quiet, monkeypatch, tmp_path):
     """Killed between the row of an epoch and its checkpoint, the epoch is trained again and stands there once."""
     config = make_config(method="l2t-ww", epochs=3)
@@ -370,8 +378,16 @@ def test_pretrains_a_source_where_none_is_given(make_config, quiet):
     config.pretrain.epochs = 1
     config.pretrain.data.classes = [0, 1, 2, 3]
     run(config, progress=quiet)
-    source = load_checkpoint(Path(config.out) / "source" / "checkpoints" / "best.pt")
-    assert source["num_classes"] == 4
+    path = Path(config.out) / "source" / "checkpoints" / "best.pt"
+    source = load_checkpoint(path)
+    assert source.pop("num_classes") == 4
+    torch.save(source, path)  # a file that does not say it
+    (Path(config.out) / "result.json").unlink()
+    assert run(config, resume=True, progress=quiet)["epochs"] == 1
+    torch.save({"model": 3}, path)
+    (Path(config.out) / "result.json").unlink()
+    with pytest.raises(L2TFastError, match=r"best\.pt holds no weights"):
+        run(config, resume=True, progress=quiet)
 
 
 def test_cosine_schedule():

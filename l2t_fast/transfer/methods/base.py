@@ -101,7 +101,7 @@ class Method(nn.Module):
         return []
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Own optimizers by name, for checkpoints."""
+        """Own optimizers by name, for checkpoints; each makes a step in every epoch."""
         return {}
 
     def loss_terms(self, batch: Batch, logits: Tensor, features: Sequence[Tensor]) -> dict[str, Tensor]:
