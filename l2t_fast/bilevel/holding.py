@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from l2t_fast.bilevel.second_order import small
+
 Pieces = tuple[Sequence[float], Sequence[Callable[[Tensor], Tensor] | None]]
 """Where a function has its kinks, in rising order, and what it is before, between and after them; None first is 0."""
 
@@ -183,10 +185,10 @@ class _Sides:
 
 
 class _Largest:
-    """Max-pooling's indices: its output's shape, in a type that numbers the pixels of its input."""
+    """Max-pooling's indices, its output's shape."""
 
     def __init__(self, indices: Tensor, pixels: int) -> None:
-        self._indices = indices.to(torch.int16 if pixels <= torch.iinfo(torch.int16).max else torch.int32)
+        self._indices = small(indices, pixels)
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
         return _Taken.apply(_input(args, kwargs), self._indices)

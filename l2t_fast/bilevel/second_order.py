@@ -22,15 +22,36 @@ from l2t_fast.convolution import MADE_OF, batch_norm_gradients, conv2d, refuse_t
 from l2t_fast.ops import why_unavailable
 
 
-class CheapSecondDerivatives(TorchFunctionMode):
-    """While active, 2D convolution and max-pooling, training batch normalisation and ReLU are the Functions below."""
+class _Replacing(TorchFunctionMode):
+    def __init__(self, functions: dict[Callable, Callable[..., Tensor | None]]) -> None:
+        super().__init__()
+        self._functions = functions
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        replaced = _REPLACED.get(function)
+        replaced = self._functions.get(function)
         result = replaced(*args, **(kwargs or {})) if replaced else None
         return function(*args, **(kwargs or {})) if result is None else result
+
+
+class CheapSecondDerivatives(_Replacing):
+    """While active, 2D convolution and max-pooling, training batch normalisation and ReLU are the Functions below."""
+
+    def __init__(self) -> None:
+        super().__init__(_REPLACED)
+
+
+class SmallPooling(_Replacing):
+    """While active, 2D max-pooling is the Function below: a quarter of the memory for its indices, for any pass."""
+
+    def __init__(self) -> None:
+        super().__init__(_POOLING)
+
+
+def small(indices: Tensor, pixels: int) -> Tensor:
+    """Indices of so many pixels, int64, in as few bits as they take."""
+    return indices.to(torch.int16 if pixels <= torch.iinfo(torch.int16).max else torch.int32)
 
 
 def _batch_norm(
@@ -78,6 +99,7 @@ def _max_pool2d(
     return _MaxPooling.apply(input, (*windows, ceil_mode))
 
 
+_POOLING: dict[Callable, Callable[..., Tensor | None]] = {F.max_pool2d: _max_pool2d, torch.max_pool2d: _max_pool2d}
 #: What CheapSecondDerivatives replaces, by the function that modules call.
 _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
     torch.conv2d: conv2d,
@@ -87,8 +109,7 @@ _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
     Tensor.relu: _relu,
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
-    F.max_pool2d: _max_pool2d,
-    torch.max_pool2d: _max_pool2d,
+    **_POOLING,
 }
 
 
@@ -182,7 +203,7 @@ class _MaxPooling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, windows: tuple) -> Tensor:
         y, indices = torch.ops.aten.max_pool2d_with_indices(x, *windows)
-        ctx.save_for_backward(x, indices.int())  # pixels of one map, in half the memory
+        ctx.save_for_backward(x, small(indices, x.shape[2:].numel()))
         ctx.windows = windows
         return y
 

@@ -17,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from l2t_fast.bilevel.holding import Notes
 from l2t_fast.bilevel.lookahead import RandomState
 from l2t_fast.bilevel.problem import BilevelProblem, HeadWeights, Moment, Theta, cut_weights, gradients, pull_back
+from l2t_fast.bilevel.second_order import SmallPooling
 
 
 @dataclass
@@ -108,7 +109,10 @@ def transposed(
     leaves = [p.requires_grad_() for p in theta]
     theta_bar: list[Tensor | None] = [None] * len(leaves)
     for piece in problems:
-        theta_bar = _sum(theta_bar, gradients(piece.cross_entropy(piece.run_target(leaves)[0]), leaves))
+        with SmallPooling():  # where the last step's graph is kept, most memory is held here
+            loss = piece.cross_entropy(piece.run_target(leaves)[0])
+        theta_bar = _sum(theta_bar, gradients(loss, leaves))
+        del loss
     problem.joined_(theta_bar, last=True)
     end = RandomState(problem.device)
     del theta, leaves

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from l2t_fast import _native
 from l2t_fast.bilevel import second_order
-from l2t_fast.bilevel.second_order import CheapSecondDerivatives, batch_norm_double_backward
+from l2t_fast.bilevel.second_order import CheapSecondDerivatives, SmallPooling, batch_norm_double_backward
 from l2t_fast.ops import why_unavailable
 
 
@@ -234,3 +234,15 @@ class TestNativeBatchNorm:
             torch.ops.l2t_fast.batch_norm_double_backward(*arguments[:4], arguments[4][:2], *arguments[5:])
         with pytest.raises(TypeError, match="use float32 or float64"):
             torch.ops.l2t_fast.batch_norm_double_backward(*(t.half() for t in arguments))
+
+
+@pytest.mark.parametrize(("size", "saved"), [((9, 7), torch.int16), ((256, 200), torch.int32)])
+def test_pooling_saves_small_indices(size, saved):
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    plain = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+    with SmallPooling():
+        small = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+    assert torch.equal(small, plain)
+    assert saved in {t.dtype for t in small.grad_fn.saved_tensors}
+    g = torch.randn_like(plain)
+    assert torch.equal(torch.autograd.grad(small, x, g)[0], torch.autograd.grad(plain, x, g)[0])
