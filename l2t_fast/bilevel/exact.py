@@ -90,7 +90,9 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.seen |= function is SET_GRAD_ENABLED or function in HOOKS
+        # Where grad mode is off already, a torch.autograd.Function runs, which brings its derivatives.
+        stops = function is SET_GRAD_ENABLED and torch.is_grad_enabled()
+        self.seen |= stops or function in HOOKS
         return function(*args, **(kwargs or {}))
 
 
