@@ -273,6 +273,7 @@ class Trainer:
         if events is not None:
             if untrained is not None:
                 self._record_pair_weights(0, untrained, events)
+                self._tell_of_dead_pairs(untrained)
             self._record(row, pair_weights, events)
         self._save(improves)
         self.progress.epoch(row, self.config.epochs, self.reached.best)
@@ -294,6 +295,16 @@ class Trainer:
         ]
         self.folder.add_pair_weights(rows)
         events.add({f"pair_weight/{e['source_layer']}->{e['target_layer']}": e["mean"] for e in rows}, epoch)
+
+    def _tell_of_dead_pairs(self, untrained: list[tuple[float, float]]) -> None:
+        """ReLU6 has no slope below 0: where lambda is 0 for all images, nothing is learned of it."""
+        names = pair_names(self.pair_layers)
+        dead = [name for name, (mean, std) in zip(names, untrained, strict=True) if mean == std == 0]
+        if dead:
+            self._log(
+                f"lambda of {', '.join(dead)} begins at 0 for the whole first batch, where ReLU6 has no slope: it is not "
+                "learned unless other images lift it; another seed begins elsewhere"
+            )
 
     def _conclude(self) -> dict[str, Any]:
         """Test the best model, write what the method learned, and the result."""

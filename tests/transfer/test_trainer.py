@@ -100,6 +100,17 @@ def test_a_run_leaves_its_folder(make_config, quiet, method):
     assert "finished" in (out / "log.txt").read_text()
 
 
+def test_pairs_that_cannot_learn_are_named(make_config, quiet):
+    config = make_config(method="l2t-ww", epochs=1)
+    trainer = Trainer(config, quiet)
+    for p, layer in enumerate(trainer.method.meta.loss_weight_network):
+        torch.nn.init.constant_(layer.bias, -100.0 if p in (4, 7) else 2.0)
+    trainer.fit()
+    told = [line for line in (Path(config.out) / "log.txt").read_text().splitlines() if "begins at 0" in line]
+    names = ", ".join("->".join(trainer.pair_layers[p]) for p in (4, 7))
+    assert len(told) == 1 and f"lambda of {names} begins at 0 for the whole first batch" in told[0]
+
+
 def test_the_test_accuracy_is_that_of_the_best_model(make_config, quiet):
     config = make_config(method="fm", epochs=4)
     result = run(config, progress=quiet)
