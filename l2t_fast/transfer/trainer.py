@@ -302,8 +302,8 @@ class Trainer:
         dead = [name for name, (mean, std) in zip(names, untrained, strict=True) if mean == std == 0]
         if dead:
             self._log(
-                f"lambda of {', '.join(dead)} begins at 0 for the whole first batch, where ReLU6 has no slope: it is not "
-                "learned unless other images lift it; another seed begins elsewhere"
+                f"lambda of {', '.join(dead)} begins at 0 for the whole first batch, where ReLU6 has no slope: it is "
+                "not learned unless other images lift it; another seed begins elsewhere"
             )
 
     def _conclude(self) -> dict[str, Any]:
