@@ -47,6 +47,11 @@ class FiniteDifference:
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
         noted = NoteHeld()
         found = _gradients(problem, head_weights, step, step.theta, noted)
+        if noted.hooked:
+            raise ValueError(
+                "target hangs hooks into its backward pass, which method='finite_difference' does not see through, "
+                "remove them or use method='exact'"
+            )
         step.held = noted.notes
         step.kept = found[len(step.theta) :] if step.first else found
         own = found[: len(step.theta)]

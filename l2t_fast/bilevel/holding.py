@@ -111,22 +111,22 @@ class _Counting(TorchFunctionMode):
 
 
 class NoteHeld(_Counting):
-    """While active, ``notes`` collects what the calls of a pass with a graph are held to."""
+    """While active, ``notes`` collects what the calls of a pass with a graph are held to.
+
+    ``hooked`` tells whether the pass hung a hook into its graph, so that its gradient is not the derivative.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: Notes = {}
+        self.hooked = False
         self._stopped = False
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Arguments = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function in HOOKS:
-            raise ValueError(
-                "target hangs hooks into its backward pass, which method='finite_difference' does not see through, "
-                "remove them or use method='exact'"
-            )
+        self.hooked |= function in HOOKS
         if function is SET_GRAD_ENABLED and (args[0] or torch.is_grad_enabled()):
             self._stopped = not args[0]
         place = self._place(function)
