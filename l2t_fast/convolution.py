@@ -96,9 +96,9 @@ def _conv2d_if_fast(*args: Any, **kwargs: Any) -> Tensor | None:
     if bias is not None and (_kind(bias) != _kind(input) or bias.shape != weight.shape[:1]):
         return None
     # A tangent may come with a graph's gradient as well.
-    if forward_ad._current_level >= 0 and torch.is_grad_enabled():
-        return None
     tensors = (input, weight) if bias is None else (input, weight, bias)
+    if forward_ad._current_level >= 0 and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return None
     if not any(is_transformed(t) for t in tensors):
         return _Convolution.apply(input, weight, bias, geometry)
     if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
@@ -106,10 +106,11 @@ def _conv2d_if_fast(*args: Any, **kwargs: Any) -> Tensor | None:
     # Dual numbers without a graph: both terms of the tangent are convolutions.
     (x, x_tangent), (w, w_tangent) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(weight)
     b, b_tangent = (None, None) if bias is None else forward_ad.unpack_dual(bias)
-    parts = [] if x_tangent is None else [convolve(x_tangent, w, b_tangent, geometry)]
-    if w_tangent is not None:
-        parts.append(convolve(x, w_tangent, b_tangent if not parts else None, geometry))
-    value = convolve(x, w, b, geometry)
+    with torch.no_grad():  # there is nothing to record
+        parts = [] if x_tangent is None else [convolve(x_tangent, w, b_tangent, geometry)]
+        if w_tangent is not None:
+            parts.append(convolve(x, w_tangent, b_tangent if not parts else None, geometry))
+        value = convolve(x, w, b, geometry)
     tangent = sum(parts[1:], start=parts[0]) if parts else b_tangent.reshape(1, -1, 1, 1).expand_as(value)
     return forward_ad.make_dual(value, tangent)
 

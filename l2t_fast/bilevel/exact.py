@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
@@ -62,7 +63,7 @@ class Exact:
             problem.go_back(step.start)
             try:
                 mixed = _mixed_gradients(problem, head_weights, step, direction)
-            except NotImplementedError:  # PyTorch's for an operation without a forward derivative
+            except RuntimeError:  # an operation without a forward derivative, or one that needs a graph
                 pass
             else:
                 pull_back_onto_(*mixed, weights, weight_bars)
@@ -80,6 +81,16 @@ class Exact:
         return gradients(loss, step.theta, create_graph=True)
 
 
+#: What a target reads that does otherwise with a graph than without.
+_REQUIRES_GRAD = Tensor.requires_grad.__get__
+_KNOWN = ("aten", "prims", "l2t_fast")
+
+
+def _library(operator: OpOverload | OpOverloadPacket) -> str:
+    packet = operator.overloadpacket if isinstance(operator, OpOverload) else operator
+    return packet._qualified_op_name.partition("::")[0]
+
+
 class _Watch(TorchFunctionMode):
     """Whether a pass did what its tangents do not tell."""
 
@@ -92,7 +103,9 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         # Where grad mode is off already, a torch.autograd.Function runs, which brings its derivatives.
         stops = function is SET_GRAD_ENABLED and torch.is_grad_enabled()
-        self.seen |= stops or function in HOOKS
+        # Operators that were registered with a gradient alone drop tangents without a word.
+        registered = isinstance(function, (OpOverload, OpOverloadPacket)) and _library(function) not in _KNOWN
+        self.seen |= stops or registered or function in HOOKS or function is _REQUIRES_GRAD
         return function(*args, **(kwargs or {}))
 
 
@@ -106,7 +119,7 @@ def _mixed_gradients(
     """
     slots = problem.matching_slots
     parameters = [step.theta[i] for i in slots]
-    with torch.no_grad(), forward_ad.dual_level():
+    with forward_ad.dual_level():  # grad mode is on, as in the other passes, but nothing requires grad
         duals = [p.detach() for p in step.theta]
         for i in problem.target_slots:
             duals[i] = forward_ad.make_dual(duals[i], direction[i])

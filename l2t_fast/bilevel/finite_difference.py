@@ -47,10 +47,10 @@ class FiniteDifference:
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
         noted = NoteHeld()
         found = _gradients(problem, head_weights, step, step.theta, noted)
-        if noted.hooked:
+        if noted.refusal is not None:
             raise ValueError(
-                "target hangs hooks into its backward pass, which method='finite_difference' does not see through, "
-                "remove them or use method='exact'"
+                f"target (or matching) {noted.refusal}, which method='finite_difference' does not see through, use "
+                "method='exact'"
             )
         step.held = noted.notes
         step.kept = found[len(step.theta) :] if step.first else found
@@ -137,9 +137,8 @@ def _weight_gradients(
     problem: BilevelProblem, head_weights: HeadWeights, theta: Sequence[Tensor], held: ReplayHeld
 ) -> list[Tensor]:
     """d f / d weights of a step on the matching loss: forward only through the network."""
-    theta = [p.detach() for p in theta]
-    with held:
-        with torch.no_grad():
-            features = problem.gathered(problem.run_target(theta)[1])
-        loss = problem.matching_loss([theta[i] for i in problem.matching_slots], features, *head_weights)
+    with held:  # with theta as in the noted pass, so that the network makes the same calls
+        features = [f.detach() for f in problem.gathered(problem.run_target(list(theta))[1])]
+        parameters = [theta[i].detach() for i in problem.matching_slots]
+        loss = problem.matching_loss(parameters, features, *head_weights)
     return gradients(loss, flat(head_weights))

@@ -20,30 +20,39 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from l2t_fast.bilevel.second_order import small
+from l2t_fast.ops import is_transformed
 
-Pieces = tuple[Sequence[float], Sequence[Callable[[Tensor], Tensor] | None]]
-"""Where a function has its kinks, in rising order, and what it is before, between and after them; None first is 0."""
+Pieces = tuple[Sequence[Callable[[Tensor], Tensor]], Sequence[Callable[[Tensor], Tensor] | None]]
+"""What is beyond each kink of a function, in rising order, and what the function is before, between and after them.
+
+None in the first place is 0. On a kink itself it is as autograd has it.
+"""
 
 
 def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _positive(x: Tensor) -> Tensor:
+    return x > 0
+
+
 def _relu(input: Tensor, inplace: bool = False) -> Pieces:
-    return [0], [None, _same]
+    return [_positive], [None, _same]
 
 
 def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Pieces:
-    return [0], [lambda x: x * negative_slope, _same]
+    return [_positive], [lambda x: x * negative_slope, _same]
 
 
 def _prelu(input: Tensor, weight: Tensor) -> Pieces:
     slope = weight.reshape(-1, *[1] * (input.dim() - 2)) if input.dim() > 1 else weight
-    return [0], [lambda x: x * slope, _same]
+    return [_positive], [lambda x: x * slope, _same]
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Pieces:
-    return [min_val, max_val], [lambda x: x * 0 + min_val, _same, lambda x: x * 0 + max_val]
+    beyond = [lambda x: x > min_val, lambda x: x >= max_val]
+    return beyond, [lambda x: x * 0 + min_val, _same, lambda x: x * 0 + max_val]
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Pieces:
@@ -51,11 +60,11 @@ def _relu6(input: Tensor, inplace: bool = False) -> Pieces:
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Pieces:
-    return [-3, 3], [None, lambda x: x / 6 + 0.5, lambda x: x * 0 + 1]
+    return [lambda x: x > -3, lambda x: x >= 3], [None, lambda x: x / 6 + 0.5, lambda x: x * 0 + 1]
 
 
 def _hardswish(input: Tensor, inplace: bool = False) -> Pieces:
-    return [-3, 3], [None, lambda x: x * (x / 6 + 0.5), _same]
+    return [lambda x: x > -3, lambda x: x > 3], [None, lambda x: x * (x / 6 + 0.5), _same]
 
 
 #: By the function that modules call, its pieces for the arguments of a call.
@@ -73,6 +82,7 @@ _RECTIFIERS: dict[Callable, Callable[..., Pieces]] = {
     F.hardswish: _hardswish,
 }
 _IN_PLACE = (torch.relu_, Tensor.relu_)
+_ALIASING = (Tensor.detach, torch.detach, Tensor.data.__get__)
 _POOLING = {
     F.max_pool2d: F.max_pool2d_with_indices,
     torch.max_pool2d: F.max_pool2d_with_indices,
@@ -113,22 +123,26 @@ class _Counting(TorchFunctionMode):
 class NoteHeld(_Counting):
     """While active, ``notes`` collects what the calls of a pass with a graph are held to.
 
-    ``hooked`` tells whether the pass hung a hook into its graph, so that its gradient is not the derivative.
+    ``refusal`` says what the pass did that cannot be held, None if nothing.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: Notes = {}
-        self.hooked = False
-        self._stopped = False
+        self.refusal: str | None = None
+        self._stopped = False  # by torch.no_grad() or its like
+        self._hidden = False  # in a torch.autograd.Function that switches grad mode itself
+        self._switches: list[tuple[bool, bool, bool]] = []  # grad mode and the two before each
+        self._aliases: list[Tensor] = []  # what detach and .data returned
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Arguments = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        self.hooked |= function in HOOKS
-        if function is SET_GRAD_ENABLED and (args[0] or torch.is_grad_enabled()):
-            self._stopped = not args[0]
+        if function in HOOKS:
+            self.refusal = "hangs hooks into its backward pass, or reads grad_fn to do so"
+        if function is SET_GRAD_ENABLED:
+            self._switch(args[0])
         place = self._place(function)
         note: Note | None = None
         if function in _POOLING and _plain(args, kwargs):
@@ -137,19 +151,41 @@ class NoteHeld(_Counting):
         else:
             if function in _RECTIFIERS:
                 note = _Sides(_input(args, kwargs).detach(), _RECTIFIERS[function](*args, **kwargs)[0])
-            result = function(*args, **kwargs)
-        if self._lacks_derivative(result, args, kwargs):
+            # ReLU's kernel has its pieces' bits, those of others may round otherwise.
+            by_pieces = note is not None and _RECTIFIERS[function] is not _relu
+            result = note.replay(function, args, kwargs) if by_pieces else function(*args, **kwargs)
+        if self._lacks_derivative(function, result, args, kwargs):
             note = _Constant(result)
+            if function in _ALIASING:
+                self._aliases.append(result)
+        elif args and isinstance(args[0], Tensor) and (result is args[0] or function is Tensor.__setitem__):
+            written = args[0]
+            if any(written is alias for alias in self._aliases) or (self._stopped and written.requires_grad):
+                self.refusal = "writes in place, without a derivative, into what has one"
         if note is not None:
             self.notes[place] = note
         return result
 
-    def _lacks_derivative(self, result: Any, args: Arguments, kwargs: Named) -> bool:
+    def _switch(self, on: bool) -> None:
+        """Grad mode is switched where one can see it: `torch.autograd.Function` does it out of sight."""
+        if self._switches and self._switches[-1][0] == on:  # back
+            _, self._stopped, self._hidden = self._switches.pop()
+            return
+        enabled = torch.is_grad_enabled()
+        self._switches.append((enabled, self._stopped, self._hidden))
+        self._hidden |= not (enabled or self._stopped)
+        if enabled and not self._hidden:
+            self._stopped = not on
+
+    def _lacks_derivative(self, function: Callable, result: Any, args: Arguments, kwargs: Named) -> bool:
         found = list(_tensors([result]))
-        if any(t.requires_grad for t in found) or not (found or isinstance(result, float)):
+        if any(t.requires_grad or is_transformed(t) for t in found):
             return False
-        # Grad mode is off inside of a torch.autograd.Function too, but its output has the derivative that it defines.
-        visible = self._stopped or torch.is_grad_enabled()
+        if not (found or isinstance(result, float) or function is Tensor.tolist):
+            return False
+        # Inside of a torch.autograd.Function grad mode is off too, but its output has the derivative that it defines.
+        switched_off = self._stopped or torch.is_inference_mode_enabled()
+        visible = not self._hidden and (switched_off or torch.is_grad_enabled())
         return visible and any(t.requires_grad for t in _tensors([*args, *kwargs.values()]))
 
 
@@ -170,8 +206,8 @@ class ReplayHeld(_Counting):
 class _Sides:
     """Which units of a rectifier are beyond each of its kinks: bool, its input's shape."""
 
-    def __init__(self, x: Tensor, kinks: Sequence[float]) -> None:
-        self._beyond = [x > kink for kink in kinks]
+    def __init__(self, x: Tensor, kinks: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        self._beyond = [beyond(x) for beyond in kinks]
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
         x = _input(args, kwargs)
@@ -215,14 +251,22 @@ class _Constant:
     """A result without a derivative: a tensor, several, or a number."""
 
     def __init__(self, value: Any) -> None:
-        self._value = value
+        self._number = value
+        # Copies, since what is noted, and what is handed out, may be written to afterwards.
+        self._values = [t.detach().clone() for t in _tensors([value])]
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Any:
         made = function(*args, **kwargs)  # it may draw random numbers, and write to buffers
-        for here, noted in zip(_tensors([made]), _tensors([self._value]), strict=True):
-            if any(here is t for t in _tensors([*args, *kwargs.values()])):
-                here.copy_(noted)
-        return self._value
+        if not self._values:
+            return self._number
+        given = list(_tensors([*args, *kwargs.values()]))
+        held = []
+        for here, noted in zip(_tensors([made]), self._values, strict=True):
+            own = any(here is t for t in given)
+            held.append(here.copy_(noted) if own else noted.clone())
+        if isinstance(made, Tensor):
+            return held[0]
+        return type(made)(held) if len(held) == len(made) else made
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:

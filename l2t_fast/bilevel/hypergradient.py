@@ -42,8 +42,12 @@ def hypergradient(
     "finite_difference" compute 3x3 convolutions in float32 by the kernels of :mod:`l2t_fast.convolution`.
 
     Targets may stop gradients and hang hooks into their backward pass, and may keep state in buffers, which goes from
-    pass to pass as in training. "finite_difference" refuses hooks, and is wrong without a word about a
-    ``torch.autograd.Function`` whose backward pass is not its derivative (a straight-through estimator written as one).
+    pass to pass as in training (from the same start in each piece of an ``accumulation``). Not looked for, and wrong
+    without a word: with all methods, hooks of parameters, which are not called, and a forward pass that writes to
+    parameters; with "exact" and "finite_difference", a ``torch.Generator`` of the target's own, and in a
+    ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a ``torch.autograd.Function`` whose
+    backward pass is not its derivative (a straight-through estimator), and what stops gradients inside of a function
+    of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward pass.
 
     Args:
         target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in.
@@ -82,8 +86,9 @@ def hypergradient(
         generators advance as by steps + 2 forward passes.
 
     Raises:
-        ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; hooks in
-            the target's backward pass with "finite_difference"; with several ranks, batch normalisation of target that
+        ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with
+            "finite_difference" hooks in the target's backward pass, or writing in place without a derivative into what
+            has one; with several ranks, batch normalisation of target that
             was not synchronized.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number.
         RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or a module uses

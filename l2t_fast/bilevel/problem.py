@@ -54,7 +54,7 @@ class BilevelProblem:
         if not isinstance(beta, numbers.Real):
             raise TypeError(f"beta must be one number, the weight of the matching loss, not {type(beta).__name__}")
         self._target, self._matching = target, matching
-        self._target_buffers = dict(target.named_buffers())
+        self._target_buffers = _by_name(target, "buffers")
         self._source_features = [s.detach() for s in source_features]
         self._x, self._y, self._beta = x, y, beta * part.matched_share
         self._part = part
@@ -69,13 +69,12 @@ class BilevelProblem:
         self._autocast_dtype = torch.get_autocast_dtype(self._device)
         self._autocast = autocast and torch.is_autocast_enabled(self._device)
 
-        target_names = {id(p): name for name, p in target.named_parameters()}
-        matching_names = {id(p): name for name, p in matching.named_parameters()}
+        target_names, matching_names = _names(target), _names(matching)
         self.theta: Theta = []
         self.buffers: list[Tensor | None] = []
         self.settings: list[SGDSettings] = []
-        self._target_slots: list[tuple[int, str]] = []
-        self._matching_slots: list[tuple[int, str]] = []
+        self._target_slots: list[tuple[int, list[str]]] = []
+        self._matching_slots: list[tuple[int, list[str]]] = []
         for group in optimizer.param_groups:
             settings = SGDSettings.of_group(group)
             for parameter in group["params"]:
@@ -124,7 +123,7 @@ class BilevelProblem:
 
     def run_target(self, theta: Theta) -> tuple[Tensor, list[Tensor]]:
         """(logits, features) of the target network with the parameters theta, in its own training or eval mode."""
-        parameters = {name: theta[slot] for slot, name in self._target_slots}
+        parameters = {name: theta[slot] for slot, names in self._target_slots for name in names}
         with self.autocast():
             (logits, features), self._target_buffers = _call(self._target, parameters, self._target_buffers, (self._x,))
         return logits, list(features)
@@ -141,7 +140,7 @@ class BilevelProblem:
     def head_weights(self, meta: nn.Module, source_features: Sequence[Tensor]) -> HeadWeights:
         """The meta networks' channel and pair weights of source maps, of several pieces too."""
         with self.autocast():
-            return _call(meta, {}, dict(meta.named_buffers()), (source_features,))[0]
+            return _call(meta, {}, _by_name(meta, "buffers"), (source_features,))[0]
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean cross-entropy of logits (B, classes) against the batch's labels."""
@@ -207,10 +206,10 @@ class BilevelProblem:
         pair_weights: Sequence[Tensor] | None,
     ) -> Tensor:
         """beta L_wfm. ``matching_parameters`` are theta's entries at :attr:`matching_slots`, features are gathered."""
-        names = [name for _, name in self._matching_slots]
-        parameters = dict(zip(names, matching_parameters, strict=True))
+        slots = zip(self._matching_slots, matching_parameters, strict=True)
+        parameters = {name: parameter for (_, names), parameter in slots for name in names}
         arguments = (self._source_features, features, channel_weights, self._beta_argument(), pair_weights)
-        return _call(self._matching, parameters, dict(self._matching.named_buffers()), arguments)[0]
+        return _call(self._matching, parameters, _by_name(self._matching, "buffers"), arguments)[0]
 
     def _beta_argument(self) -> float | list[float]:
         # The authors' FeatureMatching indexes beta by the pair, ours takes both.
@@ -290,10 +289,33 @@ def _call(
     module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], arguments: tuple
 ) -> tuple[Any, dict[str, Tensor]]:
     """A call with other parameters, and with copies of buffers: its result, and what became of the copies."""
-    state = {**{name: buffer.clone() for name, buffer in buffers.items()}, **parameters}
+    copies: dict[int, Tensor] = {}  # of a buffer with several names one
+    for buffer in buffers.values():
+        if id(buffer) not in copies:
+            copies[id(buffer)] = buffer.clone()
+    state = {**{name: copies[id(buffer)] for name, buffer in buffers.items()}, **parameters}
     with _without_checkpoints():
-        result = functional_call(module, state, arguments)
-    return result, {name: state[name].detach() for name in buffers}
+        # All names are given. Tying them itself, functional_call breaks a module that is registered twice.
+        result = functional_call(module, state, arguments, tie_weights=False)
+    after = {id(t): t.detach() for t in (state[name] for name in buffers)}
+    return result, {name: after[id(state[name])] for name in buffers}
+
+
+def _by_name(module: nn.Module, kind: str) -> dict[str, Tensor]:
+    """All parameters or buffers under all their names, but a module that is registered twice under one."""
+    return {
+        f"{prefix}.{name}" if prefix else name: tensor
+        for prefix, child in module.named_modules()
+        for name, tensor in getattr(child, f"named_{kind}")(recurse=False, remove_duplicate=False)
+    }
+
+
+def _names(module: nn.Module) -> dict[int, list[str]]:
+    """The names of each parameter, by its id."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in _by_name(module, "parameters").items():
+        names.setdefault(id(parameter), []).append(name)
+    return names
 
 
 @contextlib.contextmanager
