@@ -138,7 +138,9 @@ def _weight_gradients(
 ) -> list[Tensor]:
     """d f / d weights of a step on the matching loss: forward only through the network."""
     with held:  # with theta as in the noted pass, so that the network makes the same calls
-        features = [f.detach() for f in problem.gathered(problem.run_target(list(theta))[1])]
-        parameters = [theta[i].detach() for i in problem.matching_slots]
+        features = problem.gathered(problem.run_target(list(theta))[1])
+    features = [f.detach() for f in features]  # not under ``held``: it is no call of the noted pass
+    parameters = [theta[i].detach() for i in problem.matching_slots]
+    with held:
         loss = problem.matching_loss(parameters, features, *head_weights)
     return gradients(loss, flat(head_weights))

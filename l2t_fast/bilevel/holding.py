@@ -107,7 +107,7 @@ class Note(Protocol):
 
 
 Notes = dict[tuple[Callable, int], Note]
-"""By the function and how often it was called before: calls of others may be fewer where no graph is recorded."""
+"""By the function and its number among the calls of it, so that a call more or less of another function shifts none."""
 
 
 class _Counting(TorchFunctionMode):

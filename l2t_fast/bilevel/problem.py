@@ -54,7 +54,7 @@ class BilevelProblem:
         if not isinstance(beta, numbers.Real):
             raise TypeError(f"beta must be one number, the weight of the matching loss, not {type(beta).__name__}")
         self._target, self._matching = target, matching
-        self._target_buffers = _by_name(target, "buffers")
+        self._target_buffers, self._matching_buffers = _by_name(target, "buffers"), _by_name(matching, "buffers")
         self._source_features = [s.detach() for s in source_features]
         self._x, self._y, self._beta = x, y, beta * part.matched_share
         self._part = part
@@ -209,7 +209,7 @@ class BilevelProblem:
         slots = zip(self._matching_slots, matching_parameters, strict=True)
         parameters = {name: parameter for (_, names), parameter in slots for name in names}
         arguments = (self._source_features, features, channel_weights, self._beta_argument(), pair_weights)
-        return _call(self._matching, parameters, _by_name(self._matching, "buffers"), arguments)[0]
+        return _call(self._matching, parameters, self._matching_buffers, arguments)[0]
 
     def _beta_argument(self) -> float | list[float]:
         # The authors' FeatureMatching indexes beta by the pair, ours takes both.

@@ -220,28 +220,25 @@ def at_the_kink(a):
 
 
 MIDDLES = {
-    name: function
-    for name, function in {
-        "filled zeros": filled_zeros,
-        "noise": noise,
-        "counted index": counted_index,
-        "inverted mask": inverted_mask,
-        "variance in place": variance_in_place,
-        "size before rectifier": size_before_rectifier,
-        "local gradient": local_gradient,
-        "local gradient with graph": local_gradient_with_graph,
-        "retained": retained,
-        "logged": logged,
-        "with graphs": with_graphs,
-        "inference": inference,
-        "listed": listed,
-        "forward derivative": forward_derivative,
-        "enabling function": EnablingFunction.apply,
-        "custom operator": lambda a: torch.tanh(a + 0.1 * cube(a)),
-        "at the kink": at_the_kink,
-        "hardswish": F.hardswish,
-        "gate": lambda a: a * F.relu6(a + 3) / 6,
-    }.items()
+    "filled zeros": filled_zeros,
+    "noise": noise,
+    "counted index": counted_index,
+    "inverted mask": inverted_mask,
+    "variance in place": variance_in_place,
+    "size before rectifier": size_before_rectifier,
+    "local gradient": local_gradient,
+    "local gradient with graph": local_gradient_with_graph,
+    "retained": retained,
+    "logged": logged,
+    "with graphs": with_graphs,
+    "inference": inference,
+    "listed": listed,
+    "forward derivative": forward_derivative,
+    "enabling function": EnablingFunction.apply,
+    "custom operator": lambda a: torch.tanh(a + 0.1 * cube(a)),
+    "at the kink": at_the_kink,
+    "hardswish": F.hardswish,
+    "gate": lambda a: a * F.relu6(a + 3) / 6,
 }
 
 
@@ -462,6 +459,21 @@ def test_buffers_of_matching_and_meta_stay(way):
     assert len(before) == 4 and all(torch.equal(before[n], after[n]) for n in before)
     wanted = naive_hypergradient(target, matching, meta, optimizer, *batch, steps=2, beta=0.5)
     assert_close(found, wanted, WAYS[way][1])
+
+
+@every_way
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_matching_that_stops_gradients(way, steps):
+    class Scaling(FeatureMatching):
+        def forward(self, source_features, features, *args):
+            return super().forward(source_features, [f / f.detach().std() for f in features], *args)
+
+    target, _, meta, _, *batch = make_problem()
+    matching = Scaling(SOURCE_CHANNELS, target.channels, PAIRS, backend="reference").double()
+    optimizer = torch.optim.SGD([*target.parameters(), *matching.parameters()], lr=0.05)
+    problem = (target, matching, meta, optimizer, *batch)
+    found = hypergradient(*problem, steps=steps, **WAYS[way][0])
+    assert_close(found, naive_hypergradient(*problem, steps=steps, beta=0.5), WAYS[way][1])
 
 
 @every_way
