@@ -38,6 +38,21 @@ _STYLES = {
 }
 
 
+# A step's phases in the order they run in, each in a colour of its own, and what is done in a phase by a hatch.
+_PART_COLORS = {
+    "data": LIGHT["s4"],
+    "source network": LIGHT["m6"],
+    "weight networks": LIGHT["m4"],
+    "all steps": LIGHT["m3"],
+    "real step": LIGHT["m2"],
+    "look-ahead": LIGHT["m1"],
+    "second order": LIGHT["m5"],
+    "SGD and Adam": LIGHT["s3"],
+    "rest": LIGHT["m0"],
+}
+_PART_HATCHES = {"target forward": "", "matching loss": "xxxx", "backward": "///"}
+
+
 def style(provider: str) -> LineStyle:
     return _STYLES.get(provider, LineStyle(LIGHT["ink"], MARKERS[0], DASHES[3]))
 
@@ -164,19 +179,18 @@ def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
     ]
     if not bars:
         return []
-    colors = [LIGHT[name] for name in ("m1", "m3", "m2", "m4", "m5", "m6", "m7", "s0", "s1", "s2", "s3", "s4", "s5")]
-    hatches = ["", "//", "", "\\\\", "", "..", "", "xx"]
-    parts = sorted({part for _, values in bars for part in values}, key=lambda part: (part == "rest", part))
+    named = {part for _, values in bars for part in values}
+    parts = sorted(named, key=lambda part: (_place(part, list(_PART_COLORS)), _place(part, list(_PART_HATCHES)), part))
     with drawing(WIDE, 2.4 + 0.55 * len(bars)) as figure:
         axes = figure.add_subplot()
         left = [0.0] * len(bars)
-        for i, part in enumerate(parts):
+        for part in parts:
             widths = [values.get(part, 0.0) for _, values in bars]
-            color = LIGHT["m0"] if part == "rest" else colors[i % len(colors)]
+            phase, _, kind = part.partition(": ")
             axes.barh(
                 *(range(len(bars)), widths),
-                **{"left": left, "color": color, "label": part, "height": 0.62, "edgecolor": LIGHT["paper"]},
-                hatch=hatches[i % len(hatches)],
+                **{"left": left, "color": _PART_COLORS.get(phase, LIGHT["m0"]), "label": part, "height": 0.62},
+                **{"edgecolor": LIGHT["paper"], "hatch": _PART_HATCHES.get(kind, "")},
             )
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])
@@ -185,6 +199,11 @@ def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
         figure.legend(loc="outside upper left", ncols=2)
         caption = "Parts exclude each other and add up to the step. " + _caption(groups)
         return [save_plot(figure, images, "bench_step_parts", "Where a step's time goes", caption)]
+
+
+def _place(part: str, order: Sequence[str]) -> int:
+    """Where the phase or the work that `part` names stands in `order`; the end if it does not."""
+    return next((i for i, name in enumerate(order) if name in part.split(": ")), len(order))
 
 
 def _scaling(groups: Sequence[Group], images: Path) -> list[Plot]:

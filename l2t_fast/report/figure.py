@@ -45,7 +45,6 @@ RC = {
     "legend.frameon": False,
     "figure.facecolor": LIGHT["paper"],
     "axes.facecolor": "none",
-    "hatch.color": LIGHT["muted"],
     "hatch.linewidth": 0.6,
     "svg.fonttype": "none",
     # Names of layers, classes and methods are shown as they are: a dollar sign in one is no formula.
