@@ -14,8 +14,7 @@ from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.files import write_text
 from l2t_fast.report import build_report
-from l2t_fast.transfer.methods import METHODS, find_method
-from l2t_fast.transfer.pairs import SCHEMES
+from l2t_fast.transfer.methods import find_method, split_scheme
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import makes_source, pretrained_source, run_once
 from l2t_fast.transfer.run_folder import RunFolder, check_same_config, read_rows, writing
@@ -87,13 +86,13 @@ def parse_method(entry: str) -> tuple[str, str | None]:
     Raises:
         L2TFastError: no such method, or one that matches no feature maps with a scheme.
     """
-    for scheme in SCHEMES:
-        name = entry.removesuffix(f"-{scheme}")
-        if name != entry and name in METHODS:
-            if METHODS[name].default_pairs is None:
-                raise L2TFastError(f"{entry}: {name} matches no feature maps, so it takes no pairs; write {name}")
-            return name, scheme
-    return find_method(entry).name, None
+    split = split_scheme(entry)
+    if split is None:
+        return find_method(entry).name, None
+    method, scheme = split
+    if method.default_pairs is None:
+        raise L2TFastError(f"{entry}: {method.name} matches no feature maps, so it takes no pairs; write {method.name}")
+    return method.name, scheme
 
 
 class LastImages:

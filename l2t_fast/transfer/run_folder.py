@@ -84,7 +84,8 @@ class RunFolder:
             raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
 
     def _begin(self, config: TrainConfig, device: torch.device) -> None:
-        own = (self.config, self.environment, self.log_file, self.metrics, self.pair_weights, self.channel_weights)
+        of_training = (self.metrics, self.pair_weights, self.channel_weights, self.log_file)
+        own = (self.config, self.environment, *of_training)
         # A run begins with its folder of checkpoints: without one, files of these names are somebody's own.
         foreign = None if self.last.parent.is_dir() else next((path.name for path in own if path.exists()), None)
         if foreign is not None:
@@ -92,7 +93,7 @@ class RunFolder:
                 f"{self.path} holds no run, but a {foreign} that one would replace: name another folder with --out"
             )
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        for stale in (self.metrics, self.pair_weights, self.log_file, self.best, self.channel_weights):
+        for stale in (*of_training, self.best):
             stale.unlink(missing_ok=True)
         write_config(config, self.config)
         write_json(environment(device), self.environment)

@@ -8,7 +8,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
 from l2t_fast.transfer.pairs import SCHEMES
 
-__all__ = ["METHODS", "Batch", "Method", "Setup", "find_method"]
+__all__ = ["METHODS", "Batch", "Method", "Setup", "find_method", "split_scheme"]
 
 
 def defined_here() -> dict[str, type[Method]]:
@@ -25,6 +25,15 @@ def defined_here() -> dict[str, type[Method]]:
 METHODS: dict[str, type[Method]] = defined_here()
 
 
+def split_scheme(entry: str) -> tuple[type[Method], str] | None:
+    """(method, matching scheme) of METHOD-SCHEME, for example fm-single; None if `entry` is nothing of that kind."""
+    for scheme in SCHEMES:
+        name = entry.removesuffix(f"-{scheme}")
+        if name != entry and name in METHODS:
+            return METHODS[name], scheme
+    return None
+
+
 def find_method(name: str) -> type[Method]:
     """The method called `name`.
 
@@ -34,9 +43,7 @@ def find_method(name: str) -> type[Method]:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        for scheme in SCHEMES:
-            method = METHODS.get(name.removesuffix(f"-{scheme}"))
-            if method is not None and method.default_pairs is not None:
-                hint = f"{name} is {method.name} with pairs: {scheme}; "
+        if (split := split_scheme(name)) is not None and split[0].default_pairs is not None:
+            hint = f"{name} is {split[0].name} with pairs: {split[1]}; "
         raise L2TFastError(f"there is no method {name!r}: {hint}known are {', '.join(METHODS)}")
     return METHODS[name]
