@@ -95,7 +95,7 @@ def test_lists_of_methods_go_behind_the_rows(name, row):
     assert config.data.dataset == ROWS[row][0] and config.data.data_dir == "FOLDER"
     of_the_paper = {"scratch", "lwf", "at", "lwf-at", "fm", "l2t-w", "l2t-ww"}
     assert {parse_method(entry)[0] for entry in config.methods} == of_the_paper
-    assert len(set(config.methods)) == 12 and config.seeds == [0, 1, 2]
+    assert len(set(config.methods)) == 13 and config.seeds == [0, 1, 2]
     assert config.per_class == ([50, 100, 250, 500, 1000] if name == "limited_data" else None)
 
 
