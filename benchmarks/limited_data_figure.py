@@ -2,8 +2,8 @@
 
     python -m benchmarks.limited_data_figure --rows docs/results/cifar10_limited.csv --images docs/images
 
-It draws what the table "as many updates as the paper's runs" of docs/results.md has, at the paper's weight of the
-matching term, of the methods that were run at more than one N: means over the seeds that a method has at an N.
+It draws what the tables of docs/results.md with some 800 updates have, at the paper's weight of the matching term, of
+the methods that were run at more than one N: means over the seeds that a method has at an N.
 """
 
 import argparse

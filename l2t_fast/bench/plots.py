@@ -179,8 +179,7 @@ def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
     ]
     if not bars:
         return []
-    named = {part for _, values in bars for part in values}
-    parts = sorted(named, key=lambda part: (_place(part, list(_PART_COLORS)), _place(part, list(_PART_HATCHES)), part))
+    parts = sorted({part for _, values in bars for part in values}, key=_place)
     with drawing(WIDE, 2.4 + 0.55 * len(bars)) as figure:
         axes = figure.add_subplot()
         left = [0.0] * len(bars)
@@ -201,9 +200,15 @@ def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
         return [save_plot(figure, images, "bench_step_parts", "Where a step's time goes", caption)]
 
 
-def _place(part: str, order: Sequence[str]) -> int:
-    """Where the phase or the work that `part` names stands in `order`; the end if it does not."""
-    return next((i for i, name in enumerate(order) if name in part.split(": ")), len(order))
+def _place(part: str) -> tuple[int, int, str]:
+    """Where a part stands among the others: by its phase, then by what is done in it; unknown ones come last."""
+    phase, _, kind = part.partition(": ")
+    phases, kinds = list(_PART_COLORS), list(_PART_HATCHES)
+    return (
+        phases.index(phase) if phase in phases else len(phases),
+        kinds.index(kind) if kind in kinds else len(kinds),
+        part,
+    )
 
 
 def _scaling(groups: Sequence[Group], images: Path) -> list[Plot]:
