@@ -43,7 +43,9 @@ sanitize: $(READY)  ## run the operators' tests with the native code under Addre
 	cp $(SANITIZED)/native/_C.*.so $(SANITIZED)/tree/l2t_fast/
 	cd $(SANITIZED)/tree && OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(abspath $(BIN)/python) -m pytest --capture=sys tests/ops tests/fuzz tests/test_convolution.py -k 'not compile and not aot and not gradcheck and not instruction and not snippet' $(ARGS)
+	  $(abspath $(BIN)/python) -m pytest --capture=sys tests/ops tests/fuzz tests/test_coefficients.py tests/test_convolution.py \
+	  --ignore tests/ops/cuda/test_resources.py --ignore tests/ops/triton/test_resources.py \
+	  -k 'not compile and not aot and not gradcheck and not instruction and not snippet' $(ARGS)
 
 # Without setting anything up, so that it works on a machine with PyTorch and no network.
 gpu:  ## on a machine with a GPU: build, test, check memory accesses and measure, in 9 minutes; logs and rows in OUT or build/gpu

@@ -25,7 +25,7 @@ struct Pair {
 struct MatchingProblem {
   std::vector<at::Tensor> sources;  // (B, C_m, H_m, W_m), any strides; float64, float32, bfloat16 or float16
   std::vector<at::Tensor> targets;  // (B, C_n, H_n, W_n), any strides; several pairs may share one
-  std::vector<at::Tensor> weights;  // one a pair: (C_m, C_n), any strides
+  std::vector<at::Tensor> weights;  // one a pair: (C_m, C_n) or (C_m, C_n, 1, 1), any strides
   std::vector<at::Tensor> biases;   // one a pair: (C_m,), or undefined for none
   at::Tensor alpha;                 // (B, sum over pairs of C_m), any strides; its dtype is the type of computation:
                                     // float64 when every other tensor is float64, else float32 (and none is float64)

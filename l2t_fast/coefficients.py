@@ -4,19 +4,24 @@
 
 has its columns pair by pair, so the None cases, the pairs' numbers and sizes are gone before any backend runs.
 
-:func:`by_pair` is the definition, a few operators a pair. :func:`at_once` computes the same bits in a number of
-operators that does not grow with the pairs, forward, backward and backward of that: on a GPU an operator costs the host
-more than such small tensors cost the device.
+:func:`by_pair` is the definition, a few operators a pair. The others compute the same bits faster, since an operator
+costs the host more than such small tensors cost the device: :func:`native`, one operator beside the joining of weights,
+forward, backward and backward of that; :func:`at_once`, where there is no native code, in a number of PyTorch's
+operators that does not grow with the pairs.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+from l2t_fast import _native  # noqa: F401  (loads the operators)
+from l2t_fast.ops import why_unavailable
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -75,6 +80,30 @@ def by_pair(
     return torch.cat(columns, dim=1)
 
 
+def native(
+    sizes: Sizes, channel_weights: Sequence[Tensor] | None, pair_weights: Sequence[Tensor] | None, dtype: torch.dtype
+) -> Tensor:
+    """alpha (B, sum of C_m) for ordinary tensors, some weights among them, where :func:`native_serves`.
+
+    Differentiable any number of times in reverse mode; the same bits from run to run.
+    """
+    joined = torch.ops.l2t_fast.joined
+    what = None if channel_weights is None else joined(channel_weights).to(dtype)
+    where = None if pair_weights is None else _joined_pair_weights(pair_weights, sizes.batch, dtype, joined)
+    return torch.ops.l2t_fast.coefficients(what, where, None, None, sizes.channels(), sizes.scales(), sizes.batch)
+
+
+@functools.cache
+def native_serves(device: torch.device) -> bool:
+    """Whether the native code, of this installation, computes alpha on a device."""
+    if not hasattr(torch.ops.l2t_fast, "coefficients"):
+        return False
+    if device.type != "cuda":
+        return device.type == "cpu"
+    with torch.cuda.device(device):
+        return why_unavailable("cuda") is None
+
+
 def at_once(
     sizes: Sizes,
     channel_weights: Sequence[Tensor] | None,
@@ -91,22 +120,28 @@ def at_once(
         return by_pair(sizes, channel_weights, pair_weights, dtype, device)
     factors = layout.scales
     if pair_weights is not None:
-        factors = _joined_pair_weights(pair_weights, sizes.batch, dtype) * factors
+        factors = _joined_pair_weights(pair_weights, sizes.batch, dtype, _joined) * factors
     if layout.blocks is not None:
         factors = _ToBlocks.apply(factors, layout.blocks)
     # Multiplied block by block, so that the sum over a block's channels in the derivative is multiplication's own.
     by_block = sizes.batch, factors.shape[1], layout.width
     alpha = factors[:, :, None].expand(by_block)
     if channel_weights is not None:
-        alpha = alpha * _Joined.apply(*channel_weights).to(dtype).view(by_block)
+        alpha = alpha * _joined(channel_weights).to(dtype).view(by_block)
     return alpha.reshape(sizes.batch, by_block[1] * by_block[2])
 
 
-def _joined_pair_weights(pair_weights: Sequence[Tensor], batch: int, dtype: torch.dtype) -> Tensor:
+def _joined_pair_weights(
+    pair_weights: Sequence[Tensor], batch: int, dtype: torch.dtype, joined: Callable[[Sequence[Tensor]], Tensor]
+) -> Tensor:
     """(B, pairs), or (1, pairs) where every pair weight is (1, 1)."""
     if len({weight.shape for weight in pair_weights}) > 1:  # the only case that takes operators of each pair's own
         pair_weights = [weight.reshape(-1, 1).to(dtype).expand(batch, 1) for weight in pair_weights]
-    return _Joined.apply(*pair_weights).to(dtype)
+    return joined(pair_weights).to(dtype)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return _Joined.apply(*tensors)
 
 
 class _Joined(Function):

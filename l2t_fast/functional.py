@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from l2t_fast import _native
-from l2t_fast.coefficients import Sizes, at_once, by_pair
+from l2t_fast.coefficients import Sizes, at_once, by_pair, native, native_serves
 from l2t_fast.ops import choose_backend, implementation
 
 Projection = tuple[Tensor, Tensor | None]
@@ -82,7 +82,7 @@ def feature_matching_loss(
     if not arguments.uniform:
         sources, pairs = _without_misfits(sources, pairs, 0, alpha)
         targets, pairs = _without_misfits(targets, pairs, 1, alpha)
-    if choice.backend not in ("cpu", "cuda"):  # these take a convolution's weight as it is
+    if choice.backend == "reference":  # the others take a convolution's weight as it is
         weights = [weight.flatten(1) for weight in weights]
     return implementation(choice.backend)(sources, targets, weights, biases, alpha, pairs)
 
@@ -175,9 +175,12 @@ def _coefficients(arguments: _Arguments, sources: Sequence[Tensor], targets: Seq
         first.shape[0],
         what is None,
     )
-    everyday = backend != "reference" and _everyday(chain(targets, what or (), where or ()))
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    return (at_once if everyday else by_pair)(sizes, what, where, dtype, first.device)
+    if backend == "reference" or not _everyday(chain(targets, what or (), where or ())):
+        return by_pair(sizes, what, where, dtype, first.device)
+    if (what or where) and native_serves(first.device):
+        return native(sizes, what, where, dtype)
+    return at_once(sizes, what, where, dtype, first.device)
 
 
 def _everyday(tensors: Iterable[Tensor]) -> bool:

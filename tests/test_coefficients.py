@@ -1,4 +1,4 @@
-"""alpha computed at once: the bits of the definition, its derivatives, and how many operators it takes."""
+"""alpha computed at once, natively or by PyTorch: the definition's bits, derivatives, and how many operators it takes."""
 
 import collections
 import itertools
@@ -10,7 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2t_fast import coefficients, feature_matching_loss
-from l2t_fast.coefficients import Sizes, at_once, by_pair
+from l2t_fast.coefficients import Sizes, at_once, by_pair, native, native_serves
 from l2t_fast.ops import why_unavailable
 
 CPU = torch.device("cpu")
@@ -47,6 +47,17 @@ def draw(channels, what, where, dtypes, batch):
     return Sizes(pairs, channels, (6, 35), betas, batch, not what), channel_weights, pair_weights
 
 
+@pytest.fixture(params=["native", "at once"])
+def way(request, monkeypatch):
+    """How alpha is computed, here and inside the loss: (sizes, channel weights, pair weights, dtype) -> alpha."""
+    if request.param == "native":
+        if not native_serves(CPU):
+            pytest.skip("there is no native extension")
+        return native
+    monkeypatch.setattr("l2t_fast.functional.native_serves", lambda _: False)
+    return lambda *arguments: at_once(*arguments, CPU)
+
+
 def derivatives(alpha, inputs):
     """The gradients along fixed numbers, and the gradients of these."""
     generator = torch.Generator().manual_seed(1)
@@ -65,17 +76,72 @@ def derivatives(alpha, inputs):
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("what", [True, False])
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_it_has_the_bits_and_the_derivatives_of_the_definition(channels, what, where, dtypes, batch):
+def test_it_has_the_bits_and_the_derivatives_of_the_definition(way, channels, what, where, dtypes, batch):
     sizes, *weights = draw(channels, what, where, DTYPES[dtypes], batch)
-    dtype = torch.float64 if dtypes == "float64" else torch.float32
-    found, wanted = (function(sizes, *weights, dtype, CPU) for function in (at_once, by_pair))
-    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
     inputs = [weight for given in weights if given for weight in given]
+    if not inputs and way is native:
+        pytest.skip("a constant is made at once")
+    dtype = torch.float64 if dtypes == "float64" else torch.float32
+    found, wanted = way(sizes, *weights, dtype), by_pair(sizes, *weights, dtype, CPU)
+    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
     if not inputs:
         return
     for f, w in zip(derivatives(found, inputs), derivatives(wanted, inputs), strict=True):
         assert f.dtype == w.dtype
         torch.testing.assert_close(f, w)
+
+
+def test_derivatives_of_every_order(way):
+    """Of numbers for which every term counts: third and fourth derivatives are those of the definition too."""
+    sizes, *weights = draw((2, 3), True, "(B, 1)", DTYPES["float64"], 2)
+    inputs = [weight for given in weights for weight in given]
+
+    def orders(alpha):
+        numbers, found = torch.rand(alpha.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64), []
+        value = ((alpha * numbers).sum() + 1) ** 4
+        for _ in range(4):
+            gradients = torch.autograd.grad(value, inputs, create_graph=True)
+            found += gradients
+            value = sum((gradient * (1 + p)).sin().sum() for p, gradient in enumerate(gradients))
+        return found
+
+    for f, w in zip(
+        orders(way(sizes, *weights, torch.float64)), orders(by_pair(sizes, *weights, torch.float64, CPU)), strict=True
+    ):
+        torch.testing.assert_close(f, w)
+
+
+def test_only_what_is_asked_for_gets_a_gradient(way):
+    sizes, what, where = draw((2, 3), True, "(B, 1)", DTYPES["float64"], 2)
+    for learning in (what[0], where[1]):
+        others = [weight for weight in (*what, *where) if weight is not learning]
+        for weight in others:
+            weight.requires_grad_(False)
+        found, wanted = (
+            torch.autograd.grad(alpha.square().sum(), learning, create_graph=True)[0]
+            for alpha in (way(sizes, what, where, torch.float64), by_pair(sizes, what, where, torch.float64, CPU))
+        )
+        torch.testing.assert_close(found, wanted)
+        for f, w in zip(*(torch.autograd.grad(g.sum(), learning) for g in (found, wanted)), strict=True):
+            torch.testing.assert_close(f, w)
+        for weight in others:
+            weight.requires_grad_()
+
+
+def test_the_native_operators_name_what_does_not_fit():
+    if not native_serves(CPU):
+        pytest.skip("there is no native extension")
+    ops, what, where = torch.ops.l2t_fast, torch.rand(2, 5), torch.rand(2, 2)
+    with pytest.raises(ValueError, match=r"channel weights have shape \[2, 5\]; \(2, 6\) is needed"):
+        ops.coefficients(what, where, None, None, [3, 3], [1.0, 1.0], 2)
+    with pytest.raises(ValueError, match=r"pair weights have shape \[2, 2\]; \(2, 3\) is needed"):
+        ops.coefficients(what, where, None, None, [1, 2, 2], [1.0] * 3, 2)
+    with pytest.raises(TypeError, match="pair weights are Double, others float"):
+        ops.coefficients(what, where.double(), None, None, [3, 2], [1.0, 1.0], 2)
+    with pytest.raises(ValueError, match="neither channel weights nor pair weights"):
+        ops.coefficients(None, None, what, None, [3, 2], [1.0, 1.0], 2)
+    with pytest.raises(ValueError, match=r"the adjoint has shape \[2, 4\]"):
+        ops.coefficients_backward(torch.rand(2, 4), what, where, [3, 2], [1.0, 1.0], True, True)
 
 
 # ---- through the loss -----------------------------------------------------------------------------------------------
@@ -140,7 +206,7 @@ def second_order(loss, inputs):
 @pytest.mark.parametrize("derivative", [first_order, second_order])
 @pytest.mark.parametrize("where", ["none", "(B,)", "(B, 1)", "(1, 1)"])
 @pytest.mark.parametrize("what", [True, False])
-def test_the_number_of_operators_does_not_grow_with_the_pairs(derivative, what, where):
+def test_the_number_of_operators_does_not_grow_with_the_pairs(way, derivative, what, where):
     fused()
     counts = []
     for pairs in (6, 60):
@@ -150,11 +216,12 @@ def test_the_number_of_operators_does_not_grow_with_the_pairs(derivative, what, 
             derivative(loss, inputs)
         counts.append(operators.counts)
     assert counts[0] == counts[1]
-    assert counts[0].total() < (30 if derivative is first_order else 80)
+    most = {first_order: 30, second_order: 80} if way is not native else {first_order: 10, second_order: 25}
+    assert counts[0].total() < most[derivative]
 
 
 @pytest.mark.parametrize("where", ["(B,)", "(B, 1)", "(1, 1)", "mixed"])
-def test_second_derivatives_through_weights_of_unequally_many_channels(where):
+def test_second_derivatives_through_weights_of_unequally_many_channels(way, where):
     fused()
     generator = torch.Generator().manual_seed(0)
 
@@ -178,7 +245,7 @@ def test_second_derivatives_through_weights_of_unequally_many_channels(where):
     assert gradgradcheck(loss, inputs)
 
 
-def test_the_same_bits_from_run_to_run():
+def test_the_same_bits_from_run_to_run(way):
     fused()
     loss, inputs = problem(20)
     for derivative in (first_order, second_order):
@@ -187,7 +254,7 @@ def test_the_same_bits_from_run_to_run():
             assert all(map(torch.equal, derivative(loss, inputs), wanted))
 
 
-def test_constants_first_made_in_inference_mode_serve_a_training_step(monkeypatch):
+def test_constants_first_made_in_inference_mode_serve_a_training_step(way, monkeypatch):
     fused()
     monkeypatch.setattr(coefficients, "_layouts", {})
     loss, inputs = problem(4)

@@ -30,6 +30,12 @@ class EmulatedRunner : public Runner {
       run<Bfloat16>(second, *problem, launch);
   }
 
+  void run(const PairColumns* pairs, const CoefficientCall& call) override {
+    for_some_pairs_at_a_time(pairs, call, [&](const auto& some, int blocks) {
+      emulate(blocks, shared_bytes, reversed_, [&](EmulatedThread& thread) { coefficients(thread, some, call); });
+    });
+  }
+
  private:
   template <class Mode>
   void run(bool second, const Problem& problem, const Launch& launch) {

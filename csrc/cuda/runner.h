@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "coefficients.h"
 #include "records.h"
 
 namespace l2t_fast::cuda {
@@ -27,6 +28,7 @@ class Runner {
   // Bytes into memory of the device; the source is free again when this returns.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
   virtual void run(Products products, bool second, const Problem* problem, const Launch& launch) = 0;
+  virtual void run(const PairColumns* pairs, const CoefficientCall& call) = 0;
 };
 
 }  // namespace l2t_fast::cuda

@@ -2,8 +2,6 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include <algorithm>
-#include <iterator>
 #include <map>
 #include <utility>
 
@@ -34,11 +32,6 @@ void check_map(const at::Tensor& map, const at::Tensor& alpha, const char* what,
                     alpha.sizes(), "; one batch size is needed");
   check_float(map, what, index);
   check_same_computation(map, alpha, what, index);
-}
-
-// A weight (C_m, C_n) or (C_m, C_n, 1, 1), or what has its shape, as a matrix.
-at::Tensor matrix(const at::Tensor& weight) {
-  return weight.defined() && weight.dim() == 4 ? weight.squeeze(at::IntArrayRef{2, 3}) : weight;
 }
 
 bool is_matrix(const at::Tensor& weight, int64_t rows, int64_t columns) {
@@ -105,8 +98,7 @@ MatchingProblem checked_problem(const Arguments& arguments) {
                     " where the pairs' source channels sum to ", columns);
   problem.sources = sources;
   problem.targets = targets;
-  problem.weights.reserve(pair_count);
-  for (const auto& weight : weights) problem.weights.push_back(matrix(weight));
+  problem.weights = weights;
   problem.alpha = alpha;
   return problem;
 }
@@ -154,18 +146,15 @@ Direction checked_direction(const Arguments& arguments, const OptionalTensorList
   const auto first_weight = slots.begin() + static_cast<ptrdiff_t>(targets);
   const auto first_bias = first_weight + static_cast<ptrdiff_t>(pairs);
   const auto alpha = first_bias + static_cast<ptrdiff_t>(pairs);
-  Direction direction{{slots.begin(), first_weight}, {}, {first_bias, alpha}, *alpha};
-  std::transform(first_weight, first_bias, std::back_inserter(direction.weights), matrix);
-  return direction;
+  return {{slots.begin(), first_weight}, {first_weight, first_bias}, {first_bias, alpha}, *alpha};
 }
 
-std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs, at::TensorList weights) {
+std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs) {
   std::vector<at::Tensor> list;
   for (size_t i = 0; i < needs.targets.size(); ++i)
     if (needs.targets[i]) list.push_back(result.targets[i]);
   for (size_t i = 0; i < needs.weights.size(); ++i)
-    if (needs.weights[i])
-      list.push_back(weights[i].dim() == 4 ? result.weights[i].view(weights[i].sizes()) : result.weights[i]);
+    if (needs.weights[i]) list.push_back(result.weights[i]);
   for (size_t i = 0; i < needs.biases.size(); ++i)
     if (needs.biases[i]) list.push_back(result.biases[i]);
   if (needs.alpha) list.push_back(result.alpha);

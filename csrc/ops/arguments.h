@@ -38,8 +38,8 @@ MatchingProblem checked_problem(const Arguments& arguments);
 Needs checked_needs(const Arguments& arguments);
 Direction checked_direction(const Arguments& arguments, const OptionalTensorList& directions);
 
-// The result's defined tensors in slot order: the ones whose need is set, in the shape of their inputs.
-std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs, at::TensorList weights);
+// The result's defined tensors in slot order: the ones whose need is set.
+std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs);
 
 // Times a scalar on their device, in as few launches as the device can: one for many tensors of one type on a GPU.
 void scale_in_place(at::TensorList tensors, const at::Tensor& factor);

@@ -1,6 +1,7 @@
 // Derivatives of the operators.
 //
-//     matching_forward   makes the gradients along with the loss; its backward hands them to
+//     matching_forward   makes the gradients along with the loss (matching_loss returns that alone); its backward hands
+//                        them to
 //     matching_backward  which scales them by grad_loss and recomputes nothing; its own backward is
 //     matching_hvp       the Hessian times a vector; its backward raises: there is no third derivative.
 //
@@ -258,8 +259,10 @@ bool may_consume(const Tensor& grad_loss, const variable_list& gradients) {
   return true;
 }
 
-// apply(depends_on = the defined slots, ...) -> loss, gradients. The gradients are differentiable too.
-struct MatchingForward : Function<MatchingForward> {
+// apply(depends_on = the defined slots, ...) -> loss, and with `gives_gradients` the gradients, differentiable too:
+// each result more takes the host as long as a small launch does.
+template <bool gives_gradients>
+struct MatchingForward : Function<MatchingForward<gives_gradients>> {
   static variable_list forward(AutogradContext* ctx, at::TensorList /*depends_on*/, const Arguments& arguments) {
     ctx->set_materialize_grads(false);
     at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -269,7 +272,7 @@ struct MatchingForward : Function<MatchingForward> {
     ctx->save_for_backward(std::move(keep));
     keep_numbers(ctx, arguments);
     variable_list outputs{std::move(loss)};
-    outputs.insert(outputs.end(), gradients.begin(), gradients.end());
+    if constexpr (gives_gradients) outputs.insert(outputs.end(), gradients.begin(), gradients.end());
     return outputs;
   }
 
@@ -300,25 +303,26 @@ struct MatchingForward : Function<MatchingForward> {
       slots = spread(asked.needs, std::move(chosen));
     }
 
-    // only for callers of the operator itself that differentiate the gradients it returned
-    const variable_list directions(grads.begin() + 1, grads.end());
-    auto second = arguments;
-    second.needs = wanted;
-    const auto products = scaled_hvp(std::nullopt, second, spread(arguments.needs, directions));
+    if constexpr (gives_gradients) {
+      // only for callers of the operator itself that differentiate the gradients it returned
+      const variable_list directions(grads.begin() + 1, grads.end());
+      auto second = arguments;
+      second.needs = wanted;
+      const auto products = scaled_hvp(std::nullopt, second, spread(arguments.needs, directions));
+      for (size_t slot = 0; slot < slots.size(); ++slot)
+        if (products[slot].defined())
+          slots[slot] = slots[slot].defined() ? slots[slot] + products[slot] : products[slot];
+    }
 
     variable_list result;
-    for (size_t slot = 0; slot < inputs.size(); ++slot) {
-      if (!inputs[slot].defined()) continue;
-      const auto& product = products[slot];
-      result.push_back(slots[slot].defined() && product.defined() ? slots[slot] + product
-                       : slots[slot].defined()                    ? slots[slot]
-                                                                  : product);
-    }
+    for (size_t slot = 0; slot < inputs.size(); ++slot)
+      if (inputs[slot].defined()) result.push_back(slots[slot]);
     result.emplace_back();  // arguments as they were handed to forward
     return result;
   }
 };
 
+template <bool gives_gradients>
 std::tuple<Tensor, std::vector<Tensor>> forward_autograd(at::TensorList sources, at::TensorList targets,
                                                          at::TensorList weights, const OptionalTensorList& biases,
                                                          const Tensor& alpha, at::IntArrayRef pairs,
@@ -336,16 +340,23 @@ std::tuple<Tensor, std::vector<Tensor>> forward_autograd(at::TensorList sources,
     TORCH_CHECK_VALUE(
         !inputs[slot].defined() || !inputs[slot].requires_grad() || (slot < needs.size() && needs.get(slot)), "input ",
         slot, " (of targets, weights, biases, alpha) requires grad, but needs says its gradient is not wanted");
-  auto outputs = MatchingForward::apply(at::TensorList(depends_on), arguments);
+  auto outputs = MatchingForward<gives_gradients>::apply(at::TensorList(depends_on), arguments);
   Tensor loss = std::move(outputs.front());
   outputs.erase(outputs.begin());
   return {std::move(loss), std::move(outputs)};
 }
 
+Tensor loss_autograd(at::TensorList sources, at::TensorList targets, at::TensorList weights,
+                     const OptionalTensorList& biases, const Tensor& alpha, at::IntArrayRef pairs,
+                     const c10::List<bool>& needs) {
+  return std::get<0>(forward_autograd<false>(sources, targets, weights, biases, alpha, pairs, needs));
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(l2t_fast, Autograd, library) {
-  library.impl("matching_forward", forward_autograd);
+  library.impl("matching_forward", forward_autograd<true>);
+  library.impl("matching_loss", loss_autograd);
   library.impl("matching_backward", backward_autograd);
   library.impl("matching_hvp", hvp_autograd);
 }

@@ -1,6 +1,6 @@
 // The operators, their schemas, and their kernels for the CPU, for CUDA and for tensors without data (meta, fake).
 //
-// All three are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions
+// All are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions
 // and the returned lists: arguments.h.
 #include <torch/library.h>
 
@@ -32,7 +32,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> forward_on(at::TensorList source
   const auto wanted = checked_needs(arguments);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   auto [loss, gradient] = compute(problem, wanted);
-  return {std::move(loss), needed_only(gradient, wanted, weights)};
+  return {std::move(loss), needed_only(gradient, wanted)};
 }
 
 template <HessianVectorProduct* compute>
@@ -43,7 +43,7 @@ std::vector<at::Tensor> hvp_on(at::TensorList sources, at::TensorList targets, a
   const auto problem = checked_problem(arguments);
   const auto wanted = checked_needs(arguments);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return needed_only(compute(problem, checked_direction(arguments, directions), wanted), wanted, weights);
+  return needed_only(compute(problem, checked_direction(arguments, directions), wanted), wanted);
 }
 
 LossAndGradient forward_cpu_or_emulated(const MatchingProblem& problem, const Needs& needs) {
@@ -55,6 +55,13 @@ HessianVector hvp_cpu_or_emulated(const MatchingProblem& problem, const Directio
   cuda::Runner* const emulated = cuda::emulated_runner();
   return emulated ? cuda::matching_hvp(*emulated, problem, direction, needs)
                   : matching_hvp_cpu(problem, direction, needs);
+}
+
+// What the gradients are made for is autograd's: without it nothing but the loss is seen.
+at::Tensor loss_alone(at::TensorList sources, at::TensorList targets, at::TensorList weights,
+                      const OptionalTensorList& biases, const at::Tensor& alpha, at::IntArrayRef pairs,
+                      const c10::List<bool>& needs) {
+  return std::get<0>(call_matching_forward(pack(sources, targets, weights, biases, alpha, pairs, needs)));
 }
 
 // gradients belong to loss; grad_loss is a scalar. The problem is what the double backward needs, no more is done here.
@@ -115,6 +122,11 @@ TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
       "int[] pairs, bool[] needs) -> (Tensor loss, Tensor[] gradients)",
       tags);
   library.def(
+      "matching_loss(Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, int[] "
+      "pairs, "
+      "bool[] needs) -> Tensor loss",
+      tags);
+  library.def(
       "matching_backward(Tensor grad_loss, Tensor[] gradients, Tensor[] sources, Tensor[] targets, Tensor[] weights, "
       "Tensor?[] biases, Tensor alpha, int[] pairs, bool[] needs) -> Tensor[] scaled",
       tags);
@@ -123,6 +135,8 @@ TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
       "int[] pairs, Tensor?[] directions, bool[] needs) -> Tensor[] products",
       tags);
 }
+
+TORCH_LIBRARY_IMPL(l2t_fast, CompositeExplicitAutograd, library) { library.impl("matching_loss", loss_alone); }
 
 TORCH_LIBRARY_IMPL(l2t_fast, CPU, library) {
   library.impl("matching_forward", forward_on<forward_cpu_or_emulated>);

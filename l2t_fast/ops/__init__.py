@@ -32,6 +32,10 @@ FUSED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 MatchingLoss = Callable[..., Tensor]
 
+# A GPU's backends that were found to run, with its number. Nothing takes that back, and to ask the driver again at every
+# call would take the host as long as some launches.
+_found: set[tuple[str, int]] = set()
+
 
 class Choice(NamedTuple):
     """A backend and, in one sentence, why it was taken."""
@@ -54,16 +58,24 @@ def implementation(backend: str) -> MatchingLoss:
 
 
 def why_unavailable(backend: str) -> str | None:
-    """Why a backend cannot run in this installation, or None when it can."""
+    """Why a backend cannot run in this installation, or None when it can; a GPU's, on the current one."""
     if backend == "reference":
         return None
-    if backend == "triton":
-        return _why_no_triton()
+    asks_driver = backend in FUSED["cuda"] and not torch.compiler.is_compiling() and torch.cuda.is_initialized()
+    if asks_driver and (backend, torch.cuda.current_device()) in _found:
+        return None
+    problem = _why_no_triton() if backend == "triton" else _why_no_extension()
+    if problem is None and backend == "cuda":
+        problem = _why_no_cuda()
+    if problem is None and asks_driver:
+        _found.add((backend, torch.cuda.current_device()))
+    return problem
+
+
+def _why_no_extension() -> str | None:
     problem = _native.why_unavailable()
     if problem is None and not hasattr(torch.ops.l2t_fast, "matching_forward"):
         problem = "the native extension has no matching op, build it again"
-    if problem is None and backend == "cuda":
-        problem = _why_no_cuda()
     return problem
 
 

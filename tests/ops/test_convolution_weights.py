@@ -1,4 +1,4 @@
-"""The native operators take a pair's weight as a 1x1 convolution has it, (C_m, C_n, 1, 1), too."""
+"""The operators take a pair's weight as a 1x1 convolution has it, (C_m, C_n, 1, 1), too."""
 
 import dataclasses
 
@@ -6,13 +6,6 @@ import pytest
 import torch
 
 from tests.ops.problems import draw_directions, draw_sizes, solve
-
-
-@pytest.fixture
-def native(backend):
-    if backend.name == "triton":
-        pytest.skip("the Triton operators take matrices alone")
-    return backend
 
 
 def as_convolutions(problem, memory_format=torch.contiguous_format):
@@ -26,13 +19,13 @@ def rich(backend):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_same_bits_in_the_weights_shape(native, memory_format):
-    matrices = rich(native)
+def test_the_same_bits_in_the_weights_shape(backend, memory_format):
+    matrices = rich(backend)
     convolutions = as_convolutions(matrices, memory_format)
     directions = draw_directions(matrices)
     shaped = [d.reshape(t.shape) for d, t in zip(directions, convolutions.inputs, strict=True)]
-    wanted = solve(native.matching_loss, matrices, directions).parts()
-    found = solve(native.matching_loss, convolutions, shaped)
+    wanted = solve(backend.matching_loss, matrices, directions).parts()
+    found = solve(backend.matching_loss, convolutions, shaped)
     assert [g.shape for g in found.gradients] == [t.shape for t in convolutions.inputs]
     assert [h.shape for h in found.products] == [t.shape for t in convolutions.inputs]
     for name, value in found.parts().items():
@@ -40,20 +33,20 @@ def test_the_same_bits_in_the_weights_shape(native, memory_format):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_opcheck(native, memory_format):
-    problem = as_convolutions(rich(native), memory_format)
+def test_opcheck(backend, memory_format):
+    problem = as_convolutions(rich(backend), memory_format)
     arguments = problem.operator_arguments()
-    torch.library.opcheck(native.ops.matching_forward.default, problem.requiring_grad().operator_arguments())
-    _, gradients = native.ops.matching_forward(*arguments)
-    factor = torch.tensor(2.0, device=native.device, requires_grad=True)
-    torch.library.opcheck(native.ops.matching_backward.default, (factor, gradients, *arguments))
+    torch.library.opcheck(backend.ops.matching_forward.default, problem.requiring_grad().operator_arguments())
+    _, gradients = backend.ops.matching_forward(*arguments)
+    factor = torch.tensor(2.0, device=backend.device, requires_grad=True)
+    torch.library.opcheck(backend.ops.matching_backward.default, (factor, gradients, *arguments))
     directions = iter(draw_directions(problem))
     slots = [None if slot is None else next(directions) for slot in problem.slots]
-    torch.library.opcheck(native.ops.matching_hvp.default, (*arguments[:-1], slots, arguments[-1]))
+    torch.library.opcheck(backend.ops.matching_hvp.default, (*arguments[:-1], slots, arguments[-1]))
 
 
-def test_other_kernels_than_1x1_raise(native):
-    problem = rich(native)
+def test_other_kernels_than_1x1_raise(backend):
+    problem = rich(backend)
     problem.weights[0] = problem.weights[0][:, :, None, None].expand(-1, -1, 3, 3)
     with pytest.raises(ValueError, match=r"pair 0 \(0, 0\): the weight has shape \[3, 2, 3, 3\]"):
-        native.ops.matching_forward(*problem.operator_arguments())
+        backend.ops.matching_forward(*problem.operator_arguments())

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 
+#include "../coefficients.h"
 #include "../runner.h"
 
 namespace l2t_fast::cuda {
@@ -16,6 +17,9 @@ cudaError_t launch_bfloat16(bool second, const Problem* problem, const Launch& l
 
 // Those of the Gram form.
 cudaError_t launch_gram(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
+
+// The coefficients, in as many launches as their pairs take.
+cudaError_t launch_coefficients(const PairColumns* pairs, const CoefficientCall& call, cudaStream_t stream);
 
 // Copies bytes (a multiple of 16) into device memory. They travel as parameters of a kernel: nothing has to be pinned
 // or kept alive, and a captured CUDA graph holds its own copy.

@@ -1,4 +1,4 @@
-// The CUDA implementation of the operators' two functions.
+// The CUDA implementation of the matching operators' functions.
 #include "../matching.h"
 
 #include <ATen/cuda/CUDAContext.h>
@@ -42,6 +42,11 @@ class GpuRunner : public Runner {
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  void run(const PairColumns* pairs, const CoefficientCall& call) override {
+    C10_CUDA_CHECK(launch_coefficients(pairs, call, stream_));
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
  private:
   const at::cuda::CUDAStream stream_;
 };
@@ -61,6 +66,19 @@ HessianVector matching_hvp_cuda(const MatchingProblem& problem, const Direction&
   const c10::cuda::CUDAGuard device(problem.alpha.device());
   cuda::GpuRunner runner;
   return cuda::matching_hvp(runner, problem, direction, needs);
+}
+
+at::Tensor coefficients_cuda(const std::vector<Term>& terms, const Columns& columns, const at::TensorOptions& options) {
+  const c10::cuda::CUDAGuard device(options.device());
+  cuda::GpuRunner runner;
+  return cuda::coefficients(runner, terms, columns, options);
+}
+
+Adjoints coefficients_backward_cuda(const at::Tensor& adjoint, const Term& term, const Columns& columns, bool what,
+                                    bool where) {
+  const c10::cuda::CUDAGuard device(adjoint.device());
+  cuda::GpuRunner runner;
+  return cuda::coefficients_backward(runner, adjoint, term, columns, what, where);
 }
 
 }  // namespace l2t_fast

@@ -34,24 +34,27 @@ class Arguments:
         return len(self.targets) + 2 * len(self.weights) + 1
 
 
-def empty_gradient(tensor: Tensor) -> Tensor:
-    """Memory for a gradient: dense, channels_last where the input is laid out so and contiguous otherwise."""
-    is_map = tensor.dim() == 4  # asking is slow, and a projection cannot be channels_last
-    layout = torch._prims_common.suggest_memory_format(tensor) if is_map else torch.contiguous_format
-    return torch.empty_like(tensor, memory_format=layout)
+def empty_results(arguments: Arguments) -> list[Tensor | None]:
+    """Memory for the results, one a slot; None where there is no need.
 
-
-def empty_results(arguments: Arguments) -> list[Tensor]:
-    """Memory for the results in need; serves tensors without data too, symbolic sizes included."""
+    Dense, channels_last where a map is laid out so and contiguous otherwise. Serves tensors without data too, symbolic
+    sizes included.
+    """
     if len(arguments.needs) != arguments.slot_count:
         raise ValueError(f"got {len(arguments.needs)} needs; {arguments.slot_count} are needed")
-    results = []
+    results: list[Tensor | None] = []
     for slot, (need, tensor) in enumerate(zip(arguments.needs, arguments.slots, strict=True)):
-        if need:
-            if tensor is None:
-                raise ValueError(f"need {slot} asks for the gradient of a bias that is None")
-            results.append(empty_gradient(tensor))
+        if need and tensor is None:
+            raise ValueError(f"need {slot} asks for the gradient of a bias that is None")
+        results.append(_empty_like(tensor, slot < len(arguments.targets)) if need else None)
     return results
+
+
+def _empty_like(tensor: Tensor, is_map: bool) -> Tensor:
+    layout = torch.contiguous_format
+    if is_map and not tensor.is_contiguous():  # to ask further is slow
+        layout = torch._prims_common.suggest_memory_format(tensor)
+    return torch.empty_like(tensor, memory_format=layout)
 
 
 def check(arguments: Arguments, directions: Sequence[Tensor | None] | None = None) -> None:
@@ -93,7 +96,7 @@ def check(arguments: Arguments, directions: Sequence[Tensor | None] | None = Non
             )
         source, target, weight, bias = sources[m], targets[n], weights[p], biases[p]
         wanted = [source.shape[1], target.shape[1]]
-        if list(weight.shape) != wanted:
+        if list(weight.shape) not in (wanted, [*wanted, 1, 1]):  # the latter as a convolution has it
             raise ValueError(
                 f"pair {p} ({m}, {n}): the weight has shape {_shape(weight)} where source {_shape(source)} and target "
                 f"{_shape(target)} need {wanted}"

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from l2t_fast.ops.triton import kernels, tuning
-from l2t_fast.ops.triton.arguments import Arguments, check, empty_gradient
+from l2t_fast.ops.triton.arguments import Arguments, check, empty_results
 from l2t_fast.ops.triton.planning import Plan, Planner
 from l2t_fast.ops.triton.tiles import INTERPRETER, TABLES, TileTable
 
@@ -63,7 +63,7 @@ def _run(given: Arguments, directions: Sequence[Tensor | None] | None) -> Answer
                 "the matching loss is captured into a CUDA graph for sizes, strides and needs it has not been called "
                 "with before; call it once before the capture, with tensors like those"
             )
-    results = [empty_gradient(t) if need else None for need, t in zip(given.needs, given.slots, strict=True)]
+    results = empty_results(given)
     arguments, directions, own = _in_one_dtype_each(given, directions, results)
     with torch.cuda.device(given.alpha.device) if given.alpha.is_cuda else nullcontext():
         if plan is None:

@@ -68,7 +68,7 @@ def _no_cpu(*_arguments):
 
 
 def _forward_meta(sources, targets, weights, biases, alpha, pairs, needs):
-    results = empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs))
+    results = _needed(empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs)))
     return alpha.new_empty(()), results
 
 
@@ -77,7 +77,7 @@ def _backward_meta(grad_loss, gradients, *_problem):
 
 
 def _hvp_meta(sources, targets, weights, biases, alpha, pairs, directions, needs):
-    return empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs))
+    return _needed(empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs)))
 
 
 # ---- derivatives ---------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class Plan:
 
 
 def _strides(tensor: Tensor | None, dims: int) -> list[int]:
-    return [0, *([0] * dims if tensor is None else tensor.stride())]
+    return [0, *([0] * dims if tensor is None else tensor.stride()[:dims])]
 
 
 def _cut(length: int, into: int) -> int:

@@ -14,6 +14,7 @@ from l2t_fast.ops import choose_backend, why_unavailable
 @pytest.fixture
 def a_gpu(monkeypatch):
     """As PyTorch describes an H100, with an extension that has kernels for it."""
+    monkeypatch.setattr(ops, "_found", set())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
@@ -57,6 +58,17 @@ def test_where_it_cannot_run_the_reason_is_told(a_gpu, monkeypatch):
     assert why_unavailable("cuda") == "PyTorch sees no CUDA GPU"
     monkeypatch.delattr(ops._native.extension, "kernel_image")
     assert why_unavailable("cuda").startswith("the native extension is built without CUDA kernels")
+
+
+def test_the_driver_is_asked_once_for_each_gpu(a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert why_unavailable("cuda") is None
+    a_gpu.image["error"] = "no kernel image is available"
+    assert why_unavailable("cuda") is None
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert why_unavailable("cuda") == "no kernel image is available"
+    a_gpu.image["error"] = None
+    assert why_unavailable("cuda") is None  # what does not run is asked again
 
 
 @pytest.mark.parametrize(("name", "device"), [("cuda", "cpu"), ("cpu", "cuda")])

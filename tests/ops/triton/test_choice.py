@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import l2t_fast
-from l2t_fast import _native
+from l2t_fast import _native, ops
 from l2t_fast.ops import choose_backend, why_unavailable
 
 pytest.importorskip("triton")
@@ -19,6 +19,7 @@ from l2t_fast.ops.triton import launching  # before a test changes what Triton r
 def a_gpu(monkeypatch):
     """As PyTorch describes an H100."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(ops, "_found", set())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(_native, "why_unavailable", lambda: "there is no extension")

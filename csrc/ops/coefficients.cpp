@@ -1,0 +1,300 @@
+// The operators coefficients, coefficients_backward and joined: schemas, checks, shapes without data, derivatives.
+//
+// alpha is linear in `what` and in `where` (coefficients.h), and with its adjoint it is a form that is linear in three:
+// each of its derivatives is one of the first two operators again, with a direction or an adjoint in the place of what
+// it belongs to. So there are derivatives of any order.
+#include "../coefficients.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "../cuda/emulation.h"
+#include "../cuda/matching.h"
+
+namespace l2t_fast {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+OptionalTensor if_defined(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+
+// ---- the operators, below autograd ----------------------------------------------------------------------------------
+
+Columns columns_of(at::IntArrayRef channels, at::ArrayRef<double> scales, int64_t batch) {
+  TORCH_CHECK_VALUE(channels.size() == scales.size() && !channels.empty(), "got ", channels.size(), " channels and ",
+                    scales.size(), " scales; one of each a pair is needed");
+  return {channels.vec(), scales.vec(), batch};
+}
+
+// The term as devices take it.
+Term checked(const OptionalTensor& what, const OptionalTensor& where, const Columns& columns,
+             const at::TensorOptions& options) {
+  const auto check = [&](const OptionalTensor& tensor, const char* name, int64_t width, bool may_share) {
+    if (!tensor) return Tensor();
+    TORCH_CHECK_VALUE(tensor->dim() == 2 && tensor->size(1) == width &&
+                          (tensor->size(0) == columns.batch || (may_share && tensor->size(0) == 1)),
+                      name, " have shape ", tensor->sizes(), "; (", columns.batch, ", ", width, ") is needed");
+    TORCH_CHECK_TYPE(tensor->scalar_type() == options.dtype(), name, " are ", tensor->scalar_type(), ", others ",
+                     options.dtype());
+    TORCH_CHECK_VALUE(tensor->device() == options.device(), name, " are on ", tensor->device(), ", others on ",
+                      options.device());
+    return tensor->contiguous();
+  };
+  return {check(what, "channel weights", columns.count(), false),
+          check(where, "pair weights", int64_t(columns.channels.size()), true)};
+}
+
+using Forward = Tensor(const std::vector<Term>&, const Columns&, const at::TensorOptions&);
+using Backward = Adjoints(const Tensor&, const Term&, const Columns&, bool, bool);
+
+template <Forward* compute>
+Tensor forward_on(const OptionalTensor& what, const OptionalTensor& where, const OptionalTensor& what_too,
+                  const OptionalTensor& where_too, at::IntArrayRef channels, at::ArrayRef<double> scales,
+                  int64_t batch) {
+  const Columns columns = columns_of(channels, scales, batch);
+  TORCH_CHECK_VALUE(what || where, "neither channel weights nor pair weights are given");
+  const at::TensorOptions options = (what ? *what : *where).options();
+  std::vector<Term> terms{checked(what, where, columns, options)};
+  if (what_too || where_too) terms.push_back(checked(what_too, where_too, columns, options));
+  return compute(terms, columns, options);
+}
+
+template <Backward* compute>
+std::tuple<Tensor, Tensor> backward_on(const Tensor& adjoint, const OptionalTensor& what, const OptionalTensor& where,
+                                       at::IntArrayRef channels, at::ArrayRef<double> scales, bool wants_what,
+                                       bool wants_where) {
+  const Columns columns = columns_of(channels, scales, adjoint.size(0));
+  const Term term = checked(what, where, columns, adjoint.options());
+  TORCH_CHECK_VALUE(adjoint.dim() == 2 && adjoint.size(1) == columns.count(), "the adjoint has shape ", adjoint.sizes(),
+                    " where the pairs' channels sum to ", columns.count());
+  auto [of_what, of_where] = compute(adjoint.contiguous(), term, columns, wants_what, wants_where);
+  if (wants_where && where && where->size(0) != columns.batch) of_where = of_where.sum(0, /*keepdim=*/true);
+  const auto or_empty = [&](const Tensor& tensor) {
+    return tensor.defined() ? tensor : at::empty({0}, adjoint.options());
+  };
+  return {or_empty(of_what), or_empty(of_where)};
+}
+
+Tensor forward_cpu_or_emulated(const std::vector<Term>& terms, const Columns& columns,
+                               const at::TensorOptions& options) {
+  cuda::Runner* const emulated = options.dtype() == at::kFloat ? cuda::emulated_runner() : nullptr;
+  return emulated ? cuda::coefficients(*emulated, terms, columns, options) : coefficients_cpu(terms, columns, options);
+}
+
+Adjoints backward_cpu_or_emulated(const Tensor& adjoint, const Term& term, const Columns& columns, bool what,
+                                  bool where) {
+  cuda::Runner* const emulated = adjoint.scalar_type() == at::kFloat ? cuda::emulated_runner() : nullptr;
+  return emulated ? cuda::coefficients_backward(*emulated, adjoint, term, columns, what, where)
+                  : coefficients_backward_cpu(adjoint, term, columns, what, where);
+}
+
+Tensor forward_meta(const std::vector<Term>&, const Columns& columns, const at::TensorOptions& options) {
+  return at::empty({columns.batch, columns.count()}, options);
+}
+
+Adjoints backward_meta(const Tensor& adjoint, const Term&, const Columns& columns, bool what, bool where) {
+  return empty_adjoints(adjoint, columns, what, where);
+}
+
+Tensor call_forward(const std::vector<Term>& terms, const Columns& columns) {
+  using Signature = Tensor(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                           at::IntArrayRef, at::ArrayRef<double>, int64_t);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::coefficients", "").typed<Signature>();
+  const Term none, &first = terms.front(), &last = terms.size() > 1 ? terms.back() : none;
+  return op.call(if_defined(first.what), if_defined(first.where), if_defined(last.what), if_defined(last.where),
+                 columns.channels, columns.scales, columns.batch);
+}
+
+std::tuple<Tensor, Tensor> call_backward(const Tensor& adjoint, const Term& term, const Columns& columns, bool what,
+                                         bool where) {
+  using Signature = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                               at::IntArrayRef, at::ArrayRef<double>, bool, bool);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::coefficients_backward", "").typed<Signature>();
+  return op.call(adjoint, if_defined(term.what), if_defined(term.where), columns.channels, columns.scales, what, where);
+}
+
+// ---- derivatives ----------------------------------------------------------------------------------------------------
+
+void keep(AutogradContext* ctx, variable_list tensors, const Columns& columns) {
+  ctx->set_materialize_grads(false);
+  ctx->save_for_backward(std::move(tensors));
+  ctx->saved_data["channels"] = columns.channels;
+  ctx->saved_data["scales"] = columns.scales;
+  ctx->saved_data["batch"] = columns.batch;
+}
+
+Columns kept_columns(AutogradContext* ctx) {
+  return {ctx->saved_data["channels"].toIntVector(), ctx->saved_data["scales"].toDoubleVector(),
+          ctx->saved_data["batch"].toInt()};
+}
+
+// Whether a backward pass asks for the derivatives of a node's inputs, each of which has an edge if it is there.
+std::vector<bool> asked_for(AutogradContext* ctx, const variable_list& inputs) {
+  std::vector<bool> asked;
+  size_t edge = 0;
+  for (const Tensor& input : inputs) asked.push_back(input.defined() && ctx->needs_input_grad(edge++));
+  return asked;
+}
+
+// A term's derivatives along an adjoint; undefined where one is not wanted.
+Term differentiated(const Tensor& adjoint, const Term& term, const Columns& columns, bool what, bool where);
+
+// Gives those alone that are wanted.
+struct CoefficientsBackward : Function<CoefficientsBackward> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& adjoint, const OptionalTensor& what,
+                               const OptionalTensor& where, const Columns& columns, bool wants_what, bool wants_where) {
+    const Term term{or_undefined(what), or_undefined(where)};
+    keep(ctx, {adjoint, term.what, term.where}, columns);
+    ctx->saved_data["wants_what"] = wants_what;
+    ctx->saved_data["wants_where"] = wants_where;
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const auto [of_what, of_where] = call_backward(adjoint, term, columns, wants_what, wants_where);
+    variable_list results;
+    if (wants_what) results.push_back(of_what);
+    if (wants_where) results.push_back(of_where);
+    return results;
+  }
+
+  // With directions v of the results, the sum over v * result is scale * adjoint * (where v_what + v_where what).
+  static variable_list backward(AutogradContext* ctx, const variable_list& directions) {
+    const variable_list inputs = ctx->get_saved_variables();
+    const Tensor &adjoint = inputs[0], &what = inputs[1], &where = inputs[2];
+    const Columns columns = kept_columns(ctx);
+    const std::vector<bool> asked = asked_for(ctx, inputs);
+    const bool has_what = ctx->saved_data["wants_what"].toBool(), has_where = ctx->saved_data["wants_where"].toBool();
+    const Tensor of_what = has_what ? directions.front() : Tensor(),
+                 of_where = has_where ? directions.back() : Tensor();
+
+    std::vector<Term> terms;
+    if (of_what.defined()) terms.push_back({of_what, where});
+    if (of_where.defined()) terms.push_back({what, of_where});
+    variable_list results(6);
+    if (asked[0] && !terms.empty()) results[0] = call_forward(terms, columns);
+    if (asked[1] && of_where.defined())
+      results[1] = differentiated(adjoint, {what, of_where}, columns, true, false).what;
+    if (asked[2] && of_what.defined())
+      results[2] = differentiated(adjoint, {of_what, where}, columns, false, true).where;
+    return results;
+  }
+};
+
+Term differentiated(const Tensor& adjoint, const Term& term, const Columns& columns, bool what, bool where) {
+  if (!adjoint.defined() || (!what && !where)) return {};
+  const variable_list found =
+      CoefficientsBackward::apply(adjoint, if_defined(term.what), if_defined(term.where), columns, what, where);
+  return {what ? found.front() : Tensor(), where ? found.back() : Tensor()};
+}
+
+struct Coefficients : Function<Coefficients> {
+  static Tensor forward(AutogradContext* ctx, const OptionalTensor& what, const OptionalTensor& where,
+                        const OptionalTensor& what_too, const OptionalTensor& where_too, const Columns& columns) {
+    std::vector<Term> terms{{or_undefined(what), or_undefined(where)}};
+    if (what_too || where_too) terms.push_back({or_undefined(what_too), or_undefined(where_too)});
+    keep(ctx, {terms.front().what, terms.front().where, or_undefined(what_too), or_undefined(where_too)}, columns);
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return call_forward(terms, columns);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& adjoints) {
+    const variable_list inputs = ctx->get_saved_variables();
+    const Columns columns = kept_columns(ctx);
+    const std::vector<bool> asked = asked_for(ctx, inputs);
+    variable_list results;
+    for (size_t i = 0; i < inputs.size(); i += 2) {
+      const Term derivatives = differentiated(adjoints[0], {inputs[i], inputs[i + 1]}, columns, asked[i], asked[i + 1]);
+      results.push_back(derivatives.what);
+      results.push_back(derivatives.where);
+    }
+    results.emplace_back();  // columns
+    return results;
+  }
+};
+
+Tensor forward_autograd(const OptionalTensor& what, const OptionalTensor& where, const OptionalTensor& what_too,
+                        const OptionalTensor& where_too, at::IntArrayRef channels, at::ArrayRef<double> scales,
+                        int64_t batch) {
+  return Coefficients::apply(what, where, what_too, where_too, columns_of(channels, scales, batch));
+}
+
+// ---- weights side by side -------------------------------------------------------------------------------------------
+
+Tensor joined(at::TensorList tensors) {
+  TORCH_CHECK_VALUE(!tensors.empty(), "no tensor to join is given");
+  return tensors[0].dim() == 1 ? at::stack(tensors, 1) : at::cat(tensors, 1);
+}
+
+// The derivative of at::cat cuts out each tensor's part by an operator of its own, the derivative of which is a whole
+// matrix with zeros elsewhere; here it is views of one matrix, whose derivative joins again.
+struct Joined : Function<Joined> {
+  static Tensor forward(AutogradContext* ctx, at::TensorList tensors) {
+    std::vector<int64_t> widths;
+    if (tensors[0].dim() > 1)
+      for (const Tensor& tensor : tensors) widths.push_back(tensor.size(1));
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["widths"] = widths;
+    ctx->saved_data["count"] = int64_t(tensors.size());
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return joined(tensors);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& adjoints);
+};
+
+struct Parted : Function<Parted> {
+  static variable_list forward(AutogradContext* /*ctx*/, const Tensor& whole, const std::vector<int64_t>& widths) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return widths.empty() ? whole.unbind(1) : whole.split_with_sizes(widths, 1);
+  }
+  static variable_list backward(AutogradContext* /*ctx*/, const variable_list& adjoints) {
+    return {Joined::apply(at::TensorList(adjoints)), Tensor()};
+  }
+};
+
+variable_list Joined::backward(AutogradContext* ctx, const variable_list& adjoints) {
+  if (!adjoints[0].defined()) return variable_list(size_t(ctx->saved_data["count"].toInt()));
+  return Parted::apply(adjoints[0], ctx->saved_data["widths"].toIntVector());
+}
+
+Tensor joined_autograd(at::TensorList tensors) { return Joined::apply(tensors); }
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
+  library.def(
+      "coefficients(Tensor? channel_weights, Tensor? pair_weights, Tensor? channel_weights_too, "
+      "Tensor? pair_weights_too, int[] channels, float[] scales, int batch) -> Tensor");
+  library.def(
+      "coefficients_backward(Tensor adjoint, Tensor? channel_weights, Tensor? pair_weights, int[] channels, "
+      "float[] scales, bool wants_channel_weights, bool wants_pair_weights) -> (Tensor, Tensor)");
+  library.def("joined(Tensor[] tensors) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(l2t_fast, Autograd, library) {
+  library.impl("coefficients", forward_autograd);
+  library.impl("joined", joined_autograd);
+}
+
+TORCH_LIBRARY_IMPL(l2t_fast, CompositeExplicitAutograd, library) { library.impl("joined", joined); }
+
+TORCH_LIBRARY_IMPL(l2t_fast, CPU, library) {
+  library.impl("coefficients", forward_on<forward_cpu_or_emulated>);
+  library.impl("coefficients_backward", backward_on<backward_cpu_or_emulated>);
+}
+#ifdef L2T_FAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(l2t_fast, CUDA, library) {
+  library.impl("coefficients", forward_on<coefficients_cuda>);
+  library.impl("coefficients_backward", backward_on<coefficients_backward_cuda>);
+}
+#endif
+TORCH_LIBRARY_IMPL(l2t_fast, Meta, library) {
+  library.impl("coefficients", forward_on<forward_meta>);
+  library.impl("coefficients_backward", backward_on<backward_meta>);
+}
+
+}  // namespace l2t_fast
