@@ -1,4 +1,4 @@
-"""alpha computed at once, natively or by PyTorch: the definition's bits, derivatives, and how many operators it takes."""
+"""alpha computed at once, natively or not: the definition's bits, its derivatives, and how many operators it takes."""
 
 import collections
 import itertools

@@ -241,8 +241,9 @@ std::vector<Tensor> backward_autograd(const Tensor& grad_loss, at::TensorList gr
 }
 
 // True if nothing but this node will ever read the saved gradients again, so that they may be scaled where they lie.
-// Under tracing and compiled autograd the answer has to be no.
-bool may_consume(const Tensor& grad_loss, const variable_list& gradients) {
+// Under tracing and compiled autograd the answer has to be no. `holders`: how many tensors share a saved one's storage
+// where nobody else does.
+bool may_consume(const Tensor& grad_loss, const variable_list& gradients, size_t holders) {
   if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph() ||
       c10::impl::TorchDispatchModeTLS::any_modes_set())
     return false;
@@ -254,8 +255,7 @@ bool may_consume(const Tensor& grad_loss, const variable_list& gradients) {
   };
   if (!is_plain(grad_loss)) return false;
   for (const auto& gradient : gradients)
-    // the saved tensor and the one unpacked from it share the storage; a third holder is the caller's
-    if (!is_plain(gradient) || gradient.storage().use_count() > 2) return false;
+    if (!is_plain(gradient) || gradient.storage().use_count() > holders) return false;
   return true;
 }
 
@@ -284,7 +284,8 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
 
     variable_list slots(inputs.size());
     if (const auto& grad_loss = grads[0]; grad_loss.defined()) {
-      const bool consume = may_consume(grad_loss, gradients);
+      // Of a node's result, the saved tensor is a copy, and so is what is unpacked from it; else they are one tensor.
+      const bool consume = may_consume(grad_loss, gradients, gives_gradients ? 2 : 1);
       variable_list chosen;
       auto asked = arguments;
       asked.needs = c10::List<bool>();

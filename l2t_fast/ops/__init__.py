@@ -32,8 +32,8 @@ FUSED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 MatchingLoss = Callable[..., Tensor]
 
-# A GPU's backends that were found to run, with its number. Nothing takes that back, and to ask the driver again at every
-# call would take the host as long as some launches.
+# A GPU's backends that were found to run, with its number. Nothing takes that back, and to ask the driver again at
+# every call would take the host as long as some launches.
 _found: set[tuple[str, int]] = set()
 
 
