@@ -20,7 +20,8 @@ TORCHES = ("2.11", "newest")
 TOOLS = ("setuptools>=77", "cmake>=3.22", "ninja")
 #: The operators, the step and a run, in a few minutes on one core.
 NATIVE = (
-    *("tests/test_functional.py", "tests/test_modules.py", "tests/test_native.py", "tests/fuzz", "tests/bilevel"),
+    *("tests/test_functional.py", "tests/test_modules.py", "tests/test_native.py", "tests/test_coefficients.py"),
+    *("tests/fuzz", "tests/bilevel"),
     *("tests/transfer/test_trainer.py", "tests/transfer/test_checkpoint.py", "tests/ops/test_operators.py"),
 )
 PURE = ("tests/test_functional.py", "tests/test_modules.py", "tests/fuzz", "tests/transfer/test_trainer.py")
