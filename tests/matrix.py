@@ -60,8 +60,9 @@ def main() -> int:
 
 def make_environment(python: str, torch: str, folder: Path) -> Path:
     """A virtual environment with PyTorch and what the tests need; returns its interpreter."""
-    interpreter = folder / "bin" / "python"
-    if not interpreter.exists():
+    interpreter, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.exists():  # what an interrupted installation leaves cannot be installed into
+        shutil.rmtree(folder, ignore_errors=True)
         command([find_python(python), "-m", "venv", folder], "no virtual environment can be made")
     wanted = "torch" if torch == "newest" else f"torch=={torch}.*"
     # PyTorch first and alone with its torchvision, because the native build compiles against it.
@@ -70,6 +71,7 @@ def make_environment(python: str, torch: str, folder: Path) -> Path:
     dependencies = [*project_list("dependencies"), "pytest", "pytest-xdist"]
     command([*install, wanted, *dependencies], "the dependencies cannot be installed beside it")
     command([interpreter, "-c", "import torchvision"], "torchvision cannot be imported beside it")
+    ready.touch()
     return interpreter
 
 
