@@ -47,11 +47,11 @@ class EmulatedRunner : public Runner {
       else if (launch.kernel == Kernel::gram_planes)
         gram_planes(thread, problem, launch);
       else if (launch.kernel == Kernel::gram_products)
-        gram_products(thread, problem, launch);
+        gram_products<std::conditional_t<std::is_same_v<Mode, Bfloat16>, Bfloat16, Tf32x3>>(thread, problem, launch);
       else if (launch.kernel == Kernel::gram_projections)
         gram_projections(thread, problem, launch);
       else if (launch.kernel == Kernel::gram_targets)
-        gram_targets(thread, problem, launch);
+        gram_targets<std::conditional_t<std::is_same_v<Mode, Bfloat16>, Bfloat16, Tf32>>(thread, problem, launch);
       else if (launch.kernel == Kernel::finish)
         finish(thread, problem, launch);
       else if (second)

@@ -10,6 +10,7 @@
 // K2 has the same steps, with the directions beside what they move.
 //
 // Q and dW are differences of large numbers, so all but dT is made of three products of tf32, and W is not rounded.
+// Maps of bfloat16 are multiplied as they are: their products are exact. T U is not, and is the sum of two of them.
 #pragma once
 
 #include "lines.h"
@@ -18,14 +19,14 @@
 namespace l2t_fast::cuda {
 
 // Tiles of 64 of the target's channels, which are few, by 128 rows or pixels.
-template <class Mode, class M>
+template <class M>
 class GramTiles {
  public:
   L2T_FAST_KERNEL GramTiles(M& m, const Problem& problem, const Target& target)
       : m_(m), problem_(problem), target_(target) {}
 
  protected:
-  static constexpr int height = gram_height, blocks = height / 32, terms = depth<float>;
+  static constexpr int height = gram_height, blocks = height / 32;
 
   // The item's number along its innermost axis, which it leaves behind.
   static L2T_FAST_KERNEL int next(int& item, int count) {

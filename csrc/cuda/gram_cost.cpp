@@ -19,8 +19,13 @@ std::optional<bool> forced_gram;
 }  // namespace
 
 bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pairs, const Wishes& wishes,
-               const Chip& chip) {
+               Products products, const Chip& chip) {
   if (forced_gram) return *forced_gram;
+  // Operations are counted in those of tf32, of which bfloat16 makes two in the time of one. What takes part in sums
+  // that cancel is made of three products of tf32, or of the maps' own, or (T U) of two of these.
+  const bool half = products == Products::bfloat16;
+  const double own_product = half ? 0.5 : 1, exact = half ? 0.5 : 3, nearly_exact = half ? 1 : 3, three = 3;
+  const double element = double(element_bytes(products)), terms = row_bytes / element;
   const double channels = padded(target.channels, gram_height);  // as tiles have them
   const double pixels = double(target.height) * target.width, columns = padded(pixels, tile_width);
   // Of sources of the target's size, and of smaller ones at theirs: rows as S~ T^T pads them, a pair at a time, and as
@@ -33,20 +38,20 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
     weights |= pair.weight_result.data != nullptr;
     weights_move |= pair.weight_direction.data != nullptr;
     rows += pair.channels;
-    const double as_rows = padded(pair.channels, tile_width), as_terms = padded(pair.channels, depth<float>);
+    const double as_rows = padded(pair.channels, tile_width), as_terms = padded(pair.channels, terms);
     if (pair.resize == Pair::Resize::none) {
       own_rows += as_rows;
       own_terms += as_terms;
       continue;
     }
     const double own = double(pair.height) * pair.width;
-    small += as_rows * padded(own, depth<float>);
+    small += as_rows * padded(own, terms);
     small_terms += as_terms * padded(own, tile_width);
     floats += pair.channels * own;
     if (p && pairs[p - 1].height == pair.height && pairs[p - 1].width == pair.width) continue;
     // the source pixels that a tile of columns takes of: the rows it crosses, and their neighbours
     const double crossed = double(tile_width) / target.width * pair.height / target.height + 2;
-    resized += padded(std::min<double>(crossed, pair.height) * pair.width, depth<float>);
+    resized += padded(std::min<double>(crossed, pair.height) * pair.width, terms);
     group_pixels += own;
     ++groups;
   }
@@ -63,25 +68,25 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
                     : 1 + maps + weights;
   const double direct_maps = !maps && !weights ? 0 : (wishes.second ? 2 : 1) * (1 + maps + weights);  // E, by passes
 
-  const double direct =
-      2 * channels * direct_products * all_rows * columns + 4 * operations_of_byte * direct_maps * rows * pixels;
+  const double direct = own_product * 2 * channels * direct_products * all_rows * columns +
+                        element * operations_of_byte * direct_maps * rows * pixels;
   const double own_floats = own_terms * pixels;
   const double arithmetic =
-      3 * 2 * channels *
-          (of_maps * ((padded(target.channels, tile_width) + own_rows) * pixels + small) + of_sources * small_terms +
-           (of_projections + of_factors) * channels * all_rows) +
-      2 * channels * columns * (of_targets * channels + of_sources * own_terms + (of_sources > 0) * resized);
-  const double bytes =
-      4 * (((3 + 2 * groups) * of_maps + maps + of_targets) * target.channels * pixels +
-           (1 + of_maps + of_sources) * (own_floats + floats) + (1 + 2 * of_maps) * target.channels * rows);
+      2 * channels *
+      (of_maps * (exact * (padded(target.channels, tile_width) + own_rows) * pixels + nearly_exact * small) +
+       exact * of_sources * small_terms + three * (of_projections + of_factors) * channels * all_rows +
+       own_product * columns * (of_targets * channels + of_sources * own_terms + (of_sources > 0) * resized));
+  const double bytes = element * (((3 + 2 * groups) * of_maps + maps + of_targets) * target.channels * pixels +
+                                  (1 + of_maps + of_sources) * (own_floats + floats)) +
+                       sizeof(float) * (1 + 2 * of_maps) * target.channels * rows;
   const double gram = arithmetic + operations_of_byte * bytes;
   constexpr int launches = 4;
   const bool is_less = gram < 0.75 * direct;
   const bool is_worth_it = double(batch) * (direct - gram) > launches * chip.launch;
   // What it keeps between its kernels may be as much as the maps that it reads: memory is bounded by the features.
-  const double kept = target.channels * (of_maps * (rows + target.channels + group_pixels) +
-                                         of_factors * target.channels + (of_sources > 0) * group_pixels);
-  const double read = of_maps * target.channels * pixels + own_floats + floats;
+  const double kept = target.channels * (sizeof(float) * of_maps * (rows + target.channels + group_pixels) +
+                                         element * (of_factors * target.channels + (of_sources > 0) * group_pixels));
+  const double read = element * (of_maps * target.channels * pixels + own_floats + floats);
   return is_less && is_worth_it && kept < read;
 }
 

@@ -40,7 +40,7 @@ class GramPlanes {
     for_each_plane(first, group.rows, [=, this](int within) {
       const int row = group.first_row + within;
       const Pair& pair = *pair_of(problem_, target_, row);
-      const float* const plane = plane_of(pair.source, sample_, row - pair.first_row);
+      const Plane plane = plane_of(pair.source, sample_, row - pair.first_row);
       write_sums(target_.channels + row, resized ? sum_resized_plane(plane, group.height, group.width)
                                                  : sum_plane(plane, group.height * group.width));
     });
@@ -56,17 +56,18 @@ class GramPlanes {
     for (int turn = 0; turn < planes_of_warp && first + turn * warps < target_.channels; ++turn) {
       const int channel = first + turn * warps + warp;
       const bool lives = channel < target_.channels;
-      const float* const plane = plane_of(which ? target_.direction : target_.map, sample_, lives ? channel : first);
-      float* const to = group.shrunk[which] + (int64_t(sample_) * target_.channels + channel) * group.stride;
+      const Plane plane = plane_of(which ? target_.direction : target_.map, sample_, lives ? channel : first);
+      const int64_t begin = (int64_t(sample_) * target_.channels + channel) * group.stride;
       for (int y = 0; y < group.height; ++y) {
         for (int x = lane; x < width; x += 32)
-          line[x] = gather(0, y, [=, this](int row) { return m_.read(plane + row * width + x); });
+          line[x] = gather(0, y, [=, this](int row) { return read(plane, row * width + x); });
         m_.barrier();
         for (int x = lane; x < group.width && lives; x += 32)
-          to[y * group.width + x] = gather(1, x, [line](int column) { return line[column]; });
+          keep_shrunk(group, which, begin + y * group.width + x,
+                      gather(1, x, [line](int column) { return line[column]; }));
         m_.barrier();
       }
-      if (lives && lane < group.stride - pixels) to[pixels + lane] = 0;
+      if (lives && lane < group.stride - pixels) keep_shrunk(group, which, begin + pixels + lane, 0);
     }
   }
 
@@ -178,18 +179,40 @@ class GramPlanes {
     }
   }
 
-  L2T_FAST_KERNEL const float* plane_of(const Map& map, int sample, int channel) const {
-    return static_cast<const float*>(map.data) + sample * map.sample + int64_t(channel) * map.channel;
+  // A channel's pixels, in line.
+  struct Plane {
+    const void* data;
+    bool bfloat16;
+  };
+  L2T_FAST_KERNEL Plane plane_of(const Map& map, int sample, int channel) const {
+    const bool bfloat16 = map.type == Type::bfloat16;
+    const int64_t offset = sample * map.sample + int64_t(channel) * map.channel;
+    return {static_cast<const unsigned char*>(map.data) + offset * (bfloat16 ? 2 : 4), bfloat16};
+  }
+  L2T_FAST_KERNEL float read(const Plane& plane, int pixel) const {
+    return plane.bfloat16 ? load<Type::bfloat16>(m_, plane.data, pixel) : load<Type::float32>(m_, plane.data, pixel);
+  }
+
+  // In bfloat16 two of them, so that what cancels later has the digits of both.
+  L2T_FAST_KERNEL void keep_shrunk(const Group& group, int which, int64_t at, float value) {
+    if (target_.map.type == Type::float32) {
+      static_cast<float*>(group.shrunk[which])[at] = value;
+      return;
+    }
+    auto* const to = static_cast<uint16_t*>(group.shrunk[which]);
+    to[at] = m_.to_bfloat16(value);
+    const float rest = value - m_.as_float(uint32_t(to[at]) << 16);
+    to[problem_.batch * target_.channels * group.stride + at] = m_.to_bfloat16(rest);
   }
 
   struct PlaneSums {
     float sum, other;
   };
 
-  L2T_FAST_KERNEL PlaneSums sum_plane(const float* plane, int pixels) {
+  L2T_FAST_KERNEL PlaneSums sum_plane(const Plane& plane, int pixels) {
     float sum = 0, square = 0;
     for (int i = m_.thread() % 32; i < pixels; i += 32) {
-      const float value = m_.read(plane + i);
+      const float value = read(plane, i);
       sum += value;
       square += value * value;
     }
@@ -197,18 +220,18 @@ class GramPlanes {
   }
 
   // Each pixel times what it becomes: sum S~^2 = s^T (U^T U) s, where U^T U reaches to the next pixel along each axis.
-  L2T_FAST_KERNEL PlaneSums sum_resized_plane(const float* plane, int height, int width) {
+  L2T_FAST_KERNEL PlaneSums sum_resized_plane(const Plane& plane, int height, int width) {
     float sum = 0, square = 0;
     for (int i = m_.thread() % 32; i < height * width; i += 32) {
       const int y = i / width, x = i - y * width;
       const Moments down = moments(0)[y], along = moments(1)[x];
-      const float value = m_.read(plane + i);
+      const float value = read(plane, i);
       float row = along.square * value, below = 0;
-      if (x + 1 < width) row += 2 * along.next * m_.read(plane + i + 1);
+      if (x + 1 < width) row += 2 * along.next * read(plane, i + 1);
       if (y + 1 < height) {
-        below = along.square * m_.read(plane + i + width);
-        if (x + 1 < width) below += along.next * m_.read(plane + i + width + 1);
-        if (x > 0) below += moments(1)[x - 1].next * m_.read(plane + i + width - 1);
+        below = along.square * read(plane, i + width);
+        if (x + 1 < width) below += along.next * read(plane, i + width + 1);
+        if (x > 0) below += moments(1)[x - 1].next * read(plane, i + width - 1);
       }
       sum += down.sum * along.sum * value;
       square += value * (down.square * row + 2 * down.next * below);

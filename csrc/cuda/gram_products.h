@@ -1,16 +1,23 @@
 // Second of the Gram form: products of maps and of weights, a sample at a time. And last: dT from them.
 #pragma once
 
+#include <type_traits>
+
 #include "gram.h"
 #include "resize.h"
 
 namespace l2t_fast::cuda {
 
-template <class Mode, class M>
-class GramProducts : GramTiles<Mode, M> {
-  using Tiles = GramTiles<Mode, M>;
-  using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms,
-      Tiles::twice, Tiles::weights_from;
+// `Mode` is that of maps' products; what is kept of dT's factors is rounded as `Kept` is.
+template <class Mode, class Kept, class M>
+class GramProducts : GramTiles<M> {
+  using Tiles = GramTiles<M>;
+  using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::twice,
+      Tiles::weights_from;
+  using Element = typename Mode::Element;
+  static constexpr bool is_bfloat16 = sizeof(Element) == 2;
+  static constexpr Type map_type = is_bfloat16 ? Type::bfloat16 : Type::float32;
+  static constexpr int terms = depth<Element>;
 
  public:
   using Tiles::Tiles;
@@ -26,26 +33,30 @@ class GramProducts : GramTiles<Mode, M> {
     const int first_channel = next(item, tiles(channels, height)) * height;
     const int first_row = next(item, tiles(rows, tile_width)) * tile_width, part = next(item, shares), sample = item;
     const int count = tiles(pixels, terms);
-    const int begin = int(int64_t(count) * part / shares), end = int(int64_t(count) * (part + 1) / shares);
+    const int begin = int(int64_t(count) * part / shares),
+              of_pixels = int(int64_t(count) * (part + 1) / shares) - begin;
+    const int all = small && is_bfloat16 ? 2 * of_pixels : of_pixels;  // T U, and its rest
     Sums<blocks> sums, whole;
     clear<blocks>(sums);
     clear<blocks>(whole);
     multiply_tiles<Mode, Layout<true>, Layout<true>, blocks>(
-        m_, sums, end - begin,
-        [=, this](int number, float* a, float* b) {
-          const int pixel = (begin + number) * terms;
+        m_, sums, all,
+        [=, this](int number, Element* a, Element* b) {
+          const bool of_rest = is_bfloat16 && number >= of_pixels;
+          const int pixel = (begin + (of_rest ? number - of_pixels : number)) * terms;
           if (small) {
-            const Packed shrunk{small->shrunk[which] + int64_t(sample) * channels * small->stride, small->stride,
-                                channels};
-            feed_packed<true, height, float>(m_, shrunk, first_channel, pixel).next(m_, a);
+            const int64_t place = (of_rest ? problem_.batch : 0) + sample;
+            const Packed shrunk{static_cast<const Element*>(small->shrunk[which]) + place * channels * small->stride,
+                                small->stride, channels};
+            feed_packed<true, height, Element>(m_, shrunk, first_channel, pixel).next(m_, a);
           } else {
             fill_map<true, height>(a, which ? target_.direction : target_.map, sample, first_channel, channels, pixel,
                                    pixels);
           }
           fill_map<true, tile_width>(b, map, sample, first_row, rows, pixel, pixels);
         },
-        [](int, float*, float*) {},
-        [&sums, &whole, last = end - begin - 1](int number) {
+        [](int, Element*, Element*) {},
+        [&sums, &whole, last = all - 1](int number) {
           if (number % tiles_of_chain == tiles_of_chain - 1 || number == last) put_away<blocks>(sums, whole);
         });
     float* const to =
@@ -63,6 +74,7 @@ class GramProducts : GramTiles<Mode, M> {
 
   // W^T 2 alpha W of a sample; or what it moves by, vW^T 2 alpha W + W^T 2 alpha vW + W^T 2 valpha W.
   L2T_FAST_KERNEL void multiply_weights(int which, int item) {
+    constexpr int terms = depth<float>;  // of a tile of weights
     const int channels = target_.channels, rows = target_.rows, count = tiles(rows, terms);
     const int first_channel = next(item, tiles(channels, height)) * height;
     const int first_column = next(item, tiles(channels, tile_width)) * tile_width, sample = item;
@@ -70,7 +82,7 @@ class GramProducts : GramTiles<Mode, M> {
     const int all = which ? moving_weights + (target_.gram.coefficients[1] ? 1 : 0) : 1;
     Sums<blocks> sums;
     clear<blocks>(sums);
-    multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
+    multiply_tiles<Tf32x3, Layout<false>, Layout<false>, blocks>(
         m_, sums, all * count,
         [=, this](int number, float* a, float* b) {
           const int term = number / count, row = (number - term * count) * terms;
@@ -82,13 +94,14 @@ class GramProducts : GramTiles<Mode, M> {
         },
         [=, this](int number, float* a, float*) {
           const int term = number / count, row = (number - term * count) * terms;
-          scale_lines(a, twice(which && term == moving_weights, sample) + row, rows - row, 1);
+          scale_lines<Tf32x3>(a, twice(which && term == moving_weights, sample) + row, rows - row, 1);
         });
     const int stride = target_.stride;
-    float* const to = target_.gram.factors[which] + int64_t(sample) * channels * stride;
+    auto* const to =
+        static_cast<typename Kept::Element*>(target_.gram.factors[which]) + int64_t(sample) * channels * stride;
     for_each_sum<blocks>(m_, sums, [=, this](int i, int j, float sum) {
       const int channel = first_channel + i, column = first_column + j;
-      if (channel < channels && column < channels) keep<Tf32>(m_, to, int64_t(channel) * stride + column, sum);
+      if (channel < channels && column < channels) keep<Kept>(m_, to, int64_t(channel) * stride + column, sum);
     });
   }
 
@@ -101,15 +114,15 @@ class GramProducts : GramTiles<Mode, M> {
     clear<blocks>(sums);
     multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
         m_, sums, scaled_terms() * count_of(group),
-        [=, this, &group](int number, float* a, float* b) {
+        [=, this, &group](int number, Element* a, Element* b) {
           fill_scaled(a, b, group, number, sample, first_channel, first_pixel, pixels);
         },
-        [=, this, &group](int number, float* a, float* b) { settle_scaled(a, b, group, number, sample, 1); });
+        [=, this, &group](int number, Element* a, Element* b) { settle_scaled(a, b, group, number, sample, 1); });
     const int stride = group.stride;
-    float* const to = group.grown + int64_t(sample) * channels * stride;
-    for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) {
+    auto* const to = static_cast<Element*>(group.grown) + int64_t(sample) * channels * stride;
+    for_each_sum<blocks>(m_, sums, [=, this](int i, int j, float sum) {
       const int channel = first_channel + i, pixel = first_pixel + j;
-      if (channel < channels && pixel < stride) to[int64_t(channel) * stride + pixel] = sum;
+      if (channel < channels && pixel < stride) keep<Mode>(m_, to, int64_t(channel) * stride + pixel, sum);
     });
   }
 
@@ -120,22 +133,22 @@ class GramProducts : GramTiles<Mode, M> {
     clear<blocks>(sums);
     multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
         m_, sums, here().of_maps + here().of_sources,
-        [this](int number, float* a, float* b) { fill_target(number, a, b); },
-        [this](int number, float* a, float* b) { settle_target(number, a, b); });
+        [this](int number, Element* a, Element* b) { fill_target(number, a, b); },
+        [this](int number, Element* a, Element* b) { settle_target(number, a, b); });
     const int end = target_.gram.first_group + target_.gram.groups;
     for (int g = target_.gram.first_group + (target_.gram.own_rows ? 1 : 0); scaled_terms() && g < end; ++g) {
       const Group& group = problem_.groups[g];
       subtract_resized<Mode, blocks, tile_width>(
           m_, sums, group, target_, here().live,
-          [this, &group](float* tile, int pixel) {
-            const Packed grown{group.grown + int64_t(here().sample) * target_.channels * group.stride, group.stride,
-                               target_.channels};
-            feed_packed<true, height, float>(m_, grown, here().first_channel, pixel).next(m_, tile);
+          [this, &group](Element* tile, int pixel) {
+            const Packed grown{
+                static_cast<const Element*>(group.grown) + int64_t(here().sample) * target_.channels * group.stride,
+                group.stride, target_.channels};
+            feed_packed<true, height, Element>(m_, grown, here().first_channel, pixel).next(m_, tile);
           },
-          [this](float* tile) { round_filled<Mode, true, height, height>(m_, tile, 0, true); });
+          [this](Element* tile) { round_filled<Mode, true, height, height>(m_, tile, 0, true); });
     }
     const Map result = target_.result;
-    float* const to = static_cast<float*>(result.data);
     const int first_channel = here().first_channel, channels_left = target_.channels - first_channel;
     const float* const constant = target_.gram.constant + int64_t(here().sample) * target_.channels + first_channel;
     const bool adds = target_.gram.adds;
@@ -143,7 +156,8 @@ class GramProducts : GramTiles<Mode, M> {
       if (i >= channels_left || j >= here().live) return;
       const int64_t at = offset_of(result, spots(m_)[j]) + int64_t(first_channel + i) * result.channel;
       sum += constant[i];
-      to[at] = adds ? to[at] + sum : sum;
+      if (adds) sum += load<map_type>(m_, result.data, at);
+      store(m_, result.data, map_type, at, sum);
     });
   }
 
@@ -151,7 +165,7 @@ class GramProducts : GramTiles<Mode, M> {
   // Tensor cores cut off what a float does not hold, always towards zero. So that this does not add up over thousands
   // of pixels, of whose sums Q is a small difference, so many tiles' sums are put away at a time, by additions that
   // round.
-  static constexpr int tiles_of_chain = 4;
+  static constexpr int tiles_of_chain = 128 / terms;
 
   L2T_FAST_KERNEL const Group* small_group_of(const Pair& pair) const {
     if (pair.first_row < target_.gram.own_rows) return nullptr;
@@ -204,22 +218,22 @@ class GramProducts : GramTiles<Mode, M> {
     return problem_.second && !is_last(number) ? target_.direction : target_.map;
   }
 
-  L2T_FAST_KERNEL void fill_target(int number, float* a, float* b) {
+  L2T_FAST_KERNEL void fill_target(int number, Element* a, Element* b) {
     if (number >= here().of_maps) {
       fill_scaled(a, b, own_group(), number - here().of_maps, here().sample, here().first_channel, here().first_pixel,
                   here().pixels);
       return;
     }
     const int channels = target_.channels, term = number % here().of_factor * terms;
-    const Packed factor{
-        target_.gram.factors[is_last(number)] + (int64_t(here().sample) * channels + term) * target_.stride,
-        target_.stride, channels - term};
-    feed_packed<false, height, float>(m_, factor, 0, here().first_channel).next(m_, a);
+    const Packed factor{static_cast<const Element*>(target_.gram.factors[is_last(number)]) +
+                            (int64_t(here().sample) * channels + term) * target_.stride,
+                        target_.stride, channels - term};
+    feed_packed<false, height, Element>(m_, factor, 0, here().first_channel).next(m_, a);
     fill_map<false, tile_width>(b, factor_map(number), here().sample, term, channels, here().first_pixel,
                                 here().pixels);
   }
 
-  L2T_FAST_KERNEL void settle_target(int number, float* a, float* b) {
+  L2T_FAST_KERNEL void settle_target(int number, Element* a, Element* b) {
     if (number >= here().of_maps)
       settle_scaled(a, b, own_group(), number - here().of_maps, here().sample, -1);
     else
@@ -228,16 +242,16 @@ class GramProducts : GramTiles<Mode, M> {
 
   // A tile of a sample, from a channel and a pixel on: `along_pixels` if these are the terms of the sum, else channels.
   template <bool along_pixels, int length>
-  L2T_FAST_KERNEL void fill_map(float* tile, const Map& map, int sample, int first_channel, int channels,
+  L2T_FAST_KERNEL void fill_map(Element* tile, const Map& map, int sample, int first_channel, int channels,
                                 int first_pixel, int pixels) {
     const int left = pixels - first_pixel, channels_left = channels - first_channel, by_channel = map.channel;
     fill<along_pixels, length, length>(
-        m_, tile, 0, at(map, sample, first_channel) + first_pixel, Type::float32, map.vectors,
+        m_, tile, 0, at(map, sample, first_channel) + first_pixel, map_type, map.vectors,
         [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
         [=](int line) { return line < channels_left ? int64_t(line) * by_channel : int64_t(-1); });
   }
-  static L2T_FAST_KERNEL const float* at(const Map& map, int sample, int channel) {
-    return static_cast<const float*>(map.data) + sample * map.sample + int64_t(channel) * map.channel;
+  static L2T_FAST_KERNEL const Element* at(const Map& map, int sample, int channel) {
+    return static_cast<const Element*>(map.data) + sample * map.sample + int64_t(channel) * map.channel;
   }
 
   // The sum over a group's rows of 2 alpha W and S, in tiles of one pair each. In K2 it moves by two such sums: by that
@@ -263,49 +277,68 @@ class GramProducts : GramTiles<Mode, M> {
     const bool weights_move = problem_.second && target_.weight_direction && !again;
     return {&pair, (number - pair.first_tile) * terms, weights_move, problem_.second && !weights_move};
   }
-  L2T_FAST_KERNEL void fill_scaled(float* a, float* b, const Group& group, int number, int sample, int first_channel,
-                                   int first_pixel, int pixels) {
+  L2T_FAST_KERNEL void fill_scaled(Element* a, Element* b, const Group& group, int number, int sample,
+                                   int first_channel, int first_pixel, int pixels) {
     const Stretch found = stretch_of(group, number);
-    Packed weight = weights_from(found.weights_move, found.pair->first_row + found.first);
-    weight.lines = found.pair->channels - found.first;
-    feed_packed<false, height, float>(m_, weight, 0, first_channel).next(m_, a);
+    const int64_t first = int64_t(found.pair->first_row + found.first) * target_.stride;
+    const void* const weights = is_bfloat16          ? target_.gram.weights[found.weights_move]
+                                : found.weights_move ? target_.weight_direction
+                                                     : target_.weight;
+    const Packed weight{static_cast<const Element*>(weights) + first, target_.stride,
+                        found.pair->channels - found.first};
+    feed_packed<false, height, Element>(m_, weight, 0, first_channel).next(m_, a);
     fill_map<false, tile_width>(b, found.pair->source, sample, found.first, found.pair->channels, first_pixel, pixels);
   }
-  L2T_FAST_KERNEL void settle_scaled(float* a, float* b, const Group& group, int number, int sample, float sign) {
+  L2T_FAST_KERNEL void settle_scaled(Element* a, Element* b, const Group& group, int number, int sample, float sign) {
     const Stretch found = stretch_of(group, number);
-    scale_lines(a, twice(found.coefficients_move, sample) + found.pair->first_row + found.first,
-                found.pair->channels - found.first, sign);
+    scale_lines<Mode>(a, twice(found.coefficients_move, sample) + found.pair->first_row + found.first,
+                      found.pair->channels - found.first, sign);
     round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, found.pair->source.vectors);
   }
 
   // The lines of a tile of packed weights, each times its number: by the threads that brought them (Feed).
-  L2T_FAST_KERNEL void scale_lines(float* tile, const float* factors, int count, float sign) {
-    constexpr int pieces = height / vector<float>;
+  template <class TileMode>
+  L2T_FAST_KERNEL void scale_lines(typename TileMode::Element* tile, const float* factors, int count, float sign) {
+    using TileElement = typename TileMode::Element;
+    constexpr int pieces = height / vector<TileElement>;
     const int thread = m_.thread();
     L2T_FAST_UNROLL
-    for (int line = thread / pieces; line < terms; line += threads / pieces) {
+    for (int line = thread / pieces; line < depth<TileElement>; line += threads / pieces) {
       const float factor = line < count ? sign * factors[line] : 0.f;
-      const int at = place<false, height, float>(line, thread % pieces);
+      auto* const piece = tile + place<false, height, TileElement>(line, thread % pieces);
       float values[4];
-      m_.read4(values, tile + at);
-      L2T_FAST_UNROLL
-      for (float& value : values) value *= factor;
-      keep_vector<Mode>(m_, tile, at, values);
+      m_.read4(values, reinterpret_cast<const float*>(piece));
+      if constexpr (sizeof(TileElement) == 2) {
+        uint32_t bits[4];
+        L2T_FAST_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t both = m_.as_bits(values[i]);
+          const float low = m_.as_float(both << 16) * factor, high = m_.as_float(both & 0xffff0000) * factor;
+          bits[i] = uint32_t(m_.to_bfloat16(low)) | uint32_t(m_.to_bfloat16(high)) << 16;
+        }
+        m_.write16(piece, bits);
+      } else {
+        L2T_FAST_UNROLL
+        for (float& value : values) value *= factor;
+        keep_vector<TileMode>(m_, piece, 0, values);
+      }
     }
   }
 };
 
-template <class M>
+// Mode: of maps' products, Tf32x3 or Bfloat16.
+template <class Mode, class M>
 L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& launch) {
   using Kind = Segment::Kind;
   const Segment& segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
   const Pair* const pair = segment.kind == Kind::source_products ? problem.pairs + segment.index : nullptr;
   const Group* const group = segment.kind == Kind::grow ? problem.groups + segment.index : nullptr;
-  GramProducts<Tf32x3, M> products(m, problem,
-                                   problem.targets[pair    ? pair->target
-                                                   : group ? group->target
-                                                           : segment.index]);
+  using Kept = std::conditional_t<std::is_same_v<Mode, Tf32x3>, Tf32, Mode>;
+  GramProducts<Mode, Kept, M> products(m, problem,
+                                       problem.targets[pair    ? pair->target
+                                                       : group ? group->target
+                                                               : segment.index]);
   if (segment.kind == Kind::factor)
     products.multiply_weights(segment.which, item);
   else if (group)
@@ -314,10 +347,11 @@ L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& l
     products.multiply_maps(pair, segment.which, item);
 }
 
-template <class M>
+// Mode: Tf32 or Bfloat16.
+template <class Mode, class M>
 L2T_FAST_KERNEL void gram_targets(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  GramProducts<Tf32, M>(m, problem, problem.targets[segment.index]).write_target(m.block() - segment.first);
+  GramProducts<Mode, Mode, M>(m, problem, problem.targets[segment.index]).write_target(m.block() - segment.first);
 }
 
 }  // namespace l2t_fast::cuda

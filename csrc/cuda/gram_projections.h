@@ -5,11 +5,12 @@
 
 namespace l2t_fast::cuda {
 
-template <class Mode, class M>
-class GramProjections : GramTiles<Mode, M> {
-  using Tiles = GramTiles<Mode, M>;
-  using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::terms,
-      Tiles::twice, Tiles::weights_from;
+template <class M>
+class GramProjections : GramTiles<M> {
+  using Tiles = GramTiles<M>;
+  using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::twice,
+      Tiles::weights_from;
+  static constexpr int terms = depth<float>;
 
  public:
   using Tiles::Tiles;
@@ -101,7 +102,7 @@ class GramProjections : GramTiles<Mode, M> {
   L2T_FAST_KERNEL void multiply_weights_by_product(Sums<blocks>& sums, const Where& here, bool moves) {
     const int count = tiles(target_.channels, terms);
     const int products = moves ? (target_.direction.data ? 1 : 0) + (target_.weight_direction ? 1 : 0) : 1;
-    multiply_tiles<Mode, Layout<true>, Layout<true>, blocks>(
+    multiply_tiles<Tf32x3, Layout<true>, Layout<true>, blocks>(
         m_, sums, count * products,
         [=, this, &here](int number, float* a, float* b) {
           const bool of_direction = moves && target_.direction.data && number < count;
@@ -241,7 +242,7 @@ class GramProjections : GramTiles<Mode, M> {
 template <class M>
 L2T_FAST_KERNEL void gram_projections(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  GramProjections<Tf32x3, M>(m, problem, problem.targets[segment.index]).write_projections(m.block() - segment.first);
+  GramProjections<M>(m, problem, problem.targets[segment.index]).write_projections(m.block() - segment.first);
 }
 
 }  // namespace l2t_fast::cuda

@@ -153,7 +153,7 @@ class Call {
       std::stable_sort(gram.begin(), gram.end(), [](const Pair& a, const Pair& b) {
         return std::pair(int64_t(a.height) * a.width, a.height) > std::pair(int64_t(b.height) * b.width, b.height);
       });
-      if (gram.empty() || !gram_pays(problem_.alpha.size(0), target, gram, wishes_, runner_.chip())) {
+      if (gram.empty() || !gram_pays(problem_.alpha.size(0), target, gram, wishes_, products_, runner_.chip())) {
         add(target, direct);
         continue;
       }
@@ -222,17 +222,19 @@ class Call {
     return pair;
   }
 
-  // The Gram form's sums cancel, so it is not for who asks for all of float32; its products are of float32 maps whose
-  // pixels stand in line, and sources of at most the target's size.
+  // The Gram form's sums cancel, so it is not for who asks for all of float32; its products are of maps of the tiles'
+  // type whose pixels stand in line, and sources of at most the target's size.
   bool can_take_gram(const Pair& pair, const Target& target) const {
-    const auto in_line = [&target](const Map& map) {
-      return map.type == Type::float32 && map.column == 1 && map.row == target.width;
+    const auto in_line = [this, &target](const Map& map) {
+      return map.type == own_type() && map.column == 1 && map.row == target.width;
     };
-    return products_ == Products::tf32 && target.channels > 0 && in_line(target.map) &&
+    return products_ != Products::tf32x3 && target.channels > 0 && in_line(target.map) &&
            (!target.direction.data || in_line(target.direction)) &&
            std::max(target.height, target.width) <= most_side && pair.resize != Pair::Resize::taps &&
-           pair.source.type == Type::float32;
+           pair.source.type == own_type();
   }
+
+  Type own_type() const { return products_ == Products::bfloat16 ? Type::bfloat16 : Type::float32; }
 
   // Where the source has fewer pixels, a tile of columns is made of few of them: a short sum, of a map that lies in
   // memory as tiles do.
@@ -241,8 +243,7 @@ class Call {
     if (map.channels_last || map.column != 1 || map.row != pair.width) return Pair::Resize::taps;
     if (pair.height == target.height && pair.width == target.width) return Pair::Resize::none;
     const bool smaller = pair.height <= target.height && pair.width <= target.width;
-    const Type own = products_ == Products::bfloat16 ? Type::bfloat16 : Type::float32;
-    return smaller && map.type == own ? Pair::Resize::products : Pair::Resize::taps;
+    return smaller && map.type == own_type() ? Pair::Resize::products : Pair::Resize::taps;
   }
 
   // One workspace: what the plan places there, then the table.

@@ -40,6 +40,7 @@ class Planner {
 
  private:
   int64_t terms() const { return row_bytes / element_; }  // of a tile
+  bool is_bfloat16() const { return element_ == element_bytes(Products::bfloat16); }
   int64_t columns_of_tile() const { return wishes_.second ? tile_width / 2 : tile_width; }
   static int64_t height(const Target& target) { return target.channels > 64 ? 128 : 64; }  // of a tile of gradients
   static int64_t pixels(const Target& target) { return int64_t(target.height) * target.width; }
@@ -85,7 +86,8 @@ class Planner {
     target.rows = row;
     target.stride = int32_t(stride_of(target.channels));
     target.keeps = !takes_gram(target) && target.channels > 0 && (target.result.data || wants_weights(target));
-    const int64_t packed = std::max<int64_t>(1, int64_t(row) * target.stride * element_);
+    const int64_t packed =
+        std::max<int64_t>(1, int64_t(row) * target.stride * (takes_gram(target) ? int64_t(sizeof(float)) : element_));
     places.weight = take(packed);
     places.bias_sums = take(batch_ * target.rows * int64_t(sizeof(float)));
     if (any(target, &Pair::weight_direction)) places.weight_direction = take(packed);
@@ -173,7 +175,9 @@ class Planner {
     if (target.result.data) places.gram.constant = take_floats(batch_ * channels);
     for (int which = 0; which < 2; ++which) {
       if (!which || wishes_.coefficients) places.gram.coefficients[which] = take_floats(batch_ * rows);
-      if (terms.factors[which]) places.gram.factors[which] = take_floats(batch_ * channels * target.stride);
+      if (terms.factors[which]) places.gram.factors[which] = take(batch_ * channels * target.stride * element_);
+      if (is_bfloat16() && terms.sources && (!which || any(target, &Pair::weight_direction)))
+        places.gram.weights[which] = take(rows * target.stride * element_);
       if (!terms.maps[which]) continue;
       places.gram.products[which] = take_floats(gram.shares * batch_ * (channels + gram.own_rows) * channels);
       places.gram.small_products[which] = take_floats(batch_ * (rows - gram.own_rows) * channels);
@@ -181,10 +185,10 @@ class Planner {
     for (auto group = end - gram.groups; group != end; ++group) {
       GroupPlaces& own = plan_.group_places.emplace_back();
       if (!is_small(*group)) continue;
-      const int64_t floats = batch_ * channels * group->stride;
+      const int64_t bytes = batch_ * channels * group->stride * element_;
       for (int which = 0; which < 2; ++which)
-        if (terms.maps[which]) own.shrunk[which] = take_floats(floats);
-      if (terms.sources) own.grown = take_floats(floats);
+        if (terms.maps[which]) own.shrunk[which] = take(is_bfloat16() ? 2 * bytes : bytes);
+      if (terms.sources) own.grown = take(bytes);
     }
   }
 
@@ -392,13 +396,13 @@ void bind(Plan& plan, Records& records, unsigned char* workspace) {
       target.gram.coefficients[which] = floats(places.gram.coefficients[which]);
       target.gram.products[which] = floats(places.gram.products[which]);
       target.gram.small_products[which] = floats(places.gram.small_products[which]);
-      target.gram.factors[which] = floats(places.gram.factors[which]);
+      target.gram.weights[which] = bytes(places.gram.weights[which]);
+      target.gram.factors[which] = bytes(places.gram.factors[which]);
     }
   }
   for (size_t g = 0; g < records.groups.size(); ++g) {
-    for (int which = 0; which < 2; ++which)
-      records.groups[g].shrunk[which] = floats(plan.group_places[g].shrunk[which]);
-    records.groups[g].grown = floats(plan.group_places[g].grown);
+    for (int which = 0; which < 2; ++which) records.groups[g].shrunk[which] = bytes(plan.group_places[g].shrunk[which]);
+    records.groups[g].grown = bytes(plan.group_places[g].grown);
   }
   for (Part& part : plan.parts)
     for (void*& differences : part.differences) differences = workspace + reinterpret_cast<int64_t>(differences);

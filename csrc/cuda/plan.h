@@ -13,7 +13,7 @@ struct Places {
   int64_t weight = -1, weight_direction = -1, weight_sums = -1, row_sums = -1, bias_sums = -1;
   struct {
     int64_t coefficients[2] = {-1, -1}, plane_sums = -1, products[2] = {-1, -1}, small_products[2] = {-1, -1},
-            factors[2] = {-1, -1}, constant = -1;
+            weights[2] = {-1, -1}, factors[2] = {-1, -1}, constant = -1;
   } gram;
 };
 
@@ -47,7 +47,7 @@ struct Records {
 // Whether the Gram form takes clearly less than the direct one, for those of a target's pairs that can take it, sorted
 // by the sources' sizes, the largest first.
 bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pairs, const Wishes& wishes,
-               const Chip& chip);
+               Products products, const Chip& chip);
 
 // For tests: the answer of gram_pays from now on, or its own again.
 void force_gram(std::optional<bool> pays);

@@ -66,17 +66,19 @@ struct Divisor {
   int32_t shift;
 };
 
-// The Gram form of a target (gram.h): what its kernels leave for each other, float32. Of two, the first is of the maps
-// and coefficients, the second, in K2, of their directions; null what nobody needs.
+// The Gram form of a target (gram.h): what its kernels leave for each other, float32, or where it says so of the tiles'
+// type. Of two, the first is of the maps and coefficients, the second, in K2, of their directions; null what nobody
+// needs.
 struct Gram {
-  float* coefficients[2];    // (batch, rows): 2 alpha, and of its direction
-  float* plane_sums;         // (batch, channels + rows, 2): of T and vT, then of S~ and S~^2
-  float* products[2];        // (shares, batch, channels + rows of the target's size, channels): T T^T, then S T^T
-  float* small_products[2];  // (batch, rows of smaller sources, channels): S~ T^T
-  float* factors[2];  // (batch, channels, stride of the packed weights), of tf32: W^T 2 alpha W, and what it moves by
-  float* constant;    // (batch, channels): W^T 2 alpha b, or what it moves by
-  int32_t shares;     // that the pixels of T T^T and S T^T are summed in
-  int32_t own_rows;   // of sources of the target's size, which come first
+  float* coefficients[2];       // (batch, rows): 2 alpha, and of its direction
+  float* plane_sums;            // (batch, channels + rows, 2): of T and vT, then of S~ and S~^2
+  float* products[2];           // (shares, batch, channels + rows of the target's size, channels): T T^T, then S T^T
+  float* small_products[2];     // (batch, rows of smaller sources, channels): S~ T^T
+  void* weights[2];             // packed as Target::weight is, of the tiles' type: W, vW
+  void* factors[2];             // (batch, channels, stride), of the tiles' type: W^T 2 alpha W, and what it moves by
+  float* constant;              // (batch, channels): W^T 2 alpha b, or what it moves by
+  int32_t shares;               // that the pixels of T T^T and S T^T are summed in
+  int32_t own_rows;             // of sources of the target's size, which come first
   int32_t first_group, groups;  // no groups: the direct form
   bool adds;                    // dT is added to what the direct form has left of other pairs
 };
@@ -86,9 +88,10 @@ struct Group {
   int32_t target, first_pair, pairs;
   int32_t first_row, rows;
   int32_t height, width;
-  int32_t stride;    // of a row of the following: the pixels, up to a multiple of 16 bytes; zeros beyond them
-  float* shrunk[2];  // (batch, channels, stride): T U, vT U. Null, as the next, for sources of the target's size
-  float* grown;      // (batch, channels, stride): W^T 2 alpha S, or what it moves by
+  int32_t stride;   // of a row of the following: the pixels, up to a multiple of 16 bytes; zeros beyond them
+  void* shrunk[2];  // (batch, channels, stride): T U, vT U; in bfloat16 (2, batch, channels, stride), it and its rest.
+                    // Null, as the next, for sources of the target's size
+  void* grown;      // (batch, channels, stride): W^T 2 alpha S, or what it moves by; of the tiles' type
 };
 
 // A row is a source channel of one of the target's pairs, which lie together in the table. A column is a pixel of a
@@ -101,7 +104,8 @@ struct Target {
   int32_t rows;
   int32_t stride;                   // of a row of the packed weights
   bool keeps;                       // E is kept for the gradients
-  void *weight, *weight_direction;  // packed: (rows, stride) of the tiles' type, zeros beyond the channels
+  void *weight, *weight_direction;  // packed: (rows, stride) of the tiles' type, zeros beyond the channels; for the
+                                    // Gram form float32, not rounded
   float* weight_sums;               // (splits, rows, channels)
   float* row_sums;   // (parts, tiles, slots, rows, 2): of D^2 and of E by sample, for each tile of columns
   float* bias_sums;  // (batch, rows): of E over a sample

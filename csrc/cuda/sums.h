@@ -39,13 +39,15 @@ L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
       return load(m, matrix.data, matrix.type, (row - pair.first_row) * matrix.row + channel * matrix.column);
     };
     const auto put = [&](void* to, const Matrix& matrix) {
-      if (target.gram.groups)  // not rounded; bfloat16 has no Gram form
+      if (target.gram.groups)  // not rounded
         static_cast<float*>(to)[element] = value(matrix);
       else
         keep<Mode>(m, to, element, value(matrix));
     };
     put(target.weight, pair.weight);
     if (target.weight_direction) put(target.weight_direction, pair.weight_direction);
+    if (target.gram.weights[0]) keep<Mode>(m, target.gram.weights[0], element, value(pair.weight));
+    if (target.gram.weights[1]) keep<Mode>(m, target.gram.weights[1], element, value(pair.weight_direction));
   }
 }
 

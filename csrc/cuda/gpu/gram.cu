@@ -13,11 +13,12 @@ __global__ void __launch_bounds__(threads) gram_planes_kernel(const Problem* pro
   gram_planes(device, *problem, launch);
 }
 
+template <class Mode>
 __global__ void __launch_bounds__(threads, blocks_at_once<Tf32x3>)
     gram_products_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
-  gram_products(device, *problem, launch);
+  gram_products<Mode>(device, *problem, launch);
 }
 
 __global__ void __launch_bounds__(threads, blocks_at_once<Tf32x3>)
@@ -27,20 +28,27 @@ __global__ void __launch_bounds__(threads, blocks_at_once<Tf32x3>)
   gram_projections(device, *problem, launch);
 }
 
-__global__ void __launch_bounds__(threads, blocks_at_once<Tf32>)
+template <class Mode>
+__global__ void __launch_bounds__(threads, blocks_at_once<Mode>)
     gram_targets_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
-  gram_targets(device, *problem, launch);
+  gram_targets<Mode>(device, *problem, launch);
+}
+
+template <class OfMaps, class OfTargets>
+Function function_of(Kernel kernel) {
+  return kernel == Kernel::gram_planes        ? Function(gram_planes_kernel)
+         : kernel == Kernel::gram_products    ? Function(gram_products_kernel<OfMaps>)
+         : kernel == Kernel::gram_projections ? Function(gram_projections_kernel)
+                                              : Function(gram_targets_kernel<OfTargets>);
 }
 
 }  // namespace
 
-cudaError_t launch_gram(bool /*second*/, const Problem* problem, const Launch& launch, cudaStream_t stream) {
-  const Function function = launch.kernel == Kernel::gram_planes        ? gram_planes_kernel
-                            : launch.kernel == Kernel::gram_products    ? gram_products_kernel
-                            : launch.kernel == Kernel::gram_projections ? gram_projections_kernel
-                                                                        : gram_targets_kernel;
+cudaError_t launch_gram(Products products, const Problem* problem, const Launch& launch, cudaStream_t stream) {
+  const Function function = products == Products::bfloat16 ? function_of<Bfloat16, Bfloat16>(launch.kernel)
+                                                           : function_of<Tf32x3, Tf32>(launch.kernel);
   const int shared = launch.kernel == Kernel::gram_planes ? planes_bytes : int(shared_bytes);
   return start(function, shared, problem, launch, stream);
 }

@@ -16,7 +16,7 @@ cudaError_t launch_tf32x3(bool second, const Problem* problem, const Launch& lau
 cudaError_t launch_bfloat16(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
 
 // Those of the Gram form.
-cudaError_t launch_gram(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
+cudaError_t launch_gram(Products products, const Problem* problem, const Launch& launch, cudaStream_t stream);
 
 // The coefficients, in as many launches as their pairs take.
 cudaError_t launch_coefficients(const PairColumns* pairs, const CoefficientCall& call, cudaStream_t stream);

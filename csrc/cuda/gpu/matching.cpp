@@ -34,11 +34,11 @@ class GpuRunner : public Runner {
   }
 
   void run(Products products, bool second, const Problem* problem, const Launch& launch) override {
-    const auto function = is_gram(launch.kernel)         ? launch_gram
-                          : products == Products::tf32   ? launch_tf32
-                          : products == Products::tf32x3 ? launch_tf32x3
-                                                         : launch_bfloat16;
-    C10_CUDA_CHECK(function(second, problem, launch, stream_));
+    const auto direct = products == Products::tf32     ? launch_tf32
+                        : products == Products::tf32x3 ? launch_tf32x3
+                                                       : launch_bfloat16;
+    C10_CUDA_CHECK(is_gram(launch.kernel) ? launch_gram(products, problem, launch, stream_)
+                                          : direct(second, problem, launch, stream_));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 

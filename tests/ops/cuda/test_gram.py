@@ -39,6 +39,7 @@ SHAPES = {
     "several tiles": ([(130, 14, 12), (40, 7, 6), (140, 3, 3)], [(150, 14, 12)], [(0, 0), (1, 0), (2, 0)]),
 }
 Algorithm = Callable[[str], None]
+DTYPES = ["float32", "bfloat16", "bfloat16 features"]
 
 
 @pytest.fixture
@@ -58,29 +59,36 @@ def answers_of(problem, directions, algorithm: Algorithm, *names: str) -> list[A
     return answers
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_as_exact_as_the_direct_form_may_be(algorithm, shape):
-    problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32)
+def test_as_exact_as_the_direct_form_may_be(algorithm, shape, dtype):
+    problem = in_dtype(draw(*SHAPES[shape], batch=3), *values.DTYPES[dtype])
     directions = draw_directions(problem)
     direct, gram = answers_of(problem, directions, algorithm, "direct", "gram")
     assert not same_bits(direct.parts(), gram.parts())
     assert_accurate(gram, problem, directions, roundings=4 * 2**12)
 
 
-def test_weights_and_coefficients_have_nearly_all_of_float32(algorithm):
-    """Three products of tf32: only dT, whose factors are rounded to it, has its error."""
-    problem = draw(*SHAPES["several tiles"], dtype=torch.float32)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
+def test_weights_and_coefficients_have_nearly_all_of_float32(algorithm, dtype):
+    """Three products of tf32, or products of bfloat16 maps, which are exact: only dT, of rounded factors, has its error.
+
+    T U, which smaller sources are multiplied with, is two numbers of bfloat16.
+    """
+    problem = in_dtype(draw(*SHAPES["several tiles"]), *values.DTYPES[dtype])
     directions = draw_directions(problem)
     (gram,) = answers_of(problem, directions, algorithm, "gram")
     exact = truth(problem, directions).parts()
+    of_maps, others = (2e-3, 1e-5) if dtype == "float32" else (2e-2, 2e-5)
     for name, found in gram.parts().items():
-        bound = 2e-3 if name.endswith(" 0") else 1e-5
+        bound = of_maps if name.endswith(" 0") else others
         assert float((found.double() - exact[name]).abs().max()) < bound * float(exact[name].abs().max()), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout(algorithm, layout):
-    problem = draw(*SHAPES["several sizes and targets"], dtype=torch.float32)
+def test_every_layout(algorithm, layout, dtype):
+    problem = draw(*SHAPES["several sizes and targets"], dtype=dtype)
     problem = replace(
         problem,
         sources=[laid_out(s, layout) for s in problem.sources],
@@ -94,9 +102,11 @@ def test_every_layout(algorithm, layout):
     assert_accurate(gram, problem, directions, roundings=4 * 2**12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
 @pytest.mark.parametrize("seed", range(12))
-def test_some_needs_and_some_directions(algorithm, seed):
-    problem = draw(*SHAPES["several sizes and targets"], biased=[True, False] * 3 + [True], dtype=torch.float32)
+def test_some_needs_and_some_directions(algorithm, seed, dtype):
+    problem = draw(*SHAPES["several sizes and targets"], biased=[True, False] * 3 + [True])
+    problem = in_dtype(problem, *values.DTYPES[dtype])
     directions, needs = draw_some(problem, seed)
 
     def both(problem, directions):
@@ -110,12 +120,14 @@ def test_some_needs_and_some_directions(algorithm, seed):
     for value, right in zip(found, exact, strict=True):
         assert (value is None) == (right is None)
         if right is not None:
-            torch.testing.assert_close(value.double(), right, rtol=0, atol=2e-3 * float(right.abs().max()))
+            bound = 2e-3 if dtype == "float32" else 2e-2
+            torch.testing.assert_close(value.double(), right, rtol=0, atol=bound * float(right.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_order_of_threads_and_blocks_changes_no_bit(algorithm, emulate, shape):
-    problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32)
+def test_the_order_of_threads_and_blocks_changes_no_bit(algorithm, emulate, shape, dtype):
+    problem = draw(*SHAPES[shape], batch=3, dtype=dtype)
     directions = draw_directions(problem)
     (forwards,) = answers_of(problem, directions, algorithm, "gram")
     emulate(reversed=True)
@@ -138,14 +150,16 @@ def test_the_planner_takes_it_for_many_pixels_and_few_channels(algorithm):
     assert all(both(few, "direct")) and not all(both(few, "gram"))
 
 
-@pytest.mark.parametrize("why_not", ["float32 asked for", "bfloat16", "float16", "channels_last", "larger sources"])
+@pytest.mark.parametrize("why_not", ["float32 asked for", "float16", "other sources", "channels_last", "larger sources"])
 def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
     shape = SHAPES["of one size"]
     if why_not == "larger sources":
         shape = ([(40, 12, 9), (130, 10, 8)], *shape[1:])
     problem = draw(*shape, dtype=torch.float32)
-    if "float16" in why_not:
-        problem = in_dtype(problem, *values.DTYPES[f"{why_not} features"])
+    if why_not == "float16":
+        problem = in_dtype(problem, *values.DTYPES["float16 features"])
+    if why_not == "other sources":  # of another type than bfloat16 targets
+        problem = replace(problem, targets=[t.bfloat16() for t in problem.targets])
     if why_not == "channels_last":
         problem = replace(problem, targets=[laid_out(t, "channels_last") for t in problem.targets])
     with torch.backends.cudnn.flags(allow_tf32=why_not != "float32 asked for"):
@@ -153,21 +167,23 @@ def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
     assert same_bits(direct.parts(), gram.parts())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share", [1e-1, 1e-2, 1e-3])
-def test_the_error_where_a_projection_fits_its_source(algorithm, share):
+def test_the_error_where_a_projection_fits_its_source(algorithm, share, dtype):
     """D small against S~: Q is a difference of large numbers, and its error stays within 5e-7 of what they sum up to.
 
     Maps as after a ReLU: all terms of T T^T are positive, and what tensor cores cut off adds up.
     """
     problem = draw([(24, 40, 40), (8, 40, 40)], [(8, 40, 40)], [(0, 0), (1, 0)], batch=1, dtype=torch.float32)
-    problem = replace(problem, targets=[t.relu() for t in problem.targets], weights=[w.abs() for w in problem.weights])
+    targets = [t.relu().to(dtype) for t in problem.targets]
+    problem = replace(problem, targets=targets, weights=[w.abs() for w in problem.weights])
 
     def projected(dtype, shifts):
         products = [torch.einsum("mc,bchw->bmhw", w.to(dtype), problem.targets[0].to(dtype)) for w in problem.weights]
         return [p + b.to(dtype)[:, None, None] for p, b in zip(products, shifts, strict=True)]
 
     biases = problem.biases
-    sources = [p * (1 + share * torch.randn_like(p)) for p in projected(torch.float32, biases)]
+    sources = [(p * (1 + share * torch.randn_like(p))).to(dtype) for p in projected(torch.float32, biases)]
     differences = [p - s for p, s in zip(projected(torch.float64, biases), sources, strict=True)]
     sums = [p + s.abs() for p, s in zip(projected(torch.float64, [b.abs() for b in biases]), sources, strict=True)]
     wanted, scale = (torch.cat([x.double().square().sum((2, 3)) for x in maps], 1) for maps in (differences, sums))
