@@ -6,8 +6,8 @@ has its columns pair by pair, so the None cases, the pairs' numbers and sizes ar
 
 :func:`by_pair` is the definition, a few operators a pair. The others compute the same bits faster, since an operator
 costs the host more than such small tensors cost the device: :func:`native`, one operator beside the joining of weights,
-forward, backward and backward of that; :func:`at_once`, where there is no native code, in a number of PyTorch's
-operators that does not grow with the pairs.
+forward, backward and backward of that; :func:`at_once`, for what is constant and where Triton runs without native code,
+in a number of PyTorch's operators that does not grow with the pairs.
 """
 
 import functools
@@ -153,11 +153,13 @@ class _Joined(Function):
 
     @staticmethod
     def forward(ctx, *tensors: Tensor) -> Tensor:
-        if tensors[0].dim() == 1:
-            ctx.widths = None
-            return torch.stack(tensors, dim=1)
-        ctx.widths = [tensor.shape[1] for tensor in tensors]
-        return torch.cat(tensors, dim=1)
+        # Autocast refuses types that are lower than its own, and promotion alone is wanted.
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            if tensors[0].dim() == 1:
+                ctx.widths = None
+                return torch.stack(tensors, dim=1)
+            ctx.widths = [tensor.shape[1] for tensor in tensors]
+            return torch.cat(tensors, dim=1)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

@@ -128,6 +128,48 @@ def test_only_what_is_asked_for_gets_a_gradient(way):
             weight.requires_grad_()
 
 
+def test_lower_types_than_autocasts(way):
+    """Which autocast refuses to join with others."""
+    sizes, what, where = draw((2, 3), True, "(B, 1)", [torch.float16, torch.bfloat16], 2)
+    wanted = by_pair(sizes, what, where, torch.float32, CPU)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(way(sizes, what, where, torch.float32), wanted)
+
+
+@pytest.mark.parametrize("where", [None, "(1, 1)", "(B, 1)"])
+def test_nothing_is_saved_that_no_derivative_reads(way, where):
+    """The channel weights are as large as alpha, and constant pair weights leave no derivative that reads them."""
+    sizes, what, pair_weights = draw((2, 3), True, where or "none", DTYPES["float32"], 40)
+    pair_weights = pair_weights and [weight.detach() for weight in pair_weights]
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        alpha = way(sizes, what, pair_weights, torch.float32)
+    assert sum(saved) < alpha.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("given", ["both", "what", "where", "where, one for all samples"])
+def test_opcheck(given):
+    if not native_serves(CPU):
+        pytest.skip("there is no native extension")
+    ops, (channels, scales, batch) = torch.ops.l2t_fast, ([3, 2], [1.0, 0.5], 2)
+    what = torch.rand(batch, 5, requires_grad=True) if given in ("both", "what") else None
+    where = None if given == "what" else torch.rand(1 if "all" in given else batch, 2, requires_grad=True)
+    torch.library.opcheck(ops.coefficients.default, (what, where, None, None, channels, scales, batch))
+    if given == "both":
+        torch.library.opcheck(ops.coefficients.default, (what, where, what, where, channels, scales, batch))
+    adjoint = torch.rand(batch, 5, requires_grad=True)
+    wants = what is not None, where is not None
+    torch.library.opcheck(ops.coefficients_backward.default, (adjoint, what, where, channels, scales, *wants))
+    for shape in ((2, 3), (2,)):
+        torch.library.opcheck(ops.joined.default, ([torch.rand(shape, requires_grad=True) for _ in range(3)],))
+
+
 def test_the_native_operators_name_what_does_not_fit():
     if not native_serves(CPU):
         pytest.skip("there is no native extension")
@@ -136,10 +178,16 @@ def test_the_native_operators_name_what_does_not_fit():
         ops.coefficients(what, where, None, None, [3, 3], [1.0, 1.0], 2)
     with pytest.raises(ValueError, match=r"pair weights have shape \[2, 2\]; \(2, 3\) is needed"):
         ops.coefficients(what, where, None, None, [1, 2, 2], [1.0] * 3, 2)
-    with pytest.raises(TypeError, match="pair weights are Double, others float"):
+    with pytest.raises(TypeError, match="pair weights are Double, others Float"):
         ops.coefficients(what, where.double(), None, None, [3, 2], [1.0, 1.0], 2)
     with pytest.raises(ValueError, match="neither channel weights nor pair weights"):
         ops.coefficients(None, None, what, None, [3, 2], [1.0, 1.0], 2)
+    with pytest.raises(ValueError, match="a pair has -3 channels"):
+        ops.coefficients(what, where, None, None, [-3, 8], [1.0, 1.0], 2)
+    with pytest.raises(TypeError, match="channel weights are BFloat16, use float32 or float64"):
+        ops.coefficients(what.bfloat16(), None, None, None, [3, 2], [1.0, 1.0], 2)
+    with pytest.raises(ValueError, match="tensors to join have 2 and 1 dimensions"):
+        ops.joined([what, what[0]])
     with pytest.raises(ValueError, match=r"the adjoint has shape \[2, 4\]"):
         ops.coefficients_backward(torch.rand(2, 4), what, where, [3, 2], [1.0, 1.0], True, True)
 

@@ -77,7 +77,11 @@ Adjoints coefficients_backward_cpu(const at::Tensor& adjoint, const Term& term, 
       }
       if (!of_where) return;
       scalar_t sums[chains] = {};
-      for (int64_t c = 0; c < channels; ++c) sums[c % chains] += own.what ? from[c] * own.what[first + c] : from[c];
+      const auto product = [&](int64_t c) { return own.what ? from[c] * own.what[first + c] : from[c]; };
+      int64_t c = 0;
+      for (; c + chains <= channels; c += chains)
+        for (int k = 0; k < chains; ++k) sums[k] += product(c + k);
+      for (int k = 0; c < channels; ++c, ++k) sums[k] += product(c);
       scalar_t sum = 0;
       for (const scalar_t part : sums) sum += part;
       of_where[b * int64_t(columns.channels.size()) + p] = sum * scale;

@@ -10,9 +10,8 @@ namespace {
 class Call {
  public:
   Call(const std::vector<Term>& terms, const Columns& columns, const at::TensorOptions& options) {
-    TORCH_CHECK_TYPE(options.dtype() == at::kFloat, "the weights are ", options.dtype(),
-                     ", for the cuda backend use "
-                     "float32");
+    const at::ScalarType type = c10::typeMetaToScalarType(options.dtype());
+    TORCH_CHECK_TYPE(type == at::kFloat, "the weights are ", type, ", use float32 on a GPU");
     for (size_t p = 0; p < columns.channels.size(); ++p) {
       pairs_.push_back({call.columns, int32_t(columns.channels[p]), float(columns.scales[p])});
       call.columns += columns.channels[p];

@@ -7,12 +7,14 @@
 //
 // The gradients saved by the forward are values, not functions, so matching_backward takes the problem too and is
 // differentiated as what it stands for, grad_loss * (gradient of the loss at the problem).
+#include <ATen/SavedTensorHooks.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include "arguments.h"
+#include "edges.h"
 
 namespace l2t_fast {
 
@@ -163,12 +165,12 @@ variable_list spread(const c10::List<bool>& needs, variable_list gradients) {
   return slots;
 }
 
-// The slots some edge of the running backward wants, of those that are inputs of the node; edge_of_first is the edge of
-// the first slot that is defined.
-c10::List<bool> wanted_now(const AutogradContext* ctx, const variable_list& inputs, size_t edge_of_first) {
+// The slots some edge of the running backward wants; edge_of_first is the edge of the first slot that is defined.
+c10::List<bool> wanted_slots(const AutogradContext* ctx, const variable_list& inputs, size_t edge_of_first) {
+  std::vector<bool> there;
+  for (const auto& input : inputs) there.push_back(input.defined());
   c10::List<bool> wanted;
-  size_t edge = edge_of_first;
-  for (const auto& input : inputs) wanted.push_back(input.defined() && ctx->needs_input_grad(edge++));
+  for (const bool own : wanted_now(ctx, there, edge_of_first)) wanted.push_back(own);
   return wanted;
 }
 
@@ -215,7 +217,7 @@ struct MatchingBackward : Function<MatchingBackward> {
     }
 
     auto slots = spread(arguments.needs, directions);
-    arguments.needs = wanted_now(ctx, inputs, /*edge_of_first=*/1);
+    arguments.needs = wanted_slots(ctx, inputs, /*edge_of_first=*/1);
     const auto products = scaled_hvp(grad_loss, arguments, std::move(slots));
 
     variable_list result{grad_grad_loss};
@@ -270,6 +272,7 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
     auto keep = tensors_of(arguments);
     keep.insert(keep.end(), gradients.begin(), gradients.end());
     ctx->save_for_backward(std::move(keep));
+    ctx->saved_data["hooked"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
     keep_numbers(ctx, arguments);
     variable_list outputs{std::move(loss)};
     if constexpr (gives_gradients) outputs.insert(outputs.end(), gradients.begin(), gradients.end());
@@ -280,12 +283,14 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
     auto gradients = ctx->get_saved_variables();
     auto arguments = take_arguments(ctx, gradients);
     const auto inputs = arguments.inputs();
-    const auto wanted = wanted_now(ctx, inputs, /*edge_of_first=*/0);
+    const auto wanted = wanted_slots(ctx, inputs, /*edge_of_first=*/0);
 
     variable_list slots(inputs.size());
     if (const auto& grad_loss = grads[0]; grad_loss.defined()) {
       // Of a node's result, the saved tensor is a copy, and so is what is unpacked from it; else they are one tensor.
-      const bool consume = may_consume(grad_loss, gradients, gives_gradients ? 2 : 1);
+      // A hook on what is saved may hold it without a sign.
+      const bool consume =
+          !ctx->saved_data["hooked"].toBool() && may_consume(grad_loss, gradients, gives_gradients ? 2 : 1);
       variable_list chosen;
       auto asked = arguments;
       asked.needs = c10::List<bool>();

@@ -10,6 +10,7 @@
 
 #include "../cuda/emulation.h"
 #include "../cuda/matching.h"
+#include "edges.h"
 
 namespace l2t_fast {
 namespace {
@@ -28,6 +29,8 @@ OptionalTensor if_defined(const Tensor& tensor) { return tensor.defined() ? Opti
 Columns columns_of(at::IntArrayRef channels, at::ArrayRef<double> scales, int64_t batch) {
   TORCH_CHECK_VALUE(channels.size() == scales.size() && !channels.empty(), "got ", channels.size(), " channels and ",
                     scales.size(), " scales; one of each a pair is needed");
+  for (const int64_t own : channels)
+    TORCH_CHECK_VALUE(0 < own && own < int64_t(1) << 31, "a pair has ", own, " channels; 1 to 2^31 - 1 are needed");
   return {channels.vec(), scales.vec(), batch};
 }
 
@@ -39,8 +42,9 @@ Term checked(const OptionalTensor& what, const OptionalTensor& where, const Colu
     TORCH_CHECK_VALUE(tensor->dim() == 2 && tensor->size(1) == width &&
                           (tensor->size(0) == columns.batch || (may_share && tensor->size(0) == 1)),
                       name, " have shape ", tensor->sizes(), "; (", columns.batch, ", ", width, ") is needed");
-    TORCH_CHECK_TYPE(tensor->scalar_type() == options.dtype(), name, " are ", tensor->scalar_type(), ", others ",
-                     options.dtype());
+    const at::ScalarType type = c10::typeMetaToScalarType(options.dtype());
+    TORCH_CHECK_TYPE(tensor->scalar_type() == type, name, " are ", tensor->scalar_type(), ", others ", type);
+    TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, name, " are ", type, ", use float32 or float64");
     TORCH_CHECK_VALUE(tensor->device() == options.device(), name, " are on ", tensor->device(), ", others on ",
                       options.device());
     return tensor->contiguous();
@@ -68,10 +72,11 @@ template <Backward* compute>
 std::tuple<Tensor, Tensor> backward_on(const Tensor& adjoint, const OptionalTensor& what, const OptionalTensor& where,
                                        at::IntArrayRef channels, at::ArrayRef<double> scales, bool wants_what,
                                        bool wants_where) {
-  const Columns columns = columns_of(channels, scales, adjoint.size(0));
-  const Term term = checked(what, where, columns, adjoint.options());
+  Columns columns = columns_of(channels, scales, 0);
   TORCH_CHECK_VALUE(adjoint.dim() == 2 && adjoint.size(1) == columns.count(), "the adjoint has shape ", adjoint.sizes(),
                     " where the pairs' channels sum to ", columns.count());
+  columns.batch = adjoint.size(0);
+  const Term term = checked(what, where, columns, adjoint.options());
   auto [of_what, of_where] = compute(adjoint.contiguous(), term, columns, wants_what, wants_where);
   if (wants_where && where && where->size(0) != columns.batch) of_where = of_where.sum(0, /*keepdim=*/true);
   const auto or_empty = [&](const Tensor& tensor) {
@@ -122,9 +127,13 @@ std::tuple<Tensor, Tensor> call_backward(const Tensor& adjoint, const Term& term
 
 // ---- derivatives ----------------------------------------------------------------------------------------------------
 
-void keep(AutogradContext* ctx, variable_list tensors, const Columns& columns) {
+// `there`: whether a node has its inputs, saved or not.
+void keep(AutogradContext* ctx, variable_list tensors, const std::vector<bool>& there, const Columns& columns) {
   ctx->set_materialize_grads(false);
   ctx->save_for_backward(std::move(tensors));
+  c10::List<bool> list;
+  for (const bool own : there) list.push_back(own);
+  ctx->saved_data["there"] = list;
   ctx->saved_data["channels"] = columns.channels;
   ctx->saved_data["scales"] = columns.scales;
   ctx->saved_data["batch"] = columns.batch;
@@ -135,12 +144,10 @@ Columns kept_columns(AutogradContext* ctx) {
           ctx->saved_data["batch"].toInt()};
 }
 
-// Whether a backward pass asks for the derivatives of a node's inputs, each of which has an edge if it is there.
-std::vector<bool> asked_for(AutogradContext* ctx, const variable_list& inputs) {
-  std::vector<bool> asked;
-  size_t edge = 0;
-  for (const Tensor& input : inputs) asked.push_back(input.defined() && ctx->needs_input_grad(edge++));
-  return asked;
+std::vector<bool> wanted_inputs(AutogradContext* ctx) {
+  std::vector<bool> there;
+  for (const bool own : ctx->saved_data["there"].toBoolList()) there.push_back(own);
+  return wanted_now(ctx, there, 0);
 }
 
 // A term's derivatives along an adjoint; undefined where one is not wanted.
@@ -151,7 +158,7 @@ struct CoefficientsBackward : Function<CoefficientsBackward> {
   static variable_list forward(AutogradContext* ctx, const Tensor& adjoint, const OptionalTensor& what,
                                const OptionalTensor& where, const Columns& columns, bool wants_what, bool wants_where) {
     const Term term{or_undefined(what), or_undefined(where)};
-    keep(ctx, {adjoint, term.what, term.where}, columns);
+    keep(ctx, {adjoint, term.what, term.where}, {true, what.has_value(), where.has_value()}, columns);
     ctx->saved_data["wants_what"] = wants_what;
     ctx->saved_data["wants_where"] = wants_where;
     at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -167,7 +174,7 @@ struct CoefficientsBackward : Function<CoefficientsBackward> {
     const variable_list inputs = ctx->get_saved_variables();
     const Tensor &adjoint = inputs[0], &what = inputs[1], &where = inputs[2];
     const Columns columns = kept_columns(ctx);
-    const std::vector<bool> asked = asked_for(ctx, inputs);
+    const std::vector<bool> wanted = wanted_inputs(ctx);
     const bool has_what = ctx->saved_data["wants_what"].toBool(), has_where = ctx->saved_data["wants_where"].toBool();
     const Tensor of_what = has_what ? directions.front() : Tensor(),
                  of_where = has_where ? directions.back() : Tensor();
@@ -176,10 +183,10 @@ struct CoefficientsBackward : Function<CoefficientsBackward> {
     if (of_what.defined()) terms.push_back({of_what, where});
     if (of_where.defined()) terms.push_back({what, of_where});
     variable_list results(6);
-    if (asked[0] && !terms.empty()) results[0] = call_forward(terms, columns);
-    if (asked[1] && of_where.defined())
+    if (wanted[0] && !terms.empty()) results[0] = call_forward(terms, columns);
+    if (wanted[1] && of_where.defined())
       results[1] = differentiated(adjoint, {what, of_where}, columns, true, false).what;
-    if (asked[2] && of_what.defined())
+    if (wanted[2] && of_what.defined())
       results[2] = differentiated(adjoint, {of_what, where}, columns, false, true).where;
     return results;
   }
@@ -197,7 +204,17 @@ struct Coefficients : Function<Coefficients> {
                         const OptionalTensor& what_too, const OptionalTensor& where_too, const Columns& columns) {
     std::vector<Term> terms{{or_undefined(what), or_undefined(where)}};
     if (what_too || where_too) terms.push_back({or_undefined(what_too), or_undefined(where_too)});
-    keep(ctx, {terms.front().what, terms.front().where, or_undefined(what_too), or_undefined(where_too)}, columns);
+    // A factor is read for the derivative by the other one alone; what all samples share, which is small, for its
+    // shape.
+    variable_list kept;
+    std::vector<bool> there;
+    for (const auto& [own, other] :
+         {std::pair(what, where), {where, what}, {what_too, where_too}, {where_too, what_too}}) {
+      const bool is_read = own && ((other && other->requires_grad()) || own->size(0) == 1);
+      kept.push_back(is_read ? *own : Tensor());
+      there.push_back(own.has_value());
+    }
+    keep(ctx, std::move(kept), there, columns);
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     return call_forward(terms, columns);
   }
@@ -205,10 +222,11 @@ struct Coefficients : Function<Coefficients> {
   static variable_list backward(AutogradContext* ctx, const variable_list& adjoints) {
     const variable_list inputs = ctx->get_saved_variables();
     const Columns columns = kept_columns(ctx);
-    const std::vector<bool> asked = asked_for(ctx, inputs);
+    const std::vector<bool> wanted = wanted_inputs(ctx);
     variable_list results;
     for (size_t i = 0; i < inputs.size(); i += 2) {
-      const Term derivatives = differentiated(adjoints[0], {inputs[i], inputs[i + 1]}, columns, asked[i], asked[i + 1]);
+      const Term derivatives =
+          differentiated(adjoints[0], {inputs[i], inputs[i + 1]}, columns, wanted[i], wanted[i + 1]);
       results.push_back(derivatives.what);
       results.push_back(derivatives.where);
     }
@@ -223,10 +241,32 @@ Tensor forward_autograd(const OptionalTensor& what, const OptionalTensor& where,
   return Coefficients::apply(what, where, what_too, where_too, columns_of(channels, scales, batch));
 }
 
+std::tuple<Tensor, Tensor> backward_autograd(const Tensor& adjoint, const OptionalTensor& what,
+                                             const OptionalTensor& where, at::IntArrayRef channels,
+                                             at::ArrayRef<double> scales, bool wants_what, bool wants_where) {
+  const Term term{or_undefined(what), or_undefined(where)};
+  const Columns columns = columns_of(channels, scales, adjoint.dim() ? adjoint.size(0) : 0);
+  const Term derivatives = differentiated(adjoint, term, columns, wants_what, wants_where);
+  const auto or_empty = [&](const Tensor& tensor) {
+    return tensor.defined() ? tensor : at::empty({0}, adjoint.options());
+  };
+  return {or_empty(derivatives.what), or_empty(derivatives.where)};
+}
+
 // ---- weights side by side -------------------------------------------------------------------------------------------
 
-Tensor joined(at::TensorList tensors) {
+void check_joined(at::TensorList tensors) {
   TORCH_CHECK_VALUE(!tensors.empty(), "no tensor to join is given");
+  for (const Tensor& tensor : tensors)
+    TORCH_CHECK_VALUE((tensor.dim() == 1 || tensor.dim() == 2) && tensor.dim() == tensors[0].dim(),
+                      "tensors to join have ", tensors[0].dim(), " and ", tensor.dim(),
+                      " dimensions; all need one, or two");
+}
+
+// Autocast refuses types that are lower than its own, and promotion alone is wanted.
+Tensor joined(at::TensorList tensors) {
+  check_joined(tensors);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   return tensors[0].dim() == 1 ? at::stack(tensors, 1) : at::cat(tensors, 1);
 }
 
@@ -234,6 +274,7 @@ Tensor joined(at::TensorList tensors) {
 // matrix with zeros elsewhere; here it is views of one matrix, whose derivative joins again.
 struct Joined : Function<Joined> {
   static Tensor forward(AutogradContext* ctx, at::TensorList tensors) {
+    check_joined(tensors);
     std::vector<int64_t> widths;
     if (tensors[0].dim() > 1)
       for (const Tensor& tensor : tensors) widths.push_back(tensor.size(1));
@@ -277,6 +318,7 @@ TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
 
 TORCH_LIBRARY_IMPL(l2t_fast, Autograd, library) {
   library.impl("coefficients", forward_autograd);
+  library.impl("coefficients_backward", backward_autograd);
   library.impl("joined", joined_autograd);
 }
 

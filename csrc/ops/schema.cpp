@@ -1,7 +1,7 @@
 // The operators, their schemas, and their kernels for the CPU, for CUDA and for tensors without data (meta, fake).
 //
-// All are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions
-// and the returned lists: arguments.h.
+// All are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions and the
+// returned lists: arguments.h.
 #include <torch/library.h>
 
 #include "../cuda/emulation.h"
@@ -122,9 +122,8 @@ TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
       "int[] pairs, bool[] needs) -> (Tensor loss, Tensor[] gradients)",
       tags);
   library.def(
-      "matching_loss(Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, int[] "
-      "pairs, "
-      "bool[] needs) -> Tensor loss",
+      "matching_loss(Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, "
+      "int[] pairs, bool[] needs) -> Tensor loss",
       tags);
   library.def(
       "matching_backward(Tensor grad_loss, Tensor[] gradients, Tensor[] sources, Tensor[] targets, Tensor[] weights, "

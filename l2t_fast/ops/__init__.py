@@ -3,7 +3,8 @@
 Every backend offers ``matching_loss(sources, targets, weights, biases, alpha, pairs) -> Tensor``:
 
 * ``sources[m]`` (B, C_m, H_m, W_m) and ``targets[n]`` (B, C_n, H_n, W_n), float32, bfloat16, float16 or float64;
-* per pair ``weights[p]`` (C_m, C_n) and ``biases[p]`` (C_m,) or None;
+* per pair ``weights[p]`` (C_m, C_n), or as a convolution has it (C_m, C_n, 1, 1), but for the reference, and
+  ``biases[p]`` (C_m,) or None;
 * ``alpha`` (B, sum over pairs of C_m), float32, or float64 with float64 features: the one coefficient per sample and
   channel, beta * lambda * w / (B * P), its columns in the order of ``pairs``;
 * ``pairs[p]`` = (m, n).
@@ -61,7 +62,12 @@ def why_unavailable(backend: str) -> str | None:
     """Why a backend cannot run in this installation, or None when it can; a GPU's, on the current one."""
     if backend == "reference":
         return None
-    asks_driver = backend in FUSED["cuda"] and not torch.compiler.is_compiling() and torch.cuda.is_initialized()
+    asks_driver = (
+        backend in FUSED["cuda"]
+        and os.environ.get("TRITON_INTERPRET") != "1"
+        and not torch.compiler.is_compiling()
+        and torch.cuda.is_initialized()
+    )
     if asks_driver and (backend, torch.cuda.current_device()) in _found:
         return None
     problem = _why_no_triton() if backend == "triton" else _why_no_extension()
@@ -74,7 +80,7 @@ def why_unavailable(backend: str) -> str | None:
 
 def _why_no_extension() -> str | None:
     problem = _native.why_unavailable()
-    if problem is None and not hasattr(torch.ops.l2t_fast, "matching_forward"):
+    if problem is None and not hasattr(torch.ops.l2t_fast, "matching_loss"):
         problem = "the native extension has no matching op, build it again"
     return problem
 

@@ -253,11 +253,17 @@ def test_an_input_changed_in_place_before_the_backward_raises(exact_backend):
         torch.autograd.grad(loss, problem.inputs)
 
 
-def test_saved_tensor_hooks_are_honoured(exact_backend):
+@pytest.mark.parametrize("held", ["a copy", "the tensor itself"])
+def test_saved_tensor_hooks_are_honoured(exact_backend, held):
     problem = draw_sizes(RICH).requiring_grad()
     wanted = truth(problem, draw_directions(problem)).gradients
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.detach()), t.detach())[1], lambda t: t):
+
+    def keep(tensor):
+        kept.append(tensor.detach())
+        return tensor.detach() if held == "a copy" else kept[-1]
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         loss = problem.loss(exact_backend.matching_loss)
     before = [t.clone() for t in kept]
     close(torch.autograd.grad(2 * loss, problem.inputs), [2 * g for g in wanted])

@@ -43,6 +43,8 @@ def test_opcheck_with_grad(backend):
     problem = rich(backend).requiring_grad()
     arguments = problem.operator_arguments()
     torch.library.opcheck(backend.ops.matching_forward.default, arguments)
+    if hasattr(backend.ops, "matching_loss"):
+        torch.library.opcheck(backend.ops.matching_loss.default, arguments)
     gradients = [g.detach() for g in backend.ops.matching_forward(*arguments)[1]]
     grad_loss = torch.tensor(2.0, device=backend.device, requires_grad=True)
     torch.library.opcheck(backend.ops.matching_backward.default, (grad_loss, gradients, *arguments))

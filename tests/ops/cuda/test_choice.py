@@ -15,6 +15,7 @@ from l2t_fast.ops import choose_backend, why_unavailable
 def a_gpu(monkeypatch):
     """As PyTorch describes an H100, with an extension that has kernels for it."""
     monkeypatch.setattr(ops, "_found", set())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
@@ -25,7 +26,7 @@ def a_gpu(monkeypatch):
     extension = SimpleNamespace(kernel_image=lambda device: image, cuda_shared_bytes=166_912)
     monkeypatch.setattr(_native, "extension", extension)
     monkeypatch.setattr(_native, "why_unavailable", lambda: None)
-    monkeypatch.setattr(torch.ops.l2t_fast, "matching_forward", None, raising=False)
+    monkeypatch.setattr(torch.ops.l2t_fast, "matching_loss", None, raising=False)
     return SimpleNamespace(properties=properties, image=image)
 
 

@@ -71,7 +71,7 @@ def test_as_exact_as_the_direct_form_may_be(algorithm, shape, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
 def test_weights_and_coefficients_have_nearly_all_of_float32(algorithm, dtype):
-    """Three products of tf32, or products of bfloat16 maps, which are exact: only dT, of rounded factors, has its error.
+    """Three products of tf32, or those of bfloat16 maps, which are exact: only dT, of rounded factors, has its error.
 
     T U, which smaller sources are multiplied with, is two numbers of bfloat16.
     """
@@ -150,7 +150,9 @@ def test_the_planner_takes_it_for_many_pixels_and_few_channels(algorithm):
     assert all(both(few, "direct")) and not all(both(few, "gram"))
 
 
-@pytest.mark.parametrize("why_not", ["float32 asked for", "float16", "other sources", "channels_last", "larger sources"])
+@pytest.mark.parametrize(
+    "why_not", ["float32 asked for", "float16", "other sources", "channels_last", "larger sources"]
+)
 def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
     shape = SHAPES["of one size"]
     if why_not == "larger sources":

@@ -13,7 +13,11 @@ MULTIPLYING = {
     (kernel, products, derivative)
     for products in ("tf32", "tf32x3", "bfloat16")
     for kernel, derivative in (("differences", 1), ("differences", 2), ("gradients", 0))
-} | {(kernel, "", 0) for kernel in MULTIPLY if kernel.startswith("gram")}
+} | {
+    *(("gram_products", products, 0) for products in ("tf32x3", "bfloat16")),
+    ("gram_projections", "", 0),
+    *(("gram_targets", products, 0) for products in ("tf32", "bfloat16")),
+}
 THREE_PRODUCTS = ("gram_products", "gram_projections")  # of tf32, as kernels with tf32x3 in their names
 
 
