@@ -28,10 +28,11 @@ def gpu_backend():
     return Backend("cuda", "cuda", implementation("cuda"), (torch.float32, torch.bfloat16, torch.float16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_gram_form(gpu_backend, shape):
+def test_the_gram_form(gpu_backend, shape, dtype):
     """Which problems as small as these do not take by themselves."""
-    problem = draw(*SHAPES[shape], batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
+    problem = draw(*SHAPES[shape], batch=3, dtype=dtype).map(lambda tensor: tensor.to("cuda"))
     directions = draw_directions(problem)
     with gram_form():
         answer, again = (solve(gpu_backend.matching_loss, problem, directions) for _ in range(2))
