@@ -80,6 +80,7 @@ def stages(output: Path) -> list[Stage]:
     describe = "from l2t_fast import environment as e; print(e.format_environment(e.describe_environment()))"
     loss = [*python, "-m", "benchmarks.gpu_rows", "loss", rows, "--workloads"]
     forms = [*python, "-m", "benchmarks.gpu_profile", "--backends", "cuda", "--forms", "direct", "gram"]
+    one_mode = ["--modes", "forward_backward"]
     step = [*python, "-m", "benchmarks.gpu_rows", "step", rows, "--workloads"]
     missing = [name for name in NEEDED_BY if importlib.util.find_spec(name) is None]
     left_out = [path for name in missing for path in NEEDED_BY[name]]
@@ -98,13 +99,14 @@ def stages(output: Path) -> list[Stage]:
             "torch.compile is left out: it compiles 128 pairs for minutes",
         ),
         Stage("forms", 22, [*forms, "--workloads", "imagenet", "multi_source_128"], {}),
+        Stage("forms_bfloat16", 8, [*forms, "--workloads", "imagenet", "--dtypes", "bfloat16", *one_mode], {}),
         Stage("tests_cuda", 50, [*tests, "tests/ops", "-k", "cuda and not triton"], one_thread),
         Stage("tests_graph", 45, [*tests, "tests/transfer/test_step_graph_gpu.py"], one_thread),
         Stage("memcheck", 25, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
         Stage("racecheck", 20, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
         Stage(
             "tests_triton",
-            25,
+            19,
             [*tests, "tests/ops", "-k", "triton"],
             one_thread,
             "every mixture of types is compiled anew: what is left when the time is up was not tested",
