@@ -6,6 +6,7 @@ import torch
 from l2t_fast.coefficients import Sizes, by_pair, native
 from l2t_fast.ops import why_unavailable
 from tests.ops.cuda.conftest import same_bits
+from tests.test_coefficients import derivatives
 
 # Tails of warps and blocks; as many pairs as a launch of the small kind takes and one more, and more than a large one.
 SHAPES = {
@@ -33,15 +34,8 @@ def answer(way, sizes, what, where, device) -> dict[str, torch.Tensor]:
     weights = [[w.to(device).requires_grad_() for w in given] if given else None for given in (what, where)]
     alpha = way(sizes, *weights)
     inputs = [w for given in weights if given for w in given]
-    generator = torch.Generator().manual_seed(1)
-
-    def numbers(like):
-        return torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like)
-
-    outer = numbers(alpha).requires_grad_()
-    first = torch.autograd.grad(alpha, inputs, outer, create_graph=True)
-    second = torch.autograd.grad(first, [*inputs, outer], [numbers(g) for g in first], materialize_grads=True)
-    return {str(i): part for i, part in enumerate((alpha.detach(), *(g.detach() for g in first), *second))}
+    parts = (alpha.detach(), *(part.detach() for part in derivatives(alpha, inputs)))
+    return {str(i): part for i, part in enumerate(parts)}
 
 
 @pytest.mark.parametrize("given", ["both", "what", "where", "where, one for all samples"])
