@@ -1,5 +1,6 @@
 #include "layers.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
@@ -16,6 +17,7 @@ namespace {
 constexpr int64_t group_rows = 1024;
 // Below this a thread costs more than it brings.
 constexpr double flops_per_chunk = 4e6;
+constexpr int64_t numbers_per_task = 1 << 15;
 
 std::optional<plan::Algorithm> forced_algorithm;
 bool forced_chunks = false;
@@ -57,6 +59,20 @@ Matrix matrix_of(const at::Tensor& tensor, bool written = false) {
           tensor.size(1),
           tensor.stride(0),
           tensor.stride(1)};
+}
+
+// Pairs for a thread at least, of a matrix of so many numbers.
+int64_t grain_of(int64_t pairs, int64_t numbers) {
+  return std::max<int64_t>(1, numbers_per_task * pairs / std::max<int64_t>(1, numbers));
+}
+
+// function(data) with a float* or double*, as the tensor has it.
+template <class Function>
+void with_numbers(const at::Tensor& tensor, const Function& function) {
+  if (tensor.scalar_type() == at::kDouble)
+    function(tensor.mutable_data_ptr<double>());
+  else
+    function(tensor.mutable_data_ptr<float>());
 }
 
 std::vector<plan::Source> source_sizes(const MatchingProblem& problem, const std::vector<int64_t>& pairs) {
@@ -206,7 +222,7 @@ const void* StackedLayer::packed(const std::vector<at::Tensor>& weights, bool tr
   const int64_t rows = transposed ? layer_.channels : layer_.rows, columns = transposed ? layer_.rows : layer_.channels;
   at::Tensor panels = pooled_zeros({round_up(columns, panel_) * rows}, type_);
   const auto pack = type_ == at::kDouble ? kernels_.pack_double : kernels_.pack_float;
-  at::parallel_for(0, layer_.pair_count, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, layer_.pair_count, grain_of(layer_.pair_count, rows * columns), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const at::Tensor& weight = weights[pair_indices_[i]];
       if (weight.defined() && weight.numel() > 0)
@@ -218,23 +234,39 @@ const void* StackedLayer::packed(const std::vector<at::Tensor>& weights, bool tr
   return panels.const_data_ptr();
 }
 
+// Biases and coefficients go to and from their stacks in loops: a PyTorch operator or three for each pair would take a
+// small call's time.
 const void* StackedLayer::stacked_bias(const std::vector<at::Tensor>& biases) {
   at::Tensor stacked = at::zeros({layer_.rows}, at::TensorOptions().dtype(type_));
-  for (int64_t i = 0; i < layer_.pair_count; ++i) {
-    const at::Tensor& bias = biases[pair_indices_[i]];
-    if (bias.defined()) stacked.narrow(0, pairs_[i].row, bias.size(0)).copy_(bias);
-  }
+  with_numbers(stacked, [&](auto* to) {
+    for (int64_t i = 0; i < layer_.pair_count; ++i) {
+      const at::Tensor& bias = biases[pair_indices_[i]];
+      if (!bias.defined()) continue;
+      AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, bias.scalar_type(), "bias", [&] {
+        const auto* const from = bias.const_data_ptr<scalar_t>();
+        for (int64_t c = 0; c < bias.size(0); ++c)
+          to[pairs_[i].row + c] = c10::convert<std::remove_pointer_t<decltype(to)>>(from[c * bias.stride(0)]);
+      });
+    }
+  });
   storage_.push_back(stacked);
   return stacked.const_data_ptr();
 }
 
 const void* StackedLayer::stacked_alpha(const at::Tensor& alpha) {
   at::Tensor stacked = at::zeros({layer_.batch, layer_.rows}, at::TensorOptions().dtype(type_));
-  for (int64_t i = 0; i < layer_.pair_count; ++i) {
-    const int64_t channels = pairs_[i].source.channels;
-    at::Tensor columns = stacked.narrow(1, pairs_[i].row, channels);
-    columns.copy_(alpha.narrow(1, problem_.pairs[pair_indices_[i]].alpha_begin, channels)).mul_(2);
-  }
+  with_numbers(stacked, [&](auto* to) {
+    AT_DISPATCH_FLOATING_TYPES(alpha.scalar_type(), "alpha", [&] {
+      const auto* const from = alpha.const_data_ptr<scalar_t>();
+      const int64_t by_sample = alpha.stride(0), by_column = alpha.stride(1);
+      for (int64_t b = 0; b < layer_.batch; ++b)
+        for (int64_t i = 0; i < layer_.pair_count; ++i) {
+          const auto* const columns = from + b * by_sample + problem_.pairs[pair_indices_[i]].alpha_begin * by_column;
+          auto* const row = to + b * layer_.rows + pairs_[i].row;
+          for (int64_t c = 0; c < pairs_[i].source.channels; ++c) row[c] = 2 * columns[c * by_column];
+        }
+    });
+  });
   storage_.push_back(stacked);
   return stacked.const_data_ptr();
 }
@@ -310,20 +342,36 @@ double StackedLayer::run(const Tangents& result) {
   at::Tensor alpha_sum = at::zeros({batch, rows}, doubles);
   for (int64_t k = 0; k < chunks; ++k)
     alpha_sum.narrow(0, bounds[k] / pixels_per_sample, alpha_sums[k].size(0)).add_(alpha_sums[k]);
-  if (needs_.alpha) write_alpha(hvp ? alpha_sum * 2 : alpha_sum, result.alpha);
+  if (needs_.alpha) write_alpha(alpha_sum, hvp ? 2 : 1, result.alpha);
   if (weight_size) write_weights(weight_sums, result.weights);
-  const at::Tensor bias_sum = bias_sums.sum(0);
-  for (int64_t i = 0; i < layer_.pair_count; ++i)
-    if (needs_.biases[pair_indices_[i]])
-      result.biases[pair_indices_[i]].copy_(bias_sum.narrow(0, pairs_[i].row, pairs_[i].source.channels));
+  write_biases(bias_sums.sum(0), result.biases);
   return hvp ? 0 : loss(alpha_sum);
 }
 
-void StackedLayer::write_alpha(const at::Tensor& sums, const at::Tensor& result) const {
+void StackedLayer::write_alpha(const at::Tensor& sums, double factor, const at::Tensor& result) const {
+  AT_DISPATCH_FLOATING_TYPES(result.scalar_type(), "alpha", [&] {
+    const double* const from = sums.const_data_ptr<double>();
+    auto* const to = result.mutable_data_ptr<scalar_t>();
+    for (int64_t b = 0; b < layer_.batch; ++b)
+      for (int64_t i = 0; i < layer_.pair_count; ++i) {
+        const int64_t first = problem_.pairs[pair_indices_[i]].alpha_begin;
+        const double* const row = from + b * layer_.rows + pairs_[i].row;
+        for (int64_t c = 0; c < pairs_[i].source.channels; ++c)
+          to[b * result.stride(0) + (first + c) * result.stride(1)] = scalar_t(factor * row[c]);
+      }
+  });
+}
+
+void StackedLayer::write_biases(const at::Tensor& sums, const std::vector<at::Tensor>& results) const {
+  const double* const from = sums.const_data_ptr<double>();
   for (int64_t i = 0; i < layer_.pair_count; ++i) {
-    const int64_t channels = pairs_[i].source.channels;
-    result.narrow(1, problem_.pairs[pair_indices_[i]].alpha_begin, channels)
-        .copy_(sums.narrow(1, pairs_[i].row, channels));
+    if (!needs_.biases[pair_indices_[i]]) continue;
+    const at::Tensor& result = results[pair_indices_[i]];
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, result.scalar_type(), "bias", [&] {
+      auto* const to = result.mutable_data_ptr<scalar_t>();
+      for (int64_t c = 0; c < pairs_[i].source.channels; ++c)
+        to[c * result.stride(0)] = c10::convert<scalar_t>(from[pairs_[i].row + c]);
+    });
   }
 }
 
@@ -332,7 +380,8 @@ void StackedLayer::write_weights(const at::Tensor& chunks, const std::vector<at:
   const auto unpack = type_ == at::kDouble ? kernels_.unpack_double : kernels_.unpack_float;
   at::Tensor sum = chunks[0];
   for (int64_t k = 1; k < chunks.size(0); ++k) sum.add_(chunks[k]);
-  at::parallel_for(0, layer_.pair_count, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = grain_of(layer_.pair_count, layer_.rows * layer_.channels);
+  at::parallel_for(0, layer_.pair_count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = pair_indices_[i];
       if (needs_.weights[p])

@@ -61,8 +61,9 @@ class StackedLayer {
   const void* stacked_bias(const std::vector<at::Tensor>& biases);
   const void* stacked_alpha(const at::Tensor& alpha);
   const Axis* axis(int64_t input, int64_t output);
-  void write_alpha(const at::Tensor& sums, const at::Tensor& result) const;
+  void write_alpha(const at::Tensor& sums, double factor, const at::Tensor& result) const;
   void write_weights(const at::Tensor& chunks, const std::vector<at::Tensor>& result) const;
+  void write_biases(const at::Tensor& sums, const std::vector<at::Tensor>& results) const;
   double loss(const at::Tensor& squares) const;
 
   const Kernels& kernels_;
