@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from l2t_fast import _native
 from tests.ops.conftest import Backend
@@ -40,6 +41,14 @@ def gram_form() -> Iterator[None]:
             yield
     finally:
         _native.extension.force_algorithm("auto")
+
+
+def fake_on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor without data on a GPU that need not be there."""
+    with pytest.MonkeyPatch.context() as real:
+        real.setattr(torch.cuda, "is_available", lambda: False)  # or PyTorch 2.11 would look for its driver
+        with FakeTensorMode():
+            return torch.empty(*shape, device="cuda", dtype=dtype)
 
 
 def same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import l2t_fast
 from l2t_fast import _native, ops
 from l2t_fast.ops import choose_backend, why_unavailable
+from tests.ops.cuda.conftest import fake_on_gpu
 
 
 @pytest.fixture
@@ -30,21 +30,15 @@ def a_gpu(monkeypatch):
     return SimpleNamespace(properties=properties, image=image)
 
 
-def on_cuda(*shape):
-    with FakeTensorMode():
-        return torch.empty(*shape, device="cuda")
-
-
 def test_a_gpu_that_fits_is_taken_where_it_is_asked_for(a_gpu):
     assert why_unavailable("cuda") is None
-    x = on_cuda(2, 3, 4, 4)
+    x = fake_on_gpu(2, 3, 4, 4)
     assert choose_backend("cuda", [x], [x]).backend == "cuda"
 
 
 def test_auto_takes_it_for_cuda_tensors(a_gpu):
     assert l2t_fast.explain_backend("cuda") == ("cuda", "the fused cuda backend serves cuda tensors")
-    with FakeTensorMode():
-        x = torch.empty(2, 3, 4, 4, device="cuda", dtype=torch.float64)
+    x = fake_on_gpu(2, 3, 4, 4, dtype=torch.float64)
     assert choose_backend("auto", [x], [x]) == ("reference", "the cuda backend has no float64")
 
 
@@ -74,6 +68,6 @@ def test_the_driver_is_asked_once_for_each_gpu(a_gpu, monkeypatch):
 
 @pytest.mark.parametrize(("name", "device"), [("cuda", "cpu"), ("cpu", "cuda")])
 def test_tensors_elsewhere_are_refused(a_gpu, name, device):
-    x = on_cuda(2, 3, 4, 4) if device == "cuda" else torch.zeros(2, 3, 4, 4)
+    x = fake_on_gpu(2, 3, 4, 4) if device == "cuda" else torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=f"backend='{name}' takes {name} tensors, but one is on {device}"):
         choose_backend(name, [x], [x])

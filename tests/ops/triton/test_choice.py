@@ -4,11 +4,11 @@ import importlib.util
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import l2t_fast
 from l2t_fast import _native, ops
 from l2t_fast.ops import choose_backend, why_unavailable
+from tests.ops.cuda.conftest import fake_on_gpu
 
 pytest.importorskip("triton")
 
@@ -35,8 +35,7 @@ def test_auto_takes_it_where_there_are_no_cuda_kernels(a_gpu):
 
 @pytest.mark.parametrize(("dtype", "wanted"), [(torch.bfloat16, "triton"), (torch.float64, "reference")])
 def test_auto_leaves_float64_to_the_reference(a_gpu, dtype, wanted):
-    with FakeTensorMode():
-        x = torch.empty(2, 3, 4, 4, device="cuda", dtype=dtype)
+    x = fake_on_gpu(2, 3, 4, 4, dtype=dtype)
     assert choose_backend("auto", [x], [x]).backend == wanted
 
 
