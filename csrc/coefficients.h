@@ -17,6 +17,9 @@ namespace l2t_fast {
 // or float64 (on a GPU float32), which are the results' too.
 struct Term {
   at::Tensor what, where;
+
+  // From sample to sample of `where`: 0 where all have the same.
+  int64_t where_stride() const { return where.defined() && where.size(0) > 1 ? where.size(1) : 0; }
 };
 
 struct Columns {

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from l2t_fast import _native  # noqa: F401  (loads the operators)
 from l2t_fast.ops import why_unavailable
 
 Pairs = Sequence[tuple[int, int]]

@@ -27,12 +27,12 @@ void for_each_pair(const Columns& columns, const Function& function) {
 template <class T>
 struct Numbers {
   const T *what, *where;
-  int64_t where_stride;  // from sample to sample: 0 where all have the same
+  int64_t where_stride;
 
   explicit Numbers(const Term& term)
       : what(term.what.defined() ? term.what.const_data_ptr<T>() : nullptr),
         where(term.where.defined() ? term.where.const_data_ptr<T>() : nullptr),
-        where_stride(term.where.defined() && term.where.size(0) > 1 ? term.where.size(1) : 0) {}
+        where_stride(term.where_stride()) {}
 
   T where_at(int64_t b, int64_t p) const { return where ? where[b * where_stride + p] : T(1); }
 };

@@ -19,8 +19,7 @@ class Call {
     call.pairs = int32_t(pairs_.size());
     call.batch = columns.batch;
     for (const Term& term : terms)
-      call.terms[call.term_count++] = {data_of(term.what), data_of(term.where),
-                                       term.where.defined() && term.where.size(0) > 1 ? term.where.size(1) : 0};
+      call.terms[call.term_count++] = {data_of(term.what), data_of(term.where), term.where_stride()};
   }
 
   void run(Runner& runner) const {

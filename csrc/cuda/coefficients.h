@@ -1,7 +1,7 @@
 // The coefficients of the matching loss and their derivatives (formulas: csrc/coefficients.h), a launch each.
 #pragma once
 
-#include "tile.h"
+#include "lines.h"
 
 namespace l2t_fast::cuda {
 
@@ -56,20 +56,13 @@ L2T_FAST_KERNEL void sum_terms(M& m, const SomePairs<capacity>& pairs, const Coe
   const int64_t width = columns_of(pairs);
   if (element >= call.batch * width) return;
   const int64_t sample = element / width, column = pairs.items[0].begin + (element - sample * width);
-  int low = 0, high = pairs.count - 1;  // the last pair that begins at or before the column
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (pairs.items[middle].begin <= column)
-      low = middle;
-    else
-      high = middle - 1;
-  }
+  const int own = last_that_begins(0, pairs.count, [&](int p) { return pairs.items[p].begin <= column; });
   const int64_t at = sample * call.columns + column;
-  const float scale = pairs.items[low].scale;
+  const float scale = pairs.items[own].scale;
   float sum = 0;
   for (int t = 0; t < call.term_count; ++t) {
     const CoefficientTerm& term = call.terms[t];
-    const float where = where_at(m, term, sample, pairs.number + low) * scale;
+    const float where = where_at(m, term, sample, pairs.number + own) * scale;
     sum += term.what ? where * m.read(term.what + at) : where;
   }
   call.result[at] = sum;

@@ -24,7 +24,7 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
   // Operations are counted in those of tf32, of which bfloat16 makes two in the time of one. What takes part in sums
   // that cancel is made of three products of tf32, or of the maps' own, or (T U) of two of these.
   const bool half = products == Products::bfloat16;
-  const double own_product = half ? 0.5 : 1, exact = half ? 0.5 : 3, nearly_exact = half ? 1 : 3, three = 3;
+  const double own_product = half ? 0.5 : 1, exact = half ? 0.5 : 3, nearly_exact = half ? 1 : 3;
   const double element = double(element_bytes(products)), terms = row_bytes / element;
   const double channels = padded(target.channels, gram_height);  // as tiles have them
   const double pixels = double(target.height) * target.width, columns = padded(pixels, tile_width);
@@ -74,7 +74,7 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
   const double arithmetic =
       2 * channels *
       (of_maps * (exact * (padded(target.channels, tile_width) + own_rows) * pixels + nearly_exact * small) +
-       exact * of_sources * small_terms + three * (of_projections + of_factors) * channels * all_rows +
+       exact * of_sources * small_terms + 3 * (of_projections + of_factors) * channels * all_rows +
        own_product * columns * (of_targets * channels + of_sources * own_terms + (of_sources > 0) * resized));
   const double bytes = element * (((3 + 2 * groups) * of_maps + maps + of_targets) * target.channels * pixels +
                                   (1 + of_maps + of_sources) * (own_floats + floats)) +

@@ -8,13 +8,14 @@
 
 namespace l2t_fast::cuda {
 
-// `Mode` is that of maps' products; what is kept of dT's factors is rounded as `Kept` is.
-template <class Mode, class Kept, class M>
+// `Mode` is that of maps' products.
+template <class Mode, class M>
 class GramProducts : GramTiles<M> {
   using Tiles = GramTiles<M>;
   using Tiles::blocks, Tiles::height, Tiles::m_, Tiles::next, Tiles::problem_, Tiles::target_, Tiles::twice,
       Tiles::weights_from;
   using Element = typename Mode::Element;
+  using Kept = std::conditional_t<std::is_same_v<Mode, Tf32x3>, Tf32, Mode>;  // how dT's factors are rounded
   static constexpr bool is_bfloat16 = sizeof(Element) == 2;
   static constexpr Type map_type = is_bfloat16 ? Type::bfloat16 : Type::float32;
   static constexpr int terms = depth<Element>;
@@ -334,11 +335,10 @@ L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& l
   const int item = m.block() - segment.first;
   const Pair* const pair = segment.kind == Kind::source_products ? problem.pairs + segment.index : nullptr;
   const Group* const group = segment.kind == Kind::grow ? problem.groups + segment.index : nullptr;
-  using Kept = std::conditional_t<std::is_same_v<Mode, Tf32x3>, Tf32, Mode>;
-  GramProducts<Mode, Kept, M> products(m, problem,
-                                       problem.targets[pair    ? pair->target
-                                                       : group ? group->target
-                                                               : segment.index]);
+  GramProducts<Mode, M> products(m, problem,
+                                 problem.targets[pair    ? pair->target
+                                                 : group ? group->target
+                                                         : segment.index]);
   if (segment.kind == Kind::factor)
     products.multiply_weights(segment.which, item);
   else if (group)
@@ -351,7 +351,7 @@ L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& l
 template <class Mode, class M>
 L2T_FAST_KERNEL void gram_targets(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  GramProducts<Mode, Mode, M>(m, problem, problem.targets[segment.index]).write_target(m.block() - segment.first);
+  GramProducts<Mode, M>(m, problem, problem.targets[segment.index]).write_target(m.block() - segment.first);
 }
 
 }  // namespace l2t_fast::cuda

@@ -23,6 +23,10 @@ using OptionalTensor = std::optional<Tensor>;
 
 Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 OptionalTensor if_defined(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+// What an operator returns for a derivative that is not wanted.
+Tensor or_empty(const Tensor& tensor, const Tensor& like) {
+  return tensor.defined() ? tensor : at::empty({0}, like.options());
+}
 
 // ---- the operators, below autograd ----------------------------------------------------------------------------------
 
@@ -79,10 +83,7 @@ std::tuple<Tensor, Tensor> backward_on(const Tensor& adjoint, const OptionalTens
   const Term term = checked(what, where, columns, adjoint.options());
   auto [of_what, of_where] = compute(adjoint.contiguous(), term, columns, wants_what, wants_where);
   if (wants_where && where && where->size(0) != columns.batch) of_where = of_where.sum(0, /*keepdim=*/true);
-  const auto or_empty = [&](const Tensor& tensor) {
-    return tensor.defined() ? tensor : at::empty({0}, adjoint.options());
-  };
-  return {or_empty(of_what), or_empty(of_where)};
+  return {or_empty(of_what, adjoint), or_empty(of_where, adjoint)};
 }
 
 Tensor forward_cpu_or_emulated(const std::vector<Term>& terms, const Columns& columns,
@@ -247,10 +248,7 @@ std::tuple<Tensor, Tensor> backward_autograd(const Tensor& adjoint, const Option
   const Term term{or_undefined(what), or_undefined(where)};
   const Columns columns = columns_of(channels, scales, adjoint.dim() ? adjoint.size(0) : 0);
   const Term derivatives = differentiated(adjoint, term, columns, wants_what, wants_where);
-  const auto or_empty = [&](const Tensor& tensor) {
-    return tensor.defined() ? tensor : at::empty({0}, adjoint.options());
-  };
-  return {or_empty(derivatives.what), or_empty(derivatives.where)};
+  return {or_empty(derivatives.what, adjoint), or_empty(derivatives.where, adjoint)};
 }
 
 // ---- weights side by side -------------------------------------------------------------------------------------------
@@ -264,8 +262,7 @@ void check_joined(at::TensorList tensors) {
 }
 
 // Autocast refuses types that are lower than its own, and promotion alone is wanted.
-Tensor joined(at::TensorList tensors) {
-  check_joined(tensors);
+Tensor side_by_side(at::TensorList tensors) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   return tensors[0].dim() == 1 ? at::stack(tensors, 1) : at::cat(tensors, 1);
 }
@@ -274,7 +271,6 @@ Tensor joined(at::TensorList tensors) {
 // matrix with zeros elsewhere; here it is views of one matrix, whose derivative joins again.
 struct Joined : Function<Joined> {
   static Tensor forward(AutogradContext* ctx, at::TensorList tensors) {
-    check_joined(tensors);
     std::vector<int64_t> widths;
     if (tensors[0].dim() > 1)
       for (const Tensor& tensor : tensors) widths.push_back(tensor.size(1));
@@ -282,7 +278,7 @@ struct Joined : Function<Joined> {
     ctx->saved_data["widths"] = widths;
     ctx->saved_data["count"] = int64_t(tensors.size());
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    return joined(tensors);
+    return side_by_side(tensors);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& adjoints);
 };
@@ -302,7 +298,15 @@ variable_list Joined::backward(AutogradContext* ctx, const variable_list& adjoin
   return Parted::apply(adjoints[0], ctx->saved_data["widths"].toIntVector());
 }
 
-Tensor joined_autograd(at::TensorList tensors) { return Joined::apply(tensors); }
+Tensor joined(at::TensorList tensors) {
+  check_joined(tensors);
+  return side_by_side(tensors);
+}
+
+Tensor joined_autograd(at::TensorList tensors) {
+  check_joined(tensors);
+  return Joined::apply(tensors);
+}
 
 }  // namespace
 
