@@ -79,9 +79,12 @@ void force_algorithm(const std::string& name) {
   cuda::force_gram(algorithm ? std::optional(*algorithm == plan::Algorithm::gram) : std::nullopt);
 }
 
-void emulate_cuda(int processors, bool reversed) {
-  const cuda::Chip chip{processors, 0};
-  cuda::emulate_on_cpu(processors > 0 ? &chip : nullptr, reversed);
+void emulate_cuda(int processors, bool reversed, bool host_alone) {
+  using cuda::Emulation;
+  const cuda::Chip chip{processors, host_alone ? processors * cuda::operations_of_launch : 0};
+  cuda::emulate_on_cpu(processors > 0 ? &chip : nullptr, host_alone ? Emulation::host_alone
+                                                         : reversed ? Emulation::reversed
+                                                                    : Emulation::in_order);
 }
 
 #ifdef L2T_FAST_WITH_CUDA
@@ -114,10 +117,11 @@ PYBIND11_MODULE(_C, m) {
         "For tests: every layer that can takes \"direct\" or \"gram\"; \"auto\" hands the choice back to the planner.");
   m.def(
       "emulate_cuda", &l2t_fast::emulate_cuda, py::arg("processors"), py::arg("reversed") = false,
+      py::arg("host_alone") = false,
       "For tests: the operators of CPU tensors are computed by the CUDA kernels, thread by thread, as on a chip of so "
       "many processors; with no processors, by the CPU's own again. \"reversed\" runs threads and blocks in the "
-      "opposite "
-      "order.");
+      "opposite order. \"host_alone\" leaves the kernels out, and results without a value: what the host does for "
+      "them can be measured so.");
 #ifdef L2T_FAST_WITH_CUDA
   m.attr("cuda_shared_bytes") = l2t_fast::cuda::shared_bytes;
   m.def("kernel_image", &l2t_fast::kernel_image_dict, py::arg("device"),

@@ -15,7 +15,7 @@ namespace {
 
 class EmulatedRunner : public Runner {
  public:
-  EmulatedRunner(const Chip& chip, bool reversed) : chip_(chip), reversed_(reversed) {}
+  EmulatedRunner(const Chip& chip, Emulation emulation) : chip_(chip), emulation_(emulation) {}
 
   Chip chip() const override { return chip_; }
 
@@ -32,14 +32,14 @@ class EmulatedRunner : public Runner {
 
   void run(const PairColumns* pairs, const CoefficientCall& call) override {
     for_some_pairs_at_a_time(pairs, call, [&](const auto& some, int blocks) {
-      emulate(blocks, shared_bytes, reversed_, [&](EmulatedThread& thread) { coefficients(thread, some, call); });
+      emulate_blocks(blocks, [&](EmulatedThread& thread) { coefficients(thread, some, call); });
     });
   }
 
  private:
   template <class Mode>
   void run(bool second, const Problem& problem, const Launch& launch) {
-    emulate(launch.blocks, shared_bytes, reversed_, [&](EmulatedThread& thread) {
+    emulate_blocks(launch.blocks, [&](EmulatedThread& thread) {
       if (launch.kernel == Kernel::pack)
         pack<Mode>(thread, problem, launch);
       else if (launch.kernel == Kernel::gradients)
@@ -61,16 +61,21 @@ class EmulatedRunner : public Runner {
     });
   }
 
+  template <class Kernel>
+  void emulate_blocks(int blocks, const Kernel& kernel) {
+    if (emulation_ != Emulation::host_alone) emulate(blocks, shared_bytes, emulation_ == Emulation::reversed, kernel);
+  }
+
   const Chip chip_;
-  const bool reversed_;
+  const Emulation emulation_;
 };
 
 std::unique_ptr<Runner> runner;
 
 }  // namespace
 
-void emulate_on_cpu(const Chip* chip, bool reversed) {
-  runner = chip ? std::make_unique<EmulatedRunner>(*chip, reversed) : nullptr;
+void emulate_on_cpu(const Chip* chip, Emulation emulation) {
+  runner = chip ? std::make_unique<EmulatedRunner>(*chip, emulation) : nullptr;
 }
 
 Runner* emulated_runner() { return runner.get(); }

@@ -7,8 +7,14 @@
 
 namespace l2t_fast::cuda {
 
-// From now on, or, without a chip, no more. Threads and blocks run in the opposite order if `reversed`.
-void emulate_on_cpu(const Chip* chip, bool reversed);
+enum class Emulation {
+  in_order,
+  reversed,    // threads and blocks in the opposite order
+  host_alone,  // kernels are left out: for what the host takes by itself, in time and memory
+};
+
+// From now on, or, without a chip, no more.
+void emulate_on_cpu(const Chip* chip, Emulation emulation);
 
 // What runs CPU tensors now; null where the CPU's own kernels do.
 Runner* emulated_runner();

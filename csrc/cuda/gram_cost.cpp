@@ -81,13 +81,14 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
                        sizeof(float) * (1 + 2 * of_maps) * target.channels * rows;
   const double gram = arithmetic + operations_of_byte * bytes;
   constexpr int launches = 4;
-  const bool is_less = gram < 0.75 * direct;
   const bool is_worth_it = double(batch) * (direct - gram) > launches * chip.launch;
-  // What it keeps between its kernels may be as much as the maps that it reads: memory is bounded by the features.
+  // Memory is bounded by the features: the more of it is kept between the kernels, against the maps that are read, the
+  // larger a share of the direct form has to be saved.
   const double kept = target.channels * (sizeof(float) * of_maps * (rows + target.channels + group_pixels) +
                                          element * (of_factors * target.channels + (of_sources > 0) * group_pixels));
   const double read = element * (of_maps * target.channels * pixels + own_floats + floats);
-  return is_less && is_worth_it && kept < read;
+  const double saved = 1 - gram / direct;
+  return is_worth_it && saved > 0.25 && saved > 0.75 * kept / read;
 }
 
 void force_gram(std::optional<bool> pays) { forced_gram = pays; }

@@ -135,6 +135,9 @@ class Call {
 
   // The records, pairs in the order of their targets.
   void describe() {
+    for (const auto* maps : {&problem_.sources, &problem_.targets, direction_ ? &direction_->targets : nullptr})
+      if (maps)
+        for (const at::Tensor& map : *maps) records_.bytes_of_maps += map.defined() ? int64_t(map.nbytes()) : 0;
     for (const auto& [n, numbers] : pairs_by_target(problem_, needs_, result_)) {
       const at::Tensor& map = problem_.targets[n];
       const bool last = channels_last(map);

@@ -1,12 +1,16 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace l2t_fast::cuda {
 namespace {
 
 // Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits.
-constexpr int64_t bytes_of_differences = int64_t(48) << 20;
+// And memory is bounded by the maps that are read, of which it may be a share; but never so far that processors are
+// idle.
+constexpr int64_t bytes_of_cache = int64_t(48) << 20;
+constexpr int64_t share_of_maps = 6;
 constexpr int64_t most_columns = int64_t(1) << 30;  // of a part: kernels count them in 32 bits
 constexpr int64_t fewest_tiles = 8;  // of a sum that is split: below that, writing the partial sums takes the time
 
@@ -27,12 +31,29 @@ class Planner {
         groups_(records.groups),
         wishes_(wishes),
         chip_(chip),
-        element_(element_bytes(products)) {}
+        element_(element_bytes(products)),
+        bytes_of_differences_(
+            std::max(records.bytes_of_maps / share_of_maps, chip.processors * tile_width * tile_width * element_)) {}
 
   Plan plan() {
-    for (size_t n = 0; n < targets_.size(); ++n) place(int(n));
+    plan_.places.resize(targets_.size());
+    for_each(true, [this](Target& target, Places& places) {
+      place(target, places);
+      place_gram(target, places);
+      place_weights(target, places);
+    });
+    let_products_take_the_place_of_differences();
+    for_each(false, [this](Target& target, Places& places) {
+      place(target, places);
+      place_direct(target, places);
+    });
     pack();
+    const int64_t begin = plan_.bytes;
+    for_each(false, [this](Target& target, Places& places) { place_weights(target, places); });
     cut_into_phases();
+    const int64_t end = std::exchange(plan_.bytes, begin);
+    place_products();
+    plan_.bytes = std::max(plan_.bytes, end);
     gram();
     finish();
     return std::move(plan_);
@@ -73,11 +94,9 @@ class Planner {
     return {uint32_t(((uint64_t(1) << shift) + uint64_t(by) - 1) / uint64_t(by)), shift};
   }
 
-  void place(int n) {
-    Target& target = targets_[n];
+  void place(Target& target, Places& places) {
     target.by_pixels = divisor(pixels(target));
     target.by_width = divisor(target.width);
-    Places places;
     int32_t row = 0;
     for (int p = target.first_pair; p < target.first_pair + target.pairs; ++p) {
       pairs_[p].first_row = row;
@@ -86,16 +105,20 @@ class Planner {
     target.rows = row;
     target.stride = int32_t(stride_of(target.channels));
     target.keeps = !takes_gram(target) && target.channels > 0 && (target.result.data || wants_weights(target));
-    const int64_t packed =
-        std::max<int64_t>(1, int64_t(row) * target.stride * (takes_gram(target) ? int64_t(sizeof(float)) : element_));
-    places.weight = take(packed);
-    places.bias_sums = take(batch_ * target.rows * int64_t(sizeof(float)));
-    if (any(target, &Pair::weight_direction)) places.weight_direction = take(packed);
-    if (takes_gram(target))
-      place_gram(target, places);
-    else
-      place_direct(target, places);
-    plan_.places.push_back(places);
+    places.bias_sums = take_floats(batch_ * target.rows);
+  }
+
+  void place_weights(const Target& target, Places& places) {
+    const int64_t element = takes_gram(target) ? int64_t(sizeof(float)) : element_;
+    const int64_t bytes = std::max<int64_t>(1, int64_t(target.rows) * target.stride * element);
+    places.weight = take(bytes);
+    if (any(target, &Pair::weight_direction)) places.weight_direction = take(bytes);
+  }
+
+  template <class Place>
+  void for_each(bool gram, const Place& place) {
+    for (size_t n = 0; n < targets_.size(); ++n)
+      if (takes_gram(targets_[n]) == gram) place(targets_[n], plan_.places[n]);
   }
 
   int64_t take_floats(int64_t count) { return take(count * int64_t(sizeof(float))); }
@@ -106,7 +129,7 @@ class Planner {
   void place_direct(Target& target, Places& places) {
     const int64_t per_sample = bytes_of(target, 1) * kept();
     const int64_t samples =
-        std::min(target.keeps ? bytes_of_differences / per_sample : batch_, most_columns / pixels(target));
+        std::min(target.keeps ? bytes_of_differences_ / per_sample : batch_, most_columns / pixels(target));
     const int64_t fewest_parts = cut(batch_, std::clamp<int64_t>(samples, 1, batch_));
     target.part_samples = int32_t(cut(batch_, fewest_parts));
     const int64_t parts = cut(batch_, target.part_samples);
@@ -171,21 +194,43 @@ class Planner {
     gram.shares = int32_t(std::clamp<int64_t>(blocks / (batch_ * channel_tiles(target) * tiles), 1,
                                               std::max<int64_t>(1, cut(pixels(target), terms()) / fewest_tiles)));
     const Terms terms = terms_of(target);
-    places.gram.plane_sums = take_floats(batch_ * (channels + rows) * 2);
-    if (target.result.data) places.gram.constant = take_floats(batch_ * channels);
     for (int which = 0; which < 2; ++which) {
       if (!which || wishes_.coefficients) places.gram.coefficients[which] = take_floats(batch_ * rows);
-      if (terms.factors[which]) places.gram.factors[which] = take(batch_ * channels * target.stride * element_);
       if (is_bfloat16() && terms.sources && (!which || any(target, &Pair::weight_direction)))
         places.gram.weights[which] = take(rows * target.stride * element_);
-      if (!terms.maps[which]) continue;
-      places.gram.products[which] = take_floats(gram.shares * batch_ * (channels + gram.own_rows) * channels);
-      places.gram.small_products[which] = take_floats(batch_ * (rows - gram.own_rows) * channels);
     }
-    for (auto group = end - gram.groups; group != end; ++group) {
+  }
+
+  // What the Gram form's kernels leave for each other takes the place of what the direct form's, which come before
+  // them, have left: so E may be as large.
+  void let_products_take_the_place_of_differences() {
+    const int64_t begin = plan_.bytes;
+    place_products();
+    bytes_of_differences_ = std::min(bytes_of_cache, std::max(bytes_of_differences_, plan_.bytes - begin));
+    plan_.bytes = begin;
+  }
+
+  void place_products() {
+    plan_.group_places.clear();
+    for_each(true, [this](Target& target, Places& places) { place_products(target, places.gram); });
+  }
+
+  void place_products(const Target& target, Places::Gram& places) {
+    const Gram& gram = target.gram;
+    const int64_t rows = target.rows, channels = target.channels;
+    const Terms terms = terms_of(target);
+    places.plane_sums = take_floats(batch_ * (channels + rows) * 2);
+    if (target.result.data) places.constant = take_floats(batch_ * channels);
+    for (int which = 0; which < 2; ++which) {
+      if (terms.factors[which]) places.factors[which] = take(batch_ * channels * target.stride * element_);
+      if (!terms.maps[which]) continue;
+      places.products[which] = take_floats(gram.shares * batch_ * (channels + gram.own_rows) * channels);
+      places.small_products[which] = take_floats(batch_ * (rows - gram.own_rows) * channels);
+    }
+    for (int g = gram.first_group; g < gram.first_group + gram.groups; ++g) {
       GroupPlaces& own = plan_.group_places.emplace_back();
-      if (!is_small(*group)) continue;
-      const int64_t bytes = batch_ * channels * group->stride * element_;
+      if (!is_small(groups_[g])) continue;
+      const int64_t bytes = batch_ * channels * groups_[g].stride * element_;
       for (int which = 0; which < 2; ++which)
         if (terms.maps[which]) own.shrunk[which] = take(is_bfloat16() ? 2 * bytes : bytes);
       if (terms.sources) own.grown = take(bytes);
@@ -238,7 +283,7 @@ class Planner {
       for (int64_t first = 0; first < batch_; first += target.part_samples) {
         const int64_t samples = std::min<int64_t>(target.part_samples, batch_ - first);
         const int64_t bytes = target.keeps ? bytes_of(target, samples) * kept() : 0;
-        if (phases.empty() || filled + bytes > bytes_of_differences) {
+        if (phases.empty() || filled + bytes > bytes_of_differences_) {
           if (phases.empty() || !phases.back().empty()) phases.emplace_back();
           filled = 0;
         }
@@ -370,6 +415,7 @@ class Planner {
   const Wishes wishes_;
   const Chip chip_;
   const int64_t element_;
+  int64_t bytes_of_differences_;
   Plan plan_;
 };
 

@@ -10,11 +10,13 @@ namespace l2t_fast::cuda {
 
 // Where a record's pointers begin in the workspace, in bytes.
 struct Places {
-  int64_t weight = -1, weight_direction = -1, weight_sums = -1, row_sums = -1, bias_sums = -1;
-  struct {
+  struct Gram {
     int64_t coefficients[2] = {-1, -1}, plane_sums = -1, products[2] = {-1, -1}, small_products[2] = {-1, -1},
             weights[2] = {-1, -1}, factors[2] = {-1, -1}, constant = -1;
-  } gram;
+  };
+
+  int64_t weight = -1, weight_direction = -1, weight_sums = -1, row_sums = -1, bias_sums = -1;
+  Gram gram;
 };
 
 struct GroupPlaces {
@@ -42,6 +44,7 @@ struct Records {
   std::vector<Target> targets;
   std::vector<Pair> pairs;
   std::vector<Group> groups;
+  int64_t bytes_of_maps = 0;  // that are read
 };
 
 // Whether the Gram form takes clearly less than the direct one, for those of a target's pairs that can take it, sorted

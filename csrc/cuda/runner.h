@@ -21,6 +21,9 @@ struct Chip {
   double launch;  // so much arithmetic is worth a launch less, in floating-point operations
 };
 
+// Of a processor, in the 5 us of a launch.
+inline constexpr double operations_of_launch = 4e6;
+
 class Runner {
  public:
   virtual ~Runner() = default;

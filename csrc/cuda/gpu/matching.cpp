@@ -10,9 +10,6 @@
 namespace l2t_fast::cuda {
 namespace {
 
-// Of a processor, in the 5 us of a launch.
-constexpr double operations_of_launch = 4e6;
-
 // On the current device and stream. Nothing here waits for the GPU or reads its memory.
 class GpuRunner : public Runner {
  public:

@@ -84,7 +84,8 @@ def _in_line(tensor: Tensor) -> bool:
 def pays(planner: Planner, layer: Layer) -> bool:
     """Whether it takes clearly less: operations and bytes of both are counted, as csrc/cuda/gram_cost.cpp does.
 
-    And keeps no more between its kernels than the maps that it reads: memory is bounded by the features.
+    Memory is bounded by the features: the more of it is kept between the kernels, against the maps that are read, the
+    larger a share of the direct form has to be saved.
     """
     a = planner.arguments
     target = a.targets[layer.target]
@@ -128,11 +129,11 @@ def pays(planner: Planner, layer: Layer) -> bool:
     moved = ((3 + 2 * groups) * of_maps + maps + of_targets) * channels * pixels + (1 + 2 * of_maps) * channels * rows
     moved += (1 + of_maps + of_sources) * (own_rows * pixels + floats) + rows * pixels
     gram = arithmetic + OPERATIONS_OF_BYTE * 4 * moved
-    saved = planner.batch * (direct - gram)
     kept = channels * (of_maps * (rows + channels + group_pixels) + of_targets * channels + of_sources * group_pixels)
     read = of_maps * channels * pixels + own_rows * pixels + floats
-    is_worth_it = saved > LAUNCHES * OPERATIONS_OF_LAUNCH * planner.processors
-    return gram < 0.75 * direct and is_worth_it and kept < read
+    is_worth_it = planner.batch * (direct - gram) > LAUNCHES * OPERATIONS_OF_LAUNCH * planner.processors
+    saved = 1 - gram / direct
+    return is_worth_it and saved > 0.25 and saved > 0.75 * kept / read
 
 
 class GramPlanner:

@@ -20,8 +20,10 @@ from l2t_fast.ops.triton.tiles import Class, Tile, TileTable
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-# Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits.
-BYTES_OF_DIFFERENCES = 48 << 20
+# Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits. And
+# memory is bounded by the maps that are read, of which it may be a share; but never so far that processors are idle.
+BYTES_OF_CACHE = 48 << 20
+SHARE_OF_MAPS = 6
 # Of a sum that is split: below that, writing the partial sums takes the time.
 FEWEST_STEPS = 8
 # Columns of E are padded to whole tiles, and the sums over rows and channels to whole steps.
@@ -132,7 +134,7 @@ class Planner:
         self.v_targets, self.v_weights = moved[:targets], moved[targets : targets + pairs]
         self.v_biases, self.v_alpha = moved[targets + pairs : -1], moved[-1]
         self.batch = arguments.alpha.shape[0]
-        self.workspace = 0
+        self.workspace = self.bytes_of_differences = 0
         self._choose_types()
         self.layers = []
         for n, target in enumerate(arguments.targets):
@@ -184,11 +186,22 @@ class Planner:
         wanted = not self.second or any(result is not None for result in self.results)
         if not wanted or not self.batch or not self.layers:
             return Plan(*self._table([], {}), self._zeroed(), [], 0)
-        for layer in self.direct:
-            self._place(layer)
+        # What the Gram form's kernels leave for each other takes the place of what the direct form's, which come before
+        # them, have left: so E may be as large.
         for layer in self.gram.layers:
             self.gram.place(layer)
+        self.bytes_of_differences = self._bytes_of_differences(self.workspace)
+        self.workspace = 0
+        for layer in self.direct:
+            self._place(layer)
+        begin = self.workspace
+        for layer in self.direct:
+            self._place_weights(layer)
         phases = self._phases()
+        end, self.workspace = self.workspace, begin
+        for layer in self.gram.layers:
+            self.gram.place(layer)
+        self.workspace = max(self.workspace, end)
         parts = [part for phase in phases for part in phase]
         for number, part in enumerate(parts):
             part.record = number
@@ -287,6 +300,12 @@ class Planner:
         self.workspace += _padded(max(count, 1), 256)
         return at
 
+    def _bytes_of_differences(self, of_products: int) -> int:
+        maps = [*self.arguments.sources, *self.arguments.targets, *(v for v in self.v_targets if v is not None)]
+        read = sum(map_.numel() * map_.element_size() for map_ in maps)
+        tiles = self.processors * WIDEST_TILE**2 * self.e_type.itemsize
+        return min(BYTES_OF_CACHE, max(read // SHARE_OF_MAPS, tiles, of_products))
+
     def _e_stride(self, part: Part) -> int:
         return _padded(part.columns, WIDEST_TILE)
 
@@ -296,7 +315,7 @@ class Planner:
     def _place(self, layer: Layer) -> None:
         """The layer's parts, and where all of it lies that is no map."""
         per_sample = layer.pixels * max(layer.rows, 1) * self.e_type.itemsize * (2 if self.second else 1)
-        samples = BYTES_OF_DIFFERENCES // per_sample if layer.keeps else self.batch
+        samples = self.bytes_of_differences // per_sample if layer.keeps else self.batch
         samples = min(samples, 2**30 // layer.pixels)
         parts = _cut(self.batch, max(1, min(samples, self.batch)))
         layer.part_samples = _cut(self.batch, parts)
@@ -316,16 +335,10 @@ class Planner:
             records.TILES: tiles,
             records.TILE_COLUMNS: width,
         }
-        plain = layer.rows * stride * self.dot_type.itemsize
-        turned = layer.channels * turned_stride * self.e_type.itemsize
         layer.places = {
-            records.PACKED: self.take(plain),
-            records.TURNED: self.take(turned),
             records.SQUARE_SUMS: self.take(4 * tiles * slots * layer.rows),
             records.FACTOR_SUMS: self.take(4 * tiles * layer.rows),
         }
-        if self.second:
-            layer.places |= {records.V_PACKED: self.take(plain), records.V_TURNED: self.take(turned)}
         if layer.wants_weights:
             tile = layer.gradients
             items = _cut(layer.channels, tile.channels) * _cut(layer.rows, tile.rows)
@@ -333,6 +346,15 @@ class Planner:
             layer.splits = max(1, min(_cut(2 * self.processors, max(items, 1)), steps // FEWEST_STEPS))
             layer.words[records.SPLITS] = layer.splits
             layer.places[records.WEIGHT_SUMS] = self.take(4 * layer.splits * layer.rows * layer.channels)
+
+    def _place_weights(self, layer: Layer) -> None:
+        """W and vW, packed and turned."""
+        plain = layer.rows * layer.words[records.PACKED_STRIDE] * self.dot_type.itemsize
+        turned = layer.channels * layer.words[records.TURNED_STRIDE] * self.e_type.itemsize
+        sizes = {records.PACKED: plain, records.TURNED: turned}
+        if self.second:
+            sizes |= {records.V_PACKED: plain, records.V_TURNED: turned}
+        layer.places |= {word: self.take(size) for word, size in sizes.items()}
 
     def _phases(self) -> list[list[Part]]:
         """Parts are taken together as long as their E fits; each phase is a launch of E and one of the gradients."""
@@ -342,7 +364,7 @@ class Planner:
             for number, first in enumerate(range(0, self.batch, layer.part_samples)):
                 part = Part(layer, number, first, min(layer.part_samples, self.batch - first))
                 size = self._e_bytes(part) * (2 if self.second else 1) if layer.keeps else 0
-                if filled and filled + size > BYTES_OF_DIFFERENCES:
+                if filled and filled + size > self.bytes_of_differences:
                     phases.append([])
                     filled = 0
                 part.at = filled

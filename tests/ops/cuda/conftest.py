@@ -20,7 +20,7 @@ def emulate() -> Iterator[Emulate]:
     """Emulate a chip from now on to the end of the test; see ``emulate_cuda``."""
     if _native.extension is None:
         pytest.skip("there is no native extension")
-    yield partial(_native.extension.emulate_cuda, 3)
+    yield partial(_native.extension.emulate_cuda, processors=3)
     _native.extension.emulate_cuda(0)
 
 

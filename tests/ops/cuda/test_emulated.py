@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from l2t_fast.ops import native
 from tests.ops import test_values as values
-from tests.ops.cuda.conftest import same_bits
+from tests.ops.cuda.conftest import gram_form, same_bits
 from tests.ops.problems import (
     LAYOUTS,
     SIZES,
@@ -112,6 +112,22 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(emulate, shape):
         emulate(reversed=reverse)
         answers.append(solve(native.matching_loss, problem, directions).parts())
     assert same_bits(*answers)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gram", [False, True], ids=["direct", "gram"])
+def test_parts(emulate, gram, dtype):
+    """E in memory for a few samples at a time, after which the Gram form of the other target takes its place."""
+    sizes = [(70, 9, 8), (150, 5, 4)], [(12, 9, 8), (70, 7, 6)], [(0, 0), (1, 0), (0, 1), (1, 1)]
+    problem = in_dtype(draw(*sizes, batch=7), *values.DTYPES[dtype])
+    directions = draw_directions(problem)
+    answers = []
+    with gram_form() if gram else torch.backends.cudnn.flags(allow_tf32=True):
+        for processors in (1, 30):
+            emulate(processors=processors)
+            answers.append(solve(native.matching_loss, problem, directions))
+            assert_accurate(answers[-1], problem, directions, roundings=4 * 2**12)
+    assert not same_bits(*(answer.parts() for answer in answers))
 
 
 def test_maps_of_different_dtypes(emulated):

@@ -144,7 +144,7 @@ def test_the_planner_takes_it_for_many_pixels_and_few_channels(algorithm):
             found.append(native.loss_and_gradients(*arguments_of(problem), [True] * len(problem.slots))[1])
         return [torch.equal(a, b) for a, b in zip(*found, strict=True)]
 
-    many = draw([(256, 12, 12), (512, 6, 6)], [(64, 24, 24)], [(0, 0), (1, 0)], batch=1, dtype=torch.float32)
+    many = draw([(256, 16, 16), (512, 8, 8)], [(64, 32, 32)], [(0, 0), (1, 0)], batch=1, dtype=torch.float32)
     assert all(both(many, "gram")) and not all(both(many, "direct"))
     few = draw([(16, 4, 4)], [(32, 4, 4)], [(0, 0)], batch=1, dtype=torch.float32)
     assert all(both(few, "direct")) and not all(both(few, "gram"))

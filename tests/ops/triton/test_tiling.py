@@ -64,7 +64,7 @@ def test_layouts(triton_backend, layout):
 @pytest.mark.parametrize("most", [400, 800])
 def test_parts(triton_backend, monkeypatch, most):
     """E in memory for one sample at a time, or two and the last one alone."""
-    monkeypatch.setattr(planning, "BYTES_OF_DIFFERENCES", most)
+    monkeypatch.setattr(planning.Planner, "_bytes_of_differences", lambda *_: most)
     monkeypatch.setattr(launching, "_PLANS", type(launching._PLANS)())
     check(triton_backend, draw([(3, 2, 2)], [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)], batch=3, dtype=torch.float32))
 
