@@ -1,12 +1,12 @@
 # `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
 .DEFAULT_GOAL := help
-.PHONY: help train test fuzz kill soak matrix sanitize gpu lint format clean
+.PHONY: help train test fuzz kill soak matrix sanitize race gpu lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.l2t_fast-ready
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(filter %.h %.cpp %.cuh %.cu,$(SOURCES))
+CXX_FILES := $(filter %.h %.cpp %.cuh %.cu,$(SOURCES)) tests/ops/cuda/races.cpp
 # The pythons to try; `make PYTHON=/path/to/python ...` names one.
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
 
@@ -32,20 +32,30 @@ soak: $(READY)  ## train for MINUTES (60) and fail if the process grows
 matrix: $(READY)  ## install, build and test with every Python and PyTorch that can be had here, native and pure; 8 GB of disk each
 	MAX_JOBS=$${MAX_JOBS:-2} $(BIN)/python -u -m tests.matrix $(ARGS)
 
-# The sanitizers' run times have to be in the process before Python is; a copy of the tree holds the sanitized extension.
-SANITIZED := build/sanitize
+# $(call sanitized,kind,variables,run times) builds the native code so and begins a run of pytest with it: in a copy of the
+# tree that holds the extension, and with the sanitizers' run times in the process before Python is.
+define sanitized
+$(BIN)/cmake -S . -B build/$@/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DL2T_FAST_SANITIZE=$(1) -DL2T_FAST_CUDA=OFF
+$(BIN)/cmake --build build/$@/native
+rm -rf build/$@/tree && mkdir -p build/$@/tree
+git ls-files l2t_fast tests 'benchmarks/*.py' pyproject.toml | xargs cp --parents -t build/$@/tree
+cp build/$@/native/_C.*.so build/$@/tree/l2t_fast/
+cd build/$@/tree && OMP_WAIT_POLICY=passive $(2) LD_PRELOAD="$(foreach library,$(3) libstdc++.so.6,$$($(CXX) -print-file-name=$(library)))" \
+  $(abspath $(BIN)/python) -m pytest --capture=sys
+endef
+
 sanitize: $(READY)  ## run the operators' tests with the native code under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/cmake -S . -B $(SANITIZED)/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DL2T_FAST_SANITIZE=ON -DL2T_FAST_CUDA=OFF
-	$(BIN)/cmake --build $(SANITIZED)/native
-	rm -rf $(SANITIZED)/tree && mkdir -p $(SANITIZED)/tree
-	git ls-files l2t_fast tests 'benchmarks/*.py' pyproject.toml | xargs cp --parents -t $(SANITIZED)/tree
-	cp $(SANITIZED)/native/_C.*.so $(SANITIZED)/tree/l2t_fast/
-	cd $(SANITIZED)/tree && OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
-	  $(abspath $(BIN)/python) -m pytest --capture=sys tests/ops tests/fuzz tests/test_coefficients.py tests/test_convolution.py \
+	$(call sanitized,address,OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1,libasan.so libubsan.so) \
+	  tests/ops tests/fuzz tests/test_coefficients.py tests/test_convolution.py \
 	  --ignore tests/ops/cuda/test_resources.py --ignore tests/ops/triton/test_resources.py \
 	  -k 'not compile and not aot and not gradcheck and not instruction and not snippet' $(ARGS)
+
+# A report makes the process fail, whatever the tests say; the build fails where known races are not reported.
+race: $(READY)  ## look for races between the threads of the CUDA kernels, in their emulator under ThreadSanitizer
+	$(call sanitized,thread,OMP_NUM_THREADS=1,libtsan.so) \
+	  tests/ops/cuda/test_emulated.py tests/ops/cuda/test_gram.py tests/ops/cuda/test_coefficients.py \
+	  -k 'not error_where and not planner' $(ARGS)
 
 # Without setting anything up, so that it works on a machine with PyTorch and no network.
 gpu:  ## on a machine with a GPU: build, test, check memory accesses and measure, in 9 minutes; logs and rows in OUT or build/gpu

@@ -12,6 +12,8 @@
 #include <exception>
 #include <stdexcept>
 
+#include "emulator_races.h"
+
 namespace l2t_fast::cuda {
 namespace {
 
@@ -64,7 +66,11 @@ class EmulatedBlock {
   }
 
   void barrier() {
+    // Of two in turn: who goes on from this one must not order what it does next before what the others do.
+    races::Order& order = barriers_[all_.generation % 2];
+    order.release();
     meet(all_, [] {});
+    order.acquire();
   }
 
   template <class Action>
@@ -82,10 +88,12 @@ class EmulatedBlock {
 
  private:
   struct Fiber {
-    Fiber(EmulatedBlock& block, int number, unsigned char* stack) : block(block), thread(block, number), stack(stack) {}
+    Fiber(EmulatedBlock& block, int number, unsigned char* stack)
+        : block(block), thread(block, number), seen_as(block.number, number), stack(stack) {}
 
     EmulatedBlock& block;
     EmulatedThread thread;
+    races::Fiber seen_as;
     unsigned char* stack;
     ucontext_t start;
     jmp_buf place;
@@ -96,6 +104,7 @@ class EmulatedBlock {
     if (fiber.finished) return;
     running_ = &fiber;
     if (_setjmp(scheduler_)) return;
+    fiber.seen_as.enter();
     if (fiber.started) _longjmp(fiber.place, 1);
     fiber.started = true;
     getcontext(&fiber.start);
@@ -111,6 +120,7 @@ class EmulatedBlock {
   static void enter(unsigned high, unsigned low) {
     Fiber& fiber = *reinterpret_cast<Fiber*>(uintptr_t(high) << 32 | low);
     EmulatedBlock& block = fiber.block;
+    races::begin_thread();
     try {
       block.kernel_(fiber.thread);
     } catch (...) {
@@ -119,12 +129,16 @@ class EmulatedBlock {
     fiber.finished = true;
     ++block.finished_;
     ++block.progress_;
+    races::end_thread();
+    block.scheduling_.enter();
     _longjmp(block.scheduler_, 1);
   }
 
   void leave() {
     Fiber& fiber = *running_;
-    if (!_setjmp(fiber.place)) _longjmp(scheduler_, 1);
+    if (_setjmp(fiber.place)) return;
+    scheduling_.enter();
+    _longjmp(scheduler_, 1);
   }
 
   template <class Action>
@@ -145,6 +159,8 @@ class EmulatedBlock {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   Meeting all_;
   std::vector<Meeting> of_warp_{warps, Meeting{warp_size}};
+  races::Order barriers_[2];
+  races::Current scheduling_;
   Fiber* running_ = nullptr;
   jmp_buf scheduler_;
   int finished_ = 0;
@@ -168,6 +184,12 @@ void EmulatedThread::request(void* to, const void* from, int bytes, bool lives) 
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % unsigned(bytes))
     throw std::logic_error("an asynchronous copy is not aligned");
   copies_.push_back({to, from, bytes, lives});
+  touch(copies_.back());
+}
+
+void EmulatedThread::touch(const Copy& copy) {
+  if (copy.lives) races::read(copy.from, copy.bytes);
+  races::write(copy.to, copy.bytes);
 }
 
 void EmulatedThread::arrive(size_t groups_left) {
@@ -175,6 +197,7 @@ void EmulatedThread::arrive(size_t groups_left) {
   const size_t count = groups_[groups_.size() - groups_left - 1];
   for (size_t i = 0; i < count; ++i) {
     const Copy& copy = copies_[i];
+    touch(copy);
     if (copy.lives)
       std::memcpy(copy.to, copy.from, copy.bytes);
     else
@@ -196,8 +219,11 @@ void EmulatedThread::load_matrices(uint32_t (&registers)[4], const void* row) {
   const int lane = number_ % warp_size, first = number_ - lane;
   block_.rows[number_] = row;
   block_.meet_warp(number_, [] {});
-  for (int matrix = 0; matrix < 4; ++matrix)
-    registers[matrix] = static_cast<const uint32_t*>(block_.rows[first + 8 * matrix + lane / 4])[lane % 4];
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const uint32_t* const word = static_cast<const uint32_t*>(block_.rows[first + 8 * matrix + lane / 4]) + lane % 4;
+    races::read(word, sizeof *word);
+    registers[matrix] = *word;
+  }
   block_.meet_warp(number_, [] {});
 }
 
@@ -208,7 +234,9 @@ void EmulatedThread::load_transposed(uint32_t (&registers)[4], const void* row) 
   block_.meet_warp(number_, [] {});
   for (int matrix = 0; matrix < 4; ++matrix) {
     const auto element = [&](int line) {
-      return uint32_t(static_cast<const uint16_t*>(block_.rows[first + 8 * matrix + line])[lane / 4]);
+      const uint16_t* const found = static_cast<const uint16_t*>(block_.rows[first + 8 * matrix + line]) + lane / 4;
+      races::read(found, sizeof *found);
+      return uint32_t(*found);
     };
     registers[matrix] = element(lane % 4 * 2) | element(lane % 4 * 2 + 1) << 16;
   }
@@ -263,16 +291,18 @@ uint16_t EmulatedThread::to_half(float value) const { return c10::Half(value).x;
 uint16_t EmulatedThread::to_bfloat16(float value) const { return c10::BFloat16(value).x; }
 
 void emulate(int blocks, size_t shared_bytes, bool reversed, const std::function<void(EmulatedThread&)>& kernel) {
-  // room to align, and a guard behind what the kernel asked for
-  std::vector<unsigned char> memory(shared_bytes + guard_bytes + 128);
-  unsigned char* const shared = memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128);
-  const std::unique_ptr<unsigned char[]> stacks(new unsigned char[threads * stack_bytes]);
-  for (int block = 0; block < blocks; ++block) {
-    std::memset(shared, 0xff, shared_bytes + guard_bytes - 128);
-    EmulatedBlock(reversed ? blocks - 1 - block : block, shared, stacks.get(), reversed, kernel).run();
-    for (size_t i = shared_bytes; i < shared_bytes + guard_bytes - 128; ++i)
-      if (shared[i] != 0xff) throw std::logic_error("a block wrote beyond its shared memory");
-  }
+  races::launch(blocks, [&](int begin, int end) {
+    // room to align, and a guard behind what the kernel asked for
+    std::vector<unsigned char> memory(shared_bytes + guard_bytes + 128);
+    unsigned char* const shared = memory.data() + (128 - reinterpret_cast<uintptr_t>(memory.data()) % 128);
+    const std::unique_ptr<unsigned char[]> stacks(new unsigned char[threads * stack_bytes]);
+    for (int block = begin; block < end; ++block) {
+      std::memset(shared, 0xff, shared_bytes + guard_bytes - 128);
+      EmulatedBlock(reversed ? blocks - 1 - block : block, shared, stacks.get(), reversed, kernel).run();
+      for (size_t i = shared_bytes; i < shared_bytes + guard_bytes - 128; ++i)
+        if (shared[i] != 0xff) throw std::logic_error("a block wrote beyond its shared memory");
+    }
+  });
 }
 
 }  // namespace l2t_fast::cuda

@@ -79,6 +79,7 @@ class EmulatedThread {
   };
 
   void request(void* to, const void* from, int bytes, bool lives);
+  void touch(const Copy& copy);
   void arrive(size_t groups_left);
   void multiply(float (*sums)[4][4], const uint32_t (*a)[4], const uint32_t (*b)[4], int blocks, bool bfloat16);
 
