@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <span>
 #include <utility>
@@ -49,18 +50,22 @@ std::optional<Items> two(py::handle object) {
   return found && found->size() == 2 ? found : std::nullopt;
 }
 
+// Not copied: what counts the references to so many tensors would take as long as all else here.
+using Tensors = std::vector<std::reference_wrapper<const Tensor>>;
+
 // A tensor and no subclass of it; None is an undefined one.
-bool add_tensor(std::vector<Tensor>& list, PyObject* object, bool or_none = false) {
+bool add_tensor(Tensors& list, PyObject* object, bool or_none = false) {
+  static const Tensor undefined;
   const bool is_none = or_none && object == Py_None;
   if (!is_none && !THPVariable_CheckExact(object)) return false;
-  list.push_back(is_none ? Tensor() : THPVariable_Unpack(object));
+  list.push_back(is_none ? undefined : THPVariable_Unpack(object));
   return true;
 }
 
-std::optional<std::vector<Tensor>> tensors(py::handle object, bool or_none = false) {
+std::optional<Tensors> tensors(py::handle object, bool or_none = false) {
   const auto given = items(object);
   if (!given) return std::nullopt;
-  std::vector<Tensor> list;
+  Tensors list;
   list.reserve(given->size());
   for (PyObject* const item : *given)
     if (!add_tensor(list, item, or_none)) return std::nullopt;
@@ -92,6 +97,8 @@ Value known(std::optional<Value> found) {
   return *std::move(found);
 }
 
+std::vector<Tensor> copied(const Tensors& list) { return {list.begin(), list.end()}; }
+
 // ---- whether they fit -----------------------------------------------------------------------------------------------
 
 // What all tensors of a call have in common.
@@ -109,7 +116,7 @@ struct Common {
   }
 };
 
-bool maps_fit(at::TensorList maps, const Common& common, int64_t batch) {
+bool maps_fit(const Tensors& maps, const Common& common, int64_t batch) {
   return std::all_of(maps.begin(), maps.end(), [&](const Tensor& map) {
     return common.has(map) && map.dim() == 4 && map.size(0) == batch && map.size(1) * map.size(2) * map.size(3) > 0;
   });
@@ -120,12 +127,13 @@ bool pair_weight_fits(at::IntArrayRef shape, int64_t batch) {
 }
 
 // One weight and one bias, undefined for none, a pair. No channel weights, or no pair weights, is an empty list.
-bool fit(at::TensorList sources, at::TensorList targets, at::TensorList weights, at::TensorList biases,
-         at::TensorList channel_weights, at::TensorList pair_weights, at::IntArrayRef pairs) {
+bool fit(const Tensors& sources, const Tensors& targets, const Tensors& weights, const Tensors& biases,
+         const Tensors& channel_weights, const Tensors& pair_weights, at::IntArrayRef pairs) {
   if (sources.empty() || targets.empty()) return false;
-  const Common common{sources[0].device(), sources[0].scalar_type() == at::kDouble};
-  if (!common.has(sources[0]) || sources[0].dim() != 4) return false;
-  const int64_t batch = sources[0].size(0);
+  const Tensor& first = sources[0];
+  const Common common{first.device(), first.scalar_type() == at::kDouble};
+  if (!common.has(first) || first.dim() != 4) return false;
+  const int64_t batch = first.size(0);
   if (!maps_fit(sources, common, batch) || !maps_fit(targets, common, batch)) return false;
 
   const auto has_shape = [&common](const Tensor& tensor, at::IntArrayRef shape) {
@@ -135,11 +143,12 @@ bool fit(at::TensorList sources, at::TensorList targets, at::TensorList weights,
     const int64_t m = pairs[2 * p], n = pairs[2 * p + 1];
     if (m < 0 || n < 0 || m >= static_cast<int64_t>(sources.size()) || n >= static_cast<int64_t>(targets.size()))
       return false;
-    const int64_t rows = sources[m].size(1), columns = targets[n].size(1);
+    const int64_t rows = sources[m].get().size(1), columns = targets[n].get().size(1);
     if (!(has_shape(weights[p], {rows, columns}) || has_shape(weights[p], {rows, columns, 1, 1})) ||
-        (biases[p].defined() && !has_shape(biases[p], {rows})) ||
+        (biases[p].get().defined() && !has_shape(biases[p], {rows})) ||
         (!channel_weights.empty() && !has_shape(channel_weights[p], {batch, rows})) ||
-        (!pair_weights.empty() && !(common.has(pair_weights[p]) && pair_weight_fits(pair_weights[p].sizes(), batch))))
+        (!pair_weights.empty() &&
+         !(common.has(pair_weights[p]) && pair_weight_fits(pair_weights[p].get().sizes(), batch))))
       return false;
   }
   return true;
@@ -169,8 +178,8 @@ py::object checked(py::handle sources, py::handle targets, py::handle projection
     const auto given = items(projections);
     const auto numbers = indices(pairs);
     const auto source_maps = tensors(sources), target_maps = tensors(targets);
-    const auto what = channel_weights.is_none() ? std::vector<Tensor>() : tensors(channel_weights);
-    const auto where = pair_weights.is_none() ? std::vector<Tensor>() : tensors(pair_weights);
+    const auto what = channel_weights.is_none() ? Tensors() : tensors(channel_weights);
+    const auto where = pair_weights.is_none() ? Tensors() : tensors(pair_weights);
     if (!given || given->empty() || !numbers || !source_maps || !target_maps || !what || !where) return py::none();
     const size_t count = given->size();
     const auto one_a_pair = [count](py::handle list, size_t size) { return list.is_none() || size == count; };
@@ -178,7 +187,7 @@ py::object checked(py::handle sources, py::handle targets, py::handle projection
         !one_a_pair(pair_weights, where->size()))
       return py::none();
 
-    std::vector<Tensor> weights, biases;
+    Tensors weights, biases;
     py::tuple weight_objects(count), bias_objects(count);
     for (size_t p = 0; p < count; ++p) {
       const auto both = two((*given)[p]);
@@ -202,8 +211,8 @@ py::object coefficients(py::handle channel_weights, py::handle pair_weights, con
     static const auto op =
         c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::coefficients", "").typed<Signature>();
     std::vector<Tensor> what, where;
-    if (!channel_weights.is_none()) what = known(tensors(channel_weights));
-    if (!pair_weights.is_none()) where = known(tensors(pair_weights));
+    if (!channel_weights.is_none()) what = copied(known(tensors(channel_weights)));
+    if (!pair_weights.is_none()) where = copied(known(tensors(pair_weights)));
     return computed([&] {
       const auto whats = what.empty() ? OptionalTensor() : joined(what, type);
       const auto wheres = where.empty() ? OptionalTensor() : joined_pair_weights(std::move(where), batch, type);
@@ -216,12 +225,12 @@ py::object matching_loss(py::handle sources, py::handle targets, py::handle weig
                          py::handle alpha, py::handle pairs) {
   return translated([&] {
     Arguments arguments;
-    arguments.sources = known(tensors(sources));
-    arguments.targets = known(tensors(targets));
-    arguments.weights = known(tensors(weights));
+    arguments.sources = copied(known(tensors(sources)));
+    arguments.targets = copied(known(tensors(targets)));
+    arguments.weights = copied(known(tensors(weights)));
     arguments.pairs = known(indices(pairs));
-    for (Tensor& bias : known(tensors(biases, /*or_none=*/true)))
-      arguments.biases.push_back(bias.defined() ? std::optional(std::move(bias)) : std::nullopt);
+    for (const Tensor& bias : known(tensors(biases, /*or_none=*/true)))
+      arguments.biases.push_back(bias.defined() ? std::optional(bias) : std::nullopt);
     TORCH_CHECK_TYPE(THPVariable_Check(alpha.ptr()), "alpha must be a tensor");
     arguments.alpha = THPVariable_Unpack(alpha.ptr());
     for (const Tensor& input : arguments.inputs())

@@ -9,8 +9,8 @@
 
 namespace l2t_fast::everyday {
 
-// (weights, biases) of the projections, if one look at all arguments finds nothing that Python has to ask further about;
-// else None. Weights that are not given are None.
+// (weights, biases) of the projections, if one look at all arguments finds nothing that Python has to ask further
+// about; else None. Weights that are not given are None.
 pybind11::object checked(pybind11::handle sources, pybind11::handle targets, pybind11::handle projections,
                          pybind11::handle pairs, pybind11::handle channel_weights, pybind11::handle pair_weights);
 

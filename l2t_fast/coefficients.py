@@ -51,11 +51,11 @@ class Sizes(NamedTuple):
 
     def scales(self) -> list[float]:
         """What multiplies lambda w, one a pair."""
-        scales = []
-        for (m, n), beta in zip(self.pairs, self.betas, strict=True):
-            scale = beta / (max(self.batch, 1) * self.target_pixels[n])
-            scales.append(scale / self.source_channels[m] if self.averaged else scale)
-        return scales
+        batch = max(self.batch, 1)
+        scales = [beta / (batch * self.target_pixels[n]) for (_, n), beta in zip(self.pairs, self.betas, strict=True)]
+        if not self.averaged:
+            return scales
+        return [scale / channels for scale, channels in zip(scales, self.channels(), strict=True)]
 
 
 def by_pair(
@@ -87,14 +87,8 @@ def native(
 
     Differentiable any number of times in reverse mode; the same bits from run to run.
     """
-    return _native.extension.coefficients(
-        channel_weights, pair_weights, *_columns(sizes), sizes.batch, dtype == torch.float64
-    )
-
-
-@functools.lru_cache(64)
-def _columns(sizes: Sizes) -> tuple[list[int], list[float]]:
-    return sizes.channels(), sizes.scales()
+    columns = sizes.channels(), sizes.scales(), sizes.batch
+    return _native.extension.coefficients(channel_weights, pair_weights, *columns, dtype == torch.float64)
 
 
 @functools.cache

@@ -210,9 +210,8 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Argu
 }
 
 at::Tensor call_matching_loss(const Arguments& a) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("l2t_fast::matching_loss", "")
-                             .typed<OfProblem<at::Tensor>>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_loss", "").typed<OfProblem<at::Tensor>>();
   return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
 }
 
