@@ -78,7 +78,7 @@ class FeatureMatching(nn.ModuleList):
 
 
 def _parameter(module: nn.Module, name: str) -> Tensor | None:
-    """The module's attribute. That a parameter is none of Python's own is found out slowly, so it is looked for first."""
+    """The module's attribute, looked for first where it mostly is: ``getattr`` comes there last, by an exception."""
     own = module._parameters.get(name)
     return getattr(module, name) if own is None else own
 
