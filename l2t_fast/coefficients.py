@@ -94,7 +94,7 @@ def native(
 @functools.cache
 def native_serves(device: torch.device) -> bool:
     """Whether the native code, of this installation, computes alpha on a device."""
-    if not hasattr(torch.ops.l2t_fast, "coefficients"):
+    if not hasattr(_native.extension, "coefficients"):
         return False
     if device.type != "cuda":
         return device.type == "cpu"

@@ -18,6 +18,7 @@ Projection = tuple[Tensor, Tensor | None]
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = {Tensor, nn.Parameter}
+_checked = getattr(_native.extension, "checked", None)  # None without native code
 
 
 def feature_matching_loss(
@@ -115,9 +116,9 @@ def _checked_at_once(
 
     Else None: the checks one by one find out what is wrong, and take what is only unusual.
     """
-    if _native.extension is None or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
+    if _checked is None or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
         return None
-    found = _native.extension.checked(sources, targets, projections, pairs, channel_weights, pair_weights)
+    found = _checked(sources, targets, projections, pairs, channel_weights, pair_weights)
     if found is None:
         return None
     weights, biases = found
