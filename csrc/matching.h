@@ -70,7 +70,7 @@ struct LossAndGradient {
 // The memory a gradient of `input` comes back in: same sizes, dtype and device, dense, channels_last where the input
 // is laid out so and contiguous otherwise. Not initialised. One definition for every device and for fake tensors.
 inline at::Tensor empty_gradient(const at::Tensor& input) {
-  return at::empty_like(input, input.options(), input.suggest_memory_format());
+  return at::empty_symint(input.sym_sizes(), input.options(), input.suggest_memory_format());
 }
 
 // K1. loss, and with E = 2 a D:  targets sum_m W^T E,  weights sum_b E T^T,  biases sum E,  alpha Q = sum over pixels

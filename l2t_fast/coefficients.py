@@ -12,7 +12,7 @@ in a number of PyTorch's operators that does not grow with the pairs.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from l2t_fast import _native
 from l2t_fast.ops import why_unavailable
 
 Pairs = Sequence[tuple[int, int]]
@@ -50,11 +51,11 @@ class Sizes(NamedTuple):
 
     def scales(self) -> list[float]:
         """What multiplies lambda w, one a pair."""
-        scales = []
-        for (m, n), beta in zip(self.pairs, self.betas, strict=True):
-            scale = beta / (max(self.batch, 1) * self.target_pixels[n])
-            scales.append(scale / self.source_channels[m] if self.averaged else scale)
-        return scales
+        batch = max(self.batch, 1)
+        scales = [beta / (batch * self.target_pixels[n]) for (_, n), beta in zip(self.pairs, self.betas, strict=True)]
+        if not self.averaged:
+            return scales
+        return [scale / channels for scale, channels in zip(scales, self.channels(), strict=True)]
 
 
 def by_pair(
@@ -86,16 +87,14 @@ def native(
 
     Differentiable any number of times in reverse mode; the same bits from run to run.
     """
-    joined = torch.ops.l2t_fast.joined
-    what = None if channel_weights is None else joined(channel_weights).to(dtype)
-    where = None if pair_weights is None else _joined_pair_weights(pair_weights, sizes.batch, dtype, joined)
-    return torch.ops.l2t_fast.coefficients(what, where, None, None, sizes.channels(), sizes.scales(), sizes.batch)
+    columns = sizes.channels(), sizes.scales(), sizes.batch
+    return _native.extension.coefficients(channel_weights, pair_weights, *columns, dtype == torch.float64)
 
 
 @functools.cache
 def native_serves(device: torch.device) -> bool:
     """Whether the native code, of this installation, computes alpha on a device."""
-    if not hasattr(torch.ops.l2t_fast, "coefficients"):
+    if not hasattr(_native.extension, "coefficients"):
         return False
     if device.type != "cuda":
         return device.type == "cpu"
@@ -119,7 +118,7 @@ def at_once(
         return by_pair(sizes, channel_weights, pair_weights, dtype, device)
     factors = layout.scales
     if pair_weights is not None:
-        factors = _joined_pair_weights(pair_weights, sizes.batch, dtype, _joined) * factors
+        factors = _joined_pair_weights(pair_weights, sizes.batch, dtype) * factors
     if layout.blocks is not None:
         factors = _ToBlocks.apply(factors, layout.blocks)
     # Multiplied block by block, so that the sum over a block's channels in the derivative is multiplication's own.
@@ -130,13 +129,11 @@ def at_once(
     return alpha.reshape(sizes.batch, by_block[1] * by_block[2])
 
 
-def _joined_pair_weights(
-    pair_weights: Sequence[Tensor], batch: int, dtype: torch.dtype, joined: Callable[[Sequence[Tensor]], Tensor]
-) -> Tensor:
+def _joined_pair_weights(pair_weights: Sequence[Tensor], batch: int, dtype: torch.dtype) -> Tensor:
     """(B, pairs), or (1, pairs) where every pair weight is (1, 1)."""
     if len({weight.shape for weight in pair_weights}) > 1:  # the only case that takes operators of each pair's own
         pair_weights = [weight.reshape(-1, 1).to(dtype).expand(batch, 1) for weight in pair_weights]
-    return joined(pair_weights).to(dtype)
+    return _joined(pair_weights).to(dtype)
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -17,9 +17,8 @@ from l2t_fast.ops import choose_backend, implementation
 Projection = tuple[Tensor, Tensor | None]
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
-_SEQUENCES = {list, tuple}
 _TENSORS = {Tensor, nn.Parameter}
-_arguments_fit = getattr(torch.ops.l2t_fast, "arguments_fit", None) if _native.extension is not None else None
+_checked = getattr(_native.extension, "checked", None)  # None without native code
 
 
 def feature_matching_loss(
@@ -82,6 +81,8 @@ def feature_matching_loss(
     if not arguments.uniform:
         sources, pairs = _without_misfits(sources, pairs, 0, alpha)
         targets, pairs = _without_misfits(targets, pairs, 1, alpha)
+    elif choice.backend in ("cpu", "cuda") and forward_ad._current_level < 0:
+        return _native.extension.matching_loss(sources, targets, weights, biases, alpha, pairs)
     if choice.backend == "reference":  # the others take a convolution's weight as it is
         weights = [weight.flatten(1) for weight in weights]
     return implementation(choice.backend)(sources, targets, weights, biases, alpha, pairs)
@@ -115,23 +116,12 @@ def _checked_at_once(
 
     Else None: the checks one by one find out what is wrong, and take what is only unusual.
     """
-    if _arguments_fit is None or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
+    if _checked is None or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
         return None
-    weights_given = [weights for weights in (channel_weights, pair_weights) if weights is not None]
-    if not set(map(type, (sources, targets, projections, pairs, *weights_given))) <= _SEQUENCES or not pairs:
+    found = _checked(sources, targets, projections, pairs, channel_weights, pair_weights)
+    if found is None:
         return None
-    if {len(values) for values in (projections, *weights_given)} != {len(pairs)}:
-        return None
-    if not set(map(type, chain(projections, pairs))) <= _SEQUENCES or set(map(len, chain(projections, pairs))) != {2}:
-        return None
-    weights, biases = zip(*projections, strict=True)
-    tensors = chain(sources, targets, weights, (bias for bias in biases if bias is not None), *weights_given)
-    indices = list(chain.from_iterable(pairs))
-    if not set(map(type, tensors)) <= _TENSORS or set(map(type, indices)) != {int}:
-        return None
-    lists = (sources, targets, weights, biases, channel_weights or (), pair_weights or ())
-    if not _arguments_fit(*map(list, lists), indices):
-        return None
+    weights, biases = found
     betas = _checked_betas(beta, len(pairs))
     return _Arguments(list(map(tuple, pairs)), weights, biases, channel_weights, pair_weights, betas, uniform=True)
 
@@ -176,19 +166,19 @@ def _coefficients(arguments: _Arguments, sources: Sequence[Tensor], targets: Seq
         what is None,
     )
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    if backend == "reference" or not _everyday(chain(targets, what or (), where or ())):
+    plain = arguments.uniform or _plain(chain(targets, what or (), where or ()))
+    if backend == "reference" or not plain or forward_ad._current_level >= 0:
         return by_pair(sizes, what, where, dtype, first.device)
     if (what or where) and native_serves(first.device):
         return native(sizes, what, where, dtype)
     return at_once(sizes, what, where, dtype, first.device)
 
 
-def _everyday(tensors: Iterable[Tensor]) -> bool:
-    """Whether nothing but autograd's reverse mode looks on: no compiler, torch.func transform, tangent or subclass."""
+def _plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether nothing but autograd looks on: no compiler, torch.func transform or subclass."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._functorch.peek_interpreter_stack()
-        and forward_ad._current_level < 0
         and set(map(type, tensors)) <= _TENSORS
     )
 

@@ -59,7 +59,7 @@ class FeatureMatching(nn.ModuleList):
         return feature_matching_loss(
             source_features,
             target_features,
-            [(projection.weight, projection.bias) for projection in self],
+            [(_parameter(projection, "weight"), _parameter(projection, "bias")) for projection in self],
             self.pairs,
             weight,
             loss_weight,
@@ -75,6 +75,12 @@ class FeatureMatching(nn.ModuleList):
             source_maps: indices of the source maps that it is going to be called with, in their order.
         """
         return _some_pairs(self, chosen, source_maps)
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    """The module's attribute, looked for first where it mostly is: ``getattr`` comes there last, by an exception."""
+    own = module._parameters.get(name)
+    return getattr(module, name) if own is None else own
 
 
 class WeightNetwork(nn.ModuleList):

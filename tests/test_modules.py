@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from l2t_fast import FeatureMatching, LossWeightNetwork, MetaNetworks, WeightNetwork
 
@@ -143,6 +144,24 @@ def test_errors():
 def test_a_pair_is_two_integers(pair):
     with pytest.raises(TypeError, match=r"pairs\[1\] must be two integers"):
         FeatureMatching([3, 5], [2, 4], [(0, 0), pair])
+
+
+def test_projections_whose_weight_is_no_parameter():
+    """A parametrisation's is a property of the layer, a pruned one a plain attribute."""
+
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    (sources, targets), matching = features(), FeatureMatching(SOURCE, TARGET, PAIRS)
+    before = matching(sources, targets)
+    parametrize.register_parametrization(matching[0], "weight", Double())
+    prune.l1_unstructured(matching[1], "weight", amount=6)
+    found = matching(sources, targets)
+    torch.testing.assert_close(found, written_out(matching, sources, targets, None, [1, 1, 1], None))
+    assert abs(found - before) > 1e-3
+    found.backward()
+    assert matching[0].parametrizations.weight.original.grad.any() and matching[1].weight_orig.grad.any()
 
 
 def test_some_pairs_are_the_same_layers():

@@ -194,12 +194,24 @@ std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor)
   return results;
 }
 
+namespace {
+
+template <typename Result>
+using OfProblem = Result(at::TensorList, at::TensorList, at::TensorList, const OptionalTensorList&, const at::Tensor&,
+                         at::IntArrayRef, const c10::List<bool>&);
+
+}  // namespace
+
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& a) {
-  using Signature = std::tuple<at::Tensor, std::vector<at::Tensor>>(at::TensorList, at::TensorList, at::TensorList,
-                                                                    const OptionalTensorList&, const at::Tensor&,
-                                                                    at::IntArrayRef, const c10::List<bool>&);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("l2t_fast::matching_forward", "")
+                             .typed<OfProblem<std::tuple<at::Tensor, std::vector<at::Tensor>>>>();
+  return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
+}
+
+at::Tensor call_matching_loss(const Arguments& a) {
   static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_forward", "").typed<Signature>();
+      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_loss", "").typed<OfProblem<at::Tensor>>();
   return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
 }
 

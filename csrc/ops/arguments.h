@@ -47,6 +47,7 @@ std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor)
 
 // Typed calls through the dispatcher.
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& arguments);
+at::Tensor call_matching_loss(const Arguments& arguments);
 std::vector<at::Tensor> call_matching_backward(const at::Tensor& grad_loss, at::TensorList gradients,
                                                const Arguments& arguments);
 std::vector<at::Tensor> call_matching_hvp(const Arguments& arguments, const OptionalTensorList& directions);

@@ -84,8 +84,11 @@ void refuse_sources(const Arguments& arguments) {
 }
 
 void check_tangents(const Arguments& arguments) {
-  for (const auto& source : arguments.sources) refuse_forward_mode(source);
-  for (const auto& input : arguments.inputs()) refuse_forward_mode(input);
+  for (const auto* tensors : {&arguments.sources, &arguments.targets, &arguments.weights})
+    for (const auto& tensor : *tensors) refuse_forward_mode(tensor);
+  for (const std::optional<Tensor> bias : arguments.biases)
+    if (bias.has_value()) refuse_forward_mode(*bias);
+  refuse_forward_mode(arguments.alpha);
 }
 
 bool requires_grad(const variable_list& tensors) {
@@ -119,14 +122,15 @@ std::vector<Tensor> hvp_autograd(at::TensorList sources, at::TensorList targets,
                                  const OptionalTensorList& directions, const c10::List<bool>& needs) {
   const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
   check_tangents(arguments);
-  variable_list depends_on = tensors_of(arguments);
-  for (const std::optional<Tensor> direction : directions) {
+  for (const std::optional<Tensor> direction : directions)
     if (direction.has_value()) refuse_forward_mode(*direction);
-    depends_on.push_back(direction.value_or(Tensor()));
-  }
-  depends_on = defined_only(std::move(depends_on));
   const auto compute = [&] { return call_matching_hvp(arguments, directions); };
-  if (requires_grad(depends_on)) return NoThirdDerivative::apply(at::TensorList(depends_on), compute);
+  if (at::GradMode::is_enabled()) {
+    variable_list depends_on = tensors_of(arguments);
+    for (const std::optional<Tensor> direction : directions) depends_on.push_back(direction.value_or(Tensor()));
+    depends_on = defined_only(std::move(depends_on));
+    if (requires_grad(depends_on)) return NoThirdDerivative::apply(at::TensorList(depends_on), compute);
+  }
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   return compute();
 }
@@ -218,7 +222,7 @@ struct MatchingBackward : Function<MatchingBackward> {
 
     auto slots = spread(arguments.needs, directions);
     arguments.needs = wanted_slots(ctx, inputs, /*edge_of_first=*/1);
-    const auto products = scaled_hvp(grad_loss, arguments, std::move(slots));
+    const auto products = scaled_hvp(grad_loss, std::move(arguments), std::move(slots));
 
     variable_list result{grad_grad_loss};
     for (size_t slot = 0; slot < inputs.size(); ++slot)
@@ -283,6 +287,7 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
     auto gradients = ctx->get_saved_variables();
     auto arguments = take_arguments(ctx, gradients);
     const auto inputs = arguments.inputs();
+    const auto made = arguments.needs;
     const auto wanted = wanted_slots(ctx, inputs, /*edge_of_first=*/0);
 
     variable_list slots(inputs.size());
@@ -292,29 +297,30 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
       const bool consume =
           !ctx->saved_data["hooked"].toBool() && may_consume(grad_loss, gradients, gives_gradients ? 2 : 1);
       variable_list chosen;
-      auto asked = arguments;
-      asked.needs = c10::List<bool>();
+      c10::List<bool> asked;
       size_t next = 0;
       for (size_t slot = 0; slot < inputs.size(); ++slot) {
-        const bool made = arguments.needs.get(slot);
-        asked.needs.push_back(made && wanted.get(slot));
-        if (made && wanted.get(slot)) chosen.push_back(gradients[next].variable_data());
-        next += made;
+        const bool is_made = made.get(slot);
+        asked.push_back(is_made && wanted.get(slot));
+        // A result of the node comes with the node as its history.
+        if (is_made && wanted.get(slot))
+          chosen.push_back(gives_gradients ? gradients[next].variable_data() : std::move(gradients[next]));
+        next += is_made;
       }
       if (!consume) {
-        chosen = call_matching_backward(grad_loss, chosen, asked);
+        arguments.needs = asked;
+        chosen = call_matching_backward(grad_loss, chosen, arguments);
       } else if (!grad_loss.is_cpu() || grad_loss.item<double>() != 1) {
         scale_in_place(chosen, grad_loss);
       }
-      slots = spread(asked.needs, std::move(chosen));
+      slots = spread(asked, std::move(chosen));
     }
 
     if constexpr (gives_gradients) {
       // only for callers of the operator itself that differentiate the gradients it returned
       const variable_list directions(grads.begin() + 1, grads.end());
-      auto second = arguments;
-      second.needs = wanted;
-      const auto products = scaled_hvp(std::nullopt, second, spread(arguments.needs, directions));
+      arguments.needs = wanted;
+      const auto products = scaled_hvp(std::nullopt, std::move(arguments), spread(made, directions));
       for (size_t slot = 0; slot < slots.size(); ++slot)
         if (products[slot].defined())
           slots[slot] = slots[slot].defined() ? slots[slot] + products[slot] : products[slot];
