@@ -15,6 +15,7 @@ from l2t_fast.ops.triton.arguments import Arguments
 from l2t_fast.ops.triton.planning import Planner
 from l2t_fast.ops.triton.tiles import TABLES
 from tests.ops.conftest import Backend
+from tests.ops.empty_workloads import empty_tensors
 from tests.ops.problems import Answer, Problem, assert_accurate, draw, draw_directions, draw_some, laid_out, solve
 
 # Of one size, smaller, and mixed with a target that has a larger source and so keeps to the direct form; several tiles
@@ -106,34 +107,25 @@ def test_some_needs_and_some_directions(triton_backend, form, seed):
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
 
 
-def takes_it(name: str, **changes) -> list[bool]:
-    """For each target of a benchmark's workload, on an H100."""
-    workload = WORKLOADS[name]
-    batch = workload.gpu_batch
-
-    def made(sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        return [torch.empty(batch, *size, device="meta") for size in sizes]
-
-    maps = made(workload.sources), made(workload.targets)
-    pairs = workload.pairs
-    weights = [torch.empty(maps[0][m].shape[1], maps[1][n].shape[1], device="meta") for m, n in pairs]
-    biases = [torch.empty(len(w), device="meta") for w in weights]
-    alpha = torch.empty(batch, sum(map(len, weights)), device="meta")
-    slots = [*maps[1], *weights, *biases, alpha]
-    arguments = Arguments(*maps, weights, biases, alpha, [i for pair in pairs for i in pair], [True] * len(slots))
+def planner_of(name: str, **changes) -> Planner:
+    """Of a benchmark's workload, on an H100."""
+    tensors = empty_tensors(name, "meta")
+    pairs = [index for pair in WORKLOADS[name].pairs for index in pair]
+    slots = tensors.slots
+    arguments = Arguments(*tensors, pairs, [True] * len(slots))
     options = {"precision": "tf32", "directions": None} | changes
     tiles = TABLES[options["precision"]]
-    planner = Planner(arguments, results=slots, tiles=tiles, processors=132, compiles=True, **options)
+    return Planner(arguments, results=slots, tiles=tiles, processors=132, compiles=True, **options)
+
+
+def takes_it(name: str, **changes) -> list[bool]:
+    """For each target of a benchmark's workload."""
+    planner = planner_of(name, **changes)
     return [layer in planner.gram.layers for layer in planner.layers]
 
 
 def all_that_moves(name: str) -> list[Tensor]:
-    workload = WORKLOADS[name]
-    batch = workload.gpu_batch
-    targets = [torch.empty(batch, *size, device="meta") for size in workload.targets]
-    weights = [torch.empty(workload.sources[m][0], workload.targets[n][0], device="meta") for m, n in workload.pairs]
-    biases = [torch.empty(len(w), device="meta") for w in weights]
-    return [*targets, *weights, *biases, torch.empty(batch, sum(map(len, weights)), device="meta")]
+    return empty_tensors(name, "meta").slots
 
 
 def test_the_planner_takes_it_for_many_pixels_and_few_channels():
