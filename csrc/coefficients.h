@@ -54,4 +54,7 @@ inline Adjoints empty_adjoints(const at::Tensor& adjoint, const Columns& columns
   return results;
 }
 
+// The operator, by the dispatcher: differentiable.
+at::Tensor call_coefficients(const std::vector<Term>& terms, const Columns& columns);
+
 }  // namespace l2t_fast

@@ -10,6 +10,7 @@
 #include <span>
 #include <utility>
 
+#include "coefficients.h"
 #include "ops/arguments.h"
 
 namespace l2t_fast::everyday {
@@ -205,18 +206,13 @@ py::object coefficients(py::handle channel_weights, py::handle pair_weights, con
                         const std::vector<double>& scales, int64_t batch, bool is_double) {
   return translated([&] {
     const auto type = is_double ? at::kDouble : at::kFloat;
-    using OptionalTensor = std::optional<Tensor>;
-    using Signature = Tensor(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                             at::IntArrayRef, at::ArrayRef<double>, int64_t);
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::coefficients", "").typed<Signature>();
     std::vector<Tensor> what, where;
     if (!channel_weights.is_none()) what = copied(known(tensors(channel_weights)));
     if (!pair_weights.is_none()) where = copied(known(tensors(pair_weights)));
     return computed([&] {
-      const auto whats = what.empty() ? OptionalTensor() : joined(what, type);
-      const auto wheres = where.empty() ? OptionalTensor() : joined_pair_weights(std::move(where), batch, type);
-      return op.call(whats, wheres, std::nullopt, std::nullopt, channels, scales, batch);
+      const Term term{what.empty() ? Tensor() : joined(what, type),
+                      where.empty() ? Tensor() : joined_pair_weights(std::move(where), batch, type)};
+      return call_coefficients({term}, {channels, scales, batch});
     });
   });
 }

@@ -107,16 +107,6 @@ Adjoints backward_meta(const Tensor& adjoint, const Term&, const Columns& column
   return empty_adjoints(adjoint, columns, what, where);
 }
 
-Tensor call_forward(const std::vector<Term>& terms, const Columns& columns) {
-  using Signature = Tensor(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                           at::IntArrayRef, at::ArrayRef<double>, int64_t);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::coefficients", "").typed<Signature>();
-  const Term none, &first = terms.front(), &last = terms.size() > 1 ? terms.back() : none;
-  return op.call(if_defined(first.what), if_defined(first.where), if_defined(last.what), if_defined(last.where),
-                 columns.channels, columns.scales, columns.batch);
-}
-
 std::tuple<Tensor, Tensor> call_backward(const Tensor& adjoint, const Term& term, const Columns& columns, bool what,
                                          bool where) {
   using Signature = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, const OptionalTensor&,
@@ -184,7 +174,7 @@ struct CoefficientsBackward : Function<CoefficientsBackward> {
     if (of_what.defined()) terms.push_back({of_what, where});
     if (of_where.defined()) terms.push_back({what, of_where});
     variable_list results(6);
-    if (wanted[0] && !terms.empty()) results[0] = call_forward(terms, columns);
+    if (wanted[0] && !terms.empty()) results[0] = call_coefficients(terms, columns);
     if (wanted[1] && of_where.defined())
       results[1] = differentiated(adjoint, {what, of_where}, columns, true, false).what;
     if (wanted[2] && of_what.defined())
@@ -217,7 +207,7 @@ struct Coefficients : Function<Coefficients> {
     }
     keep(ctx, std::move(kept), there, columns);
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    return call_forward(terms, columns);
+    return call_coefficients(terms, columns);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& adjoints) {
@@ -309,6 +299,16 @@ Tensor joined_autograd(at::TensorList tensors) {
 }
 
 }  // namespace
+
+Tensor call_coefficients(const std::vector<Term>& terms, const Columns& columns) {
+  using Signature = Tensor(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                           at::IntArrayRef, at::ArrayRef<double>, int64_t);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::coefficients", "").typed<Signature>();
+  const Term none, &first = terms.front(), &last = terms.size() > 1 ? terms.back() : none;
+  return op.call(if_defined(first.what), if_defined(first.where), if_defined(last.what), if_defined(last.where),
+                 columns.channels, columns.scales, columns.batch);
+}
 
 TORCH_LIBRARY_FRAGMENT(l2t_fast, library) {
   library.def(
