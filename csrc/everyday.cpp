@@ -218,9 +218,10 @@ py::object coefficients(py::handle channel_weights, py::handle pair_weights, con
 }
 
 py::object matching_loss(py::handle sources, py::handle targets, py::handle weights, py::handle biases,
-                         py::handle alpha, py::handle pairs) {
+                         py::handle alpha, py::handle pairs, bool by_triton) {
   return translated([&] {
     Arguments arguments;
+    arguments.family = by_triton ? Family::triton : Family::native;
     arguments.sources = copied(known(tensors(sources)));
     arguments.targets = copied(known(tensors(targets)));
     arguments.weights = copied(known(tensors(weights)));

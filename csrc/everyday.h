@@ -19,8 +19,9 @@ pybind11::object coefficients(pybind11::handle channel_weights, pybind11::handle
                               const std::vector<int64_t>& channels, const std::vector<double>& scales, int64_t batch,
                               bool is_double);
 
-// The operator of the same name, with the needs of a backward pass; arguments as `checked` has found them to be.
+// The operator of the same name, by Triton's kernels or our own, with the needs of a backward pass; arguments as
+// `checked` has found them to be.
 pybind11::object matching_loss(pybind11::handle sources, pybind11::handle targets, pybind11::handle weights,
-                               pybind11::handle biases, pybind11::handle alpha, pybind11::handle pairs);
+                               pybind11::handle biases, pybind11::handle alpha, pybind11::handle pairs, bool by_triton);
 
 }  // namespace l2t_fast::everyday

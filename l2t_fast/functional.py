@@ -81,11 +81,13 @@ def feature_matching_loss(
     if not arguments.uniform:
         sources, pairs = _without_misfits(sources, pairs, 0, alpha)
         targets, pairs = _without_misfits(targets, pairs, 1, alpha)
-    elif choice.backend in ("cpu", "cuda") and forward_ad._current_level < 0:
-        return _native.extension.matching_loss(sources, targets, weights, biases, alpha, pairs)
+    loss = implementation(choice.backend)
     if choice.backend == "reference":  # the others take a convolution's weight as it is
         weights = [weight.flatten(1) for weight in weights]
-    return implementation(choice.backend)(sources, targets, weights, biases, alpha, pairs)
+    elif arguments.uniform and forward_ad._current_level < 0:  # found to be so by the native code, which is there then
+        by_triton = choice.backend == "triton"
+        return _native.extension.matching_loss(sources, targets, weights, biases, alpha, pairs, by_triton)
+    return loss(sources, targets, weights, biases, alpha, pairs)
 
 
 class _Arguments(NamedTuple):

@@ -2,7 +2,11 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <array>
 #include <map>
+#include <mutex>
+#include <optional>
+#include <string>
 #include <utility>
 
 namespace l2t_fast {
@@ -50,7 +54,7 @@ std::vector<at::Tensor> Arguments::inputs() const {
 }
 
 MatchingProblem checked_problem(const Arguments& arguments) {
-  const auto& [sources, targets, weights, biases, alpha, pairs, needs] = arguments;
+  const auto& [sources, targets, weights, biases, alpha, pairs, needs, family] = arguments;
   const size_t pair_count = weights.size();
   TORCH_CHECK_VALUE(pairs.size() == 2 * pair_count && biases.size() == pair_count, "got ", pair_count, " weights, ",
                     biases.size(), " biases and ", pairs.size(),
@@ -200,19 +204,45 @@ template <typename Result>
 using OfProblem = Result(at::TensorList, at::TensorList, at::TensorList, const OptionalTensorList&, const at::Tensor&,
                          at::IntArrayRef, const c10::List<bool>&);
 
+// An operator of both families, each looked up when it is first called: Triton's are there if somebody imported them.
+template <typename Signature>
+class Operator {
+ public:
+  using Handle = c10::TypedOperatorHandle<Signature>;
+
+  explicit Operator(const char* name) : name_(name) {}
+
+  const Handle& of(Family family) {
+    Found& found = found_[static_cast<size_t>(family)];
+    std::call_once(found.once, [&] {
+      const char* const library = family == Family::triton ? "l2t_fast_triton::" : "l2t_fast::";
+      found.handle = c10::Dispatcher::singleton()
+                         .findSchemaOrThrow((std::string(library) + name_).c_str(), "")
+                         .template typed<Signature>();
+    });
+    return *found.handle;
+  }
+
+ private:
+  struct Found {
+    std::once_flag once;
+    std::optional<Handle> handle;
+  };
+
+  const char* name_;
+  std::array<Found, 2> found_;
+};
+
 }  // namespace
 
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& a) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("l2t_fast::matching_forward", "")
-                             .typed<OfProblem<std::tuple<at::Tensor, std::vector<at::Tensor>>>>();
-  return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
+  static Operator<OfProblem<std::tuple<at::Tensor, std::vector<at::Tensor>>>> op("matching_forward");
+  return op.of(a.family).call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
 }
 
 at::Tensor call_matching_loss(const Arguments& a) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_loss", "").typed<OfProblem<at::Tensor>>();
-  return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
+  static Operator<OfProblem<at::Tensor>> op("matching_loss");
+  return op.of(a.family).call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
 }
 
 std::vector<at::Tensor> call_matching_backward(const at::Tensor& grad_loss, at::TensorList gradients,
@@ -220,18 +250,17 @@ std::vector<at::Tensor> call_matching_backward(const at::Tensor& grad_loss, at::
   using Signature =
       std::vector<at::Tensor>(const at::Tensor&, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
                               const OptionalTensorList&, const at::Tensor&, at::IntArrayRef, const c10::List<bool>&);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_backward", "").typed<Signature>();
-  return op.call(grad_loss, gradients, a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, a.needs);
+  static Operator<Signature> op("matching_backward");
+  return op.of(a.family).call(grad_loss, gradients, a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs,
+                              a.needs);
 }
 
 std::vector<at::Tensor> call_matching_hvp(const Arguments& a, const OptionalTensorList& directions) {
   using Signature =
       std::vector<at::Tensor>(at::TensorList, at::TensorList, at::TensorList, const OptionalTensorList&,
                               const at::Tensor&, at::IntArrayRef, const OptionalTensorList&, const c10::List<bool>&);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("l2t_fast::matching_hvp", "").typed<Signature>();
-  return op.call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, directions, a.needs);
+  static Operator<Signature> op("matching_hvp");
+  return op.of(a.family).call(a.sources, a.targets, a.weights, a.biases, a.alpha, a.pairs, directions, a.needs);
 }
 
 }  // namespace l2t_fast

@@ -19,6 +19,10 @@ using OptionalTensorList = c10::List<std::optional<at::Tensor>>;
 //   gradients   Tensor[], only the slots whose need is set, in slot order
 inline size_t slot_count(size_t targets, size_t pairs) { return targets + 2 * pairs + 1; }
 
+// Whose kernels an operator has, by its namespace: torch.ops.l2t_fast's are in C++ and CUDA, torch.ops.l2t_fast_triton's
+// in Triton, where Python defines those (l2t_fast/ops/triton/operators.py) with the same schemas. Derivatives are one.
+enum class Family : uint8_t { native, triton };
+
 // What every operator starts with: the problem, unchecked, and the needs. Owns references to its tensors.
 struct Arguments {
   std::vector<at::Tensor> sources;
@@ -28,6 +32,7 @@ struct Arguments {
   at::Tensor alpha;
   std::vector<int64_t> pairs;  // m0, n0, m1, n1, ...
   c10::List<bool> needs;
+  Family family = Family::native;
 
   // The differentiable inputs, one a slot; undefined where a pair has no bias.
   std::vector<at::Tensor> inputs() const;
@@ -45,7 +50,7 @@ std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs);
 void scale_in_place(at::TensorList tensors, const at::Tensor& factor);
 std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor);
 
-// Typed calls through the dispatcher.
+// Typed calls through the dispatcher, of the arguments' family.
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& arguments);
 at::Tensor call_matching_loss(const Arguments& arguments);
 std::vector<at::Tensor> call_matching_backward(const at::Tensor& grad_loss, at::TensorList gradients,

@@ -39,16 +39,19 @@ variable_list tensors_of(const Arguments& arguments) {
 }
 
 void keep_numbers(AutogradContext* ctx, const Arguments& arguments) {
-  ctx->saved_data["sources"] = static_cast<int64_t>(arguments.sources.size());
-  ctx->saved_data["targets"] = static_cast<int64_t>(arguments.targets.size());
-  ctx->saved_data["pairs"] = arguments.pairs;
+  std::vector<int64_t> numbers{static_cast<int64_t>(arguments.family), static_cast<int64_t>(arguments.sources.size()),
+                               static_cast<int64_t>(arguments.targets.size())};
+  numbers.insert(numbers.end(), arguments.pairs.begin(), arguments.pairs.end());
+  ctx->saved_data["numbers"] = std::move(numbers);
   ctx->saved_data["needs"] = arguments.needs;
 }
 
 // The inverse of the two; removes the problem's tensors from `saved`, leaving the node's own.
 Arguments take_arguments(AutogradContext* ctx, variable_list& saved) {
   Arguments arguments;
-  arguments.pairs = ctx->saved_data["pairs"].toIntVector();
+  const auto numbers = ctx->saved_data["numbers"].toIntVector();
+  arguments.family = static_cast<Family>(numbers[0]);
+  arguments.pairs.assign(numbers.begin() + 3, numbers.end());
   arguments.needs = ctx->saved_data["needs"].toBoolList();
   const size_t pair_count = arguments.pairs.size() / 2;
   auto next = std::make_move_iterator(saved.begin());
@@ -57,8 +60,8 @@ Arguments take_arguments(AutogradContext* ctx, variable_list& saved) {
     next += static_cast<ptrdiff_t>(count);
     return list;
   };
-  arguments.sources = take(ctx->saved_data["sources"].toInt());
-  arguments.targets = take(ctx->saved_data["targets"].toInt());
+  arguments.sources = take(numbers[1]);
+  arguments.targets = take(numbers[2]);
   arguments.weights = take(pair_count);
   for (auto& bias : take(pair_count))
     arguments.biases.push_back(bias.defined() ? std::optional<Tensor>(std::move(bias)) : std::nullopt);
@@ -72,7 +75,7 @@ Arguments take_arguments(AutogradContext* ctx, variable_list& saved) {
 void refuse_forward_mode(const Tensor& tensor) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       !tensor.defined() || !tensor._fw_grad(/*level=*/0).defined(),
-      "the fused matching loss got a forward-mode tangent, which it cannot carry; take torch.ops.l2t_fast.matching_hvp "
+      "the fused matching loss got a forward-mode tangent, which it cannot carry; take the operator matching_hvp "
       "for the derivative along a direction, or backend=\"reference\"");
 }
 
@@ -117,10 +120,11 @@ struct NoThirdDerivative : Function<NoThirdDerivative> {
   }
 };
 
+template <Family family>
 std::vector<Tensor> hvp_autograd(at::TensorList sources, at::TensorList targets, at::TensorList weights,
                                  const OptionalTensorList& biases, const Tensor& alpha, at::IntArrayRef pairs,
                                  const OptionalTensorList& directions, const c10::List<bool>& needs) {
-  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
+  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs, family};
   check_tangents(arguments);
   for (const std::optional<Tensor> direction : directions)
     if (direction.has_value()) refuse_forward_mode(*direction);
@@ -232,10 +236,11 @@ struct MatchingBackward : Function<MatchingBackward> {
   }
 };
 
+template <Family family>
 std::vector<Tensor> backward_autograd(const Tensor& grad_loss, at::TensorList gradients, at::TensorList sources,
                                       at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
                                       const Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
-  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
+  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs, family};
   refuse_forward_mode(grad_loss);
   check_tangents(arguments);
   if (at::GradMode::is_enabled()) refuse_sources(arguments);
@@ -334,12 +339,12 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
   }
 };
 
-template <bool gives_gradients>
+template <Family family, bool gives_gradients>
 std::tuple<Tensor, std::vector<Tensor>> forward_autograd(at::TensorList sources, at::TensorList targets,
                                                          at::TensorList weights, const OptionalTensorList& biases,
                                                          const Tensor& alpha, at::IntArrayRef pairs,
                                                          const c10::List<bool>& needs) {
-  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs};
+  const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs, family};
   check_tangents(arguments);
   if (at::GradMode::is_enabled()) refuse_sources(arguments);
   const auto inputs = arguments.inputs();
@@ -358,19 +363,24 @@ std::tuple<Tensor, std::vector<Tensor>> forward_autograd(at::TensorList sources,
   return {std::move(loss), std::move(outputs)};
 }
 
+template <Family family>
 Tensor loss_autograd(at::TensorList sources, at::TensorList targets, at::TensorList weights,
                      const OptionalTensorList& biases, const Tensor& alpha, at::IntArrayRef pairs,
                      const c10::List<bool>& needs) {
-  return std::get<0>(forward_autograd<false>(sources, targets, weights, biases, alpha, pairs, needs));
+  return std::get<0>(forward_autograd<family, false>(sources, targets, weights, biases, alpha, pairs, needs));
+}
+
+template <Family family>
+void register_derivatives(torch::Library& library) {
+  library.impl("matching_forward", forward_autograd<family, true>);
+  library.impl("matching_loss", loss_autograd<family>);
+  library.impl("matching_backward", backward_autograd<family>);
+  library.impl("matching_hvp", hvp_autograd<family>);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(l2t_fast, Autograd, library) {
-  library.impl("matching_forward", forward_autograd<true>);
-  library.impl("matching_loss", loss_autograd);
-  library.impl("matching_backward", backward_autograd);
-  library.impl("matching_hvp", hvp_autograd);
-}
+TORCH_LIBRARY_IMPL(l2t_fast, Autograd, library) { register_derivatives<Family::native>(library); }
+TORCH_LIBRARY_IMPL(l2t_fast_triton, Autograd, library) { register_derivatives<Family::triton>(library); }
 
 }  // namespace l2t_fast

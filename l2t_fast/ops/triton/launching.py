@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l2t_fast.ops.triton import kernels, tuning
 from l2t_fast.ops.triton.arguments import Arguments, check, empty_results
-from l2t_fast.ops.triton.planning import Plan, Planner
+from l2t_fast.ops.triton.planning import Launch, Plan, Planner
 from l2t_fast.ops.triton.tiles import INTERPRETER, TABLES, TileTable
 
 INTERPRETED = not isinstance(kernels.sums_kernel, triton.runtime.JITFunction)
@@ -182,15 +182,29 @@ def _launch(
     values[plan.address_words] = _addresses(arguments, directions, results, loss)
     values[plan.place_words] += workspace.data_ptr()
     table = to_device(values, alpha.device)
+    stream = None if INTERPRETED else triton.runtime.driver.active.get_current_stream(alpha.device.index)
     for launch in plan.launches:
-        launch.kernel[(len(launch.items),)](
-            table, launch.items, **_options(launch.warps, launch.stages), **launch.constants
-        )
+        _start(launch, table, stream)
     return loss
 
 
-def _options(warps: int, stages: int) -> dict[str, int | bool]:
-    return {} if INTERPRETED else {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+def _start(launch: Launch, table: Tensor, stream: int | None) -> None:
+    """One kernel over its items.
+
+    Triton's own way in looks at every argument at every call, for the code that was compiled for such: many times what
+    the launch takes. The arguments of a plan's launch are always alike, so it is asked once, and so that addresses are
+    not looked up either, they are handed over as numbers.
+    """
+    if launch.again is not None:
+        launch.again(table.data_ptr(), stream=stream)
+        return
+    programs, options = len(launch.items), {}
+    if not INTERPRETED:
+        options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
+    compiled = launch.kernel[(programs,)](table, launch.items, **options, **launch.constants)
+    if compiled is not None:  # as it is in the interpreter
+        run, items = compiled[(programs, 1, 1)], launch.items.data_ptr()
+        launch.again = lambda address, stream: run(address, items, *launch.constants.values(), stream=stream)
 
 
 # ---- host to device ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ All of it depends on sizes, strides and dtypes, not on addresses; so a plan is m
 addresses into a copy of the plan's table.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,15 +70,16 @@ class Part:
         return self.samples * self.layer.pixels
 
 
-@dataclass(frozen=True)
+@dataclass
 class Launch:
-    """A program an item; ``constants`` are the kernel's compile-time arguments."""
+    """A program an item; ``constants`` are the kernel's compile-time arguments, in its order."""
 
     kernel: Any
     warps: int
     stages: int
     constants: dict[str, Any]
     items: Tensor
+    again: Callable[..., None] | None = None  # the same with a table's address, once it has been compiled
 
 
 @dataclass
@@ -466,7 +467,8 @@ class Planner:
         if not items:
             return []
         on_device = torch.tensor(items, dtype=torch.int32).to(self.arguments.alpha.device)
-        return [Launch(kernel, *((tile.warps, tile.stages) if tile else (4, 1)), constants, on_device)]
+        in_order = {name: constants[name] for name in kernel.arg_names if name not in ("table", "items")}
+        return [Launch(kernel, *((tile.warps, tile.stages) if tile else (4, 1)), in_order, on_device)]
 
     # ---- compile-time constants ----------------------------------------------------------------------------------
 
