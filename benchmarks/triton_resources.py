@@ -94,7 +94,7 @@ def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
         for (kernel, second), entries in table.tiles.items():
             for tile in entries:
                 yield architecture, kernel, second, tile
-        if products == "tf32":
+        if PRODUCTS[products][1] == "tf32":
             for second, kernels_of_form in ((False, GRAM), (True, GRAM_SECOND)):
                 for kernel, table in kernels_of_form.items():
                     yield from ((architecture, kernel, second, tile) for tile in table)
@@ -118,7 +118,7 @@ def resources(
     vector = 128 // element.primitive_bitwidth if even else 1
     constants = {
         "SECOND": second,
-        **dict.fromkeys(("S_TYPE", "T_TYPE", "B_TYPE", "W_TYPE", "DOT_TYPE"), element),
+        **dict.fromkeys(("S_TYPE", "T_TYPE", "MAP_TYPE", "B_TYPE", "W_TYPE", "DOT_TYPE"), element),
         "E_TYPE": tl.bfloat16 if element == tl.bfloat16 else tl.float32,
         "PRECISION": precision,
         "ROUND": precision == "tf32",

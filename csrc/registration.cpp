@@ -114,7 +114,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("channels"), py::arg("scales"), py::arg("batch"), py::arg("is_double"),
         "The coefficients of lists of ordinary tensors, or None, as alpha.");
   m.def("matching_loss", &l2t_fast::everyday::matching_loss, py::arg("sources"), py::arg("targets"), py::arg("weights"),
-        py::arg("biases"), py::arg("alpha"), py::arg("pairs"), py::arg("by_triton"),
+        py::arg("biases"), py::arg("alpha"), py::arg("pairs"), py::arg("by_triton") = false,
         "The operator's loss of ordinary tensors, of Triton's operators or our own.");
   m.def("parallel_threads", &l2t_fast::parallel_threads,
         "The number of threads that a native parallel loop uses under torch's current settings.");

@@ -1,8 +1,9 @@
 """The kernels of the Gram form: loss and gradient from T T^T and S~ T^T, without E; with SECOND the Hessian times a
 direction, from T vT^T and S~ vT^T as well. Formulas: csrc/README.md.
 
-As in :mod:`l2t_fast.ops.triton.kernels` a program takes one item of a list. All is float32, and all sums that cancel
-are of three products of tf32 (X3); dT's are of one.
+As in :mod:`l2t_fast.ops.triton.kernels` a program takes one item of a list. Maps are float32, bfloat16 or float16, all
+between the kernels is float32. Sums that cancel are of three products of tf32 (X3), or, of two maps of 16 bits, of the
+one in their own type, which is exact; dT's are of one of tf32, to which 16 bits are exact too.
 """
 
 import triton
@@ -86,9 +87,9 @@ CHAIN = tl.constexpr(128)
 
 
 @triton.jit
-def _pixels_of(view, sample, pixel, lives, channel, channel_lives, VECTOR: tl.constexpr):
-    """A tile of a sample of a map, (pixels, channels)."""
-    base = _pointer(view, tl.float32) + sample * tl.load(view + 1)
+def _pixels_of(view, TYPE: tl.constexpr, sample, pixel, lives, channel, channel_lives, VECTOR: tl.constexpr):
+    """A tile of a sample of a map, (pixels, channels), in the map's type."""
+    base = _pointer(view, TYPE) + sample * tl.load(view + 1)
     at_channel = channel * tl.load(view + 2).to(tl.int32)
     return _tile(base, pixel, at_channel, lives, channel_lives, 0, VECTOR)
 
@@ -126,19 +127,30 @@ def _last_reached(place, size_in, size_out):
 
 
 @triton.jit
-def _sum_map(target, moves, sample, channel, channels, pixels, VECTOR: tl.constexpr, TILE_COLUMNS: tl.constexpr):
+def _sum_map(
+    target,
+    TYPE: tl.constexpr,
+    moves,
+    sample,
+    channel,
+    channels,
+    pixels,
+    VECTOR: tl.constexpr,
+    TILE_COLUMNS: tl.constexpr,
+):
     """The sums over the pixels of T, or of its direction."""
     view = target + tl.where(moves, V_MAP, MAP)
     sums = tl.zeros_like(channel).to(tl.float32)
     for start in range(0, pixels, TILE_COLUMNS):
         pixel = start + tl.arange(0, TILE_COLUMNS)
-        sums += tl.sum(_pixels_of(view, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR), 0)
+        t = _pixels_of(view, TYPE, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
+        sums += tl.sum(t.to(tl.float32), 0)
     to = _pointer(target + tl.where(moves, V_MAP_SUMS, MAP_SUMS), tl.float32) + sample * channels
     tl.store(to + channel, sums, mask=channel < channels)
 
 
 @triton.jit
-def _sum_source(target, pair, sample, row, pixels, TILE_COLUMNS: tl.constexpr):
+def _sum_source(target, pair, TYPE: tl.constexpr, sample, row, pixels, TILE_COLUMNS: tl.constexpr):
     """The sums over the pixels of S~ and of S~^2."""
     lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
     sums = tl.zeros_like(row).to(tl.float32)
@@ -146,7 +158,7 @@ def _sum_source(target, pair, sample, row, pixels, TILE_COLUMNS: tl.constexpr):
     for start in range(0, pixels, TILE_COLUMNS):
         pixel = start + tl.arange(0, TILE_COLUMNS)
         run = tl.zeros_like(pixel)
-        s = _resized(pair, tl.float32, sample, run, pixel, pixel < pixels, target, row, lives, 0, 1, tl.int32)
+        s = _resized(pair, TYPE, sample, run, pixel, pixel < pixels, target, row, lives, 0, 1, tl.int32)
         sums += tl.sum(s, 0)
         squares += tl.sum(s * s, 0)
     at = 2 * (sample * tl.load(target + ROWS) + tl.load(pair + FIRST_ROW) + row)
@@ -156,7 +168,7 @@ def _sum_source(target, pair, sample, row, pixels, TILE_COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _shrink(target, group, moves, sample, y, channel, channels, STEP: tl.constexpr):
+def _shrink(target, group, TYPE: tl.constexpr, moves, sample, y, channel, channels, STEP: tl.constexpr):
     """A row of T U (or of its direction): along columns first, then along the row, as a product with the shares."""
     view = target + tl.where(moves, V_MAP, MAP)
     height, width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
@@ -171,8 +183,8 @@ def _shrink(target, group, moves, sample, y, channel, channels, STEP: tl.constex
             column = begin + tl.arange(0, STEP)
             line = tl.zeros((STEP, channel.shape[0]), tl.float32)
             for row in range(first_row, last_row):
-                t = _pixels_of(view, sample, row * width + column, column < width, channel, channel_lives, 1)
-                line += _share(row, y, to_height, height) * t
+                t = _pixels_of(view, TYPE, sample, row * width + column, column < width, channel, channel_lives, 1)
+                line += _share(row, y, to_height, height) * t.to(tl.float32)
             shares = _share(column[None, :], x[:, None], to_width, width)
             sums = tl.dot(shares, line, sums, input_precision=X3)
         to = _pointer(group + tl.where(moves, V_SHRUNK, SHRUNK), tl.float32)
@@ -244,6 +256,7 @@ def gram_planes_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, GRAM_ITEM)
     SECOND: tl.constexpr,
+    MAP_TYPE: tl.constexpr,
     W_TYPE: tl.constexpr,
     B_TYPE: tl.constexpr,
     VECTOR: tl.constexpr,  # of T and vT: see kernels._tile
@@ -260,11 +273,11 @@ def gram_planes_kernel(
     pixels = (tl.load(target + HEIGHT) * tl.load(target + WIDTH)).to(tl.int32)
     channel = tl.arange(0, TILE_CHANNELS)
     if kind == MAP_SUM:
-        _sum_map(target, moves, sample, channel, channels, pixels, VECTOR, TILE_COLUMNS)
+        _sum_map(target, MAP_TYPE, moves, sample, channel, channels, pixels, VECTOR, TILE_COLUMNS)
     elif kind == SOURCE_SUM:
-        _sum_source(target, other, sample, first + tl.arange(0, TILE_ROWS), pixels, TILE_COLUMNS)
+        _sum_source(target, other, MAP_TYPE, sample, first + tl.arange(0, TILE_ROWS), pixels, TILE_COLUMNS)
     elif kind == SHRINK:
-        _shrink(target, other, moves, sample, first, channel, channels, STEP)
+        _shrink(target, other, MAP_TYPE, moves, sample, first, channel, channels, STEP)
     else:
         _constants(table, target, sample, channel, channels, SECOND, W_TYPE, B_TYPE, STEP)
 
@@ -278,7 +291,18 @@ def _store_product(target, moves, sample, row, lives, channel, channels, sums):
 
 @triton.jit
 def _multiply_maps(
-    table, target_at, pair_at, moves, sample, row, channel, channels, sums, VECTOR: tl.constexpr, STEP: tl.constexpr
+    table,
+    target_at,
+    pair_at,
+    TYPE: tl.constexpr,
+    moves,
+    sample,
+    row,
+    channel,
+    channels,
+    sums,
+    VECTOR: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """S T^T of a pair with a source of the target's size; without a pair T T^T. Where it ``moves``, times vT^T."""
     target = table + target_at
@@ -290,16 +314,18 @@ def _multiply_maps(
         part = tl.zeros_like(sums)
         for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
             pixel = start + tl.arange(0, STEP)
-            s = _pixels_of(view, sample, pixel, pixel < pixels, row, row < rows, VECTOR)
-            t = _pixels_of(right, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
-            part = tl.dot(tl.trans(s), t, part, input_precision=X3)
+            s = _pixels_of(view, TYPE, sample, pixel, pixel < pixels, row, row < rows, VECTOR)
+            t = _pixels_of(right, TYPE, sample, pixel, pixel < pixels, channel, channel < channels, VECTOR)
+            part = tl.dot(tl.trans(s), t, part, input_precision=X3)  # which is for float32 alone
         sums += part
     to_row = tl.where(pair_at != 0, channels + tl.load(table + pair_at + FIRST_ROW).to(tl.int32), 0) + row
     _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
 
 
 @triton.jit
-def _multiply_small(table, target, pair, moves, sample, row, channel, channels, sums, STEP: tl.constexpr):
+def _multiply_small(
+    table, target, pair, TYPE: tl.constexpr, moves, sample, row, channel, channels, sums, STEP: tl.constexpr
+):
     """S (T U)^T, which is S~ T^T, of a pair with a smaller source. Where it ``moves``, times vT's."""
     rows = tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
     pixels = (tl.load(pair + SOURCE_HEIGHT) * tl.load(pair + SOURCE_WIDTH)).to(tl.int32)
@@ -309,9 +335,9 @@ def _multiply_small(table, target, pair, moves, sample, row, channel, channels, 
         part = tl.zeros_like(sums)
         for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
             pixel = start + tl.arange(0, STEP)
-            s = _pixels_of(pair + SOURCE, sample, pixel, pixel < pixels, row, row < rows, 1)
+            s = _pixels_of(pair + SOURCE, TYPE, sample, pixel, pixel < pixels, row, row < rows, 1)
             t = _dense(shrunk, pixel, pixel < pixels, channel, channels, channel < channels)
-            part = tl.dot(tl.trans(s), t, part, input_precision=X3)
+            part = tl.dot(tl.trans(s.to(tl.float32)), t, part, input_precision=X3)
         sums += part
     to_row = channels + tl.load(pair + FIRST_ROW).to(tl.int32) + row
     _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
@@ -353,6 +379,7 @@ def _grow(
     channels,
     sums,
     SECOND: tl.constexpr,
+    MAP_TYPE: tl.constexpr,
     W_TYPE: tl.constexpr,
     STEP: tl.constexpr,
 ):
@@ -363,9 +390,9 @@ def _grow(
         rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
         for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
-            s = _pixels_of(table + pair + SOURCE, sample, pixel, pixel < pixels, k, k < rows, 1)
+            s = _pixels_of(table + pair + SOURCE, MAP_TYPE, sample, pixel, pixel < pixels, k, k < rows, 1)
             scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels, SECOND)
-            sums = tl.dot(s, scaled, sums, input_precision=X3)
+            sums = tl.dot(s.to(tl.float32), scaled, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(group + GROWN, tl.float32) + sample * pixels * channels
     _store_dense(to, pixel, pixel < pixels, channel, channels, sums)
@@ -376,6 +403,7 @@ def gram_products_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, GRAM_ITEM)
     SECOND: tl.constexpr,
+    MAP_TYPE: tl.constexpr,
     W_TYPE: tl.constexpr,
     VECTOR: tl.constexpr,  # of T, vT and sources of their size
     TILE_ROWS: tl.constexpr,
@@ -395,9 +423,9 @@ def gram_products_kernel(
     row = first + tl.arange(0, TILE_ROWS)
     sums = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
     if kind == OF_MAPS:
-        _multiply_maps(table, target_at, place, moves, sample, row, channel, channels, sums, VECTOR, STEP)
+        _multiply_maps(table, target_at, place, MAP_TYPE, moves, sample, row, channel, channels, sums, VECTOR, STEP)
     elif kind == OF_SMALL:
-        _multiply_small(table, target, table + place, moves, sample, row, channel, channels, sums, STEP)
+        _multiply_small(table, target, table + place, MAP_TYPE, moves, sample, row, channel, channels, sums, STEP)
     elif kind == OF_WEIGHTS:
         if SECOND:
             if moves:
@@ -407,7 +435,7 @@ def gram_products_kernel(
         else:
             _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, STEP)
     else:
-        _grow(table, table + place, sample, row, channel, channels, sums, SECOND, W_TYPE, STEP)
+        _grow(table, table + place, sample, row, channel, channels, sums, SECOND, MAP_TYPE, W_TYPE, STEP)
 
 
 @triton.jit
@@ -536,6 +564,7 @@ def _apply(
     target,
     VIEW: tl.constexpr,
     FACTOR_OF: tl.constexpr,
+    TYPE: tl.constexpr,
     sample,
     pixel,
     lives,
@@ -551,7 +580,7 @@ def _apply(
     factor = _pointer(target + FACTOR_OF, tl.float32) + sample * channels * channels
     for start in range(0, tl.where(tl.load(target + FACTOR_OF) != 0, channels, 0), STEP):
         k = start + tl.arange(0, STEP)
-        t = _pixels_of(target + VIEW, sample, pixel, lives, k, k < channels, VECTOR)
+        t = _pixels_of(target + VIEW, TYPE, sample, pixel, lives, k, k < channels, VECTOR)
         a = _dense(factor, k, k < channels, channel, channels, channel < channels)
         t, a = _rounded(t, tl.float32, ROUND), _rounded(a, tl.float32, ROUND)
         sums = tl.dot(t, a, sums, input_precision=PRECISION)
@@ -563,6 +592,7 @@ def gram_targets_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, GRAM_ITEM)
     SECOND: tl.constexpr,
+    MAP_TYPE: tl.constexpr,
     W_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
@@ -603,27 +633,66 @@ def gram_targets_kernel(
 
     if SECOND:
         sums = _apply(
-            target, V_MAP, FACTOR, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR, STEP
+            target,
+            V_MAP,
+            FACTOR,
+            MAP_TYPE,
+            sample,
+            pixel,
+            lives,
+            channel,
+            channels,
+            sums,
+            PRECISION,
+            ROUND,
+            VECTOR,
+            STEP,
         )
         sums = _apply(
-            target, MAP, V_FACTOR, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR, STEP
+            target,
+            MAP,
+            V_FACTOR,
+            MAP_TYPE,
+            sample,
+            pixel,
+            lives,
+            channel,
+            channels,
+            sums,
+            PRECISION,
+            ROUND,
+            VECTOR,
+            STEP,
         )
     else:
         sums = _apply(
-            target, MAP, FACTOR, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR, STEP
+            target,
+            MAP,
+            FACTOR,
+            MAP_TYPE,
+            sample,
+            pixel,
+            lives,
+            channel,
+            channels,
+            sums,
+            PRECISION,
+            ROUND,
+            VECTOR,
+            STEP,
         )
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + OWN_PAIRS).to(tl.int32)):
         rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
         for start in range(0, rows, STEP):
             k = start + tl.arange(0, STEP)
-            s = _pixels_of(table + pair + SOURCE, sample, pixel, lives, k, k < rows, VECTOR)
+            s = _pixels_of(table + pair + SOURCE, MAP_TYPE, sample, pixel, lives, k, k < rows, VECTOR)
             scaled = _scaled_weight(table, table + pair, W_TYPE, sample, k, channel, channels, SECOND)
             s, scaled = _rounded(s, tl.float32, ROUND), _rounded(-scaled, tl.float32, ROUND)
             sums = tl.dot(s, scaled, sums, input_precision=PRECISION)
         pair = tl.load(table + pair + NEXT)
 
     view = target + D_MAP
-    base = _pointer(view, tl.float32) + sample * tl.load(view + 1)
+    base = _pointer(view, MAP_TYPE) + sample * tl.load(view + 1)
     to = _pointers(base, pixel, channel * tl.load(view + 2).to(tl.int32), 0, D_VECTOR)
-    tl.store(to, sums, mask=lives[:, None] & channel_lives[None, :])
+    tl.store(to, sums.to(MAP_TYPE), mask=lives[:, None] & channel_lives[None, :])

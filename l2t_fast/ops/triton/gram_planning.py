@@ -1,7 +1,7 @@
 """The Gram form of a call: which targets take it, and the launches that cover them all.
 
-In float32 where tf32 is allowed, of targets all of whose sources have their size at most; maps in NCHW whose rows stand
-in line.
+Where tf32 is allowed, of targets all of whose sources have their size at most and their type; maps in NCHW whose rows
+stand in line.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def can_serve(planner: Planner, layer: Layer) -> bool:
     return (
         planner.precision == "tf32"
         and 0 < layer.channels <= MOST_CHANNELS
-        and all(_in_line(t) for t in (target, *sources, *others))
+        and all(t.dtype == target.dtype and _in_line(t) for t in (target, *sources, *others))
         and all(s.shape[2] <= target.shape[2] and s.shape[3] <= target.shape[3] for s in sources)
     )
 
@@ -78,7 +78,7 @@ def _in_line(tensor: Tensor) -> bool:
     _, channels, height, width = tensor.shape
     in_line = tensor.stride(3) == 1 and (height == 1 or tensor.stride(2) == width)
     reach = (channels - 1) * tensor.stride(1) + height * width
-    return tensor.dtype == torch.float32 and in_line and reach < 2**31
+    return in_line and reach < 2**31
 
 
 def pays(planner: Planner, layer: Layer) -> bool:
@@ -106,34 +106,40 @@ def pays(planner: Planner, layer: Layer) -> bool:
     maps, weights, groups = layer.wants_map, layer.wants_weights, len(sizes)
     group_pixels = sum(height * width for height, width in sizes)
     moves = Moves.of(planner, layer)
-    # products: with maps; of the direct form; W's with those of maps; of factors and of weights with sources for dT
-    of_maps, of_direct, of_projections, of_factors, of_sources = 1, 1 + maps + weights, 1, maps, maps
+    # products: with maps; W's with those of maps; of factors and of weights with sources for dT
+    of_maps, of_projections, of_factors, of_sources = 1, 1, maps, maps
     of_targets = maps  # and of those factors with maps
-    passes = of_direct if maps or weights else 0  # over E
+    of_d, of_e = 1, maps + weights  # of the direct form: D's, and those with E
+    passes = 1 + maps + weights if maps or weights else 0  # over E
     if planner.second:
         of_maps = 1 + moves.maps
         # that of D and V has all of its three products, also of what does not move
-        of_direct = 3 + maps * (1 + moves.weights) + weights * (1 + moves.maps)
+        of_d, of_e = 3, maps * (1 + moves.weights) + weights * (1 + moves.maps)
         of_projections = 1 + moves.maps + moves.weights
         of_sources = maps * moves.factors
         of_factors = maps * (moves.maps + moves.factors + moves.weights)
         of_targets = maps * (moves.maps + moves.factors)
         passes *= 2
-    direct = (2 * tile.channels * of_direct + 4 * OPERATIONS_OF_BYTE * passes) * rows * pixels
-    arithmetic = 6 * tile.channels * (of_maps * ((tile.channels + own_rows) * pixels + small) + of_sources * small)
-    arithmetic += 6 * tile.channels * (of_projections + of_factors) * channels * rows
-    arithmetic += (
-        tile.channels * pixels * (2 * (of_targets * channels + of_sources * own_rows) + 8 * groups * of_sources)
-    )
+    # Operations are those of tf32, of which products of 16 bits make two in the time of one. In the direct form they
+    # are in the types of planner; in the Gram form of three of tf32, or of two maps in their own.
+    element, of_difference = target.element_size(), planner.e_type.itemsize
+    in_d, in_e = (1 if type_ == torch.float32 else 0.5 for type_ in (planner.dot_type, planner.e_type))
+    exact = 3 if element == 4 else 0.5
+    direct = 2 * tile.channels * (in_d * of_d + in_e * of_e) + of_difference * OPERATIONS_OF_BYTE * passes
+    direct *= rows * pixels
+    arithmetic = of_maps * (exact * (tile.channels + own_rows) * pixels + 3 * small) + 3 * of_sources * small
+    arithmetic += 3 * (of_projections + of_factors) * channels * rows
+    arithmetic += pixels * (of_targets * channels + of_sources * own_rows + 4 * groups * of_sources)
+    arithmetic *= 2 * tile.channels
     # rows are resized once more for their sums
-    moved = ((3 + 2 * groups) * of_maps + maps + of_targets) * channels * pixels + (1 + 2 * of_maps) * channels * rows
+    moved = ((3 + 2 * groups) * of_maps + maps + of_targets) * channels * pixels
     moved += (1 + of_maps + of_sources) * (own_rows * pixels + floats) + rows * pixels
-    gram = arithmetic + OPERATIONS_OF_BYTE * 4 * moved
+    gram = arithmetic + OPERATIONS_OF_BYTE * (element * moved + 4 * (1 + 2 * of_maps) * channels * rows)
     kept = channels * (of_maps * (rows + channels + group_pixels) + of_targets * channels + of_sources * group_pixels)
     read = of_maps * channels * pixels + own_rows * pixels + floats
     is_worth_it = planner.batch * (direct - gram) > LAUNCHES * OPERATIONS_OF_LAUNCH * planner.processors
     saved = 1 - gram / direct
-    return is_worth_it and saved > 0.25 and saved > 0.75 * kept / read
+    return is_worth_it and saved > 0.25 and saved > 0.75 * 4 * kept / (element * read)
 
 
 class GramPlanner:
@@ -298,6 +304,7 @@ class GramPlanner:
         results = [r for layer in layers if (r := self.planner.results[layer.target]) is not None]
         return {
             "SECOND": self.planner.second,
+            "MAP_TYPE": self.planner.type_of(maps),
             "W_TYPE": self.planner.type_of(a.weights),
             "B_TYPE": self.planner.type_of(a.biases),
             "PRECISION": self.planner.precision,

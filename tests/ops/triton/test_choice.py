@@ -71,3 +71,19 @@ def test_float32_is_computed_as_pytorch_s_convolutions_are():
             assert launching.float32_precision() == wanted
     finally:
         torch.backends.cudnn.conv.fp32_precision = before
+
+
+def test_ordinary_tensors_take_the_native_code_s_short_way(monkeypatch):
+    if not launching.INTERPRETED or _native.extension is None:
+        pytest.skip("Triton takes CPU tensors in its interpreter alone, and there has to be native code")
+    called = []
+    own = _native.extension.matching_loss
+    monkeypatch.setattr(_native.extension, "matching_loss", lambda *given: called.append(given[-1]) or own(*given))
+    target, weight = torch.rand(2, 3, 4, 4, requires_grad=True), torch.rand(5, 3)
+    loss = l2t_fast.feature_matching_loss(
+        [torch.rand(2, 5, 2, 2)], [target], [(weight, None)], [(0, 0)], backend="triton"
+    )
+    assert called == [True]
+    assert "MatchingForward" in loss.grad_fn.name()  # the node of C++
+    (gradient,) = torch.autograd.grad(loss, target, create_graph=True)
+    assert "MatchingBackward" in gradient.grad_fn.name()

@@ -16,7 +16,17 @@ from l2t_fast.ops.triton.planning import Planner
 from l2t_fast.ops.triton.tiles import TABLES
 from tests.ops.conftest import Backend
 from tests.ops.empty_workloads import empty_tensors
-from tests.ops.problems import Answer, Problem, assert_accurate, draw, draw_directions, draw_some, laid_out, solve
+from tests.ops.problems import (
+    Answer,
+    Problem,
+    assert_accurate,
+    draw,
+    draw_directions,
+    draw_some,
+    in_dtype,
+    laid_out,
+    solve,
+)
 
 # Of one size, smaller, and mixed with a target that has a larger source and so keeps to the direct form; several tiles
 # of rows, of channels and of pixels, and tails.
@@ -59,9 +69,22 @@ def check(backend: Backend, problem: Problem) -> Answer:
     return answer
 
 
+# Of features and of parameters, which mixed precision leaves in float32.
+TYPES = [
+    (torch.float32, torch.float32),
+    (torch.float16, torch.float32),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("types", TYPES, ids=lambda types: " and ".join(str(t).removeprefix("torch.") for t in types))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_as_exact_as_the_direct_form(triton_backend, form, shape):
-    problem = draw(*SHAPES[shape], batch=2, dtype=torch.float32)
+def test_as_exact_as_the_direct_form(triton_backend, form, shape, types):
+    if types[0] not in triton_backend.dtypes:
+        pytest.skip(f"no {types[0]} in Triton's interpreter")
+    problem = in_dtype(draw(*SHAPES[shape], batch=2, dtype=torch.float32), *types)
     form(True)
     gram = check(triton_backend, problem)
     form(False)
@@ -107,9 +130,12 @@ def test_some_needs_and_some_directions(triton_backend, form, seed):
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
 
 
-def planner_of(name: str, **changes) -> Planner:
-    """Of a benchmark's workload, on an H100."""
+def planner_of(name: str, dtype: torch.dtype = torch.float32, **changes) -> Planner:
+    """Of a benchmark's workload with features of a type, on an H100."""
     tensors = empty_tensors(name, "meta")
+    tensors = tensors._replace(
+        **{maps: [t.to(dtype) for t in getattr(tensors, maps)] for maps in ("sources", "targets")}
+    )
     pairs = [index for pair in WORKLOADS[name].pairs for index in pair]
     slots = tensors.slots
     arguments = Arguments(*tensors, pairs, [True] * len(slots))
@@ -131,6 +157,12 @@ def all_that_moves(name: str) -> list[Tensor]:
 def test_the_planner_takes_it_for_many_pixels_and_few_channels():
     assert takes_it("imagenet") == [True, False, False, False]
     assert not any(takes_it("cifar"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_and_so_of_maps_of_16_bits(dtype):
+    assert takes_it("imagenet", dtype=dtype) == [True, False, False, False]
+    assert not any(takes_it("cifar", dtype=dtype))
 
 
 def test_of_the_second_derivative_where_much_moves():
