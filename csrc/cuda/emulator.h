@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "tile.h"
@@ -35,20 +36,24 @@ class EmulatedThread {
   }
   void copy16(void* to, const void* from, bool lives) { request(to, from, 16, lives); }
   void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
-  void read4(float (&values)[4], const float* from) const { std::memcpy(values, from, 16); }
+  void read4(float (&values)[4], const float* from) const { std::memcpy(values, aligned(from, 16), 16); }
   void write8(void* to, uint32_t first, uint32_t second) const {
-    std::memcpy(to, &first, 4);
-    std::memcpy(static_cast<char*>(to) + 4, &second, 4);
+    const uint32_t both[]{first, second};
+    std::memcpy(aligned(to, 8), both, 8);
   }
-  void write16(void* to, const uint32_t (&bits)[4]) const { std::memcpy(to, bits, 16); }
-  void zero16(void* to) { std::memset(to, 0, 16); }
+  void write16(void* to, const uint32_t (&bits)[4]) const { std::memcpy(aligned(to, 16), bits, 16); }
+  void zero16(void* to) { std::memset(aligned(to, 16), 0, 16); }
   void commit() { groups_.push_back(copies_.size()); }
   template <int groups>
   void wait_for_all_but() {
     arrive(groups);
   }
 
-  uint32_t tf32(uint32_t bits) const { return (bits + 0x1000) & 0xffffe000; }  // nearest; ties away from zero
+  // Nearest; ties away from zero. What is infinite or no number stays so.
+  uint32_t tf32(uint32_t bits) const {
+    const bool is_finite = (bits & 0x7f800000) != 0x7f800000;
+    return (bits + (is_finite ? 0x1000 : 0)) & 0xffffe000;
+  }
   void round_to_tf32(float* piece) const {
     for (int i = 0; i < 4; ++i) piece[i] = as_float(tf32(as_bits(piece[i])));
   }
@@ -77,6 +82,13 @@ class EmulatedThread {
     int bytes;
     bool lives;
   };
+
+  // What a GPU asks of an access of so many bytes.
+  template <class T>
+  static T* aligned(T* at, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(at) % bytes) throw std::logic_error("a vector in memory is not aligned");
+    return at;
+  }
 
   void request(void* to, const void* from, int bytes, bool lives);
   void touch(const Copy& copy);

@@ -157,7 +157,7 @@ class GramProducts : GramTiles<M> {
       if (i >= channels_left || j >= here().live) return;
       const int64_t at = offset_of(result, spots(m_)[j]) + int64_t(first_channel + i) * result.channel;
       sum += constant[i];
-      if (adds) sum += load<map_type>(m_, result.data, at);
+      if (adds) sum += widened<map_type>(m_, static_cast<const Stored<map_type>*>(result.data)[at]);
       store(m_, result.data, map_type, at, sum);
     });
   }

@@ -126,6 +126,17 @@ class Planner {
     return take_floats(parts * target.tiles * target.slots * target.rows * 2);
   }
 
+  // Tiles of one sample take a shorter way, if every sample has such; it pays unless much of a tile is left empty. The
+  // part's last one writes the zeros between the last column and the stride too, so there has to be room in it.
+  int32_t tiles_of_sample(int64_t pixels) const {
+    if (4 * pixels < 3 * columns_of_tile()) return 0;
+    const auto tiles = int32_t(cut(pixels, columns_of_tile()));
+    const int64_t of_last = pixels - int64_t(tiles - 1) * step_of_sample(pixels, tiles), vector = 16 / element_;
+    const int64_t most_zeros = pixels % vector ? vector - 1 : 0;
+    return of_last + most_zeros <= columns_of_tile() ? tiles : 0;
+  }
+  static int32_t step_of_sample(int64_t pixels, int32_t tiles) { return int32_t(cut(cut(pixels, tiles), 8) * 8); }
+
   void place_direct(Target& target, Places& places) {
     const int64_t per_sample = bytes_of(target, 1) * kept();
     const int64_t samples =
@@ -133,11 +144,9 @@ class Planner {
     const int64_t fewest_parts = cut(batch_, std::clamp<int64_t>(samples, 1, batch_));
     target.part_samples = int32_t(cut(batch_, fewest_parts));
     const int64_t parts = cut(batch_, target.part_samples);
-    // Tiles of one sample take a shorter way; it pays unless much of a tile is left empty.
-    target.tiles_of_sample =
-        4 * pixels(target) >= 3 * columns_of_tile() ? int32_t(cut(pixels(target), columns_of_tile())) : 0;
+    target.tiles_of_sample = tiles_of_sample(pixels(target));
     if (target.tiles_of_sample) {
-      target.step = int32_t(cut(cut(pixels(target), target.tiles_of_sample), 8) * 8);
+      target.step = step_of_sample(pixels(target), target.tiles_of_sample);
       target.tiles = target.part_samples * target.tiles_of_sample;
       target.slots = 1;
     } else {

@@ -4,6 +4,8 @@
 // which runs the same code on the CPU. Registers of a warp's matrix products are laid out as PTX defines for mma.sync.
 #pragma once
 
+#include <type_traits>
+
 #include "records.h"
 
 #ifdef __CUDACC__
@@ -218,15 +220,23 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, const F
 
 // ---- between memory and tiles
 
-// Of the caller's tensors, which no kernel writes.
+template <Type type>
+using Stored = std::conditional_t<type == Type::float32, float, uint16_t>;
+
+template <Type type, class M>
+L2T_FAST_KERNEL float widened(M& m, Stored<type> stored) {
+  if constexpr (type == Type::float32)
+    return stored;
+  else if constexpr (type == Type::bfloat16)
+    return m.as_float(uint32_t(stored) << 16);
+  else
+    return m.from_half(stored);
+}
+
+// Of the caller's tensors, which no kernel of the launch writes.
 template <Type type, class M>
 L2T_FAST_KERNEL float load(M& m, const void* data, int64_t offset) {
-  if constexpr (type == Type::float32)
-    return m.read(static_cast<const float*>(data) + offset);
-  else if constexpr (type == Type::bfloat16)
-    return m.as_float(uint32_t(m.read(static_cast<const uint16_t*>(data) + offset)) << 16);
-  else
-    return m.from_half(m.read(static_cast<const uint16_t*>(data) + offset));
+  return widened<type>(m, m.read(static_cast<const Stored<type>*>(data) + offset));
 }
 
 template <class M>

@@ -29,6 +29,9 @@ KernelImage kernel_image(int device) {
   if (const cudaError_t error = inspect(device, image); error != cudaSuccess) {
     image.error = cudaGetErrorString(error);
     cudaGetLastError();  // the error is reported; it must not surface in somebody else's next launch check
+  } else if (image.driver < 12010) {
+    image.error =
+        "the driver is for CUDA 12.0 or older, and kernels have the parameters of CUDA 12.1";  // 32 KB of them
   }
   return image;
 }

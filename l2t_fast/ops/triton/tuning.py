@@ -113,10 +113,15 @@ _CHANGES += [lambda tile, more=more: tile._replace(stages=tile.stages + more) fo
 _CHANGES += [_changed(rows=2, columns=0.5), _changed(rows=0.5, columns=2)]
 
 
+# Where E is made, channels are summed over alone, and columns are no fewer than a step of the sums that read E: the
+# last tile has to write zeros up to where they read.
+_LIMITS_OF_DIFFERENCES = _LIMITS | {"channels": (0, 0), "columns": (_LIMITS["step"][1], _LIMITS["columns"][1])}
+
+
 def _allowed(tile: Tile) -> bool:
-    """Whether numbers are within their limits; where channels are summed over alone, they are none."""
-    limits = _LIMITS.items() if tile.channels else [item for item in _LIMITS.items() if item[0] != "channels"]
-    return all(low <= getattr(tile, name) <= high for name, (low, high) in limits)
+    """Whether numbers are within their limits."""
+    limits = _LIMITS if tile.channels else _LIMITS_OF_DIFFERENCES
+    return all(low <= getattr(tile, name) <= high for name, (low, high) in limits.items())
 
 
 def _sensible(which: Class, tile: Tile) -> bool:

@@ -82,6 +82,18 @@ def test_tensor_cores_types(emulated, shape, dtype):
     assert not torch.equal(answer.gradients[0], exact.gradients[0])
 
 
+@pytest.mark.parametrize("allow_tf32", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [(7, 9), (9, 14), (127, 1), (15, 17)])
+def test_no_memory_is_read_that_nobody_wrote(emulated, size, dtype, allow_tf32):
+    """Between the last column of E and its stride, a multiple of 16 bytes, lie zeros, wherever the last tile ends."""
+    problem = in_dtype(draw([(9, *size)], [(12, *size)], [(0, 0)], batch=3), *values.DTYPES[dtype])
+    directions = draw_directions(problem)
+    with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
+        answer = solve(emulated.matching_loss, problem, directions)
+    assert_accurate(answer, problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
+
+
 def arguments_of(problem):
     return problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, problem.pairs
 

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from l2t_fast.ops.triton import launching, tuning
-from l2t_fast.ops.triton.tiles import TABLES, Class, Tile
+from l2t_fast.ops.triton.tiles import INTERPRETER, TABLES, Class, Tile
 from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 
 WHICH = Class("gradients", False, 64, 1024)
@@ -62,6 +62,13 @@ def test_noise_changes_nothing():
     assert table.timed[WHICH] in (own, TABLE.tiles["gradients", False][-1]._replace(channels=64))
 
 
+@pytest.mark.parametrize("table", [*TABLES.values(), INTERPRETER])
+@pytest.mark.parametrize("second", [False, True])
+def test_where_E_is_made_columns_are_no_fewer_than_a_step_of_the_sums_over_them(table, second):
+    columns = min(tile.columns for tile in table.tiles["differences", second])
+    assert columns >= max(tile.step for tile in table.tiles["gradients", second])
+
+
 def test_where_nothing_compiles_the_table_stays(folder):
     table = tuning.tuned(TABLE, "a GPU", [WHICH], lambda table: math.inf)
     assert table.timed == {}
@@ -82,6 +89,7 @@ def test_where_nothing_compiles_the_table_stays(folder):
         '{"KEY": {"gradients 1 64 1024": [48, 16, 64, 16, 4, 1]}}',
         '{"KEY": {"gradients 1 64 1024": [16, 16, 64, 16, 4, 99]}}',
         '{"KEY": {"gradients one 64 1024": [16, 16, 64, 16, 4, 1]}}',
+        '{"KEY": {"differences 1 64 1024": [16, 32, 0, 16, 4, 1]}}',  # fewer columns than a step of the sums over them
     ],
 )
 def test_a_damaged_file_counts_as_none(folder, content):
