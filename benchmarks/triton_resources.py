@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -25,14 +26,19 @@ from triton.compiler import ASTSource
 from benchmarks.csv_rows import append
 from benchmarks.machine_code import SHARED_BYTES
 from l2t_fast.ops.triton import gram_kernels, kernels
+from l2t_fast.ops.triton.gram_planning import most_channels
+from l2t_fast.ops.triton.planning import TYPES
 from l2t_fast.ops.triton.tiles import GRAM, GRAM_SECOND, TABLES, Tile
 
-# name -> type of maps and projections, how float32 products are computed
+# name -> types of maps and of projections, how float32 products are computed
 PRODUCTS = {
-    "tf32": (tl.float32, "tf32"),
-    "tf32x3": (tl.float32, "tf32x3"),
-    "bfloat16": (tl.bfloat16, "tf32"),
-    "float16": (tl.float16, "tf32"),
+    "tf32": (torch.float32, torch.float32, "tf32"),
+    "tf32x3": (torch.float32, torch.float32, "tf32x3"),
+    "bfloat16": (torch.bfloat16, torch.bfloat16, "tf32"),
+    "float16": (torch.float16, torch.float16, "tf32"),
+    # as mixed precision has them
+    "bfloat16 maps": (torch.bfloat16, torch.float32, "tf32"),
+    "float16 maps": (torch.float16, torch.float32, "tf32"),
 }
 
 # name -> whether maps are channels_last, whether sizes are multiples of 16 bytes, whether rows of a channel are in line
@@ -89,15 +95,17 @@ class Resources:
 
 def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
     """Every entry of the tables: architecture, kernel, whether for the second derivative, tile."""
+    _, projections, precision = PRODUCTS[products]
     for architecture in SHARED_BYTES:
-        table = TABLES[PRODUCTS[products][1]]
+        table = TABLES[precision]
         for (kernel, second), entries in table.tiles.items():
             for tile in entries:
                 yield architecture, kernel, second, tile
-        if PRODUCTS[products][1] == "tf32":
+        if precision == "tf32":
             for second, kernels_of_form in ((False, GRAM), (True, GRAM_SECOND)):
+                most = most_channels(second, projections)
                 for kernel, table in kernels_of_form.items():
-                    yield from ((architecture, kernel, second, tile) for tile in table)
+                    yield from ((architecture, kernel, second, tile) for tile in table if tile.channels <= most)
 
 
 def is_gram(kernel: str) -> bool:
@@ -113,13 +121,16 @@ def resources(
     architecture: int, kernel: str, second: bool, tile: Tile, products: str = "tf32", layout: str = "NCHW even"
 ) -> Resources:
     """Compile one kernel from scratch and read what it takes."""
-    element, precision = PRODUCTS[products]
+    maps, projections, precision = PRODUCTS[products]
     channels_last, even, flat = LAYOUTS[layout]
-    vector = 128 // element.primitive_bitwidth if even else 1
+    vector = 16 // maps.itemsize if even else 1
+    dot = maps if maps == projections else torch.float32
     constants = {
         "SECOND": second,
-        **dict.fromkeys(("S_TYPE", "T_TYPE", "MAP_TYPE", "B_TYPE", "W_TYPE", "DOT_TYPE"), element),
-        "E_TYPE": tl.bfloat16 if element == tl.bfloat16 else tl.float32,
+        **dict.fromkeys(("S_TYPE", "T_TYPE", "MAP_TYPE"), TYPES[maps]),
+        **dict.fromkeys(("B_TYPE", "W_TYPE"), TYPES[projections]),
+        "DOT_TYPE": TYPES[dot],
+        "E_TYPE": tl.bfloat16 if dot == torch.bfloat16 else tl.float32,
         "PRECISION": precision,
         "ROUND": precision == "tf32",
         **dict.fromkeys(("S_AXIS", "T_AXIS", "D_AXIS"), int(channels_last)),

@@ -281,7 +281,8 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
     auto keep = tensors_of(arguments);
     keep.insert(keep.end(), gradients.begin(), gradients.end());
     ctx->save_for_backward(std::move(keep));
-    ctx->saved_data["hooked"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
+    ctx->saved_data["watched"] =
+        at::SavedTensorDefaultHooks::get_hooks().has_value() || c10::impl::TorchDispatchModeTLS::any_modes_set();
     keep_numbers(ctx, arguments);
     variable_list outputs{std::move(loss)};
     if constexpr (gives_gradients) outputs.insert(outputs.end(), gradients.begin(), gradients.end());
@@ -298,9 +299,9 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
     variable_list slots(inputs.size());
     if (const auto& grad_loss = grads[0]; grad_loss.defined()) {
       // Of a node's result, the saved tensor is a copy, and so is what is unpacked from it; else they are one tensor.
-      // A hook on what is saved may hold it without a sign.
+      // A hook on what is saved, or a mode that saw the operator, may hold it without a sign.
       const bool consume =
-          !ctx->saved_data["hooked"].toBool() && may_consume(grad_loss, gradients, gives_gradients ? 2 : 1);
+          !ctx->saved_data["watched"].toBool() && may_consume(grad_loss, gradients, gives_gradients ? 2 : 1);
       variable_list chosen;
       c10::List<bool> asked;
       size_t next = 0;

@@ -49,9 +49,11 @@ class Case:
         scale: what the numbers of the features are multiplied with
         odd_unused: the maps that no pair uses have another batch size
         scaled_by: the number that comes down to the loss in the backward pass
-        algorithm, chunks, threads: the ways of the CPU kernels
+        algorithm: of CPU kernels and emulated CUDA kernels
+        chunks, threads: the ways of the CPU kernels
         one_storage: the contiguous maps of a dtype, sources and targets, lie in one storage, one after the other
         inference: the sources come from ``torch.inference_mode``
+        tf32, processors, reversed: of the emulated CUDA kernels: whether they may use tf32, and what is emulated
     """
 
     seed: int
@@ -72,6 +74,9 @@ class Case:
     threads: int = 1
     one_storage: bool = False
     inference: bool = False
+    tf32: bool = False
+    processors: int = 1
+    reversed: bool = False
 
     @property
     def dtypes(self) -> set[str]:
@@ -133,6 +138,9 @@ def draw_case(seed: int, dtypes: Sequence[str] = DTYPES, *, small: bool = False)
         threads=rng.choice([1, 1, 2, 3]),
         one_storage=rng.random() < 0.15,
         inference=rng.random() < 0.1,
+        tf32=rng.random() < 0.7,  # without which there is no Gram form
+        processors=rng.choice([1, 3, 132]),
+        reversed=rng.random() < 0.3,
     )
 
 

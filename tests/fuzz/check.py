@@ -20,6 +20,13 @@ from tests.ops.problems import laid_out
 #: in whatever order it sums, needs a small multiple of one.
 ROUNDINGS = 64
 
+#: The same where tf32 is allowed: each of a term's up to four factors is rounded to 11 bits, or to 8 where maps, and so
+#: the products, are bfloat16.
+ROUNDINGS_OF_TF32, ROUNDINGS_OF_BFLOAT16 = 4 * 2**12, 4 * 2**14
+
+#: The CUDA kernels in their emulator, on CPU tensors.
+EMULATED = "emulated"
+
 #: The same per pixel of a source's longest side: where a pixel of the target lies in the source is a number as large as
 #: that, and rounded as such, here and in the oracle.
 ROUNDINGS_A_PIXEL = 4
@@ -71,8 +78,14 @@ Loss = Callable[[Tensors], Tensor]
 
 
 def available_backends() -> list[str]:
-    """The backends that run on this machine; Triton in its interpreter where TRITON_INTERPRET is 1."""
-    return [name for name in BACKENDS if name != "auto" and why_unavailable(name) is None]
+    """What runs on this machine: backends, and the emulator. Triton in its interpreter where TRITON_INTERPRET is 1."""
+    found = [name for name in BACKENDS if name != "auto" and why_unavailable(name) is None]
+    return [*found, EMULATED] if "cpu" in found else found
+
+
+def serves(backend: str, case: Case) -> bool:
+    """Whether a backend has the types of a case: the GPU's have no float64."""
+    return backend not in ("cuda", "triton", EMULATED) or "float64" not in case.dtypes
 
 
 def check(case: Case, backends: Sequence[str] | str) -> None:
@@ -85,7 +98,7 @@ def check(case: Case, backends: Sequence[str] | str) -> None:
     magnitude = _magnitudes(case, tensors, wanted, directions)
     for backend in [backends] if isinstance(backends, str) else backends:
         try:
-            with _unwritten_memory_is_nan(), _float32_is_float32(), _cpu_ways(case, backend):
+            with _unwritten_memory_is_nan(), _float32_is_float32(), _cpu_ways(case, backend), _emulated(case, backend):
                 _check_backend(case, backend, tensors, wanted, directions, exact, magnitude)
         except Exception as error:
             raise type(error)(f"{backend}: {error}") from error
@@ -193,13 +206,14 @@ def _check_backend(
     kept = tensors.map(torch.clone)
 
     def loss(these: Tensors) -> Tensor:
-        return feature_matching_loss(*_arguments(case, these), case.beta, backend=backend)
+        served_as = "cpu" if backend == EMULATED else backend
+        return feature_matching_loss(*_arguments(case, these), case.beta, backend=served_as)
 
     found = solve(loss, tensors, wanted, directions)
     sums = torch.float64 if tensors.sources[case.pairs[0].source].dtype == torch.float64 else torch.float32
     if found.loss.shape != () or found.loss.dtype != sums:
         raise Wrong(f"the loss is {found.loss.dtype} of shape {tuple(found.loss.shape)}, not a scalar of {sums}")
-    precision = _precision(case, sums)
+    precision = _precision(case, sums, backend == EMULATED and case.tf32)
     _compare(found, exact, magnitude, tensors, precision)
 
     # A first-order backward pass goes another way: without a graph, and by another number than 1.
@@ -219,8 +233,11 @@ def _check_backend(
             raise Wrong(f"an input of shape {tuple(before.shape)} was written to")
 
 
-def _precision(case: Case, sums: torch.dtype) -> float:
+def _precision(case: Case, sums: torch.dtype, tf32: bool) -> float:
     """The error allowed for a number that is a sum of magnitudes of one."""
+    if tf32:
+        types = {m.dtype for m in (*case.sources, *case.targets)}
+        return (ROUNDINGS_OF_BFLOAT16 if "bfloat16" in types else ROUNDINGS_OF_TF32) * torch.finfo(sums).eps
     longest = max(max(case.sources[pair.source].height, case.sources[pair.source].width) for pair in case.pairs)
     return max(ROUNDINGS, ROUNDINGS_A_PIXEL * longest) * torch.finfo(sums).eps
 
@@ -355,3 +372,20 @@ def _cpu_ways(case: Case, backend: str) -> Iterator[None]:
         native.force_algorithm("auto")
         native.force_chunks(False)
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _emulated(case: Case, backend: str) -> Iterator[None]:
+    """Either form of the CUDA kernels, on a small chip or a large one."""
+    if backend != EMULATED:
+        yield
+        return
+    native = _native.extension
+    native.emulate_cuda(case.processors, reversed=case.reversed)
+    native.force_algorithm(case.algorithm)
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=case.tf32):
+            yield
+    finally:
+        native.force_algorithm("auto")
+        native.emulate_cuda(0)

@@ -57,7 +57,7 @@ def _smaller(case: Case) -> Iterator[Case]:
         yield _in_single(case)
     for name in ("channel_weights", "pair_weights", "frozen", "scale", "odd_unused", "scaled_by", "beta"):
         yield from _plainer(case, name)
-    for name in ("algorithm", "chunks", "threads", "one_storage", "inference"):
+    for name in ("algorithm", "chunks", "threads", "one_storage", "inference", "tf32", "processors", "reversed"):
         yield from _plainer(case, name)
     for side in ("sources", "targets"):
         maps = getattr(case, side)

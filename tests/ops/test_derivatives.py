@@ -4,8 +4,10 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from l2t_fast import feature_matching_loss
 from l2t_fast.ops import native
@@ -268,6 +270,38 @@ def test_saved_tensor_hooks_are_honoured(exact_backend, held):
     before = [t.clone() for t in kept]
     close(torch.autograd.grad(2 * loss, problem.inputs), [2 * g for g in wanted])
     assert kept and all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps every tensor that an operator returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.kept += [t for t in tree_flatten(result)[0] if isinstance(t, Tensor)]
+        return result
+
+
+@pytest.mark.parametrize("who", ["a hook", "a mode"])
+def test_what_somebody_else_holds_is_not_scaled(backend, who):
+    """A first-order backward pass scales saved gradients where they lie."""
+    dtype = backend.dtypes[0]
+    problem = draw_sizes("equal", dtype=dtype).map(lambda t: t.to(backend.device)).requiring_grad()
+    wanted = torch.autograd.grad(problem.loss(backend.matching_loss), problem.inputs)
+    recorder = Recorder()
+    if who == "a mode":
+        with recorder:
+            loss = problem.loss(backend.matching_loss)
+    else:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: recorder.kept.append(t) or t, lambda t: t):
+            loss = problem.loss(backend.matching_loss)
+    before = [t.clone() for t in recorder.kept]
+    for found, right in zip(torch.autograd.grad(4 * loss, problem.inputs), wanted, strict=True):
+        torch.testing.assert_close(found, 4 * right)
+    assert before and all(map(torch.equal, before, recorder.kept))
 
 
 # ---- derivatives that do not exist -----------------------------------------------------------------------------------

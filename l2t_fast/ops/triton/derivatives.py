@@ -221,6 +221,7 @@ class _MatchingForward(Function):
     def forward(ctx, node: _Node, sources, *inputs: Tensor):
         ctx.set_materialize_grads(False)
         ctx.node = node
+        ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         arguments, _ = node.arguments([*sources, *inputs])
         loss, gradients = _below_autograd(OPS.matching_forward, node.keyset, *_flat(arguments), node.needs)
         ctx.save_for_backward(*sources, *inputs, *gradients)
@@ -232,7 +233,7 @@ class _MatchingForward(Function):
         needs, wanted = arguments.needs, _wanted(ctx, arguments, 2)
         slots: list[Tensor | None] = [None] * arguments.slot_count
         if grad_loss is not None:
-            consume = _may_consume(grad_loss, gradients)
+            consume = not ctx.hooked and _may_consume(grad_loss, gradients)  # a hook may hold them without a sign
             asked = [need and want for need, want in zip(needs, wanted, strict=True)]
             made = _spread(needs, gradients)
             chosen = [gradient.detach() for gradient, ask in zip(made, asked, strict=True) if ask]

@@ -6,6 +6,7 @@ stand in line.
 
 from __future__ import annotations
 
+import weakref
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 OPERATIONS_OF_BYTE = 30
 OPERATIONS_OF_LAUNCH = 4e6
 LAUNCHES = 4
-MOST_CHANNELS = GRAM["gram_planes"][-1].channels
 
 Tiles = dict[str, Tile]  # of each kernel
 
@@ -60,6 +60,12 @@ class Group(NamedTuple):
         return self.height * self.width
 
 
+def most_channels(second: bool, weights: torch.dtype) -> int:
+    """Of a target: with more the kernel of projections would spill registers."""
+    tiles = GRAM["gram_projections"]
+    return tiles[0 if second and weights.itemsize < 4 else -1].channels
+
+
 def can_serve(planner: Planner, layer: Layer) -> bool:
     """Whether the Gram form computes what the direct form would, as exactly."""
     a = planner.arguments
@@ -68,7 +74,7 @@ def can_serve(planner: Planner, layer: Layer) -> bool:
     sources = [a.sources[a.pairs[2 * p]] for p in layer.pairs]
     return (
         planner.precision == "tf32"
-        and 0 < layer.channels <= MOST_CHANNELS
+        and 0 < layer.channels <= most_channels(planner.second, a.weights[layer.pairs[0]].dtype)
         and all(t.dtype == target.dtype and _in_line(t) for t in (target, *sources, *others))
         and all(s.shape[2] <= target.shape[2] and s.shape[3] <= target.shape[3] for s in sources)
     )
@@ -146,7 +152,8 @@ class GramPlanner:
     """Plans the targets that take the Gram form, within the plan of a call."""
 
     def __init__(self, planner: Planner, layers: list[Layer]) -> None:
-        self.planner, self.layers = planner, layers
+        self.planner = weakref.proxy(planner)  # it holds this one, and maps that are not to wait for the collector
+        self.layers = layers
         self.groups: dict[int, list[Group]] = {}  # by target
         for layer in layers:
             layer.pairs.sort(key=lambda p: self._sort_key(layer, p))

@@ -193,7 +193,8 @@ def _start(launch: Launch, table: Tensor, stream: int | None) -> None:
 
     Triton's own way in looks at every argument at every call, for the code that was compiled for such: many times what
     the launch takes. The arguments of a plan's launch are always alike, so it is asked once, and so that addresses are
-    not looked up either, they are handed over as numbers.
+    not looked up either, they are handed over as numbers. What Triton would look at again besides, its switches for
+    debugging and instrumentation, counts when a plan is first launched; its launch hooks are called each time.
     """
     if launch.again is not None:
         launch.again(table.data_ptr(), stream=stream)
@@ -202,9 +203,12 @@ def _start(launch: Launch, table: Tensor, stream: int | None) -> None:
     if not INTERPRETED:
         options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
     compiled = launch.kernel[(programs,)](table, launch.items, **options, **launch.constants)
-    if compiled is not None:  # as it is in the interpreter
-        run, items = compiled[(programs, 1, 1)], launch.items.data_ptr()
-        launch.again = lambda address, stream: run(address, items, *launch.constants.values(), stream=stream)
+    if compiled is None:  # as it is in the interpreter
+        return
+    if hasattr(compiled, "result"):  # under triton.AsyncCompileMode
+        compiled = compiled.result()
+    run, rest = compiled[(programs, 1, 1)], (launch.items.data_ptr(), *launch.constants.values())
+    launch.again = lambda address, stream: run(address, *rest, stream=stream)
 
 
 # ---- host to device ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from l2t_fast import _native
+from l2t_fast import _native  # noqa: F401  (loads the native code)
 from l2t_fast.ops.triton import launching
 from l2t_fast.ops.triton.arguments import Arguments, empty_results
 
@@ -87,7 +87,8 @@ for _name, _compute, _meta in (
     _LIBRARY.impl(_name, _meta, "Meta")
 _LIBRARY.impl("matching_loss", _loss_alone, "CompositeExplicitAutograd")
 
-if _native.extension is None:  # else they are registered since it was loaded
+# Native code has registered them, where it is loaded.
+if not torch._C._dispatch_has_kernel_for_dispatch_key("l2t_fast_triton::matching_loss", "Autograd"):
     from l2t_fast.ops.triton.derivatives import AUTOGRAD
 
     for _name, _autograd in AUTOGRAD.items():

@@ -1,6 +1,7 @@
 """How the host launches compiled kernels, on a GPU that is not there: a driver writes down what it is handed."""
 
 import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -75,3 +76,21 @@ def test_other_sizes_take_the_same_code(launches):
     assert sum(compiled) == 3
     assert compiled == [len(cache[0]) for kernel in KERNELS for cache in kernel.device_caches.values()]
     assert len(launches) == 6
+
+
+def test_nothing_waits_for_the_collector(launches):
+    """Not the maps of a plan's first call, nor a plan that is not kept any more, with items on the device."""
+    gc.collect()
+    gc.disable()
+    try:
+        problem = draw([(3, 4, 3)], [(2, 4, 3)], [(0, 0)], dtype=torch.float32)
+        squares(problem)
+        squares(problem)
+        (plan,) = map(weakref.ref, launching._PLANS.values())
+        target = weakref.ref(problem.targets[0])
+        del problem
+        assert target() is None
+        launching._PLANS.clear()
+        assert plan() is None
+    finally:
+        gc.enable()
