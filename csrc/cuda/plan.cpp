@@ -281,7 +281,8 @@ class Planner {
     if (!plan_.launches.back().blocks) plan_.launches.pop_back();
   }
 
-  // Parts are taken together as long as their E fits; each such phase is a launch of E and one of the gradients.
+  // Parts are taken together as long as their E fits; each such phase is a launch of E and one of the gradients. Those of
+  // one target never are: a part's dW is added to that of the part before it.
   void cut_into_phases() {
     std::vector<std::vector<int>> phases;
     int64_t filled = 0, most = 0;
@@ -292,7 +293,7 @@ class Planner {
       for (int64_t first = 0; first < batch_; first += target.part_samples) {
         const int64_t samples = std::min<int64_t>(target.part_samples, batch_ - first);
         const int64_t bytes = target.keeps ? bytes_of(target, samples) * kept() : 0;
-        if (phases.empty() || filled + bytes > bytes_of_differences_) {
+        if (phases.empty() || first > 0 || filled + bytes > bytes_of_differences_) {
           if (phases.empty() || !phases.back().empty()) phases.emplace_back();
           filled = 0;
         }

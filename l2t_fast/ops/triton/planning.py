@@ -358,14 +358,17 @@ class Planner:
         layer.places |= {word: self.take(size) for word, size in sizes.items()}
 
     def _phases(self) -> list[list[Part]]:
-        """Parts are taken together as long as their E fits; each phase is a launch of E and one of the gradients."""
+        """Parts are taken together as long as their E fits; each phase is a launch of E and one of the gradients.
+
+        Those of one target never are: a part's dW is added to that of the part before it.
+        """
         phases: list[list[Part]] = [[]]
         filled = most = 0
         for layer in self.direct:
             for number, first in enumerate(range(0, self.batch, layer.part_samples)):
                 part = Part(layer, number, first, min(layer.part_samples, self.batch - first))
                 size = self._e_bytes(part) * (2 if self.second else 1) if layer.keeps else 0
-                if filled and filled + size > self.bytes_of_differences:
+                if phases[-1] and (number > 0 or filled + size > self.bytes_of_differences):
                     phases.append([])
                     filled = 0
                 part.at = filled

@@ -143,6 +143,22 @@ def test_parts(emulate, gram, dtype):
     assert not same_bits(*(answer.parts() for answer in answers))
 
 
+@pytest.mark.parametrize(
+    "batch", [4, 8]
+)  # of which the one has two parts in the second derivative, the other in the first
+def test_parts_of_a_target_are_not_in_one_launch(emulate, batch):
+    """Blocks of a launch run in any order, and a part adds its dW to that of the part before it."""
+    problem = in_dtype(draw([(87, 1, 1)], [(9, 9, 2)], [(0, 0)], batch=batch), *values.DTYPES["bfloat16 features"])
+    directions = draw_directions(problem)
+    answers = []
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        for reverse in (False, True):
+            emulate(processors=1, reversed=reverse)
+            answers.append(solve(native.matching_loss, problem, directions))
+            assert_accurate(answers[-1], problem, directions, roundings=4 * 2**14)
+    assert same_bits(*(answer.parts() for answer in answers))
+
+
 def test_maps_of_different_dtypes(emulated):
     problem = draw(*SHAPES["several tiles"], dtype=torch.float32)
     mixed = [torch.float16, torch.float32, torch.bfloat16]
