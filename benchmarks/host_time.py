@@ -71,8 +71,10 @@ def without_triton_kernels(counting: CountingDriver) -> Callable[[Tensors], torc
     torch.cuda.get_device_properties = lambda device: properties
     ops._why_no_triton = lambda: None
 
+    # Gradients are scaled in one launch on a GPU. Here it would be a pass over the maps, so they are left as they are.
+    torch._foreach_mul_ = lambda tensors, factor: None
+
     def copies(grad_loss, gradients, *problem):
-        """As the operator of CPU tensors does: on a GPU it is one launch, here it would be a pass over the maps."""
         return [torch._lazy_clone(gradient) for gradient in gradients]
 
     for name, compute in (
