@@ -79,6 +79,12 @@ class Case:
     reversed: bool = False
 
     @property
+    def products(self) -> int:
+        """Multiplications of the projections."""
+        each = ((self.sources[p.source].channels, self.targets[p.target]) for p in self.pairs)
+        return self.batch * sum(rows * map_.channels * map_.height * map_.width for rows, map_ in each)
+
+    @property
     def dtypes(self) -> set[str]:
         """Of all tensors in it."""
         found = {m.dtype for m in (*self.sources, *self.targets)} | {p.dtype for p in self.pairs}

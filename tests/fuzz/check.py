@@ -84,7 +84,9 @@ def available_backends() -> list[str]:
 
 
 def serves(backend: str, case: Case) -> bool:
-    """Whether a backend has the types of a case: the GPU's have no float64."""
+    """Whether a backend has the types of a case, of which the GPU's lack float64, and the emulator time for it."""
+    if backend == EMULATED and case.products > 5e7:  # which takes it half a minute
+        return False
     return backend not in ("cuda", "triton", EMULATED) or "float64" not in case.dtypes
 
 

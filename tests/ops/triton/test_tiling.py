@@ -69,6 +69,28 @@ def test_parts(triton_backend, monkeypatch, most):
     check(triton_backend, draw([(3, 2, 2)], [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)], batch=3, dtype=torch.float32))
 
 
+@pytest.mark.parametrize("form", ["direct", "gram"])
+def test_the_order_of_a_launch_s_programs_changes_no_bit(triton_backend, monkeypatch, form):
+    """Programs run in any order, each on the item of its number: here the items are turned round."""
+    sizes = [(3, 3, 5), (18, 2, 2)], [(4, 3, 5), (2, 2, 2)], [(0, 0), (1, 0), (1, 1)]
+    problem = on(triton_backend, draw(*sizes, batch=5, dtype=torch.float32))
+    directions = draw_directions(problem)
+    monkeypatch.setattr(planning.Planner, "_bytes_of_differences", lambda *_: 1600)  # of two samples at a time
+    monkeypatch.setattr(planning.gram_planning, "pays", lambda *_: form == "gram")
+    launch = planning.Planner.launch
+    answers = []
+    for turn in (1, -1):
+        monkeypatch.setattr(launching, "_PLANS", type(launching._PLANS)())
+        monkeypatch.setattr(
+            planning.Planner,
+            "launch",
+            lambda self, kernel, items, *more, turn=turn: launch(self, kernel, items[::turn], *more),
+        )
+        with torch.backends.cudnn.flags(allow_tf32=form == "gram"):
+            answers.append(solve(triton_backend.matching_loss, problem, directions).parts())
+    assert all(torch.equal(answers[0][name], answers[1][name]) for name in answers[0])
+
+
 def test_maps_of_different_dtypes(triton_backend):
     """Lists of one dtype each are read as they are, mixed lists through float32 copies."""
     problem = draw([(3, 2, 2), (2, 3, 3)], [(3, 2, 2), (4, 3, 3)], [(0, 0), (1, 1)], batch=2, dtype=torch.float32)
