@@ -633,54 +633,18 @@ def gram_targets_kernel(
 
     if SECOND:
         sums = _apply(
-            target,
-            V_MAP,
-            FACTOR,
-            MAP_TYPE,
-            sample,
-            pixel,
-            lives,
-            channel,
-            channels,
-            sums,
-            PRECISION,
-            ROUND,
-            VECTOR,
+            target, V_MAP, FACTOR, MAP_TYPE, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR,
             STEP,
-        )
+        )  # fmt: skip
         sums = _apply(
-            target,
-            MAP,
-            V_FACTOR,
-            MAP_TYPE,
-            sample,
-            pixel,
-            lives,
-            channel,
-            channels,
-            sums,
-            PRECISION,
-            ROUND,
-            VECTOR,
+            target, MAP, V_FACTOR, MAP_TYPE, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR,
             STEP,
-        )
+        )  # fmt: skip
     else:
         sums = _apply(
-            target,
-            MAP,
-            FACTOR,
-            MAP_TYPE,
-            sample,
-            pixel,
-            lives,
-            channel,
-            channels,
-            sums,
-            PRECISION,
-            ROUND,
-            VECTOR,
+            target, MAP, FACTOR, MAP_TYPE, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR,
             STEP,
-        )
+        )  # fmt: skip
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + OWN_PAIRS).to(tl.int32)):
         rows = tl.load(table + pair + SOURCE_CHANNELS).to(tl.int32)
