@@ -281,8 +281,8 @@ class Planner {
     if (!plan_.launches.back().blocks) plan_.launches.pop_back();
   }
 
-  // Parts are taken together as long as their E fits; each such phase is a launch of E and one of the gradients. Those of
-  // one target never are: a part's dW is added to that of the part before it.
+  // Parts are taken together as long as their E fits; each such phase is a launch of E and one of the gradients. Those
+  // of one target never are: a part's dW is added to that of the part before it.
   void cut_into_phases() {
     std::vector<std::vector<int>> phases;
     int64_t filled = 0, most = 0;

@@ -19,8 +19,9 @@ using OptionalTensorList = c10::List<std::optional<at::Tensor>>;
 //   gradients   Tensor[], only the slots whose need is set, in slot order
 inline size_t slot_count(size_t targets, size_t pairs) { return targets + 2 * pairs + 1; }
 
-// Whose kernels an operator has, by its namespace: torch.ops.l2t_fast's are in C++ and CUDA, torch.ops.l2t_fast_triton's
-// in Triton, where Python defines those (l2t_fast/ops/triton/operators.py) with the same schemas. Derivatives are one.
+// Whose kernels an operator has, by its namespace: torch.ops.l2t_fast's are in C++ and CUDA,
+// torch.ops.l2t_fast_triton's in Triton, where Python defines those (l2t_fast/ops/triton/operators.py) with the same
+// schemas. Derivatives are one.
 enum class Family : uint8_t { native, triton };
 
 // What every operator starts with: the problem, unchecked, and the needs. Owns references to its tensors.
