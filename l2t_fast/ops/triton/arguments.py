@@ -34,6 +34,11 @@ class Arguments:
         return len(self.targets) + 2 * len(self.weights) + 1
 
 
+def needed(slots: Sequence[Tensor | None]) -> list[Tensor]:
+    """Those that there are, in their order."""
+    return [tensor for tensor in slots if tensor is not None]
+
+
 def empty_results(arguments: Arguments) -> list[Tensor | None]:
     """Memory for the results, one a slot; None where there is no need.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from l2t_fast.ops.triton.arguments import Arguments
+from l2t_fast.ops.triton.arguments import Arguments, needed
 
 OPS = torch.ops.l2t_fast_triton
 
@@ -23,10 +23,6 @@ _FORWARD_MODE = (
     "the fused matching loss got a forward-mode tangent, which it cannot carry; take the operator matching_hvp for the "
     'derivative along a direction, or backend="reference"'
 )
-
-
-def _needed(slots: Sequence[Tensor | None]) -> list[Tensor]:
-    return [tensor for tensor in slots if tensor is not None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class _Node:
 
 
 def _inputs(arguments: Arguments) -> list[Tensor]:
-    return _needed(arguments.slots)
+    return needed(arguments.slots)
 
 
 def _flat(arguments: Arguments) -> tuple:
@@ -77,7 +73,7 @@ def _requires_grad(tensors: Sequence[Tensor]) -> bool:
 
 def _check(arguments: Arguments, *others: Tensor | None) -> None:
     if forward_ad._current_level >= 0:
-        for tensor in (*arguments.sources, *_inputs(arguments), *_needed(others)):
+        for tensor in (*arguments.sources, *_inputs(arguments), *needed(others)):
             if forward_ad.unpack_dual(tensor).tangent is not None:
                 raise NotImplementedError(_FORWARD_MODE)
 
@@ -109,7 +105,7 @@ class _NoThirdDerivative(Function):
 def _hvp_autograd(keyset, sources, targets, weights, biases, alpha, pairs, directions, needs):
     arguments = Arguments(sources, targets, weights, biases, alpha, pairs, needs)
     _check(arguments, *directions)
-    depends_on = [*sources, *_inputs(arguments), *_needed(directions)]
+    depends_on = [*sources, *_inputs(arguments), *needed(directions)]
 
     def compute() -> list[Tensor]:
         return _below_autograd(OPS.matching_hvp, keyset, *_flat(arguments), directions, needs)

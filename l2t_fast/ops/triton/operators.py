@@ -9,14 +9,11 @@ there is one way to define them whether or not the native extension is installed
 by either.
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
 from l2t_fast import _native  # noqa: F401  (loads the native code)
 from l2t_fast.ops.triton import launching
-from l2t_fast.ops.triton.arguments import Arguments, empty_results
+from l2t_fast.ops.triton.arguments import Arguments, empty_results, needed
 
 _PROBLEM = "Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, int[] pairs"
 _LIBRARY = torch.library.Library("l2t_fast_triton", "DEF")
@@ -33,13 +30,9 @@ OPS = torch.ops.l2t_fast_triton
 # ---- with data -----------------------------------------------------------------------------------------------------
 
 
-def _needed(slots: Sequence[Tensor | None]) -> list[Tensor]:
-    return [tensor for tensor in slots if tensor is not None]
-
-
 def _forward(sources, targets, weights, biases, alpha, pairs, needs):
     answer = launching.loss_and_gradient(Arguments(sources, targets, weights, biases, alpha, pairs, needs))
-    return answer.loss, _needed(answer.results)
+    return answer.loss, needed(answer.results)
 
 
 def _backward(grad_loss, gradients, *_problem):
@@ -48,7 +41,7 @@ def _backward(grad_loss, gradients, *_problem):
 
 def _hvp(sources, targets, weights, biases, alpha, pairs, directions, needs):
     arguments = Arguments(sources, targets, weights, biases, alpha, pairs, needs)
-    return _needed(launching.hessian_vector(arguments, directions))
+    return needed(launching.hessian_vector(arguments, directions))
 
 
 def _loss_alone(*problem_and_needs):
@@ -63,7 +56,7 @@ def _no_cpu(*_arguments):
 
 
 def _forward_meta(sources, targets, weights, biases, alpha, pairs, needs):
-    results = _needed(empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs)))
+    results = needed(empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs)))
     return alpha.new_empty(()), results
 
 
@@ -72,7 +65,7 @@ def _backward_meta(grad_loss, gradients, *_problem):
 
 
 def _hvp_meta(sources, targets, weights, biases, alpha, pairs, directions, needs):
-    return _needed(empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs)))
+    return needed(empty_results(Arguments(sources, targets, weights, biases, alpha, pairs, needs)))
 
 
 # ---- registration --------------------------------------------------------------------------------------------------
