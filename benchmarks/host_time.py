@@ -20,10 +20,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from benchmarks.csv_rows import append
-from l2t_fast import _native, feature_matching_loss, ops
+from l2t_fast import _native, ops
 from l2t_fast.bench.conditions import conditions, now
-from l2t_fast.bench.losses import LOSS_MODES
-from l2t_fast.bench.workloads import WORKLOADS, Case, Tensors
+from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS, Loss
+from l2t_fast.bench.workloads import WORKLOADS, Case
 from l2t_fast.ops.triton import operators
 
 PROCESSORS = 132  # of an H100
@@ -32,13 +32,13 @@ PROCESSORS = 132  # of an H100
 class CountingDriver:
     """Triton's driver of a GPU that is not there: kernels are compiled for it, counted, and not run."""
 
-    def __init__(self, processors: int = PROCESSORS) -> None:
+    def __init__(self) -> None:
         self.launches: list[tuple] = []  # what a launch was handed over with, its grid first
         self.launcher_cls = lambda source, metadata: lambda *arguments: self.launches.append(arguments)
         self.utils = SimpleNamespace(
             load_binary=lambda *_: (1, 1, 64, 0, 1024),  # module, function, registers, spills, threads
             unload_module=lambda module: None,
-            get_device_properties=lambda device: {"max_shared_mem": 232448, "multiprocessor_count": processors},
+            get_device_properties=lambda device: {"max_shared_mem": 232448, "multiprocessor_count": PROCESSORS},
         )
 
     def get_current_device(self) -> int:
@@ -51,20 +51,12 @@ class CountingDriver:
         return GPUTarget("cuda", 90, 32)
 
 
-def feature_matching(backend: str) -> Callable[[Tensors], torch.Tensor]:
-    def loss(tensors: Tensors) -> torch.Tensor:
-        problem = (tensors.source_features, tensors.target_features, tensors.projections, tensors.pairs)
-        return feature_matching_loss(*problem, tensors.channel_weights, tensors.pair_weights, backend=backend)
-
-    return loss
-
-
-def without_cuda_kernels() -> Callable[[Tensors], torch.Tensor]:
+def without_cuda_kernels() -> Loss:
     _native.extension.emulate_cuda(PROCESSORS, host_alone=True)
-    return feature_matching("cpu")
+    return LOSS_PROVIDERS["cpu"].make()
 
 
-def without_triton_kernels(counting: CountingDriver) -> Callable[[Tensors], torch.Tensor]:
+def without_triton_kernels(counting: CountingDriver) -> Loss:
     """For the rest of the process, CPU tensors are what Triton's operators take."""
     driver.set_active(counting)
     properties = SimpleNamespace(name="none", multi_processor_count=PROCESSORS)
@@ -83,7 +75,7 @@ def without_triton_kernels(counting: CountingDriver) -> Callable[[Tensors], torc
         ("matching_hvp", operators._hvp),
     ):
         operators._LIBRARY.impl(name, compute, "CPU", allow_override=True)
-    return feature_matching("triton")
+    return LOSS_PROVIDERS["triton"].make()
 
 
 def seconds(call: Callable[[], object]) -> float:
