@@ -1,31 +1,22 @@
 #include "everyday.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 #include <functional>
 #include <optional>
-#include <span>
 #include <utility>
 
 #include "coefficients.h"
 #include "ops/arguments.h"
+#include "python_objects.h"
 
 namespace l2t_fast::everyday {
 namespace {
 
 namespace py = pybind11;
 using at::Tensor;
-
-// Errors as torch.ops raises them.
-template <typename Compute>
-py::object translated(const Compute& compute) {
-  HANDLE_TH_ERRORS
-  return compute();
-  END_HANDLE_TH_ERRORS_PYBIND
-}
 
 template <typename Compute>
 py::object computed(const Compute& compute) {
@@ -37,14 +28,6 @@ py::object computed(const Compute& compute) {
 }
 
 // ---- Python's objects -----------------------------------------------------------------------------------------------
-
-using Items = std::span<PyObject* const>;
-
-// Of a list or tuple; a subclass might do anything when it is asked.
-std::optional<Items> items(py::handle object) {
-  if (!PyList_CheckExact(object.ptr()) && !PyTuple_CheckExact(object.ptr())) return std::nullopt;
-  return Items(PySequence_Fast_ITEMS(object.ptr()), static_cast<size_t>(PySequence_Fast_GET_SIZE(object.ptr())));
-}
 
 std::optional<Items> two(py::handle object) {
   const auto found = items(object);

@@ -14,6 +14,7 @@
 #include "cuda/emulation.h"
 #include "cuda/plan.h"
 #include "everyday.h"
+#include "triton_host.h"
 #ifdef L2T_FAST_WITH_CUDA
 #include "cuda/gpu/kernel_image.h"
 #endif
@@ -116,6 +117,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("matching_loss", &l2t_fast::everyday::matching_loss, py::arg("sources"), py::arg("targets"), py::arg("weights"),
         py::arg("biases"), py::arg("alpha"), py::arg("pairs"), py::arg("by_triton") = false,
         "The operator's loss of ordinary tensors, of Triton's operators or our own.");
+  m.def("facts", &l2t_fast::triton_host::facts, py::arg("tensors"),
+        "Bytes that are equal where the tensors (or None) are to a plan of Triton's.");
+  m.def("addresses", &l2t_fast::triton_host::addresses, py::arg("tensors"),
+        "The tensors' addresses, as bytes of an int64 each; 0 for None.");
+  m.def("empty_results", &l2t_fast::triton_host::empty_results, py::arg("slots"), py::arg("needs"), py::arg("maps"),
+        "Memory for the results of Triton's operators, one a slot; None where there is no need.");
   m.def("parallel_threads", &l2t_fast::parallel_threads,
         "The number of threads that a native parallel loop uses under torch's current settings.");
   m.def("plan", &l2t_fast::plan_dicts, py::arg("sources"), py::arg("targets"), py::arg("pairs"),

@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from l2t_fast.ops.triton import kernels, tuning
-from l2t_fast.ops.triton.arguments import Arguments, check, empty_results
+from l2t_fast.ops.triton import kernels, tensor_lists, tuning
+from l2t_fast.ops.triton.arguments import Arguments, check
 from l2t_fast.ops.triton.planning import Launch, Plan, Planner
 from l2t_fast.ops.triton.tiles import INTERPRETER, TABLES, TileTable
 
@@ -63,11 +63,15 @@ def _run(given: Arguments, directions: Sequence[Tensor | None] | None) -> Answer
                 "the matching loss is captured into a CUDA graph for sizes, strides and needs it has not been called "
                 "with before; call it once before the capture, with tensors like those"
             )
-    results = empty_results(given)
-    arguments, directions, own = _in_one_dtype_each(given, directions, results)
+    results = tensor_lists.empty_results(given)
+    if plan is None or plan.is_of_mixtures:
+        arguments, directions, own = _in_one_dtype_each(given, directions, results)
+    else:
+        arguments, own = given, results
     with torch.cuda.device(given.alpha.device) if given.alpha.is_cuda else nullcontext():
         if plan is None:
             plan = _plan(arguments, directions, own)
+            plan.is_of_mixtures = arguments is not given
             with _LOCK:
                 _PLANS[key] = plan
                 while len(_PLANS) > _PLANS_KEPT:
@@ -83,15 +87,9 @@ def _run(given: Arguments, directions: Sequence[Tensor | None] | None) -> Answer
 
 def _key(arguments: Arguments, directions: Sequence[Tensor | None] | None) -> tuple:
     """All that a plan depends on; addresses count by their alignment alone."""
-
-    def facts(tensor: Tensor | None) -> tuple | None:
-        if tensor is None:
-            return None
-        return tensor.shape, tensor.stride(), tensor.dtype, tensor.data_ptr() % 16 == 0, tensor.device, tensor.layout
-
     tensors = [*arguments.sources, *arguments.slots, *(directions or ())]
     counts = len(arguments.sources), len(arguments.targets), len(arguments.weights), directions is None
-    return (*counts, *map(facts, tensors), tuple(arguments.pairs), tuple(arguments.needs), float32_precision())
+    return *counts, tensor_lists.facts(tensors), tuple(arguments.pairs), tuple(arguments.needs), float32_precision()
 
 
 def _in_one_dtype_each(
@@ -153,7 +151,7 @@ def _addresses(
     directions: Sequence[Tensor | None] | None,
     results: Sequence[Tensor | None],
     loss: Tensor,
-) -> list[int]:
+) -> np.ndarray:
     """What fills Plan.address_words, in that order."""
     targets, pairs = len(arguments.targets), len(arguments.weights)
     moved = [None] * arguments.slot_count if directions is None else directions
@@ -164,7 +162,7 @@ def _addresses(
         weight, bias = targets + p, targets + pairs + p
         tensors += [arguments.sources[arguments.pairs[2 * p]], arguments.weights[p], moved[weight]]
         tensors += [arguments.biases[p], moved[bias], results[weight], results[bias]]
-    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return tensor_lists.addresses(tensors)
 
 
 def _launch(

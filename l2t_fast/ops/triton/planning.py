@@ -92,6 +92,7 @@ class Plan:
     zeroed: list[int]  # slots whose result no kernel writes
     launches: list[Launch]
     workspace: int  # bytes
+    is_of_mixtures: bool = False  # whether it is for tensors that were widened first, to have one dtype
 
 
 def _strides(tensor: Tensor | None, dims: int) -> list[int]:
