@@ -33,6 +33,8 @@ NEEDED_BY = {
     "jsonargparse": [
         "tests/bench/test_command.py",
         "tests/bench/test_report.py",
+        "tests/benchmarks/test_parallel_compare.py",
+        "tests/benchmarks/test_step_variants.py",
         "tests/distributed",
         "tests/saliency/test_explain_runs.py",
         "tests/test_cli.py",

@@ -31,7 +31,7 @@ def main() -> int:
         print("error: PyTorch sees no CUDA GPU", file=sys.stderr)
         return 2
     backends = sys.argv[1:] or [name for name in FUSED["cuda"] if why_unavailable(name) is None]
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for sizes in PROBLEMS:
             problem = draw(*sizes, batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
             directions = draw_directions(problem)

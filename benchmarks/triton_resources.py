@@ -26,6 +26,7 @@ from triton.compiler import ASTSource
 from benchmarks.csv_rows import append
 from benchmarks.machine_code import SHARED_BYTES
 from l2t_fast.ops.triton import gram_kernels, kernels
+from l2t_fast.ops.triton.arguments import gradient_dtype
 from l2t_fast.ops.triton.gram_planning import most_channels
 from l2t_fast.ops.triton.planning import TYPES
 from l2t_fast.ops.triton.tiles import GRAM, GRAM_SECOND, TABLES, Tile
@@ -125,9 +126,11 @@ def resources(
     channels_last, even, flat = LAYOUTS[layout]
     vector = 16 // maps.itemsize if even else 1
     dot = maps if maps == projections else torch.float32
+    results = gradient_dtype(maps)
     constants = {
         "SECOND": second,
         **dict.fromkeys(("S_TYPE", "T_TYPE", "MAP_TYPE"), TYPES[maps]),
+        "D_TYPE": TYPES[results],
         **dict.fromkeys(("B_TYPE", "W_TYPE"), TYPES[projections]),
         "DOT_TYPE": TYPES[dot],
         "E_TYPE": tl.bfloat16 if dot == torch.bfloat16 else tl.float32,
@@ -135,7 +138,8 @@ def resources(
         "ROUND": precision == "tf32",
         **dict.fromkeys(("S_AXIS", "T_AXIS", "D_AXIS"), int(channels_last)),
         "S_VECTOR": vector if channels_last else 1,
-        **dict.fromkeys(("T_VECTOR", "D_VECTOR", "VECTOR"), vector),
+        **dict.fromkeys(("T_VECTOR", "VECTOR"), vector),
+        "D_VECTOR": 16 // results.itemsize if even else 1,
         "FLAT": flat,
         "INDEX": tl.int32,
         "TILE_ROWS": tile.rows,

@@ -50,7 +50,7 @@ struct Needs {
 // One tensor per differentiable input, in the order of MatchingProblem. As a result (gradient, Hessian-vector
 // product): undefined where Needs says no, otherwise as empty_gradient makes it, written in full (a target no pair
 // uses gets zeros). As a direction: an undefined tensor stands for zero; a defined one has its input's shape and
-// floating-point type class, any strides (expanded ones too: autograd hands those over).
+// type, any strides (expanded ones too: autograd hands those over).
 struct Tangents {
   std::vector<at::Tensor> targets;
   std::vector<at::Tensor> weights;
@@ -67,10 +67,16 @@ struct LossAndGradient {
   Gradient gradient;
 };
 
-// The memory a gradient of `input` comes back in: same sizes, dtype and device, dense, channels_last where the input
-// is laid out so and contiguous otherwise. Not initialised. One definition for every device and for fake tensors.
+// The type of a gradient of an input: its own, but for float16, whose range small gradients leave. A loss scale is to
+// save them from that, and reaches them when they have been made: so they are float32 until then. Autograd hands its
+// caller the input's type.
+inline at::ScalarType gradient_type(at::ScalarType input) { return input == at::kHalf ? at::kFloat : input; }
+
+// The memory a gradient of `input` comes back in: same sizes and device, dense, channels_last where the input is laid
+// out so and contiguous otherwise. Not initialised. One definition for every device and for fake tensors.
 inline at::Tensor empty_gradient(const at::Tensor& input) {
-  return at::empty_symint(input.sym_sizes(), input.options(), input.suggest_memory_format());
+  const auto options = input.options().dtype(gradient_type(input.scalar_type()));
+  return at::empty_symint(input.sym_sizes(), options, input.suggest_memory_format());
 }
 
 // K1. loss, and with E = 2 a D:  targets sum_m W^T E,  weights sum_b E T^T,  biases sum E,  alpha Q = sum over pixels

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "matching.h"
 #include "python_objects.h"
 
 namespace l2t_fast::triton_host {
@@ -78,7 +79,7 @@ py::object empty_results(py::handle slots, py::handle needs, size_t maps) {
       TORCH_CHECK_VALUE(input.defined(), "need ", slot, " asks for the gradient of a bias that is None");
       const bool is_plain = slot >= maps || input.is_contiguous();
       const auto layout = is_plain ? at::MemoryFormat::Contiguous : input.suggest_memory_format();
-      const Tensor result = at::empty(input.sizes(), input.options(), layout);
+      const Tensor result = at::empty(input.sizes(), input.options().dtype(gradient_type(input.scalar_type())), layout);
       results[slot] = py::reinterpret_steal<py::object>(THPVariable_Wrap(result));
     }
     return results;

@@ -146,8 +146,9 @@ at::Tensor pooled_empty(at::IntArrayRef sizes, at::ScalarType type) {
 at::Tensor pooled_zeros(at::IntArrayRef sizes, at::ScalarType type) { return pooled_empty(sizes, type).zero_(); }
 
 at::Tensor pooled_gradient(const at::Tensor& input) {
-  if (size_t(input.numel()) * input.element_size() < smallest_pooled) return empty_gradient(input);
-  return filled_if_deterministic(pooled(input.sizes(), input.scalar_type(), input.suggest_memory_format()));
+  const at::ScalarType type = gradient_type(input.scalar_type());
+  if (size_t(input.numel()) * c10::elementSize(type) < smallest_pooled) return empty_gradient(input);
+  return filled_if_deterministic(pooled(input.sizes(), type, input.suggest_memory_format()));
 }
 
 }  // namespace l2t_fast::cpu

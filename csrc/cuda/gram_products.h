@@ -37,10 +37,10 @@ class GramProducts : GramTiles<M> {
     const int begin = int(int64_t(count) * part / shares),
               of_pixels = int(int64_t(count) * (part + 1) / shares) - begin;
     const int all = small && is_bfloat16 ? 2 * of_pixels : of_pixels;  // T U, and its rest
-    Sums<blocks> sums, whole;
+    // Q is a small difference of these sums, also where products of bfloat16 are exact.
+    Sums<blocks> sums;
     clear<blocks>(sums);
-    clear<blocks>(whole);
-    multiply_tiles<Mode, Layout<true>, Layout<true>, blocks>(
+    multiply_tiles_in_chains<Mode, Layout<true>, Layout<true>, blocks>(
         m_, sums, all,
         [=, this](int number, Element* a, Element* b) {
           const bool of_rest = is_bfloat16 && number >= of_pixels;
@@ -56,10 +56,7 @@ class GramProducts : GramTiles<M> {
           }
           fill_map<true, tile_width>(b, map, sample, first_row, rows, pixel, pixels);
         },
-        [](int, Element*, Element*) {},
-        [&sums, &whole, last = all - 1](int number) {
-          if (number % tiles_of_chain == tiles_of_chain - 1 || number == last) put_away<blocks>(sums, whole);
-        });
+        [](int, Element*, Element*) {});
     float* const to =
         (small ? gram.small_products[which] +
                      (int64_t(sample) * (target_.rows - gram.own_rows) - gram.own_rows) * channels
@@ -67,7 +64,7 @@ class GramProducts : GramTiles<M> {
                      ((int64_t(part) * problem_.batch + sample) * (channels + gram.own_rows) + (pair ? channels : 0)) *
                          channels) +
         (pair ? int64_t(pair->first_row) * channels : 0);
-    for_each_sum<blocks>(m_, whole, [=](int i, int j, float sum) {
+    for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) {
       const int channel = first_channel + i, row = first_row + j;
       if (channel < channels && row < rows) to[int64_t(row) * channels + channel] = sum;
     });
@@ -163,11 +160,6 @@ class GramProducts : GramTiles<M> {
   }
 
  private:
-  // Tensor cores cut off what a float does not hold, always towards zero. So that this does not add up over thousands
-  // of pixels, of whose sums Q is a small difference, so many tiles' sums are put away at a time, by additions that
-  // round.
-  static constexpr int tiles_of_chain = 128 / terms;
-
   L2T_FAST_KERNEL const Group* small_group_of(const Pair& pair) const {
     if (pair.first_row < target_.gram.own_rows) return nullptr;
     const Group* group = problem_.groups + target_.gram.first_group;

@@ -111,7 +111,7 @@ class GramProjections : GramTiles<M> {
           feed_packed<true, tile_width, float>(m_, weights_from(moves && !of_direction, 0), here.first_row, term)
               .next(m_, b);
         },
-        [](int, float*, float*) {});
+        [](int, float*, float*) {}, [](int) {});  // a chain would take registers, and channels are few
   }
 
   // Goes through a product's elements, a warp a row: share(row, row of the tile, channel, element) says what each adds,

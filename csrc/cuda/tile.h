@@ -213,9 +213,28 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
   m.barrier();
 }
 
+// Tensor cores cut off what a float does not hold, always towards zero. Where float32's precision is wanted, so many
+// tiles' sums are put away at a time, by additions that round, so that this does not add up over thousands of terms.
+template <class Element>
+inline constexpr int tiles_of_chain = 128 / depth<Element>;
+
+template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
+L2T_FAST_KERNEL void multiply_tiles_in_chains(M& m, Sums<blocks>& sums, int count, const Fill& fill,
+                                              const Settle& settle) {
+  constexpr int chain = tiles_of_chain<typename Mode::Element>;
+  Sums<blocks> some;
+  clear<blocks>(some);
+  multiply_tiles<Mode, A, B, blocks>(m, some, count, fill, settle, [&some, &sums, last = count - 1](int number) {
+    if (number % chain == chain - 1 || number == last) put_away<blocks>(some, sums);
+  });
+}
+
 template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
 L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, const Fill& fill, const Settle& settle) {
-  multiply_tiles<Mode, A, B, blocks>(m, sums, count, fill, settle, [](int) {});
+  if constexpr (std::is_same_v<Mode, Tf32x3>)
+    multiply_tiles_in_chains<Mode, A, B, blocks>(m, sums, count, fill, settle);
+  else
+    multiply_tiles<Mode, A, B, blocks>(m, sums, count, fill, settle, [](int) {});
 }
 
 // ---- between memory and tiles

@@ -167,34 +167,44 @@ std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs) 
 
 namespace {
 
-// A GPU scales many tensors in one launch if they and the factor have one type.
-template <typename Scale>
-void for_each_type(at::TensorList tensors, const at::Tensor& factor, const Scale& scale) {
-  std::map<at::ScalarType, std::vector<size_t>> places;
-  for (size_t i = 0; i < tensors.size(); ++i) places[tensors[i].scalar_type()].push_back(i);
-  for (const auto& [type, of_type] : places) {
-    std::vector<at::Tensor> group;
-    for (const size_t place : of_type) group.push_back(tensors[place]);
-    // a scalar on the CPU is not rounded to the tensors' type there
-    scale(group, factor.is_cpu() ? factor : factor.to(type), of_type);
-  }
+// Beside tensors of 16 bits a GPU rounds a scalar to these; what has their dimensions it takes as it is.
+at::Tensor beside(const at::Tensor& tensor, const at::Tensor& factor) {
+  return factor.reshape(std::vector<int64_t>(static_cast<size_t>(tensor.dim()), 1));
 }
+
+// What is scaled in one launch, by a factor of its type, and the rest.
+struct Scaling {
+  std::vector<at::Tensor> at_once;
+  std::vector<size_t> places, others;
+
+  Scaling(at::TensorList tensors, const at::Tensor& factor) {
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const bool together = factor.is_cpu() || tensors[i].scalar_type() == factor.scalar_type();
+      (together ? places : others).push_back(i);
+      if (together) at_once.push_back(tensors[i]);
+    }
+  }
+};
 
 }  // namespace
 
 void scale_in_place(at::TensorList tensors, const at::Tensor& factor) {
-  for_each_type(tensors, factor, [](const std::vector<at::Tensor>& group, const at::Tensor& of_type, const auto&) {
-    at::_foreach_mul_(group, of_type);
-  });
+  const Scaling scaling(tensors, factor);
+  if (!scaling.at_once.empty()) at::_foreach_mul_(scaling.at_once, factor);
+  for (const size_t i : scaling.others) at::Tensor(tensors[i]).mul_(beside(tensors[i], factor));
 }
 
 std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor) {
+  const Scaling scaling(tensors, factor);
   std::vector<at::Tensor> results(tensors.size());
-  for_each_type(tensors, factor,
-                [&results](const std::vector<at::Tensor>& group, const at::Tensor& of_type, const auto& places) {
-                  auto products = at::_foreach_mul(group, of_type);
-                  for (size_t i = 0; i < places.size(); ++i) results[places[i]] = std::move(products[i]);
-                });
+  if (!scaling.at_once.empty()) {
+    auto products = at::_foreach_mul(scaling.at_once, factor);
+    for (size_t i = 0; i < products.size(); ++i) results[scaling.places[i]] = std::move(products[i]);
+  }
+  for (const size_t i : scaling.others) {
+    results[i] = at::empty_like(tensors[i]);
+    at::mul_out(results[i], tensors[i], beside(tensors[i], factor));
+  }
   return results;
 }
 

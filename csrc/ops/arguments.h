@@ -47,7 +47,7 @@ Direction checked_direction(const Arguments& arguments, const OptionalTensorList
 // The result's defined tensors in slot order: the ones whose need is set.
 std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs);
 
-// Times a scalar on their device, in as few launches as the device can: one for many tensors of one type on a GPU.
+// Times a scalar on their device, in one launch on a GPU for all that have its type.
 void scale_in_place(at::TensorList tensors, const at::Tensor& factor);
 std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor);
 

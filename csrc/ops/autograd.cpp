@@ -153,9 +153,13 @@ variable_list scaled_hvp(const std::optional<Tensor>& grad_loss, Arguments argum
 
   arguments.alpha = scaled(arguments.alpha);
   directions.back() = scaled(directions.back());
+  const auto inputs = arguments.inputs();
   OptionalTensorList list;
-  for (auto& direction : directions)
-    list.push_back(direction.defined() ? std::optional<Tensor>(std::move(direction)) : std::nullopt);
+  for (size_t slot = 0; slot < slots.size(); ++slot) {  // a gradient, whose type they have, may be wider than its input
+    const auto& direction = directions[slot];
+    list.push_back(direction.defined() ? std::optional<Tensor>(direction.to(inputs[slot].scalar_type()))
+                                       : std::nullopt);
+  }
   auto products = call_matching_hvp(arguments, list);
   size_t next = 0;
   for (size_t slot = 0; slot < slots.size(); ++slot)

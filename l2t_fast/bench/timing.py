@@ -66,13 +66,14 @@ class Stopwatch:
         if self._flush is not None:
             self._flush.zero_()
         if self._device.type == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda.synchronize(self._device)
-            start.record()
-            call()
-            end.record()
-            torch.cuda.synchronize(self._device)
-            return start.elapsed_time(end) / 1e3
+            with torch.cuda.device(self._device):  # whose events they are, and whose stream is the current one
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                torch.cuda.synchronize()
+                start.record()
+                call()
+                end.record()
+                torch.cuda.synchronize()
+                return start.elapsed_time(end) / 1e3
         start = time.perf_counter()
         call()
         return time.perf_counter() - start

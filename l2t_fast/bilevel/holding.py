@@ -243,8 +243,22 @@ class _Taken(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        maps = g.new_zeros(ctx.size).flatten(2)
-        return maps.scatter_add_(2, indices.flatten(2).long(), g.flatten(2)).view(ctx.size), None
+        return _added(ctx.size, indices.flatten(2).long(), g.flatten(2), in_any_order=g.is_cpu), None
+
+
+def _added(size: torch.Size, indices: Tensor, g: Tensor, in_any_order: bool) -> Tensor:
+    """Maps (B, C, H, W) of sums of ``g`` (B, C, n) at its pixels' numbers.
+
+    Windows of a pooling may overlap, and a GPU adds what meets in a pixel in the order in which it comes, which changes
+    from run to run; unless ``in_any_order`` is False, which sorts.
+    """
+    maps = g.new_zeros(size).flatten(2)
+    if in_any_order:
+        return maps.scatter_add_(2, indices, g).view(size)
+    rows = maps.flatten(0, 1)
+    row = torch.arange(len(rows), device=g.device)[:, None]
+    rows.index_put_((row, indices.flatten(0, 1)), g.flatten(0, 1), accumulate=True)
+    return rows.view(size)
 
 
 class _Constant:

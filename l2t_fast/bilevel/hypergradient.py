@@ -122,10 +122,25 @@ def hypergradient(
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """No TF32 in convolutions and matrix products on a GPU."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """No TF32 in convolutions and matrix products on a GPU, by whichever of PyTorch's two sets of names is in use."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     try:
+        before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer names have been used, beside which the older ones refuse to answer
+        settings = cudnn.conv, cudnn.rnn, matmul
+        kept = [setting.fp32_precision for setting in settings]
+        try:
+            for setting in settings:
+                setting.fp32_precision = "ieee"
+            yield
+        finally:
+            for setting, precision in zip(settings, kept, strict=True):
+                setting.fp32_precision = precision
+        return
+    try:
+        cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])

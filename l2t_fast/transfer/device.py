@@ -35,9 +35,10 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
                 f"rank {group.rank} is number {group.local_rank + 1} on this machine, which has "
                 f"{torch.cuda.device_count()} GPU: start one rank a GPU, or name --device cpu"
             )
-        torch.cuda.set_device(group.local_rank)
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # what names no GPU is for this one: pinned memory, streams, questions
         torch.empty(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

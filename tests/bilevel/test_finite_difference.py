@@ -1,5 +1,8 @@
 """Finite differences stay close to exact in float32, over training, and kinks are what makes that hard."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +10,7 @@ from torch import nn
 
 from l2t_fast import FeatureMatching, MetaNetworks
 from l2t_fast.bilevel import finite_difference, hypergradient
-from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld
+from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld, _added
 from l2t_fast.models import build_model
 
 
@@ -156,3 +159,58 @@ def test_rectifiers_are_held_to_their_pieces(name):
         moved = rectify(x + 20)  # beyond every kink of most units
     curved = slope.new_zeros(()) if "swish" not in name else 400 / 6 * ((x > -3) & (x < 3))
     torch.testing.assert_close(moved, plain + 20 * slope + curved)
+
+
+def test_what_overlapping_windows_share_is_added_in_either_way():
+    """One of them is for GPUs, where the other has no order."""
+    indices, g = torch.randint(0, 12, (2, 3, 20)), torch.randn(2, 3, 20, dtype=torch.float64)
+    size = torch.Size([2, 3, 3, 4])
+    sorts, scatters = (_added(size, indices, g, in_any_order) for in_any_order in (False, True))
+    assert sorts.shape == size
+    torch.testing.assert_close(sorts, scatters)
+
+
+PRECISION = """
+import os
+import torch
+from torch.backends import cuda, cudnn
+from l2t_fast.bilevel.hypergradient import _full_float32
+
+def answer(ask):
+    try:
+        return ask()
+    except RuntimeError:
+        return "refused"
+
+def state():
+    asked = (
+        lambda: cudnn.allow_tf32, lambda: cuda.matmul.allow_tf32, torch.get_float32_matmul_precision,
+        lambda: cudnn.conv.fp32_precision, lambda: cudnn.rnn.fp32_precision, lambda: cuda.matmul.fp32_precision,
+    )
+    return ["ieee" if found == "none" else found for found in map(answer, asked)]  # two names of one thing
+
+def check(setting):
+    exec(setting)
+    before = state()
+    with _full_float32():
+        assert "tf32" not in state()[3:] and True not in state()[:2], (setting, state())
+    assert state() == before, (setting, before, state())
+
+for setting in (
+    "pass",
+    "cudnn.allow_tf32 = False",
+    "torch.set_float32_matmul_precision('medium')",
+    "cuda.matmul.fp32_precision = 'tf32'",
+    "cudnn.conv.fp32_precision = 'ieee'",
+    "torch.backends.fp32_precision = 'tf32'",
+):
+    if not os.fork():  # PyTorch's names get in each other's way
+        check(setting)
+        break
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
+def test_no_tf32_however_it_was_asked_for():
+    """And what was asked for is there again."""
+    subprocess.run([sys.executable, "-c", PRECISION], check=True)

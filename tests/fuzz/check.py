@@ -239,13 +239,9 @@ def _precision(case: Case, sums: torch.dtype, emulated: bool) -> float:
     """The error allowed for a number that is a sum of magnitudes of one."""
     longest = max(max(case.sources[pair.source].height, case.sources[pair.source].width) for pair in case.pairs)
     roundings = [ROUNDINGS, ROUNDINGS_A_PIXEL * longest]
-    if emulated:
-        # A tensor core cuts off what float32 does not hold, towards zero each time, three times for eight terms.
-        roundings.append(max(case.targets[p.target].height * case.targets[p.target].width for p in case.pairs))
-        roundings[-1] *= case.batch * 3 / 8
-        if case.tf32:
-            types = {m.dtype for m in (*case.sources, *case.targets)}
-            roundings.append(ROUNDINGS_OF_BFLOAT16 if "bfloat16" in types else ROUNDINGS_OF_TF32)
+    if emulated and case.tf32:
+        types = {m.dtype for m in (*case.sources, *case.targets)}
+        roundings.append(ROUNDINGS_OF_BFLOAT16 if "bfloat16" in types else ROUNDINGS_OF_TF32)
     return max(roundings) * torch.finfo(sums).eps
 
 
@@ -359,7 +355,7 @@ def _unwritten_memory_is_nan() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _float32_is_float32() -> Iterator[None]:
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
@@ -391,7 +387,7 @@ def _emulated(case: Case, backend: str) -> Iterator[None]:
     native.emulate_cuda(case.processors, reversed=case.reversed)
     native.force_algorithm(case.algorithm)
     try:
-        with torch.backends.cudnn.flags(allow_tf32=case.tf32):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=case.tf32):
             yield
     finally:
         native.force_algorithm("auto")

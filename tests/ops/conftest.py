@@ -67,7 +67,7 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def float32_is_float32() -> Iterator[None]:
     """No tf32, on a GPU: errors are judged by float32's roundings. What tf32 does has tests of its own."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 

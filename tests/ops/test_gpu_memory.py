@@ -33,7 +33,7 @@ def test_of_the_cuda_kernels(name):
     arguments = *tensors, WORKLOADS[name].pairs, [True] * len(results)
     _native.extension.emulate_cuda(132, host_alone=True)
     try:
-        with torch.backends.cudnn.flags(allow_tf32=True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
             held = peak(Run(lambda: native.loss_and_gradients(*arguments)), torch.device("cpu")).allocator
     finally:
         _native.extension.emulate_cuda(0)

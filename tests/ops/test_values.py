@@ -75,7 +75,9 @@ def test_every_dtype_and_size(backend, sizes, dtype):
 def test_every_layout(backend, layout, dtype):
     """Of features, and of projections and coefficients that are views of something larger."""
     features, _ = dtypes_of(backend, dtype)
-    problem = draw(*ODD["several maps"], batch=2, dtype=features)
+    problem = on(
+        backend, draw(*ODD["several maps"], batch=2, dtype=features)
+    )  # first: what is copied to a GPU is dense
     weights = [F.pad(w, (1, 2, 1, 0), value=torch.nan)[1:, 1:-2] for w in problem.weights]
     weights[1] = weights[1].t().contiguous().t()
     problem = replace(
@@ -93,8 +95,8 @@ def test_every_layout(backend, layout, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_come_in_their_input_s_dtype_and_memory_format(backend, layout, dtype):
     features, _ = dtypes_of(backend, dtype)
-    problem = draw(*ODD["several maps"], dtype=features)
-    problem = on(backend, replace(problem, targets=[laid_out(t, layout) for t in problem.targets])).requiring_grad()
+    problem = on(backend, draw(*ODD["several maps"], dtype=features))
+    problem = replace(problem, targets=[laid_out(t, layout) for t in problem.targets]).requiring_grad()
     gradients = torch.autograd.grad(problem.loss(backend.matching_loss), problem.inputs)
     for tensor, gradient in zip(problem.inputs, gradients, strict=True):
         assert gradient.dtype == tensor.dtype and gradient.device == tensor.device

@@ -27,7 +27,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def full_float32():
-    with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True, benchmark=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True, benchmark=False):
         yield
 
 

@@ -39,11 +39,16 @@ def needed(slots: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in slots if tensor is not None]
 
 
+def beside(tensor: Tensor, factor: Tensor) -> Tensor:
+    """A scalar as a factor of ``tensor``: 16 bits would round one without dimensions, on a GPU."""
+    return factor.reshape([1] * tensor.dim())
+
+
 def empty_results(arguments: Arguments) -> list[Tensor | None]:
     """Memory for the results, one a slot; None where there is no need.
 
-    Dense, channels_last where a map is laid out so and contiguous otherwise. Serves tensors without data too, symbolic
-    sizes included.
+    Dense, channels_last where a map is laid out so and contiguous otherwise; in the input's type, but float32 for
+    float16. Serves tensors without data too, symbolic sizes included.
     """
     if len(arguments.needs) != arguments.slot_count:
         raise ValueError(f"got {len(arguments.needs)} needs; {arguments.slot_count} are needed")
@@ -55,11 +60,16 @@ def empty_results(arguments: Arguments) -> list[Tensor | None]:
     return results
 
 
+def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of a result for an input of ``dtype``: see gradient_type in csrc/matching.h."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def _empty_like(tensor: Tensor, is_map: bool) -> Tensor:
     layout = torch.contiguous_format
     if is_map and not tensor.is_contiguous():  # to ask further is slow
         layout = torch._prims_common.suggest_memory_format(tensor)
-    return torch.empty_like(tensor, memory_format=layout)
+    return torch.empty_like(tensor, dtype=gradient_dtype(tensor.dtype), memory_format=layout)
 
 
 def check(arguments: Arguments, directions: Sequence[Tensor | None] | None = None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from l2t_fast.ops.triton.arguments import Arguments, needed
+from l2t_fast.ops.triton.arguments import Arguments, beside, needed
 
 OPS = torch.ops.l2t_fast_triton
 
@@ -125,7 +125,9 @@ def _scaled_hvp(grad_loss: Tensor | None, arguments: Arguments, directions: list
     if not any(arguments.needs) or all(direction is None for direction in directions):
         return [None] * arguments.slot_count
     arguments = replace(arguments, alpha=scaled(arguments.alpha))
-    directions = [*directions[:-1], scaled(directions[-1])]
+    # a gradient, whose type a direction has, may be wider than its input
+    directions = [d if d is None else d.to(t.dtype) for d, t in zip(directions, arguments.slots, strict=True)]
+    directions[-1] = scaled(directions[-1])
     products = iter(OPS.matching_hvp(*_flat(arguments), directions, arguments.needs))
     slots = [next(products) if need else None for need in arguments.needs]
     return [*slots[:-1], scaled(slots[-1])]
@@ -234,7 +236,8 @@ class _MatchingForward(Function):
             made = _spread(needs, gradients)
             chosen = [gradient.detach() for gradient, ask in zip(made, asked, strict=True) if ask]
             if consume and chosen:
-                torch._foreach_mul_(chosen, grad_loss)
+                for gradient in chosen:
+                    gradient.mul_(beside(gradient, grad_loss))
             else:
                 chosen = OPS.matching_backward(grad_loss, chosen, *_flat(arguments), asked)
             slots = _spread(asked, chosen)

@@ -196,7 +196,7 @@ def _shrink(target, group, TYPE: tl.constexpr, moves, sample, y, channel, channe
 def _weights(view, TYPE: tl.constexpr, row, channel, lives):
     """A tile of a projection's weight (or of its direction), (rows, channels), float32; zeros where it has no tensor.
 
-    A weight has fewer than 2^31 elements.
+    gram_planning.can_serve sees to it that offsets fit into 32 bits.
     """
     address, by_row, by_channel = tl.load(view), tl.load(view + 1).to(tl.int32), tl.load(view + 2).to(tl.int32)
     at = row[:, None] * by_row + channel[None, :] * by_channel
@@ -593,6 +593,7 @@ def gram_targets_kernel(
     items,  # int32 (programs, GRAM_ITEM)
     SECOND: tl.constexpr,
     MAP_TYPE: tl.constexpr,
+    D_TYPE: tl.constexpr,  # of dT
     W_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
@@ -657,6 +658,6 @@ def gram_targets_kernel(
         pair = tl.load(table + pair + NEXT)
 
     view = target + D_MAP
-    base = _pointer(view, MAP_TYPE) + sample * tl.load(view + 1)
+    base = _pointer(view, D_TYPE) + sample * tl.load(view + 1)
     to = _pointers(base, pixel, channel * tl.load(view + 2).to(tl.int32), 0, D_VECTOR)
-    tl.store(to, sums.to(MAP_TYPE), mask=lives[:, None] & channel_lives[None, :])
+    tl.store(to, sums.to(D_TYPE), mask=lives[:, None] & channel_lives[None, :])

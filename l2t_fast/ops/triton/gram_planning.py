@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OPERATIONS_OF_BYTE = 30
 OPERATIONS_OF_LAUNCH = 4e6
 LAUNCHES = 4
+# Of a map, so that 32 bits hold what the taps of its resize are computed from.
+MOST_SIDE = 1024
 
 Tiles = dict[str, Tile]  # of each kernel
 
@@ -70,12 +72,17 @@ def can_serve(planner: Planner, layer: Layer) -> bool:
     """Whether the Gram form computes what the direct form would, as exactly."""
     a = planner.arguments
     target = a.targets[layer.target]
-    others = [t for t in (planner.v_targets[layer.target], planner.results[layer.target]) if t is not None]
     sources = [a.sources[a.pairs[2 * p]] for p in layer.pairs]
+    moved, result = planner.v_targets[layer.target], planner.results[layer.target]
+    maps = [target, *sources, *([] if moved is None else [moved])]
     return (
         planner.precision == "tf32"
+        and layer.rows > 0
+        and max(target.shape[2:]) <= MOST_SIDE
+        and planner.reach_of_parameters(layer) < 2**31
         and 0 < layer.channels <= most_channels(planner.second, a.weights[layer.pairs[0]].dtype)
-        and all(t.dtype == target.dtype and _in_line(t) for t in (target, *sources, *others))
+        and all(t.dtype == target.dtype and _in_line(t) for t in maps)
+        and (result is None or _in_line(result))
         and all(s.shape[2] <= target.shape[2] and s.shape[3] <= target.shape[3] for s in sources)
     )
 
@@ -312,6 +319,7 @@ class GramPlanner:
         return {
             "SECOND": self.planner.second,
             "MAP_TYPE": self.planner.type_of(maps),
+            "D_TYPE": self.planner.type_of(results),
             "W_TYPE": self.planner.type_of(a.weights),
             "B_TYPE": self.planner.type_of(a.biases),
             "PRECISION": self.planner.precision,

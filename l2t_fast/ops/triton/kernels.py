@@ -417,7 +417,7 @@ def _times_maps(
 @triton.jit
 def _target_tile(
     part, target, item, rows, columns, channels, pixels, width,
-    SECOND: tl.constexpr, T_TYPE: tl.constexpr, E_TYPE: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
+    SECOND: tl.constexpr, D_TYPE: tl.constexpr, E_TYPE: tl.constexpr, PRECISION: tl.constexpr, ROUND: tl.constexpr,
     AXIS: tl.constexpr, VECTOR: tl.constexpr, FLAT: tl.constexpr, INDEX: tl.constexpr,
     TILE_COLUMNS: tl.constexpr, TILE_CHANNELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -441,11 +441,11 @@ def _target_tile(
     first = start // pixels
     place = start - first * pixels + tl.arange(0, TILE_COLUMNS)
     view = target + D_MAP
-    base = _pointer(view, T_TYPE) + (tl.load(part + FIRST_SAMPLE) + first) * tl.load(view + 1)
+    base = _pointer(view, D_TYPE) + (tl.load(part + FIRST_SAMPLE) + first) * tl.load(view + 1)
     strides = _strides(view, INDEX)
     at = _at(strides, place // pixels, place % pixels, width, FLAT)
     lives = _lives(column < columns, channel_lives, AXIS, VECTOR)
-    tl.store(_pointers(base, at, channel * strides[1], AXIS, VECTOR), sums.to(T_TYPE), mask=lives)
+    tl.store(_pointers(base, at, channel * strides[1], AXIS, VECTOR), sums.to(D_TYPE), mask=lives)
 
 
 @triton.jit
@@ -489,6 +489,7 @@ def gradients_kernel(
     items,  # int32 (programs, GRADIENTS_ITEM)
     SECOND: tl.constexpr,
     T_TYPE: tl.constexpr,
+    D_TYPE: tl.constexpr,  # of dT
     E_TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
@@ -513,7 +514,7 @@ def gradients_kernel(
     columns = tl.load(part + PART_COLUMNS).to(tl.int32)
     if tl.load(item + 2) == OF_TARGET:
         _target_tile(
-            part, target, item, rows, columns, channels, pixels, width, SECOND, T_TYPE, E_TYPE, PRECISION, ROUND,
+            part, target, item, rows, columns, channels, pixels, width, SECOND, D_TYPE, E_TYPE, PRECISION, ROUND,
             D_AXIS, D_VECTOR, FLAT, INDEX, TILE_COLUMNS, TILE_CHANNELS, STEP,
         )  # fmt: skip
     else:
@@ -580,8 +581,8 @@ def _sum_biases(pair, target, row, TYPE: tl.constexpr):
 def sums_kernel(
     table,  # int64: see records.py
     items,  # int32 (programs, SUMS_ITEM)
-    W_TYPE: tl.constexpr,
-    B_TYPE: tl.constexpr,
+    D_W_TYPE: tl.constexpr,  # of dW
+    D_B_TYPE: tl.constexpr,
 ):
     """Adds partial sums in a fixed order: the loss; Q, or its derivative; dW; db."""
     item = items + tl.program_id(0) * SUMS_ITEM
@@ -590,8 +591,8 @@ def sums_kernel(
     if kind == OF_LOSS:
         _sum_losses(table)
     elif kind == OF_WEIGHT:
-        _sum_weights(pair, target, begin, W_TYPE)
+        _sum_weights(pair, target, begin, D_W_TYPE)
     elif kind == OF_BIAS:
-        _sum_biases(pair, target, begin + tl.arange(0, SUM_ROWS), B_TYPE)
+        _sum_biases(pair, target, begin + tl.arange(0, SUM_ROWS), D_B_TYPE)
     else:
         _sum_squares(table, pair, target, part, tl.load(item + 4), begin + tl.arange(0, SUM_ROWS))

@@ -54,7 +54,10 @@ def float32_precision() -> str:
 
 def _run(given: Arguments, directions: Sequence[Tensor | None] | None) -> Answer:
     key = _key(given, directions)
-    plan = _PLANS.get(key)
+    with _LOCK:
+        plan = _PLANS.get(key)
+        if plan is not None:
+            _PLANS.move_to_end(key)
     capturing = given.alpha.is_cuda and torch.cuda.is_current_stream_capturing()
     if plan is None:
         check(given, directions)
@@ -181,6 +184,10 @@ def _launch(
     values[plan.place_words] += workspace.data_ptr()
     table = to_device(values, alpha.device)
     stream = None if INTERPRETED else triton.runtime.driver.active.get_current_stream(alpha.device.index)
+    if alpha.is_cuda and stream not in plan.streams:
+        plan.streams.add(stream)
+        for launch in plan.launches:  # when the plan goes, its memory waits for this stream too
+            launch.items.record_stream(torch.cuda.current_stream(alpha.device))
     for launch in plan.launches:
         _start(launch, table, stream)
     return loss

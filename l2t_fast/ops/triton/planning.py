@@ -93,6 +93,7 @@ class Plan:
     launches: list[Launch]
     workspace: int  # bytes
     is_of_mixtures: bool = False  # whether it is for tensors that were widened first, to have one dtype
+    streams: set[int] = field(default_factory=set)  # that have launched it
 
 
 def _strides(tensor: Tensor | None, dims: int) -> list[int]:
@@ -461,7 +462,9 @@ class Planner:
                     for part in of_layer:
                         for sample in range(part.samples):
                             items += [(kind, *at, self._part_at(part), sample, row) for row in rows]
-        constants = {"W_TYPE": self.type_of(self.arguments.weights), "B_TYPE": self.type_of(self.arguments.biases)}
+        end = self.targets + self.pairs
+        of_weights, of_biases = self.results[self.targets : end], self.results[end:-1]
+        constants = {"D_W_TYPE": self.type_of(of_weights), "D_B_TYPE": self.type_of(of_biases)}
         return self.launch(kernels.sums_kernel, items, constants)
 
     def launch(
@@ -481,8 +484,11 @@ class Planner:
         sources = [a.sources[a.pairs[2 * p]] for layer in layers for p in layer.pairs]
         last = all(map(_channels_last, sources))
         reach = [_reach(a.sources[a.pairs[2 * p]], 2 + tile.columns // x.pixels) for x in layers for p in x.pairs]
-        reach += [2**16 * size for source in sources for size in source.shape[2:]]  # of the taps' numerators
-        reach += [source.shape[1] * a.alpha.stride(1) for source in sources]
+        for layer in layers:  # of the taps' numerators
+            for p in layer.pairs:
+                sides = zip(a.sources[a.pairs[2 * p]].shape[2:], a.targets[layer.target].shape[2:], strict=True)
+                reach += [2 * own * other for own, other in sides]
+        reach += map(self.reach_of_parameters, layers)
         shared = self._map_constants(layers, tile.columns, reach)
         return shared | {
             "S_TYPE": self.type_of(sources),
@@ -501,6 +507,7 @@ class Planner:
         last = all(map(_channels_last, results))
         run = max(_cut(layer.part_samples * layer.pixels, max(layer.splits, 1)) for layer in layers) + tile.step
         return self._map_constants(layers, max(run, tile.columns), []) | {
+            "D_TYPE": self.type_of(results),
             "D_AXIS": int(last),
             "D_VECTOR": min([_vector(result, last) for result in results], default=1),
             "TILE_ROWS": tile.rows,
@@ -538,6 +545,18 @@ class Planner:
 
     def type_of(self, tensors: Iterable[Tensor | None]) -> Any:
         return next((TYPES[tensor.dtype] for tensor in tensors if tensor is not None), tl.float32)
+
+    def reach_of_parameters(self, layer: Layer) -> int:
+        """The largest offset within a weight, a bias, a row of alpha, or a direction of one of them."""
+        a, reach = self.arguments, [0]
+        for p in layer.pairs:
+            rows = self.source_channels(p)
+            for weight in (a.weights[p], self.v_weights[p]):
+                if weight is not None:
+                    reach.append(rows * weight.stride(0) + layer.channels * weight.stride(1))
+            reach += [rows * bias.stride(0) for bias in (a.biases[p], self.v_biases[p]) if bias is not None]
+            reach += [rows * alpha.stride(1) for alpha in (a.alpha, self.v_alpha) if alpha is not None]
+        return max(reach)
 
     def source_channels(self, pair: int) -> int:
         return self.arguments.weights[pair].shape[0]

@@ -37,7 +37,7 @@ def gram_form() -> Iterator[None]:
     """The CUDA kernels' Gram form wherever it can serve, with tf32 allowed, without which it nowhere can."""
     _native.extension.force_algorithm("gram")
     try:
-        with torch.backends.cudnn.flags(allow_tf32=True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
             yield
     finally:
         _native.extension.force_algorithm("auto")

@@ -64,7 +64,7 @@ def test_every_layout(emulated, layout, dtype, allow_tf32):
         alpha=problem.alpha.t().contiguous().t(),
     )
     directions = draw_directions(problem)
-    with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32):
         answer = solve(emulated.matching_loss, problem, directions)
     assert_accurate(answer, problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
 
@@ -76,7 +76,7 @@ def test_tensor_cores_types(emulated, shape, dtype):
     problem = in_dtype(draw(*SHAPES[shape]), *values.DTYPES[dtype])
     directions = draw_directions(problem)
     exact = solve(emulated.matching_loss, problem, directions)
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         answer = solve(emulated.matching_loss, problem, directions)
     assert_accurate(answer, problem, directions, roundings=4 * 2**12)
     assert not torch.equal(answer.gradients[0], exact.gradients[0])
@@ -89,7 +89,7 @@ def test_no_memory_is_read_that_nobody_wrote(emulated, size, dtype, allow_tf32):
     """Between the last column of E and its stride, a multiple of 16 bytes, lie zeros, wherever the last tile ends."""
     problem = in_dtype(draw([(9, *size)], [(12, *size)], [(0, 0)], batch=3), *values.DTYPES[dtype])
     directions = draw_directions(problem)
-    with torch.backends.cudnn.flags(allow_tf32=allow_tf32):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32):
         answer = solve(emulated.matching_loss, problem, directions)
     assert_accurate(answer, problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
 
@@ -135,7 +135,7 @@ def test_parts(emulate, gram, dtype):
     problem = in_dtype(draw(*sizes, batch=7), *values.DTYPES[dtype])
     directions = draw_directions(problem)
     answers = []
-    with gram_form() if gram else torch.backends.cudnn.flags(allow_tf32=True):
+    with gram_form() if gram else torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         for processors in (1, 30):
             emulate(processors=processors)
             answers.append(solve(native.matching_loss, problem, directions))
@@ -151,12 +151,38 @@ def test_parts_of_a_target_are_not_in_one_launch(emulate, batch):
     problem = in_dtype(draw([(87, 1, 1)], [(9, 9, 2)], [(0, 0)], batch=batch), *values.DTYPES["bfloat16 features"])
     directions = draw_directions(problem)
     answers = []
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         for reverse in (False, True):
             emulate(processors=1, reversed=reverse)
             answers.append(solve(native.matching_loss, problem, directions))
             assert_accurate(answers[-1], problem, directions, roundings=4 * 2**14)
     assert same_bits(*(answer.parts() for answer in answers))
+
+
+LONG_SUMS = {
+    "pixels": ([(3, 90, 90)], [(5, 90, 90)], [(0, 0)]),
+    "rows": ([(1200, 2, 2)], [(5, 2, 2)], [(0, 0)]),
+    "channels": ([(3, 2, 2)], [(1200, 2, 2)], [(0, 0)]),
+}
+
+
+@pytest.mark.parametrize("long", LONG_SUMS)
+def test_long_sums_keep_float32_s_precision(emulate, long):
+    """What tensor cores cut off, always towards zero, does not add up where all terms are positive."""
+    problem = draw(*LONG_SUMS[long], batch=1, dtype=torch.float32)
+    problem = replace(
+        problem,
+        sources=[-s.abs() for s in problem.sources],
+        targets=[t.abs() for t in problem.targets],
+        weights=[w.abs() for w in problem.weights],
+        biases=[b.abs() for b in problem.biases],
+        alpha=problem.alpha.abs(),
+    )
+    directions = [d.abs() for d in draw_directions(problem)]
+    emulate(processors=1)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = solve(native.matching_loss, problem, directions)
+    assert_accurate(found, problem, directions, roundings=16)
 
 
 def test_maps_of_different_dtypes(emulated):

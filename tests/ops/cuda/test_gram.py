@@ -46,7 +46,7 @@ DTYPES = ["float32", "bfloat16", "bfloat16 features"]
 def algorithm(emulate) -> Iterator[Algorithm]:
     """Emulate a chip, with tf32 allowed, by the algorithm that is named."""
     emulate()
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         yield _native.extension.force_algorithm
     _native.extension.force_algorithm("auto")
 
@@ -164,7 +164,7 @@ def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
         problem = replace(problem, targets=[t.bfloat16() for t in problem.targets])
     if why_not == "channels_last":
         problem = replace(problem, targets=[laid_out(t, "channels_last") for t in problem.targets])
-    with torch.backends.cudnn.flags(allow_tf32=why_not != "float32 asked for"):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=why_not != "float32 asked for"):
         direct, gram = answers_of(problem, draw_directions(problem), algorithm, "direct", "gram")
     assert same_bits(direct.parts(), gram.parts())
 

@@ -62,7 +62,7 @@ def test_cpu_tensors_are_refused_where_triton_runs_on_a_gpu(monkeypatch, a_gpu):
 def test_float32_is_computed_as_pytorch_s_convolutions_are():
     assert torch.backends.cudnn.allow_tf32 is False  # as tests/ops/conftest.py sets it
     assert launching.float32_precision() == "tf32x3"
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         assert launching.float32_precision() == "tf32"
     before = torch.backends.cudnn.conv.fp32_precision
     try:

@@ -28,7 +28,7 @@ def test_with_tf32_the_error_is_at_most_twice_that_of_plain_pytorch(gpu_backend,
     problem = on_gpu(in_dtype(draw(*REALISTIC[sizes], batch=4), dtype))
     directions = draw_directions(problem)
     exact = truth(problem, directions)
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         found = relative_errors(solve(gpu_backend.matching_loss, problem, directions), exact)
         plain = relative_errors(solve(reference.matching_loss, problem, directions), exact)
     for name, error in found.items():

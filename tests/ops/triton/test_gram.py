@@ -50,7 +50,7 @@ def form(monkeypatch) -> Iterator[Callable[[bool], None]]:
         launching._PLANS.clear()
         monkeypatch.setattr(gram_planning, "pays", lambda *_: gram)
 
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         yield take
     launching._PLANS.clear()
 
@@ -168,6 +168,32 @@ def test_and_so_of_maps_of_16_bits(dtype):
 def test_of_the_second_derivative_where_much_moves():
     assert takes_it("imagenet", directions=all_that_moves("imagenet")) == [True, False, False, False]
     assert not any(takes_it("cifar", directions=all_that_moves("cifar")))
+
+
+def can_take(height: int, width: int, step: int = 1) -> bool:
+    """Whether 64 channels of a size, with a source of a quarter of its pixels, can; rows of the weight lie apart."""
+    target, source = torch.empty(8, 64, height, width), torch.empty(8, 256, height, width // 4)
+    weight = torch.empty_strided((256, 64), (64 * step, 1))
+    arguments = Arguments([source], [target], [weight], [None], torch.empty(8, 256), [0, 0], [True, True, False, True])
+    results = [target, weight, None, arguments.alpha]
+    options = {"precision": "tf32", "tiles": TABLES["tf32"], "processors": 132, "compiles": True}
+    planner = Planner(arguments, None, results, **options)
+    return gram_planning.can_serve(planner, planner.layers[0])
+
+
+def test_never_where_offsets_or_taps_need_more_than_32_bits():
+    with torch.device("meta"):
+        assert can_take(100, 1000)
+        assert not can_take(1, 100_000)
+        assert not can_take(100, 1000, step=2**20)
+
+
+def test_sources_without_channels(triton_backend, form):
+    problem = draw([(0, 4, 4)], [(3, 4, 4)], [(0, 0)], batch=2, dtype=torch.float32)
+    problem = problem.map(lambda t: t.to(triton_backend.device))
+    form(True)
+    found = launching.loss_and_gradient(Arguments(*problem.operator_arguments([True] * 4)))
+    assert found.loss == 0 and not found.results[0].any()
 
 
 def test_never_where_all_of_float32_is_asked_for():

@@ -5,10 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 pytest.importorskip("triton")
 
-from l2t_fast.ops.triton import launching, planning
+import triton.language as tl
+
+from l2t_fast.ops.triton import kernels, launching, planning
+from l2t_fast.ops.triton.arguments import Arguments, empty_results
+from l2t_fast.ops.triton.tiles import TABLES
 from tests.ops.problems import Problem, assert_accurate, draw, draw_directions, laid_out, solve
 
 # (batch, source maps, target maps, pairs); tiles of the interpreter are 16 rows, 32 pixels and 16 channels
@@ -86,9 +91,31 @@ def test_the_order_of_a_launch_s_programs_changes_no_bit(triton_backend, monkeyp
             "launch",
             lambda self, kernel, items, *more, turn=turn: launch(self, kernel, items[::turn], *more),
         )
-        with torch.backends.cudnn.flags(allow_tf32=form == "gram"):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=form == "gram"):
             answers.append(solve(triton_backend.matching_loss, problem, directions).parts())
     assert all(torch.equal(answers[0][name], answers[1][name]) for name in answers[0])
+
+
+def differences_index(source: tuple[int, ...], target: tuple[int, ...], **changed: Tensor) -> tl.dtype:
+    """The type of offsets in the kernel of differences; nothing is computed, and no tensor has data."""
+    a = draw([source], [target], [(0, 0)], batch=1, dtype=torch.float32).map(lambda t: t.to("meta"))
+    a = replace(a, **{name: [value] if name != "alpha" else value for name, value in changed.items()})
+    arguments = Arguments(a.sources, a.targets, a.weights, a.biases, a.alpha, [0, 0], [True] * 4)
+    own = {"precision": "tf32x3", "tiles": TABLES["tf32x3"], "processors": 132, "compiles": True}
+    launches = planning.Planner(arguments, None, empty_results(arguments), **own).plan().launches
+    (launch,) = [launch for launch in launches if launch.kernel is kernels.differences_kernel]
+    return launch.constants["INDEX"]
+
+
+def test_offsets_and_taps_beyond_32_bits():
+    """The numerators of a resize's shares reach twice the product of both sides."""
+    assert differences_index((3, 1, 30000), (2, 1, 35000)) == tl.int32
+    assert differences_index((3, 1, 20000), (2, 1, 70000)) == tl.int64
+    assert differences_index((3, 20000, 1), (2, 70000, 1)) == tl.int64
+    far = torch.empty_strided((300,), (2**23,), device="meta")
+    assert differences_index((300, 2, 2), (2, 2, 2), biases=far) == tl.int64
+    assert differences_index((300, 2, 2), (2, 2, 2), weights=far[:, None].expand(300, 2)) == tl.int64
+    assert differences_index((300, 2, 2), (2, 2, 2), alpha=far[None]) == tl.int64
 
 
 def test_maps_of_different_dtypes(triton_backend):
