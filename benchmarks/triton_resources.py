@@ -96,7 +96,7 @@ class Resources:
 
 def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
     """Every entry of the tables: architecture, kernel, whether for the second derivative, tile."""
-    _, projections, precision = PRODUCTS[products]
+    maps, projections, precision = PRODUCTS[products]
     for architecture in SHARED_BYTES:
         table = TABLES[precision]
         for (kernel, second), entries in table.tiles.items():
@@ -104,7 +104,7 @@ def tiles(products: str) -> Iterator[tuple[int, str, bool, Tile]]:
                 yield architecture, kernel, second, tile
         if precision == "tf32":
             for second, kernels_of_form in ((False, GRAM), (True, GRAM_SECOND)):
-                most = most_channels(second, projections)
+                most = most_channels(second, maps, projections)
                 for kernel, table in kernels_of_form.items():
                     yield from ((architecture, kernel, second, tile) for tile in table if tile.channels <= most)
 

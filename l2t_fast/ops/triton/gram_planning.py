@@ -62,10 +62,10 @@ class Group(NamedTuple):
         return self.height * self.width
 
 
-def most_channels(second: bool, weights: torch.dtype) -> int:
-    """Of a target: with more the kernel of projections would spill registers."""
-    tiles = GRAM["gram_projections"]
-    return tiles[0 if second and weights.itemsize < 4 else -1].channels
+def most_channels(second: bool, maps: torch.dtype, weights: torch.dtype) -> int:
+    """Of a target: with more a kernel would spill registers, that of projections or, of float16's maps, that of dT."""
+    spills = maps == torch.float16 or (second and weights.itemsize < 4)
+    return GRAM["gram_projections"][0 if spills else -1].channels
 
 
 def can_serve(planner: Planner, layer: Layer) -> bool:
@@ -80,7 +80,7 @@ def can_serve(planner: Planner, layer: Layer) -> bool:
         and layer.rows > 0
         and max(target.shape[2:]) <= MOST_SIDE
         and planner.reach_of_parameters(layer) < 2**31
-        and 0 < layer.channels <= most_channels(planner.second, a.weights[layer.pairs[0]].dtype)
+        and 0 < layer.channels <= most_channels(planner.second, target.dtype, a.weights[layer.pairs[0]].dtype)
         and all(t.dtype == target.dtype and _in_line(t) for t in maps)
         and (result is None or _in_line(result))
         and all(s.shape[2] <= target.shape[2] and s.shape[3] <= target.shape[3] for s in sources)

@@ -23,7 +23,10 @@ SELECTIONS = {
         "tests/ops/test_operators.py",
         "opcheck_with_some_needs or meta or some_inputs_frozen or wrong_arguments or wrong_directions",
     ),
-    "derivatives": ("tests/ops/test_derivatives.py", "backward_only_scales or nothing_but_the_loss or somebody_else"),
+    "derivatives": (
+        "tests/ops/test_derivatives.py",
+        "backward_only_scales or nothing_but_the_loss or somebody_else or loss_scale or factor_is_not_rounded",
+    ),
     "weights of convolutions": ("tests/ops/test_convolution_weights.py", "same_bits and contiguous or other_kernels"),
     "triton": ("tests/ops/triton", "not interpreter and not resources"),
 }
