@@ -26,3 +26,14 @@ def test_devices():
     for name in ("cuda:97", "gpu"):
         with pytest.raises(L2TFastError, match=f"device '{name}' cannot be used here"):
             choose_device(name)
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch):
+    """Streams, events and pinned memory are the current one's, whatever a run's tensors are on."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "empty", lambda size, device: torch.zeros(size))  # there may be no such GPU here
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")]
+    choose_device("cpu")
+    assert len(current) == 1
