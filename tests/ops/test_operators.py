@@ -21,7 +21,7 @@ def rich(backend, dtype=torch.float32) -> Problem:
 # ---- opcheck ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_opcheck_without_grad(backend, layout, dtype):
     problem = rich(backend, dtype)
