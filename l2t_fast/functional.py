@@ -1,7 +1,7 @@
 """``feature_matching_loss``: argument checks, the None cases, and the choice of backend."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from itertools import chain
 from numbers import Real
 from typing import NamedTuple
@@ -66,6 +66,7 @@ def feature_matching_loss(
     """
     given = (source_features, target_features, projections, pairs, channel_weights, pair_weights, beta)
     arguments = _checked_at_once(*given) or _checked_one_by_one(*given)
+    source_features, target_features = arguments.sources, arguments.targets
     pairs, weights, biases = arguments.pairs, arguments.weights, arguments.biases
 
     used_sources = [source_features[m] for m in sorted({m for m, _ in pairs})]
@@ -91,11 +92,13 @@ def feature_matching_loss(
 
 
 class _Arguments(NamedTuple):
-    """Arguments that fit, one entry a pair.
+    """Arguments that fit: all maps, and of the others one entry a pair.
 
     ``uniform``: all tensors have one device and one kind of dtype, and maps that no pair uses fit beside the others.
     """
 
+    sources: Sequence[Tensor]
+    targets: Sequence[Tensor]
     pairs: Sequence[tuple[int, int]]
     weights: Sequence[Tensor]
     biases: Sequence[Tensor | None]
@@ -125,12 +128,13 @@ def _checked_at_once(
         return None
     weights, biases = found
     betas = _checked_betas(beta, len(pairs))
-    return _Arguments(list(map(tuple, pairs)), weights, biases, channel_weights, pair_weights, betas, uniform=True)
+    pairs = list(map(tuple, pairs))
+    return _Arguments(sources, targets, pairs, weights, biases, channel_weights, pair_weights, betas, uniform=True)
 
 
 def _checked_one_by_one(
-    source_features: Sequence[Tensor],
-    target_features: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
     projections: Sequence[Projection],
     pairs: Sequence[tuple[int, int]],
     channel_weights: Sequence[Tensor] | None,
@@ -138,18 +142,16 @@ def _checked_one_by_one(
     beta: float | Sequence[float],
 ) -> _Arguments:
     """The arguments, or an error that names what does not fit."""
-    _check_features("source_features", source_features)
-    _check_features("target_features", target_features)
-    pairs = checked_pairs(
-        pairs, _features_side("source", len(source_features)), _features_side("target", len(target_features))
-    )
-    weights, biases = _checked_projections(projections, pairs, source_features, target_features)
-    batch = _checked_batch(pairs, source_features, target_features)
+    sources = _checked_features("source_features", sources)
+    targets = _checked_features("target_features", targets)
+    pairs = checked_pairs(pairs, _features_side("source", len(sources)), _features_side("target", len(targets)))
+    weights, biases = _checked_projections(projections, pairs, sources, targets)
+    batch = _checked_batch(pairs, sources, targets)
     betas = _checked_betas(beta, len(pairs))
-    channel_weights = _checked_channel_weights(channel_weights, pairs, source_features, batch)
+    channel_weights = _checked_channel_weights(channel_weights, pairs, sources, batch)
     pair_weights = _checked_pair_weights(pair_weights, pairs, batch)
-    _check_devices_and_dtypes(pairs, source_features, target_features, weights, biases, channel_weights, pair_weights)
-    return _Arguments(pairs, weights, biases, channel_weights, pair_weights, betas, uniform=False)
+    _check_devices_and_dtypes(pairs, sources, targets, weights, biases, channel_weights, pair_weights)
+    return _Arguments(sources, targets, pairs, weights, biases, channel_weights, pair_weights, betas, uniform=False)
 
 
 def _coefficients(arguments: _Arguments, sources: Sequence[Tensor], targets: Sequence[Tensor], backend: str) -> Tensor:
@@ -269,9 +271,21 @@ def _features_side(side: str, count: int) -> tuple[str, int, str]:
     return side, count, f"{side}_features holds {count} feature map{'' if count == 1 else 's'}"
 
 
-def _check_features(name: str, features: Sequence[Tensor]) -> None:
-    if not hasattr(features, "__len__"):
+def listed_features(name: str, features: Collection[Tensor]) -> Sequence[Tensor]:
+    """The features, made into a list where they have an order but no index, like a dictionary's values.
+
+    Raises:
+        TypeError: no collection, or one that has no order or would give its keys.
+    """
+    if isinstance(features, (list, tuple)):
+        return features
+    if not hasattr(features, "__len__") or isinstance(features, (Mapping, Set)):
         raise TypeError(f"{name} must be a list of tensors (B, C, H, W), not {type(features).__name__}")
+    return features if hasattr(features, "__getitem__") else list(features)
+
+
+def _checked_features(name: str, features: Collection[Tensor]) -> Sequence[Tensor]:
+    features = listed_features(name, features)
     for i, feature in enumerate(features):
         if not isinstance(feature, Tensor):
             raise TypeError(f"{name}[{i}] must be a tensor (B, C, H, W), not {type(feature).__name__}")
@@ -279,6 +293,7 @@ def _check_features(name: str, features: Sequence[Tensor]) -> None:
             raise ValueError(f"{name}[{i}] has shape {_shape(feature)}, but a feature map is (B, C, H, W)")
         if 0 in feature.shape[1:]:
             raise ValueError(f"{name}[{i}] has shape {_shape(feature)}: it has no channels or no pixels")
+    return features
 
 
 def _check_length(name: str, values: Sequence[object], pairs: Sequence[tuple[int, int]]) -> None:

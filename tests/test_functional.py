@@ -172,6 +172,12 @@ def test_empty_batch_is_zero_with_gradients():
             r"pairs must be a list of \(source index, target index\), not None",
         ),
         (lambda a: a.update(target_features=iter(())), TypeError, "target_features must be a list of tensors"),
+        (
+            lambda a: a.update(target_features=dict(enumerate(a["target_features"]))),
+            TypeError,
+            r"target_features must be a list of tensors \(B, C, H, W\), not dict",
+        ),
+        (lambda a: a.update(source_features=set(a["source_features"])), TypeError, "list of tensors .*, not set"),
         (lambda a: a.update(channel_weights=0.5), TypeError, "channel_weights must be a list with one entry a pair"),
         (
             lambda a: a["source_features"].__setitem__(0, a["source_features"][0].to_sparse()),
@@ -243,6 +249,13 @@ def test_weights_may_be_one_tensor():
     arguments = sources, targets, [projections[0], (projections[2][0][:2], projections[2][1][:2])], same
     as_lists = feature_matching_loss(*arguments, [w[0], w[0]], lam[:2])
     assert torch.equal(feature_matching_loss(*arguments, torch.stack([w[0], w[0]]), torch.stack(lam[:2])), as_lists)
+
+
+def test_features_may_be_a_dictionarys_values():
+    sources, targets, projections, w, lam = make()
+    as_lists = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    by_name = dict(zip("abc", sources, strict=True)), dict(zip("de", targets, strict=True))
+    assert torch.equal(feature_matching_loss(*(d.values() for d in by_name), projections, PAIRS, w, lam), as_lists)
 
 
 def test_a_source_from_inference_mode():
