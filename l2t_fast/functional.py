@@ -142,9 +142,7 @@ def _checked_one_by_one(
     beta: float | Sequence[float],
 ) -> _Arguments:
     """The arguments, or an error that names what does not fit."""
-    sources = _checked_features("source_features", sources)
-    targets = _checked_features("target_features", targets)
-    pairs = checked_pairs(pairs, _features_side("source", len(sources)), _features_side("target", len(targets)))
+    sources, targets, pairs = checked_maps(sources, targets, pairs)
     weights, biases = _checked_projections(projections, pairs, sources, targets)
     batch = _checked_batch(pairs, sources, targets)
     betas = _checked_betas(beta, len(pairs))
@@ -265,6 +263,21 @@ def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]
     if not checked:
         raise ValueError("pairs is empty, give at least one (source index, target index)")
     return checked
+
+
+def checked_maps(
+    sources: Collection[Tensor], targets: Collection[Tensor], pairs: Sequence[tuple[int, int]]
+) -> tuple[Sequence[Tensor], Sequence[Tensor], list[tuple[int, int]]]:
+    """Both sides' feature maps (B, C, H, W), and the pairs, each of which has its maps.
+
+    Raises:
+        ValueError: a map of another shape, no pair, or a pair whose index is out of range.
+        TypeError: no list, a map that is no tensor, or a pair that is not two integers.
+    """
+    sources = _checked_features("source_features", sources)
+    targets = _checked_features("target_features", targets)
+    pairs = checked_pairs(pairs, _features_side("source", len(sources)), _features_side("target", len(targets)))
+    return sources, targets, pairs
 
 
 def _features_side(side: str, count: int) -> tuple[str, int, str]:

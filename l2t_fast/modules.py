@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2t_fast.functional import checked_pairs, feature_matching_loss
+from l2t_fast.functional import checked_maps, checked_pairs, feature_matching_loss
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -52,10 +52,8 @@ class FeatureMatching(nn.ModuleList):
         ``loss_weight`` they are averaged; with ``loss_weight`` alone they are **summed**, each with weight 1.
         """
         if weight is None and loss_weight is not None:
-            weight = [
-                source_features[m].new_ones(source_features[m].shape[:2], dtype=projection.weight.dtype)
-                for (m, _), projection in zip(self.pairs, self, strict=True)
-            ]
+            source_features, target_features, _ = checked_maps(source_features, target_features, self.pairs)
+            weight = self._ones(source_features)
         return feature_matching_loss(
             source_features,
             target_features,
@@ -66,6 +64,14 @@ class FeatureMatching(nn.ModuleList):
             beta,
             backend=self.backend,
         )
+
+    def _ones(self, source_features: Sequence[Tensor]) -> list[Tensor]:
+        """Weight 1 for every channel, the same tensor for all pairs of a source map."""
+        ones: dict[int, Tensor] = {}
+        for (m, _), projection in zip(self.pairs, self, strict=True):
+            if m not in ones:
+                ones[m] = source_features[m].new_ones(source_features[m].shape[:2], dtype=projection.weight.dtype)
+        return [ones[m] for m, _ in self.pairs]
 
     def some_pairs(self, chosen: Sequence[int], source_maps: Sequence[int]) -> "FeatureMatching":
         """The loss over some of the pairs, with the same projections.

@@ -146,6 +146,31 @@ def test_a_pair_is_two_integers(pair):
         FeatureMatching([3, 5], [2, 4], [(0, 0), pair])
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda sources: sources[:1], ValueError, r"pairs\[1\] = \(1, 0\): source index 1 is out of range"),
+        (lambda sources: None, TypeError, "source_features must be a list of tensors .*, not NoneType"),
+        (lambda sources: [None, sources[1]], TypeError, r"source_features\[0\] must be a tensor .*, not NoneType"),
+        (lambda sources: [sources[0], sources[1][0]], ValueError, r"source_features\[1\] has shape \(3, 4, 4\)"),
+    ],
+)
+@pytest.mark.parametrize("what", [True, False])
+def test_wrong_sources_are_told_in_every_none_case(change, error, message, what):
+    (sources, targets), matching = features(), FeatureMatching(SOURCE, TARGET, PAIRS)
+    weight = [torch.rand(3, SOURCE[m]) for m, _ in PAIRS] if what else None
+    with pytest.raises(error, match=message):
+        matching(change(sources), targets, weight, 1.0, [torch.rand(3, 1) for _ in PAIRS])
+
+
+def test_source_features_may_be_a_dictionarys_values_in_every_none_case():
+    (sources, targets), matching = features(), FeatureMatching(SOURCE, TARGET, PAIRS)
+    loss_weight = [torch.rand(3, 1) for _ in PAIRS]
+    by_name = dict(enumerate(sources))
+    wanted = matching(sources, targets, None, 1.0, loss_weight)
+    assert torch.equal(matching(by_name.values(), targets, None, 1.0, loss_weight), wanted)
+
+
 def test_projections_whose_weight_is_no_parameter():
     """A parametrisation's is a property of the layer, a pruned one a plain attribute."""
 
