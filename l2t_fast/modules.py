@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2t_fast.functional import checked_maps, checked_pairs, feature_matching_loss
+from l2t_fast.functional import Projection, checked_maps, checked_pairs, feature_matching_loss
 
 Pairs = Sequence[tuple[int, int]]
 
 
 class FeatureMatching(nn.ModuleList):
     """One 1x1 convolution with bias a pair, and the matching loss over all pairs.
+
+    The convolutions lend their weights and are not called. Their forward-pre-hooks run, since those of pruning and of
+    the older weight and spectral norms make the weights; their forward hooks do not.
 
     Args:
         source_channels: C_m of every source map, by its index.
@@ -51,19 +54,37 @@ class FeatureMatching(nn.ModuleList):
         The four cases are the authors': with ``weight`` the channels are summed under it; with neither ``weight`` nor
         ``loss_weight`` they are averaged; with ``loss_weight`` alone they are **summed**, each with weight 1.
         """
+        for projection in self:
+            if projection._forward_pre_hooks:
+                source_features, target_features, _ = checked_maps(source_features, target_features, self.pairs)
+                self._run_pre_hooks(target_features)
+                break
         if weight is None and loss_weight is not None:
             source_features, target_features, _ = checked_maps(source_features, target_features, self.pairs)
             weight = self._ones(source_features)
         return feature_matching_loss(
             source_features,
             target_features,
-            [(_parameter(projection, "weight"), _parameter(projection, "bias")) for projection in self],
+            [_weight_and_bias(projection) for projection in self],
             self.pairs,
             weight,
             loss_weight,
             beta,
             backend=self.backend,
         )
+
+    def _run_pre_hooks(self, target_features: Sequence[Tensor]) -> None:
+        """Run the projections' forward-pre-hooks, each given its pair's target map."""
+        for p, (projection, (_, n)) in enumerate(zip(self, self.pairs, strict=True)):
+            given = (target_features[n],)
+            for key, hook in list(projection._forward_pre_hooks.items()):
+                with_kwargs = key in projection._forward_pre_hooks_with_kwargs
+                returned = hook(projection, given, {}) if with_kwargs else hook(projection, given)
+                if returned is not None:
+                    raise TypeError(
+                        f"a forward-pre-hook of projection {p} must return None, not {type(returned).__name__}: "
+                        "a projection is not called, so its input cannot be replaced"
+                    )
 
     def _ones(self, source_features: Sequence[Tensor]) -> list[Tensor]:
         """Weight 1 for every channel, the same tensor for all pairs of a source map."""
@@ -83,10 +104,11 @@ class FeatureMatching(nn.ModuleList):
         return _some_pairs(self, chosen, source_maps)
 
 
-def _parameter(module: nn.Module, name: str) -> Tensor | None:
-    """The module's attribute, looked for first where it mostly is: ``getattr`` comes there last, by an exception."""
-    own = module._parameters.get(name)
-    return getattr(module, name) if own is None else own
+def _weight_and_bias(projection: nn.Module) -> Projection:
+    """The attributes, looked for first where they mostly are: ``getattr`` comes there last, by an exception."""
+    own = projection._parameters
+    weight, bias = own.get("weight"), own.get("bias")
+    return projection.weight if weight is None else weight, projection.bias if bias is None else bias
 
 
 class WeightNetwork(nn.ModuleList):

@@ -189,6 +189,47 @@ def test_projections_whose_weight_is_no_parameter():
     assert matching[0].parametrizations.weight.original.grad.any() and matching[1].weight_orig.grad.any()
 
 
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, prune.l1_unstructured])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_forward_pre_hooks_make_the_weights(norm):
+    """The layers' parameters change from step to step, as if the layers were called."""
+    sources, targets = features()
+
+    def trained(loss_of):
+        torch.manual_seed(0)
+        matching = FeatureMatching(SOURCE, TARGET, PAIRS)
+        norm(matching[1], "weight", **({"amount": 6} if norm is prune.l1_unstructured else {}))
+        optimizer = torch.optim.SGD(matching.parameters(), 0.1)
+        losses = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            losses.append(loss_of(matching))
+            losses[-1].backward()
+            optimizer.step()
+        return torch.stack(losses).detach()
+
+    found = trained(lambda matching: matching(sources, targets))
+    wanted = trained(lambda matching: written_out(matching, sources, targets, None, [1, 1, 1], None))
+    torch.testing.assert_close(found, wanted)
+    assert found[2] < found[0]
+
+
+@pytest.mark.parametrize("with_kwargs", [False, True])
+def test_forward_pre_hooks_see_the_target_map_and_may_not_replace_it(with_kwargs):
+    (sources, targets), matching = features(), FeatureMatching(SOURCE, TARGET, PAIRS)
+    seen = []
+    handle = matching[2].register_forward_pre_hook(lambda *given: seen.append(given), with_kwargs=with_kwargs)
+    matching(sources, targets)
+    assert seen == [(matching[2], (targets[1],), {})[: 3 if with_kwargs else 2]]
+    with pytest.raises(ValueError, match=r"pairs\[2\] = \(1, 1\): target index 1 is out of range"):
+        matching(sources, targets[:1])
+    handle.remove()
+    given_back = (targets[1],), {}
+    matching[2].register_forward_pre_hook(lambda *given: given_back, with_kwargs=with_kwargs)
+    with pytest.raises(TypeError, match="forward-pre-hook of projection 2 must return None, not tuple: a projection"):
+        matching(sources, targets)
+
+
 def test_some_pairs_are_the_same_layers():
     """The loss over all pairs is the sum of those over some, each called with the source maps that it needs."""
     pairs = [(0, 0), (1, 0), (1, 1), (2, 1)]
