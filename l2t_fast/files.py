@@ -1,7 +1,10 @@
 """Files that are whole or as they were, whatever happens while they are written, and arrays from files of others."""
 
+import contextlib
+import fcntl
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,55 @@ from l2t_fast.errors import L2TFastError
 
 #: Bytes of all arrays of a file together: many times what the channel weights of a thousand pairs take.
 LARGEST_ARRAYS = 1 << 28
+
+#: Descriptors of the folders that this process holds.
+_HELD: set[int] = set()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make `folder` if it is not there, and keep every other process that would hold it out until this block ends.
+
+    The lock is on the folder itself, so it leaves no file, and the system takes it back however this process ends. Of a
+    folder on several machines it keeps out the processes of this one; a file system without locks keeps out nobody.
+
+    Raises:
+        L2TFastError: another process holds it, or it cannot be made.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise L2TFastError(f"the folder {folder} cannot be written: {error.strerror or error}") from error
+    _HELD.add(descriptor)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        if descriptor in _HELD:  # not in a child that was forked meanwhile
+            _HELD.remove(descriptor)
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise L2TFastError(
+            f"{folder} is in use by another process: wait for it, or name another folder with --out"
+        ) from error
+    except OSError:
+        pass  # no locks here
+
+
+def _hold_nothing() -> None:
+    """A forked child shares its parent's locks, and would keep them when the parent is killed."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_hold_nothing)
 
 
 def write_whole(content: bytes | memoryview, path: Path) -> None:

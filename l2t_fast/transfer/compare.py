@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, write_config
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
-from l2t_fast.files import write_text
+from l2t_fast.files import held, write_text
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import find_method, split_scheme
 from l2t_fast.transfer.progress import TrainingProgress
@@ -51,14 +51,12 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
 
     Raises:
         L2TFastError: a mistake that is seen before the first run, as `l2t_fast.transfer.run` tells it, or the folder
-            holds a comparison, or a finished run, with other settings.
+            holds a comparison, or a finished run, with other settings, or another process is in it.
     """
     config.check()
     methods = {entry: parse_method(entry) for entry in config.methods}
     out = Path(config.out)
-    saved = out / "config.yaml"
-    if saved.exists():
-        check_same_config(saved, config, may_change=("methods", "seeds", *_numbers_may_change(saved, config)))
+    _check_comparison(config)
     pretrains = makes_source(config, [name for name, _ in methods.values()])
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
@@ -66,18 +64,19 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
         images = LastImages()
         _check_finished(config, source)
         _check_setups(config, source, shown, images)
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            write_config(config, saved)
-        rows: list[dict[str, Any]] = []
-        for training in trainings(config, source):
-            # A seed with all its methods and numbers of images comes before the next: what there is early shows all.
-            if rows and rows[-1]["seed"] != training.seed:
-                build_report(out)
-            rows.append(_attempt(training, shown, images))
-            _write_results(rows, out / "results.csv")
-    failures = {row["run"]: row["problem"] for row in rows if row["state"] == "failed"}
-    return Outcome(build_report(out), failures)
+        with held(out):
+            _check_comparison(config)  # another process may have begun one meanwhile
+            with writing(out):
+                write_config(config, out / "config.yaml")
+            rows: list[dict[str, Any]] = []
+            for training in trainings(config, source):
+                # A seed with all its methods and numbers of images comes before the next: a page made early shows all.
+                if rows and rows[-1]["seed"] != training.seed:
+                    build_report(out)
+                rows.append(_attempt(training, shown, images))
+                _write_results(rows, out / "results.csv")
+            failures = {row["run"]: row["problem"] for row in rows if row["state"] == "failed"}
+            return Outcome(build_report(out), failures)
 
 
 def parse_method(entry: str) -> tuple[str, str | None]:
@@ -122,6 +121,13 @@ def trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConf
                 options = common | {"source": source, "data": data, "pairs": pairs or config.pairs}
                 folder = Path(config.out) / "runs" / f"{label}{images}-seed{seed}"
                 yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
+
+
+def _check_comparison(config: CompareConfig) -> None:
+    """Raise L2TFastError if the folder holds a comparison with other settings."""
+    saved = Path(config.out) / "config.yaml"
+    if saved.exists():
+        check_same_config(saved, config, may_change=("methods", "seeds", *_numbers_may_change(saved, config)))
 
 
 def _check_finished(config: CompareConfig, source: SourceConfig) -> None:

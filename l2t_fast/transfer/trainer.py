@@ -15,6 +15,7 @@ from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed.batch_norm import synchronize_batch_norm
 from l2t_fast.distributed.group import ALONE, Group, PeerError
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import held
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import build_model
 from l2t_fast.transfer.device import check_backend, choose_device
@@ -118,7 +119,15 @@ class Trainer:
         self._resume = resume
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last epoch, test the best model, and return what result.json holds."""
+        """Train to the last epoch, test the best model, and return what result.json holds.
+
+        Raises:
+            L2TFastError: as `l2t_fast.transfer.run` tells it, or another process is in the run's folder.
+        """
+        with held(self.folder.path) if self.group.leads else contextlib.nullcontext():
+            return self._fit()
+
+    def _fit(self) -> dict[str, Any]:
         if self.group.leads:
             self.folder.open(self.config, self.device, resume=self._resume)
         self.group.wait()

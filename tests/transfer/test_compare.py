@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from l2t_fast.config import CompareConfig, PretrainConfig, SourceConfig, TargetConfig, TrainConfig
+from l2t_fast.config import CompareConfig, PretrainConfig, SourceConfig, TargetConfig, TrainConfig, write_config
 from l2t_fast.data import DataConfig, load_data
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import held
 from l2t_fast.parsing import read_config
 from l2t_fast.transfer import TrainingProgress
 from l2t_fast.transfer.compare import compare, parse_method
@@ -226,6 +227,35 @@ def test_another_configuration_in_the_same_folder_is_an_error(make_compare, no_p
     compare(make_compare(methods=["scratch"], seeds=[0]), progress())
     with pytest.raises(L2TFastError, match=r"compare was made with epochs: 1, but now epochs is 2"):
         compare(make_compare(methods=["scratch"], seeds=[0], epochs=2), progress())
+
+
+def test_one_process_at_a_time_is_in_a_comparison(make_compare, no_page, monkeypatch):
+    config = make_compare(methods=["scratch"], seeds=[0])
+    taken = "compare is in use by another process: wait for it, or name another folder with --out"
+    with held(Path(config.out)), pytest.raises(L2TFastError, match=taken):
+        compare(config, progress())
+    assert not list(Path(config.out).iterdir())
+    fit = Trainer.fit
+
+    def look(trainer):
+        with pytest.raises(L2TFastError, match=taken), held(Path(config.out)):
+            pass
+        return fit(trainer)
+
+    monkeypatch.setattr(Trainer, "fit", look)
+    assert not compare(config, progress()).failures
+
+
+def test_a_comparison_that_another_process_began_meanwhile_is_left_alone(make_compare, no_page, monkeypatch):
+    config = make_compare(methods=["scratch"], seeds=[0])
+
+    def begin(*_):
+        Path(config.out).mkdir()
+        write_config(make_compare(methods=["scratch"], epochs=2), Path(config.out) / "config.yaml")
+
+    monkeypatch.setattr("l2t_fast.transfer.compare._check_setups", begin)
+    with pytest.raises(L2TFastError, match="compare was made with epochs: 2, but now epochs is 1"):
+        compare(config, progress())
 
 
 def test_the_test_images_are_the_same_for_every_seed(make_compare):

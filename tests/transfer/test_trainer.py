@@ -17,10 +17,11 @@ from l2t_fast.bilevel import hypergradient
 from l2t_fast.config import TargetConfig
 from l2t_fast.data import load_data
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import held
 from l2t_fast.models import build_model
 from l2t_fast.transfer import METHODS, Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
-from l2t_fast.transfer.run_folder import METRICS
+from l2t_fast.transfer.run_folder import METRICS, RunFolder
 from l2t_fast.transfer.run_state import RunState
 from l2t_fast.transfer.trainer import cosine_lr
 
@@ -349,6 +350,37 @@ def test_a_run_is_never_overwritten(make_config, quiet):
     run(config, progress=quiet)
     with pytest.raises(L2TFastError, match="already holds a run: continue it with --resume"):
         run(config, progress=quiet)
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(make_config, quiet):
+    config = make_config(method="scratch")
+    taken = "run is in use by another process: wait for it, or name another folder with --out"
+    with held(Path(config.out)), pytest.raises(L2TFastError, match=taken):
+        run(config, progress=quiet)
+    assert not list(Path(config.out).iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=Interrupting(quiet, epoch=2))
+    before = {path: path.read_bytes() for path in Path(config.out).rglob("*") if path.is_file()}
+    with held(Path(config.out)), pytest.raises(L2TFastError, match=taken):
+        run(config, resume=True, progress=quiet)
+    assert before == {path: path.read_bytes() for path in Path(config.out).rglob("*") if path.is_file()}
+    assert run(config, resume=True, progress=quiet)["epochs"] == 2
+
+
+def test_a_run_holds_its_folder_to_its_end(make_config, quiet, monkeypatch):
+    config = make_config(method="scratch", epochs=1)
+    taken = []
+
+    def look(folder, *given):
+        with pytest.raises(L2TFastError, match="in use"), held(folder.path):
+            pass
+        taken.append(given)
+
+    monkeypatch.setattr(RunFolder, "log", look)
+    run(config, progress=quiet)
+    assert len(taken) == 2  # as it starts, and after all is written
+    with held(Path(config.out)):
+        pass
 
 
 def test_a_run_of_an_earlier_version_can_be_continued(make_config, quiet):
