@@ -133,6 +133,7 @@ def attempt(training: TrainConfig, progress: TrainingProgress, images: LastImage
         if folder.result.exists():
             folder.check_same(training)
             return folder.read_result()
+        folder.best.unlink(missing_ok=True)  # of a run that was ended before its result: no last.pt goes with it
         return UnsavedTrainer(training, progress, load=images.load).fit()
     except Exception as error:
         failure = {"method": training.label, "seed": training.seed, "problem": one_sentence(error)}

@@ -405,7 +405,8 @@ def test_a_link_in_a_folder_leads_to_no_other_file(copied, tmp_path, name):
         except L2TFastError as error:
             assert f"{name} could not be written" in str(error) or f"{name} lacks" in str(error)
         assert other.read_text() == "mine"
-        (folder / "checkpoints" / "last.pt").unlink()
+        for checkpoint in ("last.pt", "best.pt"):
+            (folder / "checkpoints" / checkpoint).unlink(missing_ok=True)
         (folder / "result.json").unlink(missing_ok=True)
 
 

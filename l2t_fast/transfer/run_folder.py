@@ -92,8 +92,13 @@ class RunFolder:
             raise L2TFastError(
                 f"{self.path} holds no run, but a {foreign} that one would replace: name another folder with --out"
             )
+        if self.best.exists():  # last.pt is written before it: somebody has removed that one
+            raise L2TFastError(
+                f"{self.best.parent} holds a {self.best.name} but no {self.last.name} to continue from: put "
+                f"{self.last.name} back, or name another folder with --out"
+            )
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        for stale in (*of_training, self.best):
+        for stale in of_training:
             stale.unlink(missing_ok=True)
         write_config(config, self.config)
         write_json(environment(device), self.environment)

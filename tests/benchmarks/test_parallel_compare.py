@@ -38,6 +38,17 @@ def test_runs_become_rows(arguments, tmp_path, capsys):
         main(["--seconds", "300", *arguments])
 
 
+def test_a_run_that_was_ended_before_its_result_begins_anew(arguments, tmp_path, capsys):
+    own = ["--workers", "1", "--seconds", "300", *arguments, "--per_class", "[4]"]
+    assert main(own) == 0
+    (tmp_path / "rows.csv").unlink()
+    run = tmp_path / "out" / "runs" / "scratch-n4-seed0"
+    (run / "result.json").unlink()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["best.pt"]
+    assert main(own) == 0
+    assert (run / "result.json").exists()
+
+
 def test_time_ends_the_processes(arguments, tmp_path, capsys):
     assert main(["--workers", "1", "--seconds", "0", *arguments]) == 0
     assert "0 of 2 runs finished" in capsys.readouterr().out

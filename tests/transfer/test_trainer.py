@@ -352,6 +352,19 @@ def test_a_run_is_never_overwritten(make_config, quiet):
         run(config, progress=quiet)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_best_model_without_a_state_is_never_removed(make_config, quiet, resume):
+    """last.pt is written before it, so no interruption leaves it alone."""
+    config = make_config(method="scratch")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=Interrupting(quiet, epoch=2))
+    (Path(config.out) / "checkpoints" / "last.pt").unlink()
+    before = {path: path.read_bytes() for path in Path(config.out).rglob("*") if path.is_file()}
+    with pytest.raises(L2TFastError, match=r"holds a best\.pt but no last\.pt to continue from: put last\.pt back"):
+        run(config, resume=resume, progress=quiet)
+    assert before == {path: path.read_bytes() for path in Path(config.out).rglob("*") if path.is_file()}
+
+
 def test_a_folder_in_which_another_process_trains_is_left_alone(make_config, quiet):
     config = make_config(method="scratch")
     taken = "run is in use by another process: wait for it, or name another folder with --out"
