@@ -127,7 +127,7 @@ def _check_comparison(config: CompareConfig) -> None:
     """Raise L2TFastError if the folder holds a comparison with other settings."""
     saved = Path(config.out) / "config.yaml"
     if saved.exists():
-        check_same_config(saved, config, may_change=("methods", "seeds", *_numbers_may_change(saved, config)))
+        check_same_config(saved, config, may_change=("out", "methods", "seeds", *_numbers_may_change(saved, config)))
 
 
 def _check_finished(config: CompareConfig, source: SourceConfig) -> None:

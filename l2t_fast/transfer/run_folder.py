@@ -44,6 +44,8 @@ RESULT: dict[str, Any] = {
     "epochs": int,
     "seconds": int | float,
 }
+#: From a run's folder, the source that was pretrained for it, or for the comparison that it is part of.
+_OWN_SOURCES = ("source/checkpoints/best.pt", "../../source/checkpoints/best.pt")
 PAIR_WEIGHTS = ("epoch", "source_layer", "target_layer", "mean", "std")
 
 
@@ -171,8 +173,9 @@ class RunFolder:
 def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequence[str]) -> None:
     """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`.
 
-    There may be groups of keys in it too ("source"). A checkpoint is the same under another path to it. A key that the
-    file lacks has come with a later version, whose default is what was done before.
+    There may be groups of keys in it too ("source"). A checkpoint is the same under another path to it, and a source
+    that was pretrained for the run where the run's folder was moved. A key that the file lacks has come with a later
+    version, whose default is what was done before.
     """
     try:
         tree = read_yaml(path)
@@ -187,9 +190,8 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
     for key in sorted(saved.keys() | asked.keys()):
         if key in may_change or key.partition(".")[0] in may_change:
             continue
-        if saved.get(key) != asked.get(key) and not (
-            key.endswith(".checkpoint") and _same_path(saved.get(key), asked.get(key))
-        ):
+        same = saved.get(key) == asked.get(key) or (key.endswith(".checkpoint") and _same_checkpoint(key, saved, asked))
+        if not same:
             raise L2TFastError(
                 f"{path.parent} was made with {key}: {saved.get(key)}, but now {key} is {asked.get(key)}: "
                 "ask for the same, or name another folder with --out"
@@ -199,6 +201,22 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
 def _same_path(one: Any, other: Any) -> bool:
     paths = [expand_user(path).resolve() for path in (one, other) if isinstance(path, str)]
     return len(paths) == 2 and paths[0] == paths[1]
+
+
+def _same_checkpoint(key: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    if key == "source.checkpoint" and (place := _own_source(saved)) is not None and place == _own_source(asked):
+        return True
+    return _same_path(saved.get(key), asked.get(key))
+
+
+def _own_source(flat: Mapping[str, Any]) -> str | None:
+    """Where, from a run's folder, the source lies that was pretrained for it; None if its source is another."""
+    checkpoint, out = flat.get("source.checkpoint"), flat.get("out")
+    if not isinstance(checkpoint, str) or not isinstance(out, str | None):
+        return None
+    folder = TrainConfig(method=flat.get("method"), seed=flat.get("seed"), out=out).folder()
+    place = os.path.relpath(checkpoint, folder) if checkpoint else ""
+    return place if place in _OWN_SOURCES else None
 
 
 @contextlib.contextmanager

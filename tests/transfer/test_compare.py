@@ -258,6 +258,14 @@ def test_a_comparison_that_another_process_began_meanwhile_is_left_alone(make_co
         compare(config, progress())
 
 
+def test_a_comparison_is_continued_where_it_was_moved_to(make_compare, no_page, tmp_path):
+    compare(make_compare(methods=["fm-single"], seeds=[0]), progress())
+    (tmp_path / "compare").rename(tmp_path / "moved")
+    config = make_compare(methods=["fm-single"], seeds=[0, 1], out=str(tmp_path / "moved"))
+    assert not compare(config, progress()).failures
+    assert [row["state"] for row in results(config.out)] == ["finished", "finished"]
+
+
 def test_the_test_images_are_the_same_for_every_seed(make_compare):
     """Seeds change which images are trained on, not which are tested."""
     tested, trained = [], []

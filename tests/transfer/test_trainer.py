@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -443,6 +444,25 @@ def test_pretrains_a_source_where_none_is_given(make_config, quiet):
     torch.save({"model": 3}, path)
     (Path(config.out) / "result.json").unlink()
     with pytest.raises(L2TFastError, match=r"best\.pt holds no weights"):
+        run(config, resume=True, progress=quiet)
+
+
+def test_a_run_that_pretrained_its_source_is_continued_where_it_was_moved_to(make_config, quiet, tmp_path, monkeypatch):
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    monkeypatch.chdir(tmp_path / "before")
+    config = make_config(method="fm", out="run")
+    config.source.checkpoint = None
+    config.pretrain.epochs = 1
+    with pytest.raises(KeyboardInterrupt):
+        run(config, progress=Interrupting(quiet, epoch=3))  # the second of its own
+    monkeypatch.chdir(tmp_path)
+    os.rename("before/run", "after/run")
+    config.out = "after/run"
+    assert run(config, resume=True, progress=quiet)["epochs"] == 2
+    config.source.checkpoint = str(shutil.copy("after/run/source/checkpoints/best.pt", "other.pt"))
+    config.source.num_classes = 10
+    with pytest.raises(L2TFastError, match=r"run was made with source\.checkpoint: run/source/checkpoints/best\.pt"):
         run(config, resume=True, progress=quiet)
 
 
