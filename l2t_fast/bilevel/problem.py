@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import numbers
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -318,24 +319,39 @@ def _names(module: nn.Module) -> dict[int, list[str]]:
     return names
 
 
+_enter_hooks = saved_tensors_hooks.__enter__
+_refusing = threading.Lock()
+#: The threads that are in a pass, by their identity.
+_in_a_pass: set[int] = set()
+
+
+def _enter_unless_checkpoint(hooks: saved_tensors_hooks) -> Any:
+    if type(hooks).__module__ == "torch.utils.checkpoint" and threading.get_ident() in _in_a_pass:
+        raise RuntimeError(
+            "hypergradient cannot go through torch.utils.checkpoint, switch it off in the network; accumulation "
+            "saves memory too"
+        )
+    return _enter_hooks(hooks)
+
+
 @contextlib.contextmanager
 def _without_checkpoints() -> Iterator[None]:
-    """Refuse `torch.utils.checkpoint`: it would run again when the module has its own parameters and buffers back."""
+    """Refuse `torch.utils.checkpoint`: it would run again when the module has its own parameters and buffers back.
 
-    def enter(hooks: saved_tensors_hooks) -> Any:
-        if type(hooks).__module__ == "torch.utils.checkpoint":
-            raise RuntimeError(
-                "hypergradient cannot go through torch.utils.checkpoint, switch it off in the network; accumulation "
-                "saves memory too"
-            )
-        return plain(hooks)
-
-    plain = saved_tensors_hooks.__enter__
-    saved_tensors_hooks.__enter__ = enter  # with use_reentrant=True there are no hooks, and autograd refuses itself
+    What it enters belongs to all threads, so that the first one in a pass puts the refusal there and the last one takes
+    it away. With use_reentrant=True there are no hooks, and autograd refuses itself.
+    """
+    thread = threading.get_ident()
+    with _refusing:
+        _in_a_pass.add(thread)
+        saved_tensors_hooks.__enter__ = _enter_unless_checkpoint
     try:
         yield
     finally:
-        saved_tensors_hooks.__enter__ = plain
+        with _refusing:
+            _in_a_pass.discard(thread)
+            if not _in_a_pass:
+                saved_tensors_hooks.__enter__ = _enter_hooks
 
 
 def _put(found: Sequence[Sequence[Tensor] | None], lists: Sequence[list], slots: Sequence[int]) -> None:

@@ -1,11 +1,13 @@
 """Targets whose backward pass is not the plain derivative of their forward pass, and modules that keep state."""
 
 import functools
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from l2t_fast import FeatureMatching
@@ -428,6 +430,41 @@ def test_checkpoints_are_refused(way):
     net = Checkpointed()
     net(torch.randn(2, 2, 6, 6))[0].sum().backward()  # elsewhere it works as before
     assert net.first[0].weight.grad is not None
+
+
+def test_checkpoints_of_other_threads_are_not_refused():
+    in_a_pass, go_on, pieces = threading.Event(), threading.Event(), []
+
+    class First(PlainNet):
+        """Its pass lasts until that of the second net has begun."""
+
+        def forward(self, x):
+            in_a_pass.set()
+            assert go_on.wait(60)
+            return super().forward(x)
+
+    class Second(PlainNet):
+        def forward(self, x):
+            go_on.set()
+            thread.join()
+            return super().forward(x)
+
+    first, second = make_problem(), make_problem()  # whose own step takes no part
+    first[0].__class__, second[0].__class__ = First, Second
+    thread = threading.Thread(target=lambda: pieces.extend(hypergradient(*first, steps=1)))
+    plain = saved_tensors_hooks.__enter__
+    thread.start()
+    try:
+        assert in_a_pass.wait(60)
+        net = Checkpointed()
+        net(torch.randn(2, 2, 6, 6))[0].sum().backward()
+        assert net.first[0].weight.grad is not None
+        found = hypergradient(*second, steps=1)
+    finally:
+        go_on.set()
+        thread.join()
+    assert saved_tensors_hooks.__enter__ is plain
+    assert_close(found, pieces)
 
 
 @every_way
