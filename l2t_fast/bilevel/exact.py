@@ -105,7 +105,8 @@ class _Watch(TorchFunctionMode):
         stops = function is SET_GRAD_ENABLED and torch.is_grad_enabled()
         # Operators that were registered with a gradient alone drop tangents without a word.
         registered = isinstance(function, (OpOverload, OpOverloadPacket)) and _library(function) not in _KNOWN
-        self.seen |= stops or registered or function in HOOKS or function is _REQUIRES_GRAD
+        told = stops or registered or function in HOOKS or function is _REQUIRES_GRAD
+        self.seen |= told or torch.compiler.is_compiling()  # what is compiled shows some of its calls only
         return function(*args, **(kwargs or {}))
 
 

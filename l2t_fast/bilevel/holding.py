@@ -123,13 +123,14 @@ class _Counting(TorchFunctionMode):
 class NoteHeld(_Counting):
     """While active, ``notes`` collects what the calls of a pass with a graph are held to.
 
-    ``refusal`` says what the pass did that cannot be held, None if nothing.
+    ``refusal`` says what the pass did that cannot be held, None if nothing, and ``remedy`` what to do.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: Notes = {}
         self.refusal: str | None = None
+        self.remedy = "use method='exact'"
         self._stopped = False  # by torch.no_grad() or its like
         self._hidden = False  # in a torch.autograd.Function that switches grad mode itself
         self._switches: list[tuple[bool, bool, bool]] = []  # grad mode and the two before each
@@ -139,6 +140,9 @@ class NoteHeld(_Counting):
         self, function: Callable, types: Sequence[type], args: Arguments = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # which shows some of its calls only, and not one by one
+            self.refusal, self.remedy = "calls a function that torch.compile has made", "call what it was made of"
+            return function(*args, **kwargs)
         if function in HOOKS:
             self.refusal = "hangs hooks into its backward pass, or reads grad_fn to do so"
         if function is SET_GRAD_ENABLED:

@@ -50,6 +50,9 @@ def hypergradient(
     of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward pass.
 
     Args:
+    Modules that ``torch.compile`` has made run as what they were made of. Functions that it has made and a module calls
+    are refused by "finite_difference", and with the others by PyTorch if their backend has no second derivative.
+
         target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in.
         matching: called as ``matching(source_features, features, channel_weights, beta a pair, pair_weights)``, such as
             :class:`l2t_fast.FeatureMatching`.

@@ -295,7 +295,7 @@ def _call(
         if id(buffer) not in copies:
             copies[id(buffer)] = buffer.clone()
     state = {**{name: copies[id(buffer)] for name, buffer in buffers.items()}, **parameters}
-    with _without_checkpoints():
+    with _without_checkpoints(), _uncompiled(module):
         # All names are given. Tying them itself, functional_call breaks a module that is registered twice.
         result = functional_call(module, state, arguments, tie_weights=False)
     after = {id(t): t.detach() for t in (state[name] for name in buffers)}
@@ -317,6 +317,25 @@ def _names(module: nn.Module) -> dict[int, list[str]]:
     for name, parameter in _by_name(module, "parameters").items():
         names.setdefault(id(parameter), []).append(name)
     return names
+
+
+@contextlib.contextmanager
+def _uncompiled(module: nn.Module) -> Iterator[None]:
+    """Run what `torch.compile` was given: what it made is not differentiated twice, and does not tell what it calls."""
+    calls = {}
+    for part in module.modules():
+        if "_orig_mod" in part._modules and isinstance(part, torch._dynamo.OptimizedModule):
+            calls[part] = part._orig_mod.__call__
+        elif part._compiled_call_impl is not None:  # by part.compile()
+            calls[part] = None
+    kept = {part: part._compiled_call_impl for part in calls}
+    try:
+        for part, call in calls.items():
+            part._compiled_call_impl = call
+        yield
+    finally:
+        for part, call in kept.items():
+            part._compiled_call_impl = call
 
 
 _enter_hooks = saved_tensors_hooks.__enter__

@@ -30,7 +30,8 @@ class _Replacing(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        replaced = self._functions.get(function)
+        # Dynamo would trace the Functions, and loses second derivatives of theirs without a word.
+        replaced = None if torch.compiler.is_compiling() else self._functions.get(function)
         result = replaced(*args, **(kwargs or {})) if replaced else None
         return function(*args, **(kwargs or {})) if result is None else result
 

@@ -467,6 +467,58 @@ def test_checkpoints_of_other_threads_are_not_refused():
     assert_close(found, pieces)
 
 
+def whole_compiled(problem, backend):
+    return [*(torch.compile(module, backend=backend) for module in problem[:3]), *problem[3:]]
+
+
+def compiled_in_place(problem, backend):
+    for module in problem[:3]:
+        module.compile(backend=backend)
+    return problem
+
+
+def compiled_in_parts(problem, backend):
+    problem[0].second[1].compile(backend=backend)
+    problem[0].fc = torch.compile(problem[0].fc, backend=backend)
+    return problem
+
+
+@every_way
+@pytest.mark.parametrize("compiled", [whole_compiled, compiled_in_place, compiled_in_parts])
+def test_compiled_modules_run_as_what_they_were_made_of(way, compiled):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    wanted = hypergradient(*make_problem(), **WAYS[way][0])
+    problem = compiled(make_problem(), backend)
+    found = hypergradient(*problem, **WAYS[way][0])
+    assert not graphs and all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+    problem[0](problem[5])
+    assert graphs  # elsewhere they are compiled as before
+
+
+@every_way
+@pytest.mark.parametrize("steps", [1, 2])
+def test_compiled_functions_are_right_or_refused(way, steps):
+    def normalized(a):
+        with torch.no_grad():
+            size = a.std((0, 2, 3), keepdim=True)
+        return F.batch_norm(torch.tanh(a / size), None, None, training=True)
+
+    torch._dynamo.reset()
+    problem = make_problem(lambda: Middle(torch.compile(normalized, backend="eager")))
+    if way == "finite_difference":
+        with pytest.raises(ValueError, match=r"function that torch\.compile has made.*call what it was made of"):
+            hypergradient(*problem, steps=steps, **WAYS[way][0])
+        return
+    found = hypergradient(*problem, steps=steps, **WAYS[way][0])
+    problem[0].between = normalized
+    assert_close(found, naive_hypergradient(*problem, steps=steps, beta=0.5), WAYS[way][1])
+
+
 @every_way
 def test_buffers_of_matching_and_meta_stay(way):
     class CountingMatching(FeatureMatching):
