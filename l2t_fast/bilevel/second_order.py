@@ -240,7 +240,8 @@ def _has_kernel(input: Tensor) -> bool:
     """Whether the native operator takes maps like this one."""
     if input.device.type == "cuda":
         return input.dtype == torch.float32 and _has_cuda_kernel(input.device.index)
-    return input.device.type == "cpu" and _native.extension is not None
+    known = input.dtype in (torch.float32, torch.float64)
+    return input.device.type == "cpu" and known and _native.extension is not None
 
 
 def batch_norm_double_backward(
@@ -274,7 +275,8 @@ def batch_norm_double_backward(
     if one_dtype and _has_kernel(input):
         return torch.ops.l2t_fast.batch_norm_double_backward(*maps, *channel_values)
 
-    dtype = mean.dtype  # of the statistics, which are float32 for half-precision maps
+    # Of the statistics, which are float32 for half-precision maps, unless weight and bias are in half precision too.
+    dtype = torch.promote_types(mean.dtype, torch.float32)
     dims = [0, *range(2, input.dim())]
     count = input.numel() // input.shape[1]
 
@@ -282,7 +284,7 @@ def batch_norm_double_backward(
         return values.reshape(1, -1, *[1] * (input.dim() - 2))
 
     def channel(values: Tensor | None, default: float) -> Tensor:
-        return torch.full_like(mean, default) if values is None else values.to(dtype)
+        return torch.full_like(mean, default, dtype=dtype) if values is None else values.to(dtype)
 
     a, g = adjoint.to(dtype), gradient.to(dtype)
     xh = (input.to(dtype) - wide(mean)) * wide(scale)
@@ -300,4 +302,4 @@ def batch_norm_double_backward(
         - xh * wide(scale * (mean_kx + u * r))
         - wide(scale * mean_k)
     )
-    return g_bar.to(gradient.dtype), x_bar.to(input.dtype), (scale * count * r).to(dtype)
+    return g_bar.to(gradient.dtype), x_bar.to(input.dtype), (scale * count * r).to(mean.dtype)

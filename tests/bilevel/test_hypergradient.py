@@ -226,6 +226,23 @@ def test_float32_is_close_to_float64():
     assert_close([s.double() for s in single], double, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_in_half_precision(dtype):
+    true = torch.cat([t.flatten() for t in hypergradient(*make_problem(warm=False))])
+
+    def error(**arguments):
+        target, matching, meta, optimizer, maps, x, y = make_problem(warm=False)
+        for module in (target, matching, meta):
+            module.to(dtype)
+        maps = [m.to(dtype) for m in maps]
+        found = hypergradient(target, matching, meta, optimizer, maps, x.to(dtype), y, **arguments)
+        assert all(f.dtype == dtype for f in found)
+        return torch.dist(torch.cat([f.flatten() for f in found]).double(), true)
+
+    # What the passes lose is the same, and most of it.
+    assert error(method="exact") <= 1.2 * error(method="double_backward") < 0.2 * true.norm()
+
+
 def test_errors_name_what_is_wrong():
     problem = make_problem()
     with pytest.raises(ValueError, match="method='fast' is not known, choose one of"):

@@ -187,6 +187,17 @@ def batch_norm_arguments(shape, dtype=torch.float32, device="cpu"):
     return [*maps, *(torch.randn(shape[1], dtype=dtype, device=device) for _ in range(5))]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    arguments = batch_norm_arguments((6, 5, 7, 3), dtype)
+    found = batch_norm_double_backward(*arguments)
+    wanted = batch_norm_double_backward(*(t.double() for t in arguments))
+    for f, w in zip(found, wanted, strict=True):
+        assert f.dtype == dtype
+        # One rounding of the result, beside what float32 loses.
+        assert ((f - w).abs() <= torch.finfo(dtype).eps / 2 * w.abs() + 1e-5 * w.abs().max()).all()
+
+
 @pytest.mark.skipif(_native.extension is None, reason="no native extension")
 class TestNativeBatchNorm:
     @pytest.mark.parametrize(
