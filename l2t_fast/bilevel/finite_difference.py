@@ -82,6 +82,8 @@ class FiniteDifference:
                     self._factor = wanted
         # Of the first step they are the weights' alone, of the last one theta's alone.
         sums = weight_bars if step.first else theta_bar if step.last else [*theta_bar, *weight_bars]
+        if not sums:  # a phi that makes no weights
+            return
         with torch.no_grad():
             torch._foreach_add_(list(sums), [d.div_(epsilon) for d in differences])
 

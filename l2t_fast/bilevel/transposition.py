@@ -182,7 +182,7 @@ def pull_back_onto_(
     tensors of theta's size ever exists. Inputs are leaves; their ``grad`` is left as it was.
     """
     reached = [(o, a) for o, a in zip(outputs, adjoints, strict=True) if o is not None]
-    if not reached:
+    if not reached or not inputs:  # a phi that makes no weights leaves the first step without one
         return
     before = [i.grad for i in inputs]
     try:

@@ -243,6 +243,14 @@ def test_networks_in_half_precision(dtype):
     assert error(method="exact") <= 1.2 * error(method="double_backward") < 0.2 * true.norm()
 
 
+@every_way
+def test_a_phi_that_makes_no_weights_gets_zeros(way):
+    problem = make_problem()
+    problem[2].forward = lambda maps: (None, None)
+    found = hypergradient(*problem, **WAYS[way][0])
+    assert all(torch.equal(f, torch.zeros_like(p)) for f, p in zip(found, problem[2].parameters(), strict=True))
+
+
 def test_errors_name_what_is_wrong():
     problem = make_problem()
     with pytest.raises(ValueError, match="method='fast' is not known, choose one of"):
