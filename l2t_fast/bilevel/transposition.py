@@ -119,24 +119,26 @@ def transposed(
 
     weight_bars = [[torch.zeros_like(t) for t in flat(head_weights)] for head_weights in pieces]
     buffer_bars: list[Tensor | None] = [None] * len(theta_bar)
-    while trajectory:
-        of_pieces = trajectory.pop()
-        first, last = of_pieces[0].first, of_pieces[0].last
-        direction, theta_bar, totals = problem.transpose_(theta_bar, buffer_bars, first=first)
-        if first and last:
-            break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
-        # One process adds to the adjoint itself; ranks sum what they add before.
-        joint = problem.joint and not first
-        products = [torch.zeros_like(t) for t in theta_bar] if joint else theta_bar
-        for piece, head_weights, bars in reversed(list(zip(problems, pieces, weight_bars, strict=True))):
-            second_order.add_products_(piece, head_weights, of_pieces.pop(), direction, products, bars)
-        if joint:
-            problem.joined_(products, last=last)
-            theta_bar = _sum(theta_bar, products)
-        del products, direction  # the next step needs their memory
-        buffer_bars = problem.earlier_(totals)
-        del totals
-    end.restore()
+    try:
+        while trajectory:
+            of_pieces = trajectory.pop()
+            first, last = of_pieces[0].first, of_pieces[0].last
+            direction, theta_bar, totals = problem.transpose_(theta_bar, buffer_bars, first=first)
+            if first and last:
+                break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
+            # One process adds to the adjoint itself; ranks sum what they add before.
+            joint = problem.joint and not first
+            products = [torch.zeros_like(t) for t in theta_bar] if joint else theta_bar
+            for piece, head_weights, bars in reversed(list(zip(problems, pieces, weight_bars, strict=True))):
+                second_order.add_products_(piece, head_weights, of_pieces.pop(), direction, products, bars)
+            if joint:
+                problem.joined_(products, last=last)
+                theta_bar = _sum(theta_bar, products)
+            del products, direction  # the next step needs their memory
+            buffer_bars = problem.earlier_(totals)
+            del totals
+    finally:  # each pass that is made again has set the generators back
+        end.restore()
 
     # Weights are this rank's own, of its images or of its pairs, so that only what they do to phi is summed.
     flat_weights = flat(weights)

@@ -251,6 +251,28 @@ def test_a_phi_that_makes_no_weights_gets_zeros(way):
     assert all(torch.equal(f, torch.zeros_like(p)) for f, p in zip(found, problem[2].parameters(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_generators_go_on_after_an_error(method):
+    problem = make_problem(net="dropout")
+    target, passes = problem[0], []
+
+    def count(*_):
+        passes.append(1)
+        if len(passes) == 6:  # the second one that is made again
+            raise KeyError
+
+    hook = target.register_forward_pre_hook(count)
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError):
+        hypergradient(*problem, method=method)
+    after = torch.get_rng_state()
+    hook.remove()
+    torch.set_rng_state(before)
+    for _ in range(4):
+        target(problem[5])
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 def test_errors_name_what_is_wrong():
     problem = make_problem()
     with pytest.raises(ValueError, match="method='fast' is not known, choose one of"):
