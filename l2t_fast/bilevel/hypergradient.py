@@ -1,7 +1,8 @@
 """``hypergradient``: how the meta networks should change, judged by where the look-ahead ends."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +50,10 @@ def hypergradient(
     backward pass is not its derivative (a straight-through estimator), and what stops gradients inside of a function
     of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward pass.
 
-    Args:
     Modules that ``torch.compile`` has made run as what they were made of. Functions that it has made and a module calls
     are refused by "finite_difference", and with the others by PyTorch if their backend has no second derivative.
 
+    Args:
         target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in.
         matching: called as ``matching(source_features, features, channel_weights, beta a pair, pair_weights)``, such as
             :class:`l2t_fast.FeatureMatching`.
@@ -90,15 +91,16 @@ def hypergradient(
 
     Raises:
         ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with
-            "finite_difference" hooks in the target's backward pass, or writing in place without a derivative into what
-            has one; with several ranks, batch normalisation of target that
-            was not synchronized.
-        TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number.
+            "finite_difference" hooks in the target's backward pass, a compiled function, or writing in place without a
+            derivative into what has one; with several ranks, batch normalisation of target that was not synchronized.
+        TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
+            steps or accumulation no whole one; source_features, or what target or meta returns, is not what it must be.
         RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or a module uses
             ``torch.utils.checkpoint``, which would run again by parameters that the look-ahead has left by then.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known, choose one of {', '.join(METHODS)}")
+    steps, accumulation = _whole("steps", steps), _whole("accumulation", accumulation)
     if steps < 0:
         raise ValueError(f"steps={steps} look-ahead steps are not possible, use 0 or more")
     if accumulation < 1:
@@ -107,6 +109,8 @@ def hypergradient(
         raise RuntimeError(
             "hypergradient differentiates, which torch.inference_mode() forbids; torch.no_grad() is fine"
         )
+    if isinstance(source_features, Tensor) or not isinstance(source_features, Iterable):
+        raise TypeError(f"source_features must be a list of tensors (B, C, H, W), not {type(source_features).__name__}")
     differences = method == "finite_difference"
     problems = [
         BilevelProblem(target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece)
@@ -121,6 +125,13 @@ def hypergradient(
                 return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
             with _full_float32():
                 return transposed(problems, meta, source_features, steps, FiniteDifference(capturable=capturable))
+
+
+def _whole(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
 
 
 @contextlib.contextmanager

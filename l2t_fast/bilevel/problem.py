@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import numbers
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -126,7 +126,13 @@ class BilevelProblem:
         """(logits, features) of the target network with the parameters theta, in its own training or eval mode."""
         parameters = {name: theta[slot] for slot, names in self._target_slots for name in names}
         with self.autocast():
-            (logits, features), self._target_buffers = _call(self._target, parameters, self._target_buffers, (self._x,))
+            found, self._target_buffers = _call(self._target, parameters, self._target_buffers, (self._x,))
+        logits, features = _pair(found, "target", "(logits, features)")
+        if not isinstance(logits, Tensor) or not _many(features):
+            raise TypeError(
+                "target must return (logits, features), a tensor and a list of maps, not "
+                f"({type(logits).__name__}, {type(features).__name__})"
+            )
         return logits, list(features)
 
     def moment(self) -> Moment:
@@ -141,7 +147,14 @@ class BilevelProblem:
     def head_weights(self, meta: nn.Module, source_features: Sequence[Tensor]) -> HeadWeights:
         """The meta networks' channel and pair weights of source maps, of several pieces too."""
         with self.autocast():
-            return _call(meta, {}, _by_name(meta, "buffers"), (source_features,))[0]
+            found = _call(meta, {}, _by_name(meta, "buffers"), (source_features,))[0]
+        weights = _pair(found, "meta", "(channel_weights, pair_weights)")
+        if not all(w is None or _many(w) for w in weights):
+            raise TypeError(
+                "meta must return (channel_weights, pair_weights), each a list or None, not "
+                f"({', '.join(type(w).__name__ for w in weights)})"
+            )
+        return weights
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean cross-entropy of logits (B, classes) against the batch's labels."""
@@ -284,6 +297,19 @@ class BilevelProblem:
             found.setdefault((id(settings), tensor is None), []).append(i)
         for (_, missing), slots in found.items():
             yield self.settings[slots[0]], missing, slots
+
+
+def _pair(found: Any, module: str, wanted: str) -> Any:
+    """What a module has returned, if it is two things."""
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        several = f" of {len(found)}" if isinstance(found, (tuple, list)) else ""
+        raise TypeError(f"{module} must return {wanted}, not a {type(found).__name__}{several}")
+    return found
+
+
+def _many(found: Any) -> bool:
+    """Whether it is a list of tensors or its like, of which a tensor is none though it has rows."""
+    return isinstance(found, Iterable) and not isinstance(found, Tensor)
 
 
 def _call(

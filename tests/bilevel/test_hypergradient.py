@@ -273,6 +273,57 @@ def test_generators_go_on_after_an_error(method):
     assert torch.equal(torch.get_rng_state(), after)
 
 
+@pytest.mark.parametrize("value", [None, "2", 2.0])
+@pytest.mark.parametrize("name", ["steps", "accumulation"])
+def test_numbers_that_are_no_whole_ones(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, not {value!r}"):
+        hypergradient(*make_problem(), **{name: value})
+
+
+def test_source_features_that_are_no_list():
+    problem = make_problem()
+    for maps, given in ((None, "NoneType"), (problem[4][0], "Tensor")):
+        with pytest.raises(TypeError, match=rf"source_features must be a list of tensors \(B, C, H, W\), not {given}"):
+            hypergradient(*problem[:4], maps, *problem[5:])
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda logits, maps: logits, r"return \(logits, features\), not a Tensor"),
+        (lambda logits, maps: (logits, maps, 1), r"return \(logits, features\), not a tuple of 3"),
+        (lambda logits, maps: (maps, logits), r"a tensor and a list of maps, not \(list, Tensor\)"),
+        (lambda logits, maps: (None, maps), r"a tensor and a list of maps, not \(NoneType, list\)"),
+    ],
+)
+def test_what_a_target_must_return(way, returned, message):
+    class Wrong(PlainNet):
+        def forward(self, x):
+            return returned(*super().forward(x))
+
+    problem = make_problem()
+    problem[0].__class__ = Wrong
+    with pytest.raises(TypeError, match=f"target must .*{message}"):
+        hypergradient(*problem, **WAYS[way][0])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda weights: weights, r"return \(channel_weights, pair_weights\), not a list of 4"),
+        (lambda weights: weights[:2], r"each a list or None, not \(Tensor, Tensor\)"),
+        (lambda weights: weights[0], r"return \(channel_weights, pair_weights\), not a Tensor"),
+    ],
+)
+def test_what_phi_must_return(returned, message):
+    problem = make_problem()
+    weights = problem[2](problem[4])[0]
+    problem[2].forward = lambda maps: returned(weights)
+    with pytest.raises(TypeError, match=f"meta must .*{message}"):
+        hypergradient(*problem)
+
+
 def test_errors_name_what_is_wrong():
     problem = make_problem()
     with pytest.raises(ValueError, match="method='fast' is not known, choose one of"):
