@@ -111,6 +111,13 @@ class PretrainConfig:
     weight_decay: float = 1e-4
     seed: int = 0
 
+    def check(self, key: str) -> None:
+        """Raise L2TFastError for the first value that is out of range; messages call the group `key`."""
+        _check_rate(f"{key}.lr", self.lr)
+        _check_weight(f"{key}.weight_decay", self.weight_decay)
+        _check_epochs(f"{key}.epochs", self.epochs)
+        self.data.check(f"{key}.data")
+
 
 @dataclass
 class TransferOptions:
@@ -199,15 +206,10 @@ class TransferOptions:
             if getattr(self, name) < lowest:
                 raise L2TFastError(f"{name} is {getattr(self, name)}, it must be at least {lowest}")
         for name in ("beta", "lwf_weight", "at_weight", "weight_decay", "meta_weight_decay"):
-            if not 0 <= getattr(self, name) <= LARGEST_FACTOR:
-                wanted = f"a number of at least 0 and at most {LARGEST_FACTOR:g}"
-                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be {wanted}")
+            _check_weight(name, getattr(self, name))
         for name in ("lr", "meta_lr"):
-            if not 0 < getattr(self, name) <= LARGEST_FACTOR:
-                wanted = f"a number above 0 and at most {LARGEST_FACTOR:g}"
-                raise L2TFastError(f"{name} is {getattr(self, name)}, it must be {wanted}")
-        if self.epochs > MOST_EPOCHS:
-            raise L2TFastError(f"epochs is {self.epochs}, it must be at most {MOST_EPOCHS}")
+            _check_rate(name, getattr(self, name))
+        _check_epochs("epochs", self.epochs)
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise L2TFastError(
                 f"threads is {self.threads}, it must be from 1 to {MOST_THREADS}, or null for PyTorch's choice"
@@ -216,7 +218,7 @@ class TransferOptions:
         check_seed("pretrain.seed", self.pretrain.seed)
         check_seed("pretrain.data.seed", self.pretrain.data.seed)
         if self.pretrain.epochs:
-            self.pretrain.data.check("pretrain.data")
+            self.pretrain.check("pretrain")
         if not 0 <= self.momentum < 1:
             raise L2TFastError(f"momentum is {self.momentum}, it must be at least 0 and below 1")
         if self.nesterov and self.momentum == 0:
@@ -323,6 +325,21 @@ class CompareConfig(TransferOptions):
         for number in self.per_class or ():
             if number < 1:
                 raise L2TFastError(f"per_class has {number}, every number must be at least 1")
+
+
+def _check_weight(name: str, value: float) -> None:
+    if not 0 <= value <= LARGEST_FACTOR:
+        raise L2TFastError(f"{name} is {value}, it must be a number of at least 0 and at most {LARGEST_FACTOR:g}")
+
+
+def _check_rate(name: str, value: float) -> None:
+    if not 0 < value <= LARGEST_FACTOR:
+        raise L2TFastError(f"{name} is {value}, it must be a number above 0 and at most {LARGEST_FACTOR:g}")
+
+
+def _check_epochs(name: str, value: int) -> None:
+    if value > MOST_EPOCHS:
+        raise L2TFastError(f"{name} is {value}, it must be at most {MOST_EPOCHS}")
 
 
 def check_seed(name: str, seed: int) -> None:

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig, TransferOptions
 from l2t_fast.data import DataBundle, DataConfig, load_data
-from l2t_fast.distributed.group import ALONE, Group
+from l2t_fast.distributed.group import ALONE, Group, PeerError
+from l2t_fast.errors import L2TFastError
 from l2t_fast.models import read_checkpoint
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.transfer.progress import TrainingProgress
@@ -97,6 +98,11 @@ def pretrained_source(
         device=options.device,
         threads=options.threads,
     )
-    run_once(training, f"source {options.source.model}", progress, group)
+    try:
+        run_once(training, f"source {options.source.model}", progress, group)
+    except PeerError:
+        raise
+    except L2TFastError as error:
+        raise L2TFastError(f"pretraining the source, whose keys stand below pretrain: {error}") from error
     num_classes = read_checkpoint(files.best).num_classes
     return dataclasses.replace(options.source, checkpoint=str(files.best), num_classes=num_classes)

@@ -184,8 +184,15 @@ class Trainer:
         try:
             cross_entropy, loss, correct = self.step(x, y, joined)
         except NotFiniteError as problem:
-            where = f"in epoch {self.reached.epoch + 1}, step {self.reached.step + 1}"
-            raise L2TFastError(f"{where}, {problem}: {self._advice()}") from None
+            raise L2TFastError(f"{self._where()}, {problem}: {self._advice()}") from None
+        except ValueError as error:
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise L2TFastError(
+                f"{self._where()}, batch normalisation has a single pixel of a single image, {self._kept()}: set "
+                f"data.batch_size (now {self.config.data.batch_size}) to at least twice accumulation (now "
+                f"{self.config.accumulation}), or a larger data.image_size"
+            ) from error
         self.reached.step += 1
         return cross_entropy, loss - cross_entropy, correct
 
@@ -365,13 +372,17 @@ class Trainer:
             }
             self.folder.write_channel_weights(means)
 
+    def _where(self) -> str:
+        return f"in epoch {self.reached.epoch + 1}, step {self.reached.step + 1}"
+
     def _kept(self) -> str:
         if not self.reached.epoch:
             return "nothing was saved"
         return f"the checkpoint of epoch {self.reached.epoch} in {self.folder.path} is intact"
 
     def _advice(self) -> str:
-        lower = f"a lower lr (now {self.config.lr}) or beta (now {self.config.beta}) may help"
+        keys = ("lr", *self.method.loss_weights)
+        lower = f"a lower {' or '.join(f'{key} (now {getattr(self.config, key)})' for key in keys)} may help"
         # Which the run that was begun cannot go on with.
         where = ", from the start in another folder (--out)" if self.reached.epoch else ""
         return f"training stops, {self._kept()}; {lower}{where}"

@@ -143,6 +143,15 @@ def test_a_learning_rate_far_too_high_stops_with_a_hint(make_config, quiet):
     assert run(config, progress=quiet)["epochs"] == 3
 
 
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [("scratch", r"lr \(now 1e\+30\)"), ("lwf-at", r"lr \(.*\) or lwf_weight \(now 1.0\) or at_weight \(now 1000.0\)")],
+)
+def test_the_hint_names_the_keys_of_the_method(make_config, quiet, method, keys):
+    with pytest.raises(L2TFastError, match=rf"a lower {keys} may help$"):
+        run(make_config(method=method, lr=1e30), progress=quiet)
+
+
 def test_parameters_without_floats_are_skipped():
     module = torch.nn.BatchNorm1d(2)
     assert first_non_finite_parameter({"a": module}) is None

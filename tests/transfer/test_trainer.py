@@ -447,6 +447,27 @@ def test_pretrains_a_source_where_none_is_given(make_config, quiet):
         run(config, resume=True, progress=quiet)
 
 
+def test_a_mistake_below_pretrain_is_not_taken_for_one_of_the_target_s(make_config, quiet):
+    config = make_config(method="fm")
+    config.source.checkpoint = None
+    config.pretrain.epochs = 1
+    config.pretrain.data.classes = [0, 77]
+    with pytest.raises(
+        L2TFastError, match=r"^pretraining the source, whose keys stand below pretrain: classes names 77"
+    ):
+        run(config, progress=quiet)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (3, 2)])
+def test_batch_normalisation_of_a_single_pixel_is_told_with_the_keys(make_config, quiet, batch_size, accumulation):
+    config = make_config(method="scratch", accumulation=accumulation)
+    config.target = TargetConfig("resnet8")
+    config.data.batch_size, config.data.image_size = batch_size, 1
+    keys = rf"data\.batch_size \(now {batch_size}\) to at least twice accumulation \(now {accumulation}\)"
+    with pytest.raises(L2TFastError, match=f"^in epoch 1, step 1, batch normalisation .*: set {keys}"):
+        run(config, progress=quiet)
+
+
 def test_a_run_that_pretrained_its_source_is_continued_where_it_was_moved_to(make_config, quiet, tmp_path, monkeypatch):
     (tmp_path / "before").mkdir()
     (tmp_path / "after").mkdir()

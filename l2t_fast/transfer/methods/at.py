@@ -19,6 +19,7 @@ class AttentionTransfer(Method):
     """
 
     name = "at"
+    loss_weights = ("at_weight",)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -76,6 +76,7 @@ class Method(nn.Module):
         runs_source: whether it runs for each batch
         default_pairs: matching scheme when the user names none; None if the method matches no feature maps
         shares_pairs: whether each of several ranks can have pairs of its own, see `keep_pairs`
+        loss_weights: the configuration's keys that its loss terms are weighted with
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Method(nn.Module):
     runs_source: ClassVar[bool] = True
     default_pairs: ClassVar[str | None] = "one-to-one"
     shares_pairs: ClassVar[bool] = False
+    loss_weights: ClassVar[Sequence[str]] = ()
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ class FeatureMatchingMethod(Method):
 
     name = "fm"
     shares_pairs = True
+    loss_weights = ("beta",)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -24,6 +24,7 @@ class LwF(Method):
 
     name = "lwf"
     default_pairs = None
+    loss_weights = ("lwf_weight",)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -13,6 +13,7 @@ class LwFAT(Method):
     """The sum of LwF's and AT's terms, each with its own weight: on CUB200 the next best to L2T-ww in the paper."""
 
     name = "lwf-at"
+    loss_weights = ("lwf_weight", "at_weight")
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
