@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from l2t_fast.data.images import FileImages
 from l2t_fast.data.raw import Pool, RawData
@@ -32,18 +32,30 @@ def read_image_folder(folder: Path) -> RawData:
 
 def _folder_of_classes(folder: Path) -> tuple[Pool, list[str]]:
     try:
-        names, numbers = find_classes(folder)
-    except FileNotFoundError as error:
-        raise L2TFastError(
-            f"the folder {printable(folder)} is empty: it must hold one folder of images a class"
-        ) from error
+        entries = [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
     except OSError as error:
         raise L2TFastError(f"the folder {printable(folder)} cannot be read: {error.strerror}") from error
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+    if not names:
+        images = any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)
+        found = "holds images and no folders, name the one above it" if images else "holds no folders"
+        raise L2TFastError(f"the folder {printable(folder)} {found}: it must hold one folder of images a class")
     _check_entries(folder)
-    samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def is_image(path: str) -> bool:
+        inside = os.path.relpath(path, folder)
+        return path.lower().endswith(IMG_EXTENSIONS) and not any(map(_is_hidden, inside.split(os.sep)))
+
+    samples = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
     paths = [path for path, _ in samples]
     labels = np.array([label for _, label in samples], dtype=np.int64)
     return Pool(FileImages(paths), labels, printable(folder)), names
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether file managers or archives left it there: thumbnails, a macOS archive's second copy of every name."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _check_entries(folder: Path) -> None:
@@ -66,6 +78,8 @@ def _check_entries(folder: Path) -> None:
         except OSError as error:
             raise L2TFastError(f"the folder {printable(path)} cannot be read: {error.strerror}") from error
         for entry in entries:
+            if _is_hidden(entry.name):
+                continue
             if entry.is_dir():
                 waiting.append(entry.path)
             elif entry.name.lower().endswith(IMG_EXTENSIONS) and not entry.is_file():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -45,6 +45,10 @@ class FileImages:
                 return transforms.pil_to_tensor(image.convert("RGB"))
         except L2TFastError:
             raise
+        except UnidentifiedImageError as error:
+            raise L2TFastError(
+                f"the image {printable(path)} cannot be read: it is of no kind of image that PIL knows"
+            ) from error
         except Exception as error:
             # A damaged file makes PIL raise nearly anything: OSError, SyntaxError, ValueError, DecompressionBombError.
             reason = printable(str(error)).replace(repr(path), "it")

@@ -142,6 +142,17 @@ def test_other_files_beside_the_images_do_not_matter(make_folder):
     assert sizes(load_data(config(folder))) == [20, 2, 7]
 
 
+def test_hidden_folders_and_files_are_no_classes_and_no_images(make_folder):
+    """As file managers and archives leave them."""
+    folder = make_folder(USUAL)
+    for name in (".thumbnails", "__MACOSX"):
+        shutil.copytree(folder / "train" / "cat", folder / "train" / name)
+        shutil.copytree(folder / "train" / "cat", folder / "train" / "bird" / name)
+    (folder / "train" / "cat" / "._000.png").write_bytes(b"Mac OS X")
+    bundle = load_data(config(folder))
+    assert bundle.class_names == ["bird", "cat"] and sizes(bundle) == [20, 2, 7]
+
+
 def damage(folder):
     path = folder / "train" / "cat" / "005.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -150,7 +161,7 @@ def damage(folder):
 
 def replace_by_text(folder):
     (folder / "test" / "bird" / "001.png").write_text("no image")
-    return "001.png cannot be read: cannot identify image file it"
+    return "001.png cannot be read: it is of no kind of image that PIL knows"
 
 
 def deep_image(folder):
@@ -188,7 +199,14 @@ def no_test(folder):
 def no_classes(folder):
     shutil.rmtree(folder)
     folder.mkdir()
-    return "the folder {folder} is empty"
+    return "the folder {folder} holds no folders: it must hold one folder of images a class"
+
+
+def too_deep(folder):
+    for name in ("train", "test"):
+        shutil.rmtree(folder / name)
+    Image.new("RGB", (8, 8)).save(folder / "000.png")
+    return "the folder {folder} holds images and no folders, name the one above it: it must hold one folder"
 
 
 def no_folder(folder):
@@ -231,6 +249,7 @@ def single_image(folder):
         additional_test_class,
         no_test,
         no_classes,
+        too_deep,
         no_folder,
         a_file,
         other_size,
