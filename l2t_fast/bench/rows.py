@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import os
 from collections.abc import Iterable
@@ -94,6 +95,19 @@ _KEY = (
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 _TYPES = {field.name: str(field.type).split(" | ")[0] for field in dataclasses.fields(Row)}
 _PARSERS = {"str": str, "int": int, "float": float}
+
+
+def check_output(path: Path) -> None:
+    """Raise L2TFastError if rows cannot be appended to a file, of what can be known before they are measured."""
+    try:
+        if path.exists() and path.stat().st_size:
+            _check_header(path)
+        folder = next(parent for parent in path.parents if parent.exists())
+        if not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+            reason = errno.EACCES if folder.is_dir() else errno.ENOTDIR
+            raise OSError(reason, os.strerror(reason))
+    except OSError as error:
+        raise L2TFastError(f"rows cannot be written to {path}: {error.strerror or error}") from error
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -39,6 +39,16 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, options, messa
     assert not (tmp_path / "rows.csv").exists()
 
 
+def test_a_file_of_others_is_refused_before_the_first_measurement(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("l2t_fast.bench.cli._measured", lambda *_: pytest.fail("measured"))
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    assert main(["bench", "run", "--output", str(other)]) == 2
+    assert "holds other columns than this version writes" in capsys.readouterr().err
+    assert main(["bench", "run", "--output", str(other / "rows.csv")]) == 2
+    assert "rows cannot be written to" in capsys.readouterr().err
+
+
 def test_shapes_of_a_users_own(tmp_path, capsys):
     shapes, rows = tmp_path / "mine.yaml", tmp_path / "rows.csv"
     shapes.write_text("batch: 3\nsources: [[8, 4, 4]]\ntargets: [[4, 6, 5]]\n")
