@@ -71,6 +71,8 @@ class SourceConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise L2TFastError(f"{key}.{name} is {value}, it must be at least 1, or null")
+        if self.checkpoint == "":
+            raise L2TFastError(f"{key}.checkpoint is empty, it must be a file, {PUBLISHED} or null")
         if isinstance(self.normalization, list):
             check_mean_and_std(f"{key}.normalization", self.normalization)
         elif self.normalization not in (None, "imagenet", "data"):
@@ -286,6 +288,8 @@ class TrainConfig(TransferOptions):
         """As `TransferOptions.check`, for the seed too."""
         super().check()
         check_seed("seed", self.seed)
+        if self.out == "":
+            raise L2TFastError("out is empty, it must be a folder, . for the one you are in, or null")
 
     def folder(self) -> Path:
         """Where the run's files go."""
@@ -312,6 +316,8 @@ class CompareConfig(TransferOptions):
     def check(self) -> None:
         """As `TransferOptions.check`, for the lists too."""
         super().check()
+        if not self.out:
+            raise L2TFastError("out is empty, it must be a folder, . for the one you are in")
         for name in ("methods", "per_class", "seeds"):
             values = getattr(self, name)
             if values is None:

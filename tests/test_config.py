@@ -138,6 +138,8 @@ def test_a_written_configuration_reads_back(tmp_path, config):
         ({"hypergradient": "exakt"}, "hypergradient is 'exakt', it must be one of exact, "),
         ({"backend": "gpu"}, "backend is 'gpu', it must be one of auto, "),
         ({"pretrain": PretrainConfig(epochs=-1)}, "pretrain.epochs is -1"),
+        ({"out": ""}, "out is empty, it must be a folder"),
+        ({"source": SourceConfig(checkpoint="")}, r"source\.checkpoint is empty, it must be a file, default or null"),
         ({"pretrain": PretrainConfig(epochs=1, lr=0.0)}, r"^pretrain\.lr is 0\.0, it must be a number above 0"),
         ({"pretrain": PretrainConfig(epochs=1, weight_decay=-1.0)}, r"^pretrain\.weight_decay is -1\.0, it must be"),
         ({"pretrain": PretrainConfig(epochs=10**7)}, r"^pretrain\.epochs is 10000000, it must be at most"),
