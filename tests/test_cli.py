@@ -20,7 +20,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
 from l2t_fast.parsing import read_config, to_config
 from l2t_fast.transfer.checkpoint import load_checkpoint
-from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.run_folder import METRICS, RunFolder
 from l2t_fast.transfer.trainer import Trainer
 
 
@@ -113,6 +113,15 @@ def test_compare_ends_with_two_and_a_sentence_where_a_run_failed(config, tmp_pat
         "data.image_size, or set data.cache to false\n"
     )
     assert "scratch N=6 seed 4: test" in captured.out and "report.html" in captured.out
+
+
+def test_of_epochs_with_the_same_accuracy_the_one_with_the_lower_loss_is_shown(tmp_path, capsys):
+    """As the trainer chooses, also where a run has no result yet."""
+    for epoch, loss in ((1, 2.0), (2, 1.0), (3, 3.0)):
+        row = dict.fromkeys(METRICS, 0.0) | {"epoch": epoch, "validation_accuracy": 0.5, "validation_loss": loss}
+        RunFolder(tmp_path).add_metrics(row)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "50.00% (epoch 2)" in capsys.readouterr().out
 
 
 def test_one_method_alone_is_shown_as_a_list(capsys):

@@ -46,7 +46,8 @@ def inspect_run(path: Path, console: Console) -> None:
 
 
 def _tables(folder: RunFolder, rows: list[dict[str, str]], width: int) -> list[Table]:
-    best = max(rows, key=lambda row: float(row["validation_accuracy"]))
+    # As the trainer chooses: at the same accuracy the lower loss.
+    best = max(rows, key=lambda row: (float(row["validation_accuracy"]), -float(row["validation_loss"])))
     epoch = best["epoch"]
     summary = Table("", "", title=_shown(folder.path), show_header=False)
     if folder.result.exists():
