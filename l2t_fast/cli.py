@@ -19,6 +19,7 @@ from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report import results_table
 from l2t_fast.saliency import explain_runs
+from l2t_fast.text import printable
 from l2t_fast.transfer import run
 from l2t_fast.transfer.compare import compare
 from l2t_fast.transfer.inspect import inspect_run
@@ -80,7 +81,7 @@ def _train(options: Namespace, group: Group) -> None:
     if not group.leads:
         return
     print(
-        f"{result['method']}: test accuracy {result['test_accuracy']:.2%} with the model of epoch "
+        f"{printable(result['method'])}: test accuracy {result['test_accuracy']:.2%} with the model of epoch "
         f"{result['best_epoch']} (validation accuracy {result['validation_accuracy']:.2%})"
     )
 

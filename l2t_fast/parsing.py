@@ -5,6 +5,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
@@ -14,6 +15,9 @@ from l2t_fast.config import TransferOptions
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 from l2t_fast.yaml_files import parse_yaml, read_yaml
+
+#: What the types of plain values are called in messages.
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 Config = TypeVar("Config", bound=TransferOptions)
 
@@ -62,6 +66,8 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         L2TFastError: an unknown option or key, with the closest one; a value of the wrong type; a file that is not
             YAML.
     """
+    if any(pair == ("--config", "") for pair in pairwise([*arguments, ""])) or "--config=" in arguments:
+        raise L2TFastError("--config is empty, it must name a YAML file; leave it out for the defaults")
     known = _option_names(parser, arguments)
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     trees = []
@@ -70,7 +76,8 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         _refuse_file_names(trees[-1], groups, f"{path}: ")
     for argument in arguments:
         if (name := argument.partition("=")[0].removeprefix("--")) in groups and argument.startswith("--"):
-            raise L2TFastError(f"--{name} takes no value, its keys do: --{name}.KEY")
+            below = "NAME.KEY" if name == "sources" else "KEY"
+            raise L2TFastError(f"--{name} takes no value, its keys do: --{name}.{below}")
     if not any(isinstance(tree, dict) and tree.get("sources") for tree in trees):
         arguments = _with_sources_in_one(arguments)
     try:
@@ -159,6 +166,8 @@ def _sentence(message: str, known: list[str]) -> str:
             return f"{key}: {value[1]} is not what it takes, see --help{hint}"
         if alone := re.search(r"Expected a <class 'list'>. Got value: (.*)", reason):
             return f"{key} takes a list, --{key} '[{alone[1]}]'"
+        if (plain := re.search(r"Expected a <class '(\w+)'>. Got value: (.*)", reason)) and plain[1] in _KINDS:
+            return f"{key} is {'null' if plain[2] == 'None' else plain[2]}, it must be {_KINDS[plain[1]]}"
         return f"{key}: {' '.join(reason.split())}"
     if message.strip() == "Unexpected config:":
         return "the file given by --config is empty"

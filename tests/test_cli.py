@@ -124,6 +124,11 @@ def test_of_epochs_with_the_same_accuracy_the_one_with_the_lower_loss_is_shown(t
     assert "50.00% (epoch 2)" in capsys.readouterr().out
 
 
+def test_a_label_breaks_no_line(train, capsys):
+    assert train("--method", "scratch", "--label", "two\nlines") == 0
+    assert "\ntwo\\nlines: test accuracy" in capsys.readouterr().out
+
+
 def test_one_method_alone_is_shown_as_a_list(capsys):
     assert main(["compare", "--methods", "fm"]) == 2
     assert capsys.readouterr().err == "error: methods takes a list, --methods '[fm]'\n"
@@ -139,7 +144,15 @@ def test_env(capsys):
     [
         (["--epohs", "3"], "unknown option --epohs, did you mean --epochs?"),
         (["--data.per_clas=3"], "unknown option --data.per_clas, did you mean --data.per_class?"),
-        (["--epochs", "many"], "epochs: Expected a <class 'int'>. Got value: many"),
+        (["--epochs", "many"], "epochs is many, it must be a whole number"),
+        (["--epochs", "1e3"], "epochs is 1000.0, it must be a whole number"),
+        (["--beta", "null"], "beta is null, it must be a number"),
+        (["--config", ""], "--config is empty, it must name a YAML file"),
+        (["--config="], "--config is empty, it must name a YAML file"),
+        (["--sources", "{}"], "--sources takes no value, its keys do: --sources.NAME.KEY"),
+        (["--beta", "nan"], "beta is nan, it must be a number"),
+        (["--keep_graphs", "1"], "keep_graphs is 1, it must be true or false"),
+        (["--data.seed", "1.5"], "data.seed is 1.5, it must be a whole number"),
         (["--method", "l2tww"], "there is no method 'l2tww': did you mean l2t-ww?"),
         (["--method", "fm-single"], "there is no method 'fm-single': fm-single is fm with pairs: single; known are"),
         (["--lr", "-1"], "lr is -1.0, it must be a number above 0"),
