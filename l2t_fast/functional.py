@@ -46,7 +46,8 @@ def feature_matching_loss(
         pairs: per pair (source index m, target index n).
         channel_weights: per pair w (B, C_m), *what* to transfer; None takes the mean over the channels, w = 1 / C_m.
         pair_weights: per pair lambda (B,), (B, 1) or (1, 1), *where* to transfer it; None takes 1.
-        beta: weight of the whole loss, or one number a pair.
+        beta: weight of the whole loss, or one number a pair. A tensor is read by the host, which waits for its device
+            and which a graph of ``torch.compile`` cannot hold.
         backend: "auto", "reference", "cpu", "cuda" or "triton". "auto" takes the fused path when all tensors are on one
             device that has one and no source feature requires grad; the environment variable ``L2T_FAST_BACKEND``
             replaces "auto". ``l2t_fast.explain_backend(device)`` tells the choice.
@@ -360,13 +361,17 @@ def _checked_batch(pairs: list[tuple[int, int]], sources: Sequence[Tensor], targ
 
 def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
     given = [beta] if isinstance(beta, Tensor) else beta if isinstance(beta, (list, tuple)) else []
-    if any(isinstance(b, Tensor) and b.requires_grad for b in given):
+    unusual = [b for b in given if not isinstance(b, (float, int))]
+    if any(isinstance(b, Tensor) and b.requires_grad for b in unusual):
         raise TypeError("beta is a constant of the loss, but the tensor given requires grad")
     if isinstance(beta, Tensor):
         beta = beta.tolist()
     if isinstance(beta, Real):
         return [float(beta)] * count
     try:
+        # float() would read text, and a dictionary or a set has no order that is the pairs'.
+        if isinstance(beta, (str, bytes, Mapping, Set)) or any(isinstance(b, (str, bytes)) for b in unusual):
+            raise TypeError
         betas = [float(b) for b in beta]
     except (TypeError, ValueError):
         raise TypeError(f"beta must be a number or one number a pair, not {beta!r}") from None

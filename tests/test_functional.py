@@ -164,6 +164,11 @@ def test_empty_batch_is_zero_with_gradients():
         (lambda a: a.update(channel_weights=a["channel_weights"][:2]), ValueError, "channel_weights has 2 entries"),
         (lambda a: a.update(beta=[1.0]), ValueError, "beta has 1 entries for 5 pairs"),
         (lambda a: a.update(beta="much"), TypeError, "beta must be a number"),
+        (lambda a: a.update(beta="11111"), TypeError, "beta must be a number or one number a pair, not '11111'"),
+        (lambda a: a.update(beta=["1", 1, 1, 1, 1]), TypeError, "beta must be a number or one number a pair, not"),
+        (lambda a: a.update(beta=dict.fromkeys(range(5), 1.0)), TypeError, r"beta must be .*, not \{0: 1.0"),
+        (lambda a: a.update(beta={0.0, 1.0, 2.0, 3.0, 4.0}), TypeError, r"beta must be .*, not \{0.0"),
+        (lambda a: a.update(beta=torch.ones(5, 1)), TypeError, r"beta must be a number or one number a pair, not"),
         (lambda a: a.update(beta=[*[1.0] * 4, torch.ones((), requires_grad=True)]), TypeError, "requires grad"),
         (lambda a: a.update(backend="fast"), ValueError, "backend='fast' is not a backend"),
         (
@@ -256,6 +261,14 @@ def test_features_may_be_a_dictionarys_values():
     as_lists = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
     by_name = dict(zip("abc", sources, strict=True)), dict(zip("de", targets, strict=True))
     assert torch.equal(feature_matching_loss(*(d.values() for d in by_name), projections, PAIRS, w, lam), as_lists)
+
+
+def test_beta_may_be_a_tensor():
+    sources, targets, projections, w, lam = make()
+    arguments = sources, targets, projections, PAIRS, w, lam
+    one, each = torch.tensor(0.5), torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0])
+    assert torch.equal(feature_matching_loss(*arguments, one), feature_matching_loss(*arguments, 0.5))
+    assert torch.equal(feature_matching_loss(*arguments, each), feature_matching_loss(*arguments, each.tolist()))
 
 
 def test_a_source_from_inference_mode():
