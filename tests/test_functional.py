@@ -247,6 +247,35 @@ def test_torch_func_and_forward_mode_fall_back_to_the_reference():
     torch.testing.assert_close(derivative, (by_autograd * tangent).sum(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        torch.func.grad,
+        lambda f: lambda x: torch.func.vjp(f, x)[1](torch.ones_like(x))[0],
+        lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+        torch.func.jacfwd,
+    ],
+)
+def test_transforms_around_weights_that_are_closed_over(transformed):
+    """The transform is not given any tensor of the loss."""
+    sources, targets, projections, w, lam = make()
+    w, lam = [t.requires_grad_() for t in w], [t.requires_grad_() for t in lam]
+    scale = torch.tensor(2.0, dtype=torch.float64)
+
+    def loss(**backend):
+        return feature_matching_loss(sources, targets, projections, PAIRS, w, lam, **backend)
+
+    found = transformed(lambda x: x * loss())(scale)
+    wanted = loss()
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, [*w, *lam]), torch.autograd.grad(wanted, [*w, *lam]), rtol=1e-12, atol=1e-12
+    )
+    if l2t_fast.explain_backend("cpu").backend == "cpu":
+        with pytest.raises(ValueError, match=r"backend='cpu' does not run inside torch\.func transforms"):
+            transformed(lambda x: x * loss(backend="cpu"))(scale)
+
+
 def test_weights_may_be_one_tensor():
     """Of pairs whose sources have equally many channels."""
     sources, targets, projections, w, lam = make()

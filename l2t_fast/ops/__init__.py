@@ -164,9 +164,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
         elsewhere = [t.device for t in (*sources, *others) if t.device.type not in (name, "meta")]
         if name in ("cpu", "cuda") and elsewhere:
             raise ValueError(f"{named_by}{name!r} takes {name} tensors, but one is on {elsewhere[0]}")
-        if not torch.compiler.is_compiling() and any(
-            torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (*sources, *others)
-        ):
+        if _inside_transform():
             raise ValueError(f'{named_by}{name!r} does not run inside torch.func transforms, use backend="reference"')
         if name in FUSED["cuda"] and any(t.dtype == torch.float64 for t in (*sources, *others)):
             raise TypeError(f'{named_by}{name!r} has no float64, use backend="reference"')
@@ -178,12 +176,17 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
         return Choice("reference", "the tensors are on more than one device")
     if learns_source:
         return Choice("reference", "a source feature requires grad, and the fused backends give it none")
-    if any(is_transformed(t) for t in tensors):
+    if _inside_transform() or any(is_transformed(t) for t in tensors):
         return Choice("reference", "the fused backends do not run inside torch.func transforms or forward-mode AD")
     choice = backend_for_device(devices.pop())
     if choice.backend in FUSED["cuda"] and any(t.dtype == torch.float64 for t in tensors):
         return Choice("reference", f"the {choice.backend} backend has no float64")
     return choice
+
+
+def _inside_transform() -> bool:
+    """Whether a torch.func transform runs, whose operators wrap tensors that it was not given too."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_transformed(tensor: Tensor) -> bool:
