@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from l2t_fast import _native
+from l2t_fast.autocast import autocast_off
 from l2t_fast.ops import why_unavailable
 
 Pairs = Sequence[tuple[int, int]]
@@ -150,7 +151,7 @@ class _Joined(Function):
     @staticmethod
     def forward(ctx, *tensors: Tensor) -> Tensor:
         # Autocast refuses types that are lower than its own, and promotion alone is wanted.
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with autocast_off(tensors[0].device.type):
             if tensors[0].dim() == 1:
                 ctx.widths = None
                 return torch.stack(tensors, dim=1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2t_fast.autocast import autocast_off
 from l2t_fast.functional import Projection, checked_maps, checked_pairs, feature_matching_loss
 
 Pairs = Sequence[tuple[int, int]]
@@ -260,7 +261,7 @@ def _per_pair(
         raise ValueError(
             f"the pairs need source map {max(m for m, _ in pairs)}, but source_features holds {len(source_features)}"
         )
-    with torch.autocast(source_features[0].device.type, enabled=False):
+    with autocast_off(source_features[0].device.type):
         means: dict[int, Tensor] = {}
         outputs = []
         for (m, _), layer in zip(pairs, layers, strict=True):

@@ -121,6 +121,16 @@ def test_half_precision_features_give_float32_weights_also_under_autocast():
     torch.testing.assert_close(weights[0], meta([s.bfloat16().float() for s in sources])[0][0])
 
 
+@pytest.mark.parametrize("what", [True, False])
+def test_devices_that_have_no_autocast(what):
+    sources, targets = ([map.to("meta") for map in maps] for maps in features())
+    meta, matching = MetaNetworks(SOURCE, PAIRS).to("meta"), FeatureMatching(SOURCE, TARGET, PAIRS).to("meta")
+    weights, lambdas = meta(sources) if what else (None, None)
+    loss = matching(sources, targets, weights, 0.5, lambdas)
+    loss.backward()
+    assert loss.shape == () and loss.is_meta and matching[0].weight.grad.shape == (2, 4, 1, 1)
+
+
 def test_non_square_maps():
     sources = [torch.randn(2, 2, 3, 5), torch.randn(2, 3, 4, 1)]
     weights, _ = MetaNetworks(SOURCE, PAIRS)(sources)

@@ -6,9 +6,10 @@ order of derivative, and it makes every projected and resized feature map that t
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from l2t_fast.autocast import autocast_off
 
 
 def matching_loss(
@@ -25,7 +26,7 @@ def matching_loss(
     """
     dtype = alpha.dtype
     # Autocast would run the projection in half precision; the contract accumulates in float32.
-    with torch.autocast(alpha.device.type, enabled=False):
+    with autocast_off(alpha.device.type):
         loss = alpha.new_zeros(())
         columns = alpha.split([weight.shape[0] for weight in weights], dim=1)
         # Once a map and not once a pair: the pairs' gradients of a target in half precision are added up in `dtype`.
