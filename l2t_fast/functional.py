@@ -229,7 +229,7 @@ def _without_misfits(
     return [features[i] for i in kept], renamed
 
 
-def _pair(p: int, pairs: Sequence[tuple[int, int]]) -> str:
+def pair_name(p: int, pairs: Sequence[tuple[int, int]]) -> str:
     return f"pair {p} (source {pairs[p][0]}, target {pairs[p][1]})"
 
 
@@ -335,13 +335,13 @@ def _checked_projections(
         wanted = (sources[m].shape[1], targets[n].shape[1])
         if tuple(weight.shape) not in (wanted, (*wanted, 1, 1)):
             raise ValueError(
-                f"{_pair(p, pairs)}: the projection's weight has shape {_shape(weight)}, but source "
+                f"{pair_name(p, pairs)}: the projection's weight has shape {_shape(weight)}, but source "
                 f"{_shape(sources[m])} and target {_shape(targets[n])} need {wanted} or {(*wanted, 1, 1)}"
             )
         if bias is not None and tuple(bias.shape) != wanted[:1]:
             raise ValueError(
-                f"{_pair(p, pairs)}: the projection's bias has shape {_shape(bias)}, but source {_shape(sources[m])} "
-                f"needs {wanted[:1]}"
+                f"{pair_name(p, pairs)}: the projection's bias has shape {_shape(bias)}, "
+                f"but source {_shape(sources[m])} needs {wanted[:1]}"
             )
         weights.append(weight)
         biases.append(bias)
@@ -353,7 +353,7 @@ def _checked_batch(pairs: list[tuple[int, int]], sources: Sequence[Tensor], targ
     for p, (m, n) in enumerate(pairs):
         if sources[m].shape[0] != batch or targets[n].shape[0] != batch:
             raise ValueError(
-                f"{_pair(p, pairs)}: source {_shape(sources[m])} and target {_shape(targets[n])} "
+                f"{pair_name(p, pairs)}: source {_shape(sources[m])} and target {_shape(targets[n])} "
                 f"must both have the batch size {batch} of the first pair"
             )
     return batch
@@ -392,7 +392,7 @@ def _checked_channel_weights(
         wanted = (batch, sources[pairs[p][0]].shape[1])
         if tuple(weight.shape) != wanted:
             raise ValueError(
-                f"{_pair(p, pairs)}: channel weights have shape {_shape(weight)}, "
+                f"{pair_name(p, pairs)}: channel weights have shape {_shape(weight)}, "
                 f"but source {_shape(sources[pairs[p][0]])} needs {wanted}"
             )
     return list(weights)
@@ -409,7 +409,7 @@ def _checked_pair_weights(
             raise TypeError(f"pair_weights[{p}] must be a tensor (B,), (B, 1) or (1, 1), not {type(weight).__name__}")
         if tuple(weight.shape) not in ((batch,), (batch, 1), (1, 1)):
             raise ValueError(
-                f"{_pair(p, pairs)}: the pair weight has shape {_shape(weight)}, "
+                f"{pair_name(p, pairs)}: the pair weight has shape {_shape(weight)}, "
                 f"but a batch of {batch} needs ({batch},), ({batch}, 1) or (1, 1)"
             )
     return list(weights)
@@ -445,18 +445,18 @@ def _check_devices_and_dtypes(
             if tensor is None:
                 continue
             if tensor.layout != torch.strided:
-                raise TypeError(f"{_pair(p, pairs)}: the {name} is {tensor.layout}, use a dense tensor")
+                raise TypeError(f"{pair_name(p, pairs)}: the {name} is {tensor.layout}, use a dense tensor")
             if tensor.dtype != torch.float64 and tensor.dtype not in _SINGLE:
                 raise TypeError(
-                    f"{_pair(p, pairs)}: the {name} is {tensor.dtype}, use float32, bfloat16, float16 or float64"
+                    f"{pair_name(p, pairs)}: the {name} is {tensor.dtype}, use float32, bfloat16, float16 or float64"
                 )
             if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
                 raise TypeError(
-                    f"{_pair(p, pairs)}: the {name} is {tensor.dtype}, but source feature {pairs[0][0]} is "
+                    f"{pair_name(p, pairs)}: the {name} is {tensor.dtype}, but source feature {pairs[0][0]} is "
                     f"{first.dtype}; float64 does not mix with other dtypes"
                 )
             if tensor.device != first.device:
                 raise ValueError(
-                    f"{_pair(p, pairs)}: the {name} is on {tensor.device}, but source feature {pairs[0][0]} is on "
+                    f"{pair_name(p, pairs)}: the {name} is on {tensor.device}, but source feature {pairs[0][0]} is on "
                     f"{first.device}; put all tensors on one device"
                 )

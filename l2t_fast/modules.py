@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2t_fast.autocast import autocast_off
-from l2t_fast.functional import Projection, checked_maps, checked_pairs, feature_matching_loss
+from l2t_fast.functional import (
+    Projection,
+    checked_maps,
+    checked_pairs,
+    feature_matching_loss,
+    listed_features,
+    pair_name,
+)
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -257,19 +264,39 @@ def _per_pair(
 
     A map is averaged once, however many pairs name it; autocast is off since the weights steer second derivatives.
     """
+    source_features = listed_features("source_features", source_features)
     if len(source_features) <= max(m for m, _ in pairs):
         raise ValueError(
             f"the pairs need source map {max(m for m, _ in pairs)}, but source_features holds {len(source_features)}"
         )
-    with autocast_off(source_features[0].device.type):
+    with autocast_off(layers[0].weight.device.type):
         means: dict[int, Tensor] = {}
         outputs = []
-        for (m, _), layer in zip(pairs, layers, strict=True):
+        for p, ((m, _), layer) in enumerate(zip(pairs, layers, strict=True)):
             if m not in means:
-                means[m] = source_features[m].mean(dim=(2, 3), dtype=layer.weight.dtype)
+                source = _checked_map(source_features[m], p, pairs, layer.weight.shape[1])
+                means[m] = source.mean(dim=(2, 3), dtype=layer.weight.dtype)
             mean = means[m] / means[m].shape[1] if divide_by_channels else means[m]
             outputs.append(layer(mean))
         return outputs
+
+
+def _checked_map(source: Tensor, p: int, pairs: Pairs, channels: int) -> Tensor:
+    """The source map of pair p, if the pair's layer can take its channel means."""
+    m, wanted = pairs[p][0], f"(B, {channels}, H, W)"
+    if not isinstance(source, Tensor):
+        raise TypeError(
+            f"{pair_name(p, pairs)}: source_features[{m}] must be a tensor {wanted}, not {type(source).__name__}"
+        )
+    if source.dim() != 4 or source.shape[1] != channels:
+        raise ValueError(
+            f"{pair_name(p, pairs)}: source_features[{m}] has shape {tuple(source.shape)}, but the layer takes {wanted}"
+        )
+    if not source.is_floating_point():
+        raise TypeError(
+            f"{pair_name(p, pairs)}: source_features[{m}] is {source.dtype}, use float32, bfloat16, float16 or float64"
+        )
+    return source
 
 
 def _checked_pairs(pairs: Pairs, **channels: Sequence[int]) -> list[tuple[int, int]]:

@@ -173,12 +173,39 @@ def test_wrong_sources_are_told_in_every_none_case(change, error, message, what)
         matching(change(sources), targets, weight, 1.0, [torch.rand(3, 1) for _ in PAIRS])
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda s: s[::-1],
+            ValueError,
+            r"pair 0 \(source 0, target 0\): source_features\[0\] has shape \(3, 3, 4, 4\), ",
+        ),
+        (lambda s: s[::-1], ValueError, r"but the layer takes \(B, 2, H, W\)"),
+        (
+            lambda s: [s[0], s[1][0]],
+            ValueError,
+            r"pair 1 .*: source_features\[1\] has shape \(3, 4, 4\), but .*\(B, 3, ",
+        ),
+        (lambda s: [s[0], None], TypeError, r"pair 1 .*: source_features\[1\] must be a tensor .*, not NoneType"),
+        (lambda s: [s[0].long(), s[1]], TypeError, r"pair 0 .*: source_features\[0\] is torch.int64, use float32"),
+        (lambda s: None, TypeError, "source_features must be a list of tensors .*, not NoneType"),
+        (lambda s: dict(enumerate(s)), TypeError, "source_features must be a list of tensors .*, not dict"),
+    ],
+)
+@pytest.mark.parametrize("network", [WeightNetwork, LossWeightNetwork, MetaNetworks])
+def test_weight_networks_name_wrong_sources(change, error, message, network):
+    with pytest.raises(error, match=message):
+        network(SOURCE, PAIRS)(change(features()[0]))
+
+
 def test_source_features_may_be_a_dictionarys_values_in_every_none_case():
     (sources, targets), matching = features(), FeatureMatching(SOURCE, TARGET, PAIRS)
     loss_weight = [torch.rand(3, 1) for _ in PAIRS]
     by_name = dict(enumerate(sources))
     wanted = matching(sources, targets, None, 1.0, loss_weight)
     assert torch.equal(matching(by_name.values(), targets, None, 1.0, loss_weight), wanted)
+    assert torch.equal(WeightNetwork(SOURCE, PAIRS)(by_name.values())[0], torch.full((3, 2), 1 / 2))
 
 
 def test_projections_whose_weight_is_no_parameter():
