@@ -12,7 +12,7 @@ import torch
 import l2t_fast
 from l2t_fast import _native
 from l2t_fast.convolution import why_plain
-from l2t_fast.ops import ENVIRONMENT_VARIABLE, why_unavailable
+from l2t_fast.ops import ENVIRONMENT_VARIABLE, backend_of_environment, why_unavailable
 
 PACKAGES = ("torchvision", "triton", "numpy", "scikit-learn")
 VARIABLES = (ENVIRONMENT_VARIABLE, "L2T_FAST_TUNE", "L2T_FAST_DATA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -137,8 +137,8 @@ def _backends() -> dict[str, str]:
     """
     plain = why_plain()
     convolutions = {"convolutions on cpu": "fast where 3x3 in float32" if plain is None else f"PyTorch's: {plain}"}
-    forced = os.environ.get(ENVIRONMENT_VARIABLE)
-    if forced:
+    forced = backend_of_environment()
+    if forced != "auto":
         return {"auto": f"{forced}: {ENVIRONMENT_VARIABLE} asks for it", **convolutions}
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     choices = {device: l2t_fast.explain_backend(device) for device in devices}

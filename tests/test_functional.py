@@ -218,6 +218,8 @@ def test_environment_variable_replaces_auto(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
     assert choose_backend("auto", [x], [x]) == ("reference", "L2T_FAST_BACKEND=reference asks for it")
+    monkeypatch.setenv("L2T_FAST_BACKEND", "")
+    assert choose_backend("auto", [x], [x]) == l2t_fast.explain_backend("cpu")
     monkeypatch.setenv("L2T_FAST_BACKEND", "quick")
     with pytest.raises(ValueError, match="L2T_FAST_BACKEND='quick' is not a backend"):
         choose_backend("auto", [x], [x])

@@ -45,6 +45,11 @@ class Choice(NamedTuple):
     reason: str
 
 
+def backend_of_environment() -> str:
+    """What stands in for "auto": the backend that ``L2T_FAST_BACKEND`` names, "auto" where it is unset or empty."""
+    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
 def implementation(backend: str) -> MatchingLoss:
     """The ``matching_loss`` function of a backend that :func:`choose_backend` returned."""
     if backend == "reference":
@@ -144,7 +149,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     """
     name, named_by = requested, "backend="
     if name == "auto":
-        name, named_by = os.environ.get(ENVIRONMENT_VARIABLE, "auto"), f"{ENVIRONMENT_VARIABLE}="
+        name, named_by = backend_of_environment(), f"{ENVIRONMENT_VARIABLE}="
     if name not in BACKENDS:
         raise ValueError(f"{named_by}{name!r} is not a backend, choose one of {', '.join(BACKENDS)}")
     if name == "reference":

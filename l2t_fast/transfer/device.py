@@ -1,18 +1,16 @@
 """The device and the backend that a run asks for, or one sentence that says why they cannot be had."""
 
-import os
-
 import torch
 
 from l2t_fast.distributed.group import ALONE, Group
 from l2t_fast.errors import L2TFastError
-from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, why_unavailable
+from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, backend_of_environment, why_unavailable
 
 
 def check_backend(name: str) -> None:
     """Raise L2TFastError if the backend that is asked for, here or by the environment, cannot run."""
     if name == "auto":
-        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+        name = backend_of_environment()
     if name not in BACKENDS:
         raise L2TFastError(f"{ENVIRONMENT_VARIABLE} is {name!r}, it must be one of {', '.join(BACKENDS)}")
     problem = None if name == "auto" else why_unavailable(name)

@@ -14,6 +14,8 @@ def test_backends(monkeypatch):
     monkeypatch.setattr("l2t_fast.transfer.device.why_unavailable", missing.get)
     with pytest.raises(L2TFastError, match="backend 'triton' cannot run: it has no kernels"):
         check_backend("triton")
+    monkeypatch.setenv("L2T_FAST_BACKEND", "")
+    check_backend("auto")
     monkeypatch.setenv("L2T_FAST_BACKEND", "fastest")
     check_backend("reference")
     with pytest.raises(L2TFastError, match="L2T_FAST_BACKEND is 'fastest', it must be one of auto, "):
