@@ -277,11 +277,11 @@ def checked_maps(
     """
     sources = _checked_features("source_features", sources)
     targets = _checked_features("target_features", targets)
-    pairs = checked_pairs(pairs, _features_side("source", len(sources)), _features_side("target", len(targets)))
+    pairs = checked_pairs(pairs, features_side("source", len(sources)), features_side("target", len(targets)))
     return sources, targets, pairs
 
 
-def _features_side(side: str, count: int) -> tuple[str, int, str]:
+def features_side(side: str, count: int) -> tuple[str, int, str]:
     return side, count, f"{side}_features holds {count} feature map{'' if count == 1 else 's'}"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from l2t_fast import _native
+from l2t_fast.functional import checked_pairs, features_side
 
 Work = Literal["gradient", "hessian_vector"]
 
@@ -80,7 +81,8 @@ def plan(
         dtype: of the feature maps; the computation is in float64 for float64, else in float32 ("gram": in float64).
 
     Raises:
-        ValueError: a shape that is not (B, C, H, W), an index out of range, an unknown ``work`` or ``dtype``.
+        ValueError: a shape that is not (B, C, H, W), no pair, an index out of range, an unknown ``work`` or ``dtype``.
+        TypeError: a pair that is not two integers.
         RuntimeError: this installation has no native code.
     """
     if _native.extension is None:
@@ -94,12 +96,8 @@ def plan(
     batches = {shape[0] for shape in sources + targets}
     if len(batches) > 1:
         raise ValueError(f"all feature maps must have one batch size, not {sorted(batches)}")
-    for p, (m, n) in enumerate(pairs):
-        if not (0 <= m < len(sources) and 0 <= n < len(targets)):
-            raise ValueError(
-                f"pairs[{p}] = ({m}, {n}) is out of range for {len(sources)} source and {len(targets)} target maps"
-            )
-    layers = _native.extension.plan(sources, targets, list(pairs), dtype.itemsize, work == "hessian_vector")
+    pairs = checked_pairs(pairs, features_side("source", len(sources)), features_side("target", len(targets)))
+    layers = _native.extension.plan(sources, targets, pairs, dtype.itemsize, work == "hessian_vector")
     return Plan(tuple(LayerPlan(**{**layer, "pairs": tuple(layer["pairs"])}) for layer in layers))
 
 

@@ -38,7 +38,8 @@ def test_workspace_is_small_against_the_maps_and_tensors_serve_as_shapes():
     [
         (([(2, 3, 4)], [(2, 3, 4, 4)], [(0, 0)]), {}, "source_features"),
         (([(2, 3, 4, 4)], [(1, 3, 4, 4)], [(0, 0)]), {}, "one batch size"),
-        (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 1)]), {}, r"pairs\[0\] = \(0, 1\) is out of range"),
+        (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 1)]), {}, r"pairs\[0\] = \(0, 1\): target index 1 is out of range"),
+        (([(2, 3, 4, 4)], [(2, 3, 4, 4)], []), {}, "pairs is empty"),
         (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {"work": "backward"}, "work must be"),
         (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {"dtype": torch.int32}, "dtype must be"),
     ],
@@ -46,3 +47,15 @@ def test_workspace_is_small_against_the_maps_and_tensors_serve_as_shapes():
 def test_errors_name_what_was_wrong(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         plan(*arguments, **options)
+
+
+@pytest.mark.parametrize("pairs", [None, [(0, 0, 0)], [(0.0, 0)], ["00"]])
+def test_pairs_are_two_integers_each(pairs):
+    with pytest.raises(
+        TypeError, match=r"must be (a list of \(source index|two integers \(source index), target index"
+    ):
+        plan(MAPS, MAPS, pairs)
+
+
+def test_pairs_may_be_a_tensor_or_a_generator():
+    assert plan(MAPS, MAPS, torch.tensor(ALL)) == plan(MAPS, MAPS, (pair for pair in ALL)) == plan(MAPS, MAPS, ALL)
