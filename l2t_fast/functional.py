@@ -328,10 +328,15 @@ def _checked_projections(
     for p, ((m, n), projection) in enumerate(zip(pairs, projections, strict=True)):
         # A tensor with two rows would unpack, so the type is asked first.
         if not isinstance(projection, (tuple, list)) or len(projection) != 2:
-            raise TypeError(f"projections[{p}] must be (weight, bias or None), not {type(projection).__name__}")
+            entries = f" of {len(projection)}" if isinstance(projection, (tuple, list)) else ""
+            raise TypeError(
+                f"projections[{p}] must be (weight, bias or None), not {type(projection).__name__}{entries}"
+            )
         weight, bias = projection
-        if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
-            raise TypeError(f"projections[{p}] must hold tensors: (weight, bias or None)")
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"projections[{p}]: the weight must be a tensor, not {type(weight).__name__}")
+        if not (bias is None or isinstance(bias, Tensor)):
+            raise TypeError(f"projections[{p}]: the bias must be a tensor or None, not {type(bias).__name__}")
         wanted = (sources[m].shape[1], targets[n].shape[1])
         if tuple(weight.shape) not in (wanted, (*wanted, 1, 1)):
             raise ValueError(

@@ -129,6 +129,21 @@ def test_empty_batch_is_zero_with_gradients():
             r"pair 0 .* bias has shape \(3,\)",
         ),
         (lambda a: a["projections"].__setitem__(0, a["projections"][0][0]), TypeError, r"projections\[0\] must"),
+        (
+            lambda a: a["projections"].__setitem__(2, a["projections"][2][:1]),
+            TypeError,
+            r"projections\[2\] must be \(weight, bias or None\), not tuple of 1$",
+        ),
+        (
+            lambda a: a["projections"].__setitem__(2, (None, a["projections"][2][1])),
+            TypeError,
+            r"projections\[2\]: the weight must be a tensor, not NoneType",
+        ),
+        (
+            lambda a: a["projections"].__setitem__(2, (a["projections"][2][0], 0.5)),
+            TypeError,
+            r"projections\[2\]: the bias must be a tensor or None, not float",
+        ),
         (lambda a: a["source_features"].__setitem__(0, torch.zeros(3, 2, 5).double()), ValueError, r"source_features"),
         (lambda a: a["source_features"].__setitem__(0, None), TypeError, r"source_features\[0\] must be a tensor"),
         (
