@@ -5,6 +5,7 @@ of the classes of the same names in the L2T-ww authors' code, so that their chec
 """
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +21,7 @@ from l2t_fast.functional import (
     listed_features,
     pair_name,
 )
+from l2t_fast.ops import check_backend_name
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -37,13 +39,14 @@ class FeatureMatching(nn.ModuleList):
         backend: as in :func:`l2t_fast.feature_matching_loss`.
 
     Raises:
-        ValueError: a pair whose index has no channel count.
-        TypeError: a pair that is not two integers.
+        ValueError: a pair whose index has no channel count or one below 1, or an unknown backend.
+        TypeError: a pair that is not two integers, or a channel count that is no integer.
     """
 
     def __init__(
         self, source_channels: Sequence[int], target_channels: Sequence[int], pairs: Pairs, *, backend: str = "auto"
     ) -> None:
+        check_backend_name(backend)
         pairs = _checked_pairs(pairs, source=source_channels, target=target_channels)
         super().__init__(nn.Conv2d(target_channels[n], source_channels[m], 1) for m, n in pairs)
         self.pairs = pairs
@@ -216,7 +219,7 @@ class MetaNetworks(nn.Module):
         super().__init__()
         self.weight_network = WeightNetwork(source_channels, pairs)
         self.loss_weight_network = (
-            LossWeightNetwork(source_channels, pairs, weight_type, init) if pair_weights else None
+            LossWeightNetwork(source_channels, self.weight_network.pairs, weight_type, init) if pair_weights else None
         )
 
     def forward(self, source_features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:
@@ -301,5 +304,21 @@ def _checked_map(source: Tensor, p: int, pairs: Pairs, channels: int) -> Tensor:
 
 def _checked_pairs(pairs: Pairs, **channels: Sequence[int]) -> list[tuple[int, int]]:
     """The pairs, whose source index, and target index when target channels are given, must have a channel count."""
+    for side, counts in channels.items():
+        if not hasattr(counts, "__len__"):
+            raise TypeError(f"{side}_channels must be a list of numbers of channels, not {type(counts).__name__}")
     sides = [(side, len(c), f"{side}_channels holds {len(c)} entries") for side, c in channels.items()]
-    return checked_pairs(pairs, *sides)
+    pairs = checked_pairs(pairs, *sides)
+    for (side, counts), indices in zip(channels.items(), zip(*pairs, strict=True), strict=False):
+        for index in sorted(set(indices)):
+            _check_channels(f"{side}_channels[{index}]", counts[index])
+    return pairs
+
+
+def _check_channels(name: str, count: int) -> None:
+    try:
+        fits = operator.index(count) > 0
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {count!r}") from None
+    if not fits:
+        raise ValueError(f"{name} must be at least 1, not {count}")

@@ -150,6 +150,36 @@ def test_errors():
         WeightNetwork(SOURCE, [])
 
 
+@pytest.mark.parametrize(
+    ("channels", "error", "message"),
+    [
+        (None, TypeError, "source_channels must be a list of numbers of channels, not NoneType"),
+        (4, TypeError, "source_channels must be a list of numbers of channels, not int"),
+        ([2, "a"], TypeError, r"source_channels\[1\] must be an integer, not 'a'"),
+        ([2, 4.0], TypeError, r"source_channels\[1\] must be an integer, not 4\.0"),
+        ([2, None], TypeError, r"source_channels\[1\] must be an integer, not None"),
+        ([2, 0], ValueError, r"source_channels\[1\] must be at least 1, not 0"),
+        ([2, -1], ValueError, r"source_channels\[1\] must be at least 1, not -1"),
+    ],
+)
+@pytest.mark.parametrize("module", [FeatureMatching, WeightNetwork, LossWeightNetwork])
+def test_wrong_channels_are_named(module, channels, error, message):
+    with pytest.raises(error, match=message):
+        module(channels, *[TARGET][: module is FeatureMatching], PAIRS)
+    if module is FeatureMatching:
+        with pytest.raises(error, match=message.replace("source", "target")):
+            module(SOURCE, channels, PAIRS)
+
+
+def test_an_unknown_backend_is_told_at_construction():
+    with pytest.raises(ValueError, match="backend='quick' is not a backend, choose one of auto, "):
+        FeatureMatching(SOURCE, TARGET, PAIRS, backend="quick")
+
+
+def test_pairs_may_be_a_generator():
+    assert MetaNetworks(SOURCE, (pair for pair in PAIRS)).loss_weight_network.pairs == PAIRS
+
+
 @pytest.mark.parametrize("pair", [("0", "1"), (0.5, 0), (0, 0, 1), 3])
 def test_a_pair_is_two_integers(pair):
     with pytest.raises(TypeError, match=r"pairs\[1\] must be two integers"):

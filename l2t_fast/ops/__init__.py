@@ -50,6 +50,12 @@ def backend_of_environment() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
+def check_backend_name(name: str, named_by: str = "backend=") -> None:
+    """Raise ValueError if there is no such backend, in any installation."""
+    if name not in BACKENDS:
+        raise ValueError(f"{named_by}{name!r} is not a backend, choose one of {', '.join(BACKENDS)}")
+
+
 def implementation(backend: str) -> MatchingLoss:
     """The ``matching_loss`` function of a backend that :func:`choose_backend` returned."""
     if backend == "reference":
@@ -150,8 +156,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     name, named_by = requested, "backend="
     if name == "auto":
         name, named_by = backend_of_environment(), f"{ENVIRONMENT_VARIABLE}="
-    if name not in BACKENDS:
-        raise ValueError(f"{named_by}{name!r} is not a backend, choose one of {', '.join(BACKENDS)}")
+    check_backend_name(name, named_by)
     if name == "reference":
         return Choice("reference", f"{named_by}{name} asks for it")
 
