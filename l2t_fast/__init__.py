@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from l2t_fast.functional import feature_matching_loss
 from l2t_fast.modules import FeatureMatching, LossWeightNetwork, MetaNetworks, WeightNetwork
-from l2t_fast.ops import backend_for_device as explain_backend
+from l2t_fast.ops import explain_backend
 from l2t_fast.planning import plan
 
 try:

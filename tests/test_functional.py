@@ -247,6 +247,19 @@ def test_the_choice_can_be_asked_for():
     assert choose_backend("auto", [torch.zeros(1)], [torch.zeros(1, device="meta")]).backend == "reference"
 
 
+def test_the_choice_that_is_told_is_the_environments(monkeypatch):
+    monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
+    assert l2t_fast.explain_backend("cpu") == ("reference", "L2T_FAST_BACKEND=reference asks for it")
+    monkeypatch.setenv("L2T_FAST_BACKEND", "quick")
+    assert "refused: L2T_FAST_BACKEND='quick' is not a backend" in l2t_fast.explain_backend("cpu").reason
+    monkeypatch.setenv("L2T_FAST_BACKEND", "cpu")
+    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda backend: None)
+    assert l2t_fast.explain_backend("cpu") == ("cpu", "L2T_FAST_BACKEND=cpu asks for it")
+    assert "'cpu' takes cpu tensors, but one is on cuda" in l2t_fast.explain_backend("cuda").reason
+    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda backend: "it was eaten")
+    assert "'cpu' is not available: it was eaten" in l2t_fast.explain_backend("cpu").reason
+
+
 def test_torch_func_and_forward_mode_fall_back_to_the_reference():
     sources, targets, projections, w, lam = make()
 

@@ -129,7 +129,7 @@ def _why_no_triton() -> str | None:
 
 
 def backend_for_device(device: torch.device | str) -> Choice:
-    """What ``backend="auto"`` takes for ordinary tensors on one device, with the reason."""
+    """What "auto" stands for with ordinary tensors on one device, where ``L2T_FAST_BACKEND`` names nothing else."""
     kind = torch.device(device).type
     if kind not in FUSED:
         return Choice("reference", f"there is no fused backend for {kind} tensors")
@@ -140,6 +140,37 @@ def backend_for_device(device: torch.device | str) -> Choice:
             return Choice(fused, "; ".join([f"the fused {fused} backend serves {kind} tensors", *problems]))
         problems.append(f"the fused {fused} backend is not available: {problem}")
     return Choice("reference", "; ".join(problems))
+
+
+def explain_backend(device: torch.device | str) -> Choice:
+    """What a call with ``backend="auto"`` takes for ordinary tensors on one device, with the reason.
+
+    Where ``L2T_FAST_BACKEND`` names what the call would refuse, the reason is the call's error.
+    """
+    device = torch.device(device)
+    name, named_by = backend_of_environment(), f"{ENVIRONMENT_VARIABLE}="
+    if name == "auto":
+        return backend_for_device(device)
+    try:
+        check_backend_name(name, named_by)
+        if name != "reference":
+            _check_available(name, named_by)
+            _check_devices(name, named_by, [device])
+    except (ValueError, RuntimeError) as error:
+        return Choice(name, f"calls are refused: {error}")
+    return Choice(name, f"{named_by}{name} asks for it")
+
+
+def _check_available(name: str, named_by: str) -> None:
+    problem = why_unavailable(name)
+    if problem is not None:
+        raise RuntimeError(f"{named_by}{name!r} is not available: {problem}")
+
+
+def _check_devices(name: str, named_by: str, devices: Iterable[torch.device]) -> None:
+    elsewhere = [device for device in devices if device.type not in (name, "meta")]
+    if name in ("cpu", "cuda") and elsewhere:
+        raise ValueError(f"{named_by}{name!r} takes {name} tensors, but one is on {elsewhere[0]}")
 
 
 def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[Tensor]) -> Choice:
@@ -163,17 +194,13 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     sources, others = list(sources), list(others)
     learns_source = torch.is_grad_enabled() and any(s.requires_grad for s in sources)
     if name != "auto":
-        problem = why_unavailable(name)
-        if problem is not None:
-            raise RuntimeError(f"{named_by}{name!r} is not available: {problem}")
+        _check_available(name, named_by)
         if learns_source:
             raise ValueError(
                 f"{named_by}{name!r} gives no gradient for source features, but one requires grad; "
                 'detach it, or use backend="reference"'
             )
-        elsewhere = [t.device for t in (*sources, *others) if t.device.type not in (name, "meta")]
-        if name in ("cpu", "cuda") and elsewhere:
-            raise ValueError(f"{named_by}{name!r} takes {name} tensors, but one is on {elsewhere[0]}")
+        _check_devices(name, named_by, [t.device for t in (*sources, *others)])
         if _inside_transform():
             raise ValueError(f'{named_by}{name!r} does not run inside torch.func transforms, use backend="reference"')
         if name in FUSED["cuda"] and any(t.dtype == torch.float64 for t in (*sources, *others)):
