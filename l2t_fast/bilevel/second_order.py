@@ -302,4 +302,4 @@ def batch_norm_double_backward(
         - xh * wide(scale * (mean_kx + u * r))
         - wide(scale * mean_k)
     )
-    return g_bar.to(gradient.dtype), x_bar.to(input.dtype), (scale * count * r).to(mean.dtype)
+    return g_bar.to(gradient.dtype), x_bar.to(input.dtype), (count * r * scale).to(mean.dtype)
