@@ -239,8 +239,8 @@ def test_networks_in_half_precision(dtype):
         assert all(f.dtype == dtype for f in found)
         return torch.dist(torch.cat([f.flatten() for f in found]).double(), true)
 
-    # What the passes lose is the same, and most of it.
-    assert error(method="exact") <= 1.2 * error(method="double_backward") < 0.2 * true.norm()
+    # Most of it is what the passes lose, which is of one size (0.5 to 1.4 times, by seed and instruction set).
+    assert error(method="exact") <= 2 * error(method="double_backward") < 0.5 * true.norm()
 
 
 @every_way
