@@ -77,9 +77,9 @@ py::object empty_results(py::handle slots, py::handle needs, size_t maps) {
       }
       const Tensor& input = tensor(inputs[slot]);
       TORCH_CHECK_VALUE(input.defined(), "need ", slot, " asks for the gradient of a bias that is None");
-      const bool is_plain = slot >= maps || input.is_contiguous();
-      const auto layout = is_plain ? at::MemoryFormat::Contiguous : input.suggest_memory_format();
-      const Tensor result = at::empty(input.sizes(), input.options().dtype(gradient_type(input.scalar_type())), layout);
+      const Tensor result = slot < maps
+                                ? empty_gradient(input)
+                                : at::empty(input.sizes(), input.options().dtype(gradient_type(input.scalar_type())));
       results[slot] = py::reinterpret_steal<py::object>(THPVariable_Wrap(result));
     }
     return results;

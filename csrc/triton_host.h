@@ -13,9 +13,8 @@ pybind11::object facts(pybind11::handle tensors);
 // An int64 each; 0 for None.
 pybind11::object addresses(pybind11::handle tensors);
 
-// Memory for the results, one a slot, None where there is no need; the first `maps` of the slots are maps. Of
-// gradient_type (matching.h), dense,
-// channels_last where a map is laid out so, and contiguous otherwise.
+// Memory for the results, one a slot, None where there is no need: as empty_gradient (matching.h) makes it for the
+// first `maps` of the slots, which are maps, and contiguous for the others.
 pybind11::object empty_results(pybind11::handle slots, pybind11::handle needs, size_t maps);
 
 }  // namespace l2t_fast::triton_host

@@ -3,7 +3,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <array>
-#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -191,7 +190,7 @@ struct Scaling {
 void scale_in_place(at::TensorList tensors, const at::Tensor& factor) {
   const Scaling scaling(tensors, factor);
   if (!scaling.at_once.empty()) at::_foreach_mul_(scaling.at_once, factor);
-  for (const size_t i : scaling.others) at::Tensor(tensors[i]).mul_(beside(tensors[i], factor));
+  for (const size_t i : scaling.others) tensors[i].mul_(beside(tensors[i], factor));
 }
 
 std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor) {

@@ -39,7 +39,27 @@ def needed(slots: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in slots if tensor is not None]
 
 
-def beside(tensor: Tensor, factor: Tensor) -> Tensor:
+def scale_in_place(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Times a scalar, as csrc/ops/arguments.cpp has it: one launch for all of its type, one each for the others."""
+    alike = [tensor for tensor in tensors if tensor.dtype == factor.dtype]
+    if alike:
+        torch._foreach_mul_(alike, factor)
+    for tensor in tensors:
+        if tensor.dtype != factor.dtype:
+            tensor.mul_(_beside(tensor, factor))
+
+
+def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
+    """The same in memory of its own."""
+    alike = [tensor for tensor in tensors if tensor.dtype == factor.dtype]
+    products = iter(torch._foreach_mul(alike, factor) if alike else ())
+    return [
+        next(products) if t.dtype == factor.dtype else torch.mul(t, _beside(t, factor), out=torch.empty_like(t))
+        for t in tensors
+    ]
+
+
+def _beside(tensor: Tensor, factor: Tensor) -> Tensor:
     """A scalar as a factor of ``tensor``: 16 bits would round one without dimensions, on a GPU."""
     return factor.reshape([1] * tensor.dim())
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from l2t_fast.ops.triton.arguments import Arguments, beside, needed
+from l2t_fast.ops.triton.arguments import Arguments, needed, scale_in_place
 
 OPS = torch.ops.l2t_fast_triton
 
@@ -235,9 +235,8 @@ class _MatchingForward(Function):
             asked = [need and want for need, want in zip(needs, wanted, strict=True)]
             made = _spread(needs, gradients)
             chosen = [gradient.detach() for gradient, ask in zip(made, asked, strict=True) if ask]
-            if consume and chosen:
-                for gradient in chosen:
-                    gradient.mul_(beside(gradient, grad_loss))
+            if consume:
+                scale_in_place(chosen, grad_loss)
             else:
                 chosen = OPS.matching_backward(grad_loss, chosen, *_flat(arguments), asked)
             slots = _spread(asked, chosen)

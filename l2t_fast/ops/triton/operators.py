@@ -13,7 +13,7 @@ import torch
 
 from l2t_fast import _native  # noqa: F401  (loads the native code)
 from l2t_fast.ops.triton import launching
-from l2t_fast.ops.triton.arguments import Arguments, beside, empty_results, needed
+from l2t_fast.ops.triton.arguments import Arguments, empty_results, needed, scaled
 
 _PROBLEM = "Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, int[] pairs"
 _LIBRARY = torch.library.Library("l2t_fast_triton", "DEF")
@@ -36,7 +36,7 @@ def _forward(sources, targets, weights, biases, alpha, pairs, needs):
 
 
 def _backward(grad_loss, gradients, *_problem):
-    return [torch.mul(g, beside(g, grad_loss), out=torch.empty_like(g)) for g in gradients]
+    return scaled(gradients, grad_loss)
 
 
 def _hvp(sources, targets, weights, biases, alpha, pairs, directions, needs):
