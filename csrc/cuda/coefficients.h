@@ -19,6 +19,7 @@ template <int capacity>
 struct SomePairs {
   PairColumns items[capacity];
   int32_t count, number;  // of them; of the first one among all of the call
+  int64_t columns;        // of all of them
 };
 
 // One product of weights. Null stands for ones.
@@ -44,18 +45,12 @@ L2T_FAST_KERNEL float where_at(M& m, const CoefficientTerm& term, int64_t sample
   return term.where ? m.read(term.where + sample * term.where_stride + pair) : 1.f;
 }
 
-template <int capacity>
-L2T_FAST_KERNEL int64_t columns_of(const SomePairs<capacity>& pairs) {
-  const PairColumns& last = pairs.items[pairs.count - 1];
-  return last.begin + last.channels - pairs.items[0].begin;
-}
-
 // Items: an element of the pairs' columns a thread.
 template <class M, int capacity>
 L2T_FAST_KERNEL void sum_terms(M& m, const SomePairs<capacity>& pairs, const CoefficientCall& call, int64_t element) {
-  const int64_t width = columns_of(pairs);
-  if (element >= call.batch * width) return;
-  const int64_t sample = element / width, column = pairs.items[0].begin + (element - sample * width);
+  if (element >= call.batch * pairs.columns) return;
+  const int64_t sample = element / pairs.columns;
+  const int64_t column = pairs.items[0].begin + (element - sample * pairs.columns);
   const int own = last_that_begins(0, pairs.count, [&](int p) { return pairs.items[p].begin <= column; });
   const int64_t at = sample * call.columns + column;
   const float scale = pairs.items[own].scale;
@@ -104,6 +99,7 @@ SomePairs<capacity> some_of(const PairColumns* pairs, int number, int count) {
   for (int i = 0; i < count; ++i) some.items[i] = pairs[number + i];
   some.count = count;
   some.number = number;
+  some.columns = some.items[count - 1].begin + some.items[count - 1].channels - some.items[0].begin;
   return some;
 }
 
@@ -111,7 +107,7 @@ SomePairs<capacity> some_of(const PairColumns* pairs, int number, int count) {
 template <class Launch>
 void for_some_pairs_at_a_time(const PairColumns* pairs, const CoefficientCall& call, const Launch& launch) {
   const auto run = [&](const auto& some) {
-    const int64_t items = call.batch * (call.adjoint ? some.count * int64_t(32) : columns_of(some));
+    const int64_t items = call.batch * (call.adjoint ? some.count * int64_t(32) : some.columns);
     launch(some, int((items + threads - 1) / threads));
   };
   for (int number = 0; number < call.pairs; number += many_pairs) {

@@ -30,8 +30,8 @@ struct Coefficients {
 };
 
 // From the means of the five sums; as in csrc/cpu/batch_norm.cpp.
-__device__ Coefficients coefficients_of(const BatchNorm& problem, uint32_t channel, const double* sums,
-                                        float* weight_bar) {
+__device__ __forceinline__ Coefficients coefficients_of(const BatchNorm& problem, uint32_t channel, const double* sums,
+                                                        float* weight_bar) {
   const double count = double(problem.samples) * problem.pixels, scale = problem.scale[channel];
   const double a = sums[0] / count, g = sums[1] / count, ax = sums[2] / count, gx = sums[3] / count,
                ag = sums[4] / count;
