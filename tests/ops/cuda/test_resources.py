@@ -1,5 +1,7 @@
 """The CUDA kernels in the extension take no more of a chip than it has, and no local memory. No GPU is needed."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,14 @@ def test_the_recorded_report_has_every_kernel_and_no_problem():
         assert {(row.kernel, row.products, row.derivative) for row in own if row.kernel in MULTIPLY} == MULTIPLYING
         assert {row.kernel for row in own} == set(KERNELS)
     assert not [row for row in rows if row.problem]
+
+
+def test_the_host_calls_no_function_of_the_device(kernels):
+    """Inside a template nvcc does not object: it compiles such a call to exit(1), which ends the process."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("there is no nm, of binutils")
+    listing = [nm, "--dynamic", "--undefined-only", _native.extension.__file__]
+    imported = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
+    assert "cudaGetLastError" in imported
+    assert not [line for line in imported.splitlines() if line.split()[-1].split("@")[0] == "exit"]

@@ -1,0 +1,26 @@
+// A CUDA runtime without a GPU: device memory is the host's, and what is launched has run when the launch returns.
+//
+// While a stream is captured, work runs too, so that what follows sees real numbers. It is kept for the graph, and what
+// it wrote is put back when the capture ends, as if it had not run.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <string>
+
+namespace fake_gpu {
+
+using Work = std::function<void()>;
+
+bool is_capturing(cudaStream_t stream);
+void keep_for_the_graph(cudaStream_t stream, Work work);
+void put_back_after_the_capture(cudaStream_t stream, Work work);
+
+// Now, and whenever the graph is launched that is being captured.
+void run(cudaStream_t stream, const Work& work);
+
+// Runs the kernel of that (mangled) name, or, if it is not one of ours, says so once and leaves it out.
+void launch(const std::string& kernel, dim3 grid, dim3 block, void** arguments, cudaStream_t stream);
+
+}  // namespace fake_gpu
