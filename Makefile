@@ -1,12 +1,12 @@
 # `make train` and `make test` set up what is missing: a .venv in this folder with PyTorch, torchvision, Triton and the native build.
 .DEFAULT_GOAL := help
-.PHONY: help train test fuzz kill soak matrix sanitize race gpu lint format clean
+.PHONY: help train test fuzz kill soak matrix sanitize race fakegpu gpu lint format clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.l2t_fast-ready
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(filter %.h %.cpp %.cuh %.cu,$(SOURCES)) tests/ops/cuda/races.cpp
+CXX_FILES := $(filter %.h %.cpp %.cuh %.cu,$(SOURCES)) tests/ops/cuda/races.cpp $(wildcard tests/fake_gpu/*.h tests/fake_gpu/*.cpp)
 # The pythons to try; `make PYTHON=/path/to/python ...` names one.
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
 
@@ -56,6 +56,10 @@ race: $(READY)  ## look for races between the threads of the CUDA kernels, in th
 	$(call sanitized,thread,OMP_NUM_THREADS=1,libtsan.so) \
 	  tests/ops/cuda/test_emulated.py tests/ops/cuda/test_gram.py tests/ops/cuda/test_coefficients.py \
 	  -k 'not error_where and not planner' $(ARGS)
+
+fakegpu: $(READY)  ## run the tests that need a GPU on a fake one: PyTorch's CUDA in the host's memory, the kernels in their emulator
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive FAKE_GPUS=2 $(BIN)/python -m tests.fake_gpu pytest -q -n 2 \
+	  $(if $(ARGS),$(ARGS),tests/ops tests/test_*.py tests/bilevel tests/transfer -k 'not triton and not dropout and not compile and not peak')
 
 # Without setting anything up, so that it works on a machine with PyTorch and no network.
 gpu:  ## on a machine with a GPU: build, test, check memory accesses and measure, in 9 minutes; logs and rows in OUT or build/gpu

@@ -52,14 +52,19 @@ def build() -> None:
     pip = package.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}" / "include"
     headers = [cuda_include(), pip, package / "include", package / "include/torch/csrc/api/include"]
     includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in headers)]
-    linked = [f"-L{package / 'lib'}", *(f"-l{name}" for name in ("torch", "torch_cpu", "torch_cuda", "c10", "c10_cuda"))]
+    linked = [
+        f"-L{package / 'lib'}",
+        *(f"-l{name}" for name in ("torch", "torch_cpu", "torch_cuda", "c10", "c10_cuda")),
+    ]
     emulator = ROOT / "csrc" / "cuda" / "emulator.cpp"
     inputs = {
         CUDART: [HERE / "runtime.cpp", HERE / "kernels.cpp", HERE / "unneeded.cpp", emulator],
         OPERATORS: [HERE / "operators.cpp", *linked],
         DRIVER: [HERE / "driver.cpp"],
     }
-    newest = max(path.stat().st_mtime for folder in (HERE, ROOT / "csrc/cuda") for path in folder.glob("*") if path.is_file())
+    newest = max(
+        path.stat().st_mtime for folder in (HERE, ROOT / "csrc/cuda") for path in folder.glob("*") if path.is_file()
+    )
     compiling = {}
     for library, files in inputs.items():
         if library.exists() and library.stat().st_mtime > newest:

@@ -1,4 +1,5 @@
 // The kernels of csrc/cuda by name, in their emulator.
+#include <cstdio>
 #include <cstring>
 #include <set>
 #include <stdexcept>
@@ -30,19 +31,16 @@ void emulate_blocks(int blocks, const Kernel& kernel) {
   emulate(blocks, shared_bytes, false, [&](EmulatedThread& thread) { kernel(thread); });
 }
 
-template <class Mode>
-void run_matching(const std::string& kernel, const Problem& problem, const Launch& launch) {
-  const bool second = kernel.find("Lb1E") != std::string::npos;
-  emulate_blocks(launch.blocks, [&](EmulatedThread& thread) {
-    if (names(kernel, "pack_kernel"))
-      pack<Mode>(thread, problem, launch);
-    else if (names(kernel, "gradients_kernel"))
-      gradients<Mode>(thread, problem, launch);
-    else if (second)
-      differences<Mode, true>(thread, problem, launch);
-    else
-      differences<Mode, false>(thread, problem, launch);
-  });
+template <class Mode, class Each>
+void run_direct(const std::string& kernel, const Each& each) {
+  if (names(kernel, "pack_kernel"))
+    each([](auto&... all) { pack<Mode>(all...); });
+  else if (names(kernel, "gradients_kernel"))
+    each([](auto&... all) { gradients<Mode>(all...); });
+  else if (kernel.find("Lb1E") != std::string::npos)  // its argument `second` is true
+    each([](auto&... all) { differences<Mode, true>(all...); });
+  else
+    each([](auto&... all) { differences<Mode, false>(all...); });
 }
 
 void run_matching(const std::string& kernel, const Problem& problem, const Launch& launch) {
@@ -61,11 +59,11 @@ void run_matching(const std::string& kernel, const Problem& problem, const Launc
   else if (names(kernel, "gram_targets_kernel"))
     each([&](auto&... all) { bfloat16 ? gram_targets<Bfloat16>(all...) : gram_targets<Tf32>(all...); });
   else if (bfloat16)
-    run_matching<Bfloat16>(kernel, problem, launch);
+    run_direct<Bfloat16>(kernel, each);
   else if (names(kernel, "Tf32x3"))
-    run_matching<Tf32x3>(kernel, problem, launch);
+    run_direct<Tf32x3>(kernel, each);
   else
-    run_matching<Tf32>(kernel, problem, launch);
+    run_direct<Tf32>(kernel, each);
 }
 
 template <class Value>

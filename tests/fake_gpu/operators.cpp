@@ -124,7 +124,7 @@ class Call {
 
   void put_back(const IValue& value) const {
     each_tensor(value, [&](const at::Tensor& tensor) {
-      put_back_after_the_capture(stream_, [tensor, old = tensor.clone()] { tensor.copy_(old); });
+      if (tensor.numel()) put_back_after_the_capture(stream_, [tensor, old = tensor.clone()] { tensor.copy_(old); });
     });
   }
 
@@ -137,7 +137,7 @@ class Call {
       each_tensor(on_cpu_[i], [&](const at::Tensor& tensor) { computed.push_back(tensor); });
     }
     for (size_t i = 0; i < given.size(); ++i) {
-      if (given[i].numel() == computed[i].numel()) continue;
+      if (given[i].sizes() == computed[i].sizes()) continue;
       given[i].resize_(computed[i].sizes());
       fake_gpu::run(stream_, [to = on_cpu(given[i]), from = computed[i]] { to.copy_(from); });
     }

@@ -233,8 +233,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int number) {
   cudaDeviceProp properties;
   cudaGetDeviceProperties(&properties, number);
-  *value = attribute == cudaDevAttrComputeCapabilityMajor  ? properties.major
-           : attribute == cudaDevAttrMultiProcessorCount   ? properties.multiProcessorCount
+  *value = attribute == cudaDevAttrComputeCapabilityMajor         ? properties.major
+           : attribute == cudaDevAttrMultiProcessorCount          ? properties.multiProcessorCount
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? int(properties.sharedMemPerBlockOptin)
                                                                   : 0;
   return cudaSuccess;
@@ -364,9 +364,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* made, unsigned, int prior
   *made = reinterpret_cast<cudaStream_t>(stream);
   return cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* made, unsigned) {
-  return cudaStreamCreateWithPriority(made, 0, 0);
-}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* made, unsigned) { return cudaStreamCreateWithPriority(made, 0, 0); }
 cudaError_t cudaStreamCreate(cudaStream_t* made) { return cudaStreamCreateWithPriority(made, 0, 0); }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {

@@ -1,0 +1,29 @@
+"""What runs around the kernels on a GPU, on a fake one: the quick part of `make fakegpu`."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.fake_gpu.build import ROOT, why_not
+
+QUICK = (
+    *("tests/ops/cuda/test_gpu.py", "tests/ops/cuda/test_coefficients.py", "tests/transfer/test_step_graph_gpu.py"),
+    *(
+        "-k",
+        "stream_of or second_device or graph_replays or gpu- or scratch or (exact and plain) or (gram_form and flat)",
+    ),
+)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_on_a_fake_gpu():
+    problem = why_not()
+    if problem is not None:
+        pytest.skip(problem)
+    command = [sys.executable, "-m", "tests.fake_gpu", "pytest", "-q", "--tb=short", "-n", "0", *QUICK]
+    ran = subprocess.run(command, cwd=ROOT, env=os.environ | {"FAKE_GPUS": "2"}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+    assert " passed" in ran.stdout.splitlines()[-1]
