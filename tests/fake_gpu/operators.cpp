@@ -91,13 +91,15 @@ class Call {
     return argument.alias_info() && argument.alias_info()->isWrite();
   }
 
-  // Numbers of no dimension and indices may be on the CPU; what copies takes both.
+  // Numbers of no dimension and indices may be on the CPU; what copies takes both, and without waiting where the CPU's
+  // memory is pinned.
   void check_devices() {
-    bool cpu = false, cuda = false, mixed = false;
+    bool cpu = false, cuda = false, mixed = false, pinned = true;
     for (const IValue& value : given_)
       each_tensor(value, [&](const at::Tensor& tensor) {
         if (!tensor.is_cuda()) {
           cpu |= tensor.dim() > 0;
+          pinned &= tensor.is_pinned();
         } else {
           mixed |= cuda && tensor.dim() > 0 && tensor.device() != device_;
           if (!cuda) device_ = tensor.device();
@@ -110,8 +112,8 @@ class Call {
     const bool copies = name() == "aten::copy_", takes_indices = name().find("index") != std::string::npos;
     TORCH_CHECK(copies || takes_indices || !(mixed || (cuda && cpu)), name(), " on tensors of different devices");
     const bool captured = is_capturing(at::cuda::getCurrentCUDAStream(device_.index()).stream());
-    const bool waits = (copies && cpu) || name() == "aten::_local_scalar_dense" || name() == "aten::equal" ||
-                       name() == "aten::nonzero";
+    const bool waits = (copies && !(pinned && given_[2].toBool())) || name() == "aten::_local_scalar_dense" ||
+                       name() == "aten::equal" || name() == "aten::nonzero";
     TORCH_CHECK(!captured || !waits, name(), " waits for the GPU, and a stream is being captured");
   }
 

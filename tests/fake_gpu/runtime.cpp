@@ -33,7 +33,7 @@ struct Event {
 
 std::recursive_mutex mutex;
 std::map<const void*, std::string> kernels;  // by the host function that stands for one
-std::map<char*, size_t> memory;              // sizes, by where they begin
+std::map<char*, size_t> memory, pinned;      // sizes, by where they begin
 size_t taken = 0;
 std::set<Stream*> streams;
 unsigned long long captures = 0;
@@ -71,6 +71,11 @@ bool is_any_captured() {
   for (const Stream* stream : streams)
     if (stream->capture) return true;
   return false;
+}
+
+bool is_in(const std::map<char*, size_t>& blocks, const char* address) {
+  auto block = blocks.upper_bound(const_cast<char*>(address));
+  return block != blocks.begin() && address < (--block)->first + block->second;
 }
 
 void save(cudaStream_t stream, void* to, size_t bytes) {
@@ -308,11 +313,15 @@ cudaError_t cudaFree(void* address) {
 }
 
 cudaError_t cudaHostAlloc(void** address, size_t bytes, unsigned) {
+  const std::lock_guard lock(mutex);
   *address = std::aligned_alloc(512, (bytes + 511) / 512 * 512);
+  pinned[static_cast<char*>(*address)] = bytes;
   return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void* address) {
+  const std::lock_guard lock(mutex);
+  pinned.erase(static_cast<char*>(address));
   std::free(address);
   return cudaSuccess;
 }
@@ -327,10 +336,10 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* all) {
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
   const std::lock_guard lock(mutex);
   auto* const address = static_cast<char*>(const_cast<void*>(pointer));
-  auto block = memory.upper_bound(address);
-  const bool of_device = block != memory.begin() && address < (--block)->first + block->second;
   *attributes = {};
-  attributes->type = of_device ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
+  attributes->type = is_in(memory, address)   ? cudaMemoryTypeDevice
+                     : is_in(pinned, address) ? cudaMemoryTypeHost
+                                              : cudaMemoryTypeUnregistered;
   attributes->devicePointer = attributes->hostPointer = address;
   return cudaSuccess;
 }
