@@ -44,7 +44,7 @@ def step_rows(
     from l2t_fast.bench.steps import step_providers
 
     for name in workloads:
-        yield measure_step(STEP_SETUPS[name], providers or list(step_providers()), protocol, parts=parts)
+        yield measure_step(STEP_SETUPS[name], providers or list(step_providers(protocol.device)), protocol, parts=parts)
 
 
 def main() -> int:

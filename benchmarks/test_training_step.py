@@ -12,7 +12,7 @@ from l2t_fast.bench.steps import step_providers
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FIELDS = {
-    "step": (step_field, list(step_providers())),
+    "step": (step_field, list(step_providers(DEVICE))),
     "hypergradient": (hypergradient_field, list(hypergradient_providers())),
 }
 

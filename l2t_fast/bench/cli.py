@@ -147,7 +147,7 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
     known = {
         "loss": list(LOSS_PROVIDERS),
         "hypergradient": list(hypergradient_providers()),
-        "step": list(step_providers()),
+        "step": list(step_providers(protocol.device)),
     }
     _check("--modes", options.modes, [*LOSS_MODES, *STEP_MODES])
     _check("--dtypes", options.dtypes, list(DTYPES))

@@ -102,13 +102,13 @@ class Graphed:
         return self._recorder.memory()
 
 
-def step_providers() -> dict[str, tuple[StepProvider, dict[str, Any]]]:
+def step_providers(device: torch.device) -> dict[str, tuple[StepProvider, dict[str, Any]]]:
     """Provider by name, with the options of :meth:`StepSetup.build` that it wants.
 
     ``eager`` is the strongest baseline in plain PyTorch: nested autograd over the reference matching loss, with the
     source run once and nothing deep-copied. The others are our hypergradient methods over the fastest matching loss;
     ``exact_kept`` is the exact one that keeps its graphs, ``exact_graph`` and ``exact_kept_graph`` are the whole step
-    in CUDA graphs, where there is a GPU.
+    in CUDA graphs, on a GPU.
     """
     graphs = {
         "exact_graph": (Graphed, {"hypergradient": "exact", "cuda_graph": True}),
@@ -119,13 +119,13 @@ def step_providers() -> dict[str, tuple[StepProvider, dict[str, Any]]]:
         "eager": (eager, {"hypergradient": "double_backward", "backend": "reference"}),
         **{method: (ours, {"hypergradient": method}) for method in METHODS},
         "exact_kept": (ours, {"hypergradient": "exact", "keep_graphs": True}),
-        **(graphs if torch.cuda.is_available() else {}),
+        **(graphs if device.type == "cuda" else {}),
     }
 
 
 def make_step(setup: StepSetup, provider: str, device: torch.device, **options: object) -> tuple[Training, Run]:
     """Fresh networks of one provider, and its step. Nothing has run yet."""
-    make, own = step_providers()[provider]
+    make, own = step_providers(device)[provider]
     training = setup.build(device, **options, **own)
     step = make(training)
     return training, Run(step, kept=step.kept) if isinstance(step, Graphed) else Run(step)

@@ -24,8 +24,8 @@ def tolerance_of(row):
 
 
 def test_every_provider_takes_the_step_of_the_naive_loop():
-    rows = measure_step(TINY, list(step_providers()), Protocol(CPU, repeats=0))
-    assert [row.provider for row in rows] == list(step_providers())
+    rows = measure_step(TINY, list(step_providers(CPU)), Protocol(CPU, repeats=0))
+    assert [row.provider for row in rows] == list(step_providers(CPU))
     for row in rows:
         assert row.status == OK, row
         assert row.error <= row.tolerance <= tolerance_of(row)
@@ -57,8 +57,8 @@ def test_rows_hold_times_memory_and_parts():
 
 def add_provider(monkeypatch, provider, **options):
     """Register one more step provider, called "added"."""
-    known = {**step_providers(), "added": (provider, options)}
-    monkeypatch.setattr("l2t_fast.bench.steps.step_providers", lambda: known)
+    known = {**step_providers(CPU), "added": (provider, options)}
+    monkeypatch.setattr("l2t_fast.bench.steps.step_providers", lambda device: known)
 
 
 def test_the_step_in_graphs_is_judged_by_its_replays(monkeypatch):
