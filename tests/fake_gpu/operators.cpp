@@ -1,5 +1,6 @@
 // Every operator that PyTorch has on CUDA, computed by its CPU kernel on the same memory.
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <torch/library.h>
@@ -77,6 +78,11 @@ class Call {
       writes |= !unsaid;
       each_tensor(given_[i], [&](const at::Tensor& tensor) { of_new_size |= tensor.numel() == 0; });
     }
+    if (captured_ && draws()) {
+      at::Generator generator = at::detail::getDefaultCPUGenerator();
+      put_back_after_the_capture(stream_,
+                                 [generator, state = generator.get_state()]() mutable { generator.set_state(state); });
+    }
     Stack results = compute();
     if (of_new_size)
       resize_outputs();
@@ -89,6 +95,13 @@ class Call {
   const std::string& name() const { return operation_.schema().name(); }
   static bool is_written(const c10::Argument& argument) {
     return argument.alias_info() && argument.alias_info()->isWrite();
+  }
+
+  bool draws() const {
+    if (name() == "aten::native_dropout") return true;
+    for (const c10::Argument& argument : operation_.schema().arguments())
+      if (argument.name() == "generator") return true;
+    return false;
   }
 
   // Numbers of no dimension and indices may be on the CPU; what copies takes both, and without waiting where the CPU's
@@ -112,7 +125,7 @@ class Call {
     const bool copies = name() == "aten::copy_", takes_indices = name().find("index") != std::string::npos;
     TORCH_CHECK(copies || takes_indices || !(mixed || (cuda && cpu)), name(), " on tensors of different devices");
     const bool captured = is_capturing(at::cuda::getCurrentCUDAStream(device_.index()).stream());
-    const bool waits = (copies && !(pinned && given_[2].toBool())) || name() == "aten::_local_scalar_dense" ||
+    const bool waits = (copies && cpu && !(pinned && given_[2].toBool())) || name() == "aten::_local_scalar_dense" ||
                        name() == "aten::equal" || name() == "aten::nonzero";
     TORCH_CHECK(!captured || !waits, name(), " waits for the GPU, and a stream is being captured");
   }
