@@ -80,7 +80,7 @@ class GramProducts : GramTiles<M> {
     const int all = which ? moving_weights + (target_.gram.coefficients[1] ? 1 : 0) : 1;
     Sums<blocks> sums;
     clear<blocks>(sums);
-    multiply_tiles<Tf32x3, Layout<false>, Layout<false>, blocks>(
+    multiply_tiles_in_chains<Tf32x3, Layout<false>, Layout<false>, blocks>(
         m_, sums, all * count,
         [=, this](int number, float* a, float* b) {
           const int term = number / count, row = (number - term * count) * terms;

@@ -102,7 +102,7 @@ class GramProjections : GramTiles<M> {
   L2T_FAST_KERNEL void multiply_weights_by_product(Sums<blocks>& sums, const Where& here, bool moves) {
     const int count = tiles(target_.channels, terms);
     const int products = moves ? (target_.direction.data ? 1 : 0) + (target_.weight_direction ? 1 : 0) : 1;
-    multiply_tiles<Tf32x3, Layout<true>, Layout<true>, blocks>(
+    multiply_tiles<Tf32x3, Layout<true>, Layout<true>, blocks, false>(
         m_, sums, count * products,
         [=, this, &here](int number, float* a, float* b) {
           const bool of_direction = moves && target_.direction.data && number < count;

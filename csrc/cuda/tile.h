@@ -135,22 +135,42 @@ L2T_FAST_KERNEL void multiply(M& m, Tf32, Sums<blocks>& sums, uint32_t (&a)[bloc
   m.multiply_tf32(sums, a, b);
 }
 
+template <int lines, class M>
+L2T_FAST_KERNEL void split(M& m, uint32_t (&whole)[lines][4], uint32_t (&rest)[lines][4]) {
+  L2T_FAST_UNROLL
+  for (int i = 0; i < lines; ++i) {
+    L2T_FAST_UNROLL
+    for (int e = 0; e < 4; ++e) rest[i][e] = m.split_tf32(whole[i][e]);
+  }
+}
+
 template <int blocks, class M>
 L2T_FAST_KERNEL void multiply(M& m, Tf32x3, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[2][4]) {
   uint32_t a_rest[blocks][4], b_rest[2][4];
-  L2T_FAST_UNROLL
-  for (int i = 0; i < blocks; ++i) {
-    L2T_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) a_rest[i][e] = m.split_tf32(a[i][e]);
-  }
-  L2T_FAST_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    L2T_FAST_UNROLL
-    for (int e = 0; e < 4; ++e) b_rest[j][e] = m.split_tf32(b[j][e]);
-  }
+  split<blocks>(m, a, a_rest);
+  split<2>(m, b, b_rest);
   m.multiply_tf32(sums, a_rest, b);
   m.multiply_tf32(sums, a, b_rest);
   m.multiply_tf32(sums, a, b);
+}
+
+// Tensor cores cut off what a float does not hold, always towards zero. So each step's products, 8 terms a sum, are
+// added by an addition that rounds; a row of blocks at a time, for want of registers.
+template <int blocks, class M>
+L2T_FAST_KERNEL void multiply_apart(M& m, Sums<blocks>& sums, uint32_t (&a)[blocks][4], uint32_t (&b)[2][4]) {
+  uint32_t b_rest[2][4];
+  split<2>(m, b, b_rest);
+  L2T_FAST_UNROLL
+  for (int i = 0; i < blocks; ++i) {
+    uint32_t own[1][4] = {{a[i][0], a[i][1], a[i][2], a[i][3]}}, rest[1][4];
+    split<1>(m, own, rest);
+    Sums<1> some;
+    clear<1>(some);
+    m.multiply_tf32(some, rest, b);
+    m.multiply_tf32(some, own, b_rest);
+    m.multiply_tf32(some, own, b);
+    for_each_index<1>([&](int, int j, int e) { sums[i][j][e] += some[0][j][e]; });
+  }
 }
 
 template <int blocks, class M>
@@ -164,12 +184,13 @@ struct Layout {
   static constexpr bool along_sum = along_sum_;
 };
 
-// sums += A B^T over the terms of two tiles, A of 32 * blocks rows, B of 128.
-template <class Mode, class A, class B, int blocks, class M>
+// sums += A B^T over the terms of two tiles, A of 32 * blocks rows, B of 128; with `apart` by multiply_apart.
+template <class Mode, class A, class B, int blocks, bool apart, class M>
 L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Element* a,
                              const typename Mode::Element* b) {
   const int thread = m.thread(), warp = thread / 32, lane = thread % 32;
-  L2T_FAST_UNROLL
+  // Unrolled, the additions of four steps would stand side by side, and take more registers than there are.
+  L2T_FAST_UNROLL_BY((apart ? 1 : 4))
   for (int step = 0; step < 4; ++step) {
     uint32_t from_a[blocks][4], from_b[2][4];
     L2T_FAST_UNROLL
@@ -178,14 +199,17 @@ L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Elem
     L2T_FAST_UNROLL
     for (int j = 0; j < 2; ++j)
       fragments<B::along_sum, tile_width, true>(m, b, warp % 4 * 32, j, step, lane, from_b[j]);
-    multiply(m, Mode{}, sums, from_a, from_b);
+    if constexpr (apart)
+      multiply_apart<blocks>(m, sums, from_a, from_b);
+    else
+      multiply(m, Mode{}, sums, from_a, from_b);
   }
 }
 
 // sums += the products of `count` pairs of tiles. fill(number, a, b) requests a pair; while one is worked on, the next
 // ones are on their way. settle(number, a, b) is what a thread does to what it requested, once that is there, and
 // after(number) follows a pair's product. Ends with shared memory free again for all threads.
-template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle, class After>
+template <class Mode, class A, class B, int blocks, bool apart, class M, class Fill, class Settle, class After>
 L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fill, const Settle& settle,
                                     const After& after) {
   using Element = typename Mode::Element;
@@ -205,7 +229,7 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
     m.barrier();
     if (number + stages - 1 < count) fill(number + stages - 1, tile(free), tile(free) + second);
     m.commit();
-    product<Mode, A, B>(m, sums, tile(slot), tile(slot) + second);
+    product<Mode, A, B, blocks, apart>(m, sums, tile(slot), tile(slot) + second);
     after(number);
     free = slot;
     slot = slot + 1 == stages ? 0 : slot + 1;
@@ -213,8 +237,8 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
   m.barrier();
 }
 
-// Tensor cores cut off what a float does not hold, always towards zero. Where float32's precision is wanted, so many
-// tiles' sums are put away at a time, by additions that round, so that this does not add up over thousands of terms.
+// So many tiles' sums are put away at a time, by additions that round, so that what is cut off does not add up over
+// thousands of terms.
 template <class Element>
 inline constexpr int tiles_of_chain = 128 / depth<Element>;
 
@@ -224,17 +248,14 @@ L2T_FAST_KERNEL void multiply_tiles_in_chains(M& m, Sums<blocks>& sums, int coun
   constexpr int chain = tiles_of_chain<typename Mode::Element>;
   Sums<blocks> some;
   clear<blocks>(some);
-  multiply_tiles<Mode, A, B, blocks>(m, some, count, fill, settle, [&some, &sums, last = count - 1](int number) {
+  multiply_tiles<Mode, A, B, blocks, false>(m, some, count, fill, settle, [&some, &sums, last = count - 1](int number) {
     if (number % chain == chain - 1 || number == last) put_away<blocks>(some, sums);
   });
 }
 
 template <class Mode, class A, class B, int blocks, class M, class Fill, class Settle>
 L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, const Fill& fill, const Settle& settle) {
-  if constexpr (std::is_same_v<Mode, Tf32x3>)
-    multiply_tiles_in_chains<Mode, A, B, blocks>(m, sums, count, fill, settle);
-  else
-    multiply_tiles<Mode, A, B, blocks>(m, sums, count, fill, settle, [](int) {});
+  multiply_tiles<Mode, A, B, blocks, std::is_same_v<Mode, Tf32x3>>(m, sums, count, fill, settle, [](int) {});
 }
 
 // ---- between memory and tiles

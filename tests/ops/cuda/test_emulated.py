@@ -200,6 +200,15 @@ def test_maps_of_different_dtypes(emulated):
     )
 
 
+@pytest.mark.parametrize("sizes", ["equal sizes", "smaller source", "many channels"])
+def test_as_exact_as_float32_where_it_is_asked_for(emulated, sizes):
+    values.test_error_is_at_most_twice_that_of_plain_pytorch(emulated, sizes, "float32")
+
+
+def test_a_small_difference_is_not_lost(emulated):
+    values.test_a_small_difference_is_not_lost(emulated, (16, 28, 28), (24, 14, 14), 1e-2)
+
+
 @pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])
 def test_no_channels(emulate, source, target):
     """As the CPU's own kernels have it: D is b - S~."""
