@@ -87,7 +87,7 @@ class Call {
     if (of_new_size)
       resize_outputs();
     else if (captured_ && writes)
-      keep_for_the_graph(stream_, [call = *this] { call.compute(); });
+      keep_for_the_graph(stream_, [call = by_address()] { call.compute(); });
     hand_over(results, stack);
   }
 
@@ -137,6 +137,13 @@ class Call {
     return stack;
   }
 
+  // For a graph, which knows addresses, and keeps no tensor alive.
+  Call by_address() const {
+    Call call = *this;
+    call.given_.clear();
+    return call;
+  }
+
   void put_back(const IValue& value) const {
     each_tensor(value, [&](const at::Tensor& tensor) {
       if (tensor.numel()) put_back_after_the_capture(stream_, [tensor, old = tensor.clone()] { tensor.copy_(old); });
@@ -156,7 +163,7 @@ class Call {
       given[i].resize_(computed[i].sizes());
       fake_gpu::run(stream_, [to = on_cpu(given[i]), from = computed[i]] { to.copy_(from); });
     }
-    if (captured_) keep_for_the_graph(stream_, [call = *this] { call.compute(); });
+    if (captured_) keep_for_the_graph(stream_, [call = by_address()] { call.compute(); });
   }
 
   // Results that are arguments are those given; others are new, and a graph computes them again where they lie now.
@@ -193,7 +200,7 @@ class Call {
       }
     }
     if (captured_ && !made.empty())
-      keep_for_the_graph(stream_, [call = *this, made] {
+      keep_for_the_graph(stream_, [call = by_address(), made] {
         std::vector<at::Tensor> again;
         for (const IValue& value : call.compute())
           each_tensor(value, [&](const at::Tensor& tensor) { again.push_back(tensor); });
