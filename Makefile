@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.l2t_fast-ready
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(filter %.h %.cpp %.cuh %.cu,$(SOURCES)) tests/ops/cuda/races.cpp $(wildcard tests/fake_gpu/*.h tests/fake_gpu/*.cpp)
+CXX_FILES := $(filter %.h %.cpp %.cuh %.cu,$(SOURCES)) tests/ops/cuda/races.cpp \
+  $(wildcard tests/fake_gpu/*.h tests/fake_gpu/*.cpp tests/fake_gpu/ptx/*.h tests/fake_gpu/ptx/*.cpp)
 # The pythons to try; `make PYTHON=/path/to/python ...` names one.
 PYTHON ?= python3 python3.13 python3.12 python3.11 python3.14 python
 

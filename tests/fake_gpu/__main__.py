@@ -5,7 +5,7 @@ import runpy
 import sys
 
 from tests.fake_gpu import __doc__ as description
-from tests.fake_gpu.build import CUDART, build, variables, why_not
+from tests.fake_gpu.build import CUDART, build, extract_ptx, runs_compiled_code, variables, why_not
 
 PLUGIN = "tests.fake_gpu.plugin"
 
@@ -16,6 +16,8 @@ if os.environ.get("LD_PRELOAD") != str(CUDART):
     if problem:
         sys.exit(f"error: a fake GPU cannot be had here: {problem}")
     build()
+    if runs_compiled_code():
+        extract_ptx()
     os.execve(sys.executable, [sys.executable, "-m", "tests.fake_gpu", *sys.argv[1:]], os.environ | variables())
 __import__(PLUGIN)
 module, *arguments = sys.argv[1:]

@@ -45,11 +45,6 @@ thread_local struct {
   void* stream;
 } configuration;
 
-int setting(const char* variable, int otherwise) {
-  const char* const found = std::getenv(variable);
-  return found ? std::atoi(found) : otherwise;
-}
-
 int devices() { return setting("FAKE_GPUS", 1); }
 
 cudaError_t failed(cudaError_t error) { return last_error = error; }
@@ -93,6 +88,22 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream) 
 int no_driver() { return cudaErrorNotSupported; }
 
 }  // namespace
+
+int setting(const char* variable, int otherwise) {
+  const char* const found = std::getenv(variable);
+  return found ? std::atoi(found) : otherwise;
+}
+
+Found memory_at(const void* address) {
+  const std::lock_guard lock(mutex);
+  for (const auto* blocks : {&memory, &pinned}) {
+    auto block = blocks->upper_bound(static_cast<char*>(const_cast<void*>(address)));
+    if (block == blocks->begin()) continue;
+    --block;
+    if (address < block->first + block->second) return {block->first, block->second};
+  }
+  return {};
+}
 
 bool is_capturing(cudaStream_t stream) {
   const std::lock_guard lock(mutex);
@@ -154,7 +165,7 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
   return cudaSuccess;
 }
 
-cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t,
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
                              cudaStream_t stream) {
   const std::string* name = nullptr;
   {
@@ -163,7 +174,7 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**
     if (found == kernels.end()) return failed(cudaErrorInvalidDeviceFunction);
     name = &found->second;
   }
-  launch(*name, grid, block, arguments, stream);
+  launch(*name, grid, block, shared, arguments, stream);
   return cudaSuccess;
 }
 
@@ -221,7 +232,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
   *properties = {};
   std::snprintf(properties->name, sizeof properties->name, "fake GPU");
   properties->uuid.bytes[0] = char(number + 1);
-  properties->major = 9;
+  properties->major = setting("FAKE_GPU_ARCHITECTURE", 90) / 10;
   properties->multiProcessorCount = setting("FAKE_GPU_PROCESSORS", 2);
   properties->totalGlobalMem = memory_bytes;
   properties->warpSize = 32;

@@ -20,7 +20,20 @@ void put_back_after_the_capture(cudaStream_t stream, Work work);
 // Now, and whenever the graph is launched that is being captured.
 void run(cudaStream_t stream, const Work& work);
 
+// Device memory, or memory of the host that devices may read.
+struct Found {
+  const void* begin;  // null if the address lies in none
+  size_t bytes;
+};
+Found memory_at(const void* address);
+
+// A number among the variables of the environment, or else the other one.
+int setting(const char* variable, int otherwise);
+
 // Runs the kernel of that (mangled) name, or, if it is not one of ours, says so once and leaves it out.
-void launch(const std::string& kernel, dim3 grid, dim3 block, void** arguments, cudaStream_t stream);
+void launch(const std::string& kernel, dim3 grid, dim3 block, size_t shared, void** arguments, cudaStream_t stream);
+
+// Where FAKE_GPU_PTX names a file of PTX and it has that kernel: runs it, and says so.
+bool launch_ptx(const std::string& kernel, dim3 grid, dim3 block, size_t shared, void** arguments, cudaStream_t stream);
 
 }  // namespace fake_gpu

@@ -1,0 +1,84 @@
+"""Triton's driver on the fake GPU: kernels are compiled to PTX, which a machine on the CPU runs (ptx/)."""
+
+import ctypes
+from types import SimpleNamespace
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import driver
+
+from tests.fake_gpu.build import CUDART
+
+SHARED_BYTES = {80: 166912, 90: 232448}
+_library = ctypes.CDLL(str(CUDART))
+for _name in ("fake_gpu_load", "fake_gpu_launch"):
+    getattr(_library, _name).restype = ctypes.c_char_p
+
+
+def _checked(error: bytes | None) -> None:
+    if error is not None:
+        raise RuntimeError(error.decode())
+
+
+class Launcher:
+    """Hands over what Triton calls a kernel with, as its own launcher does: no constants, and two addresses more."""
+
+    def __init__(self, source, metadata) -> None:
+        kinds = list(source.signature.values())
+        self.kinds = {place: kind for place, kind in enumerate(kinds) if kind != "constexpr"}
+        if not all(kind.startswith("*") for kind in self.kinds.values()):
+            raise NotImplementedError(f"a kernel with other arguments than addresses: {kinds}")
+        self.threads, self.shared = 32 * metadata.num_warps, metadata.shared
+
+    def __call__(self, x, y, z, stream, function, packed, launch, entered, left, *arguments) -> None:
+        values = [arguments[place] for place in self.kinds]
+        addresses = [value if isinstance(value, int) else value.data_ptr() for value in values]
+        words = (ctypes.c_uint64 * (len(values) + 2))(*addresses, 0, 0)
+        pointers = (ctypes.c_void_p * len(words))(*(ctypes.addressof(words) + 8 * i for i in range(len(words))))
+        for number in (x, y, z, self.threads):
+            assert 0 < number < 2**31
+        sizes = (ctypes.c_uint(x), ctypes.c_uint(y), ctypes.c_uint(z), ctypes.c_uint(self.threads))
+        shared = ctypes.c_size_t(self.shared)
+        _checked(_library.fake_gpu_launch(ctypes.c_void_p(function), *sizes, shared, pointers, ctypes.c_void_p(stream)))
+
+
+def _load(name: str, code: bytes, shared: int, device: int) -> tuple[None, int, int, int, int]:
+    kernel = ctypes.c_void_p()
+    _checked(_library.fake_gpu_load(code, name.encode(), ctypes.byref(kernel)))
+    return None, kernel.value, 0, 0, 1024  # module, function, registers, spills, threads
+
+
+class Driver:
+    launcher_cls = Launcher
+
+    def __init__(self) -> None:
+        self.utils = SimpleNamespace(
+            load_binary=_load,
+            unload_module=lambda module: None,
+            get_device_properties=lambda device: {
+                "max_shared_mem": SHARED_BYTES[self.get_current_target().arch],
+                "multiprocessor_count": torch.cuda.get_device_properties(device).multi_processor_count,
+            },
+        )
+
+    def get_current_device(self) -> int:
+        return torch.cuda.current_device()
+
+    def set_current_device(self, device: int) -> None:
+        torch.cuda.set_device(device)
+
+    def get_current_stream(self, device: int | None) -> int:
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 10 * torch.cuda.get_device_capability()[0], 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cuda", self.get_current_device())
+
+
+def activate() -> None:
+    """For the rest of the process. What has been compiled for real GPUs must not be found (TRITON_CACHE_DIR)."""
+    CUDABackend.make_cubin = lambda self, ptx, metadata, options, capability: ptx.encode()
+    driver.set_active(Driver())
