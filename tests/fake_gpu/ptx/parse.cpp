@@ -229,6 +229,7 @@ class Body {
 
   Operand value(std::string_view text, int bytes) {
     if (const Register* const found = find(text)) return {found->at, false, uint8_t(found->bytes)};
+    if (text == "_") return {declare("_", 8).at, false, uint8_t(bytes == 8 ? 8 : 4)};  // nobody wants it
     if (text.front() == '%') {
       const std::string name(text);
       if (!kernel_.special.contains(name)) kernel_.special[name] = {declare(name, 4).at};
