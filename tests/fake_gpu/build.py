@@ -118,4 +118,4 @@ def variables() -> dict[str, str]:
     found = {"LD_PRELOAD": str(CUDART), "LD_LIBRARY_PATH": os.pathsep.join(paths)}
     if not runs_compiled_code():
         return found | {"TRITON_INTERPRET": "1"}
-    return found | {"FAKE_GPU_PTX": str(PTX), "TRITON_CACHE_DIR": str(BUILD / "triton")}
+    return found | {"FAKE_GPU_PTX": os.environ.get("FAKE_GPU_PTX", str(PTX)), "TRITON_CACHE_DIR": str(BUILD / "triton")}

@@ -21,25 +21,36 @@ ptx::Allocation allocation_of(const void* address) {
   return {static_cast<const unsigned char*>(found.begin), found.bytes};
 }
 
+void write(std::ofstream& file, const std::map<std::string, uint64_t>& counts) {
+  file << "{";
+  const char* separator = "";
+  for (const auto& [name, count] : counts) {
+    file << separator << "\"" << name << "\": " << count;
+    separator = ", ";
+  }
+  file << "}";
+}
+
 // A line for each launch: what was executed, by opcode, and what it took of the memories.
 void write_counts(const ptx::Kernel& kernel, const ptx::Launch& launch, const ptx::Counts& counts) {
   static const char* const path = std::getenv("FAKE_GPU_COUNTS");
   if (!path) return;
-  std::map<std::string, uint64_t> by_opcode;
-  for (size_t i = 0; i < kernel.code.size(); ++i)
-    if (counts.runs[i]) by_opcode[kernel.code[i].opcode] += counts.runs[i];
+  std::map<std::string, uint64_t> by_opcode, by_line;
+  for (size_t i = 0; i < kernel.code.size(); ++i) {
+    if (!counts.runs[i]) continue;
+    by_opcode[kernel.code[i].opcode] += counts.runs[i];
+    if (!kernel.code[i].line.empty()) by_line[kernel.code[i].line] += counts.runs[i];
+  }
   std::ofstream file(path, std::ios::app);
   file << "{\"kernel\": \"" << kernel.name << "\", \"blocks\": " << launch.grid.x << ", \"threads\": " << launch.block.x
        << ", \"shared_bytes\": " << kernel.static_shared_bytes + launch.dynamic_shared_bytes
        << ", \"global_sectors\": " << counts.global_sectors << ", \"global_bytes\": " << counts.global_bytes
        << ", \"shared_wavefronts\": " << counts.shared_wavefronts << ", \"shared_least\": " << counts.shared_least
-       << ", \"opcodes\": {";
-  const char* separator = "";
-  for (const auto& [opcode, runs] : by_opcode) {
-    file << separator << "\"" << opcode << "\": " << runs;
-    separator = ", ";
-  }
-  file << "}}\n";
+       << ", \"opcodes\": ";
+  write(file, by_opcode);
+  file << ", \"lines\": ";
+  write(file, by_line);
+  file << "}\n";
 }
 
 void run_ptx(const std::shared_ptr<const ptx::Kernel>& kernel, dim3 grid, unsigned threads, size_t shared,

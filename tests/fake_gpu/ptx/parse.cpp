@@ -83,7 +83,8 @@ struct Register {
 
 class Body {
  public:
-  Body(Kernel& kernel, const Places& shared, const Places& parameters) : kernel_(kernel), symbols_(shared), scopes_(1) {
+  Body(Kernel& kernel, const Places& shared, const Places& parameters, const std::map<int, std::string>& files)
+      : kernel_(kernel), files_(files), symbols_(shared), scopes_(1) {
     symbols_.insert(parameters.begin(), parameters.end());
   }
 
@@ -97,7 +98,9 @@ class Body {
       } else if (next == '}') {
         scopes_.pop_back(), ++at;
       } else if (begins_with(text.substr(at), ".loc")) {
-        at = text.find('\n', at);
+        const size_t end = text.find('\n', at);
+        set_line(text.substr(at, end - at));
+        at = end;
       } else {
         const size_t end = text.find_first_of(":;", at);
         // a label's colon; those of ".shared::cta" come in pairs
@@ -124,6 +127,14 @@ class Body {
   }
 
  private:
+  // ".loc 1 487 0", and where it is inlined at: "file:line".
+  void set_line(std::string_view text) {
+    const std::string words(text.substr(4));
+    int file = 0, line = 0;
+    if (std::sscanf(words.c_str(), " %d %d", &file, &line) == 2)
+      line_ = (files_.contains(file) ? files_.at(file) : std::to_string(file)) + ":" + std::to_string(line);
+  }
+
   void statement(std::string_view text) {
     if (begins_with(text, ".reg"))
       declare(text);
@@ -160,6 +171,7 @@ class Body {
   Instruction instruction(std::string_view text) {
     Instruction made;
     made.text = std::string(text);
+    made.line = line_;
     if (text.front() == '@') {
       const size_t end = text.find_first_of(" \t");
       made.is_guarded = true;
@@ -257,6 +269,8 @@ class Body {
   }
 
   Kernel& kernel_;
+  const std::map<int, std::string>& files_;
+  std::string line_;
   Places symbols_;
   std::vector<std::map<std::string, Register, std::less<>>> scopes_;
   std::map<std::string, int> labels_;
@@ -318,6 +332,18 @@ void place(std::string_view statement, Places& places, size_t& bytes) {
   bytes += found.bytes;
 }
 
+// ".file 1 \"folder/name\"": names of the sources, without their folders, by number.
+std::map<int, std::string> files_of(std::string_view text) {
+  std::map<int, std::string> files;
+  for (size_t at = text.find(".file"); at != std::string_view::npos; at = text.find(".file", at + 1)) {
+    const size_t end = text.find('\n', at + 1), close = text.rfind('"', end), slash = text.rfind('/', close);
+    const size_t open = text.rfind('"', close - 1);
+    const size_t begin = (slash == std::string_view::npos || slash < open ? open : slash) + 1;
+    files[std::atoi(std::string(text.substr(at + 5, 10)).c_str())] = std::string(text.substr(begin, close - begin));
+  }
+  return files;
+}
+
 }  // namespace
 
 std::map<std::string, std::shared_ptr<const Kernel>> parse(std::string_view commented) {
@@ -327,6 +353,7 @@ std::map<std::string, std::shared_ptr<const Kernel>> parse(std::string_view comm
   Places shared;
   std::vector<std::string> dynamic;
   size_t shared_bytes = 0;
+  const auto files = files_of(text);
   for (size_t at = 0; at < text.size();) {
     if (std::isspace(text[at]) || text[at] == ';') {
       ++at;
@@ -360,7 +387,7 @@ std::map<std::string, std::shared_ptr<const Kernel>> parse(std::string_view comm
       // Dynamic shared memory begins behind what is declared.
       kernel->static_shared_bytes = rounded_up(kernel->static_shared_bytes, dynamic.empty() ? 1 : 1024);
       for (const auto& name : dynamic) own[name] = uint32_t(kernel->static_shared_bytes);
-      Body(*kernel, own, parameters).parse(body);
+      Body(*kernel, own, parameters, files).parse(body);
       kernels[kernel->name] = kernel;
       at = end;
     } else if (begins_with(rest, ".section")) {

@@ -44,6 +44,7 @@ struct Instruction {
   bool is_guarded = false, is_negated = false;
   Operand guard;
   std::string opcode, text;
+  std::string line;  // of the source, where the compiler was asked for it
 };
 
 struct Parameter {
