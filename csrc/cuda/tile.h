@@ -121,8 +121,9 @@ L2T_FAST_KERNEL void put_away(Sums<blocks>& sums, Sums<blocks>& whole) {
 // function(row, column, sum) for each of a thread's sums: where it stands in the tile.
 template <int blocks, class M, class Function>
 L2T_FAST_KERNEL void for_each_sum(M& m, const Sums<blocks>& sums, const Function& function) {
+  const int thread = m.thread();
   for_each_index<blocks>([&](int i, int j, int e) {
-    const Position where = position<blocks>(m.thread(), i, j, e);
+    const Position where = position<blocks>(thread, i, j, e);
     function(where.row, where.column, sums[i][j][e]);
   });
 }
@@ -186,9 +187,9 @@ struct Layout {
 
 // sums += A B^T over the terms of two tiles, A of 32 * blocks rows, B of 128; with `apart` by multiply_apart.
 template <class Mode, class A, class B, int blocks, bool apart, class M>
-L2T_FAST_KERNEL void product(M& m, Sums<blocks>& sums, const typename Mode::Element* a,
+L2T_FAST_KERNEL void product(M& m, int thread, Sums<blocks>& sums, const typename Mode::Element* a,
                              const typename Mode::Element* b) {
-  const int thread = m.thread(), warp = thread / 32, lane = thread % 32;
+  const int warp = thread / 32, lane = thread % 32;
   // Unrolled, the additions of four steps would stand side by side, and take more registers than there are.
   L2T_FAST_UNROLL_BY((apart ? 1 : 4))
   for (int step = 0; step < 4; ++step) {
@@ -222,6 +223,10 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
     if (number < count) fill(number, tile(number), tile(number) + second);
     m.commit();
   }
+  // Where its fragments lie is computed once for all tiles; in bfloat16, whose tiles have twice the terms, for each, for
+  // want of registers.
+  constexpr bool asks_again = std::is_same_v<Mode, Bfloat16>;
+  const int thread = m.thread();
   int slot = 0, free = stages - 1;
   for (int number = 0; number < count; ++number) {
     m.template wait_for_all_but<stages - 2>();
@@ -229,7 +234,7 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
     m.barrier();
     if (number + stages - 1 < count) fill(number + stages - 1, tile(free), tile(free) + second);
     m.commit();
-    product<Mode, A, B, blocks, apart>(m, sums, tile(slot), tile(slot) + second);
+    product<Mode, A, B, blocks, apart>(m, asks_again ? m.thread() : thread, sums, tile(slot), tile(slot) + second);
     after(number);
     free = slot;
     slot = slot + 1 == stages ? 0 : slot + 1;

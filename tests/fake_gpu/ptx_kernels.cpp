@@ -31,6 +31,18 @@ void write(std::ofstream& file, const std::map<std::string, uint64_t>& counts) {
   file << "}";
 }
 
+// What was executed how often, in the order of the code.
+void write_listing(const ptx::Kernel& kernel, const ptx::Counts& counts) {
+  static const char* const path = std::getenv("FAKE_GPU_LISTING");
+  if (!path) return;
+  std::ofstream file(path, std::ios::app);
+  file << "\n" << kernel.name << "\n";
+  for (size_t i = 0; i < kernel.code.size(); ++i)
+    file << counts.runs[i] << "\t" << i << "\t" << kernel.code[i].text
+         << (kernel.code[i].target < 0 ? "" : " -> " + std::to_string(kernel.code[i].target)) << "\t" << kernel.code[i].line
+         << "\n";
+}
+
 // A line for each launch: what was executed, by opcode, and what it took of the memories.
 void write_counts(const ptx::Kernel& kernel, const ptx::Launch& launch, const ptx::Counts& counts) {
   static const char* const path = std::getenv("FAKE_GPU_COUNTS");
@@ -59,7 +71,9 @@ void run_ptx(const std::shared_ptr<const ptx::Kernel>& kernel, dim3 grid, unsign
       {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared, setting("FAKE_GPU_REVERSED", 0) != 0, allocation_of};
   run(stream, [=, parameters = ptx::packed(*kernel, arguments)] {
     const std::lock_guard lock(mutex);
-    write_counts(*kernel, launch, ptx::run(*kernel, launch, parameters));
+    const ptx::Counts counts = ptx::run(*kernel, launch, parameters);
+    write_counts(*kernel, launch, counts);
+    write_listing(*kernel, counts);
   });
 }
 
