@@ -37,6 +37,9 @@ PRODUCTS = {
     "tf32x3": (torch.float32, torch.float32, "tf32x3"),
     "bfloat16": (torch.bfloat16, torch.bfloat16, "tf32"),
     "float16": (torch.float16, torch.float16, "tf32"),
+    # where ieee is asked for
+    "bfloat16 in tf32x3": (torch.bfloat16, torch.bfloat16, "tf32x3"),
+    "float16 in tf32x3": (torch.float16, torch.float16, "tf32x3"),
     # as mixed precision has them
     "bfloat16 maps": (torch.bfloat16, torch.float32, "tf32"),
     "float16 maps": (torch.float16, torch.float32, "tf32"),
@@ -125,7 +128,7 @@ def resources(
     maps, projections, precision = PRODUCTS[products]
     channels_last, even, flat = LAYOUTS[layout]
     vector = 16 // maps.itemsize if even else 1
-    dot = maps if maps == projections else torch.float32
+    dot = maps if maps == projections and precision == "tf32" else torch.float32
     results = gradient_dtype(maps)
     constants = {
         "SECOND": second,

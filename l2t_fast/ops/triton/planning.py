@@ -152,11 +152,12 @@ class Planner:
     def _choose_types(self) -> None:
         a = self.arguments
         types = {t.dtype for t in [*a.targets, *a.weights]}
-        # Products of W and T are exact in their own type where it is one. E is rounded to bfloat16 only where float32
-        # may be rounded too, and never to float16, whose range it may leave.
-        self.dot_type = types.pop() if len(types) == 1 else torch.float32
-        bfloat16 = self.dot_type == torch.bfloat16 and self.precision == "tf32"
-        self.e_type = torch.bfloat16 if bfloat16 else torch.float32
+        # Products of W and T are exact in their own type where it is one, but tensor cores cut off their sums; who asks
+        # for ieee gets three products of tf32, whose sums round. E is rounded to bfloat16 only where float32 may be
+        # rounded too, and never to float16, whose range it may leave.
+        own = len(types) == 1 and self.precision == "tf32"
+        self.dot_type = types.pop() if own else torch.float32
+        self.e_type = torch.bfloat16 if self.dot_type == torch.bfloat16 else torch.float32
 
     def _layer(self, n: int, channels: int, pixels: int, pairs: list[int]) -> Layer:
         return Layer(

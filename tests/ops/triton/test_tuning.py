@@ -114,8 +114,11 @@ def test_a_call_uses_what_was_timed(triton_backend, folder, monkeypatch):
     times = []
 
     def falling(run):
-        if not times:
-            run()  # takes its time in the interpreter
+        if not (times and launching.INTERPRETED):  # where it takes its time
+            try:
+                run()
+            except tuning.TritonError:  # as on a GPU, which does not hold every tile
+                return math.inf
         times.append(1.0 / (1 + len(times)) if len(times) < 8 else 1.0)
         return times[-1]
 
