@@ -19,9 +19,8 @@ class GramPlanes {
   L2T_FAST_KERNEL void sum_target(int item) {
     const int first = begin(item, target_.channels), pixels = target_.height * target_.width;
     for_each_plane(first, target_.channels, [=, this](int channel) {
-      const float sum = sum_plane(plane_of(target_.map, sample_, channel), pixels).sum;
-      const float moved =
-          target_.direction.data ? sum_plane(plane_of(target_.direction, sample_, channel), pixels).sum : 0.f;
+      const float sum = sum_plane(target_.map, channel, pixels).sum;
+      const float moved = target_.direction.data ? sum_plane(target_.direction, channel, pixels).sum : 0.f;
       write_sums(channel, {sum, moved});
     });
   }
@@ -40,13 +39,21 @@ class GramPlanes {
     for_each_plane(first, group.rows, [=, this](int within) {
       const int row = group.first_row + within;
       const Pair& pair = *pair_of(problem_, target_, row);
-      const Plane plane = plane_of(pair.source, sample_, row - pair.first_row);
-      write_sums(target_.channels + row, resized ? sum_resized_plane(plane, group.height, group.width)
-                                                 : sum_plane(plane, group.height * group.width));
+      const int channel = row - pair.first_row;
+      write_sums(target_.channels + row, resized ? sum_resized_plane(pair.source, channel, group.height, group.width)
+                                                 : sum_plane(pair.source, channel, group.height * group.width));
     });
   }
 
   // T U, or vT U: what a source pixel takes of all target pixels, along columns first, a row of the result at a time.
+  L2T_FAST_KERNEL void shrink(const Group& group, int which, int item) {
+    if (target_.map.type == Type::bfloat16)
+      shrink<Type::bfloat16>(group, which, item);
+    else
+      shrink<Type::float32>(group, which, item);
+  }
+
+  template <Type type>
   L2T_FAST_KERNEL void shrink(const Group& group, int which, int item) {
     const int first = begin(item, target_.channels), lane = m_.thread() % 32, warp = m_.thread() / 32;
     find_axis(0, group.height, target_.height);
@@ -56,15 +63,16 @@ class GramPlanes {
     for (int turn = 0; turn < planes_of_warp && first + turn * warps < target_.channels; ++turn) {
       const int channel = first + turn * warps + warp;
       const bool lives = channel < target_.channels;
-      const Plane plane = plane_of(which ? target_.direction : target_.map, sample_, lives ? channel : first);
+      const auto* const plane = static_cast<const Stored<type>*>(
+          plane_of(which ? target_.direction : target_.map, sample_, lives ? channel : first));
       const int64_t begin = (int64_t(sample_) * target_.channels + channel) * group.stride;
       for (int y = 0; y < group.height; ++y) {
         for (int x = lane; x < width; x += 32)
-          line[x] = gather(0, y, [=, this](int row) { return read(plane, row * width + x); });
+          line[x] = gather(0, y, plane + x, width, [this](const Stored<type>* at) { return load<type>(m_, at, 0); });
         m_.barrier();
         for (int x = lane; x < group.width && lives; x += 32)
           keep_shrunk(group, which, begin + y * group.width + x,
-                      gather(1, x, [line](int column) { return line[column]; }));
+                      gather(1, x, line, 1, [](const float* at) { return *at; }));
         m_.barrier();
       }
       if (lives && lane < group.stride - pixels) keep_shrunk(group, which, begin + pixels + lane, 0);
@@ -134,14 +142,17 @@ class GramPlanes {
   }
 
   // The sum over the target pixels that take of source pixel x, times what they take: first those that have it as their
-  // upper neighbour.
-  template <class Function>
-  L2T_FAST_KERNEL float gather(int axis, int x, const Function& value) const {
+  // upper neighbour. The first target pixel's value stands at `first`, the others' `step` apart.
+  template <class Value, class Load>
+  L2T_FAST_KERNEL float gather(int axis, int x, const Value* first, int step, const Load& load) const {
     const float* const upper = uppers(axis);
     const int32_t* const begin = begins(axis) + x;
+    const int own = begin[0], end = begin[1];
+    int t = x ? begin[-1] : own;
+    const Value* at = first + t * step;
     float sum = 0;
-    for (int t = x ? begin[-1] : begin[0]; t < begin[0]; ++t) sum += upper[t] * value(t);
-    for (int t = begin[0]; t < begin[1]; ++t) sum += (1 - upper[t]) * value(t);
+    for (; t < own; ++t, at += step) sum += upper[t] * load(at);
+    for (; t < end; ++t, at += step) sum += (1 - upper[t]) * load(at);
     return sum;
   }
 
@@ -180,17 +191,9 @@ class GramPlanes {
   }
 
   // A channel's pixels, in line.
-  struct Plane {
-    const void* data;
-    bool bfloat16;
-  };
-  L2T_FAST_KERNEL Plane plane_of(const Map& map, int sample, int channel) const {
-    const bool bfloat16 = map.type == Type::bfloat16;
+  L2T_FAST_KERNEL const void* plane_of(const Map& map, int sample, int channel) const {
     const int64_t offset = sample * map.sample + int64_t(channel) * map.channel;
-    return {static_cast<const unsigned char*>(map.data) + offset * (bfloat16 ? 2 : 4), bfloat16};
-  }
-  L2T_FAST_KERNEL float read(const Plane& plane, int pixel) const {
-    return plane.bfloat16 ? load<Type::bfloat16>(m_, plane.data, pixel) : load<Type::float32>(m_, plane.data, pixel);
+    return static_cast<const unsigned char*>(map.data) + offset * (map.type == Type::bfloat16 ? 2 : 4);
   }
 
   // In bfloat16 two of them, so that what cancels later has the digits of both.
@@ -209,29 +212,43 @@ class GramPlanes {
     float sum, other;
   };
 
-  L2T_FAST_KERNEL PlaneSums sum_plane(const Plane& plane, int pixels) {
+  template <Type type>
+  L2T_FAST_KERNEL PlaneSums sum_plane(const void* plane, int pixels) {
     float sum = 0, square = 0;
     for (int i = m_.thread() % 32; i < pixels; i += 32) {
-      const float value = read(plane, i);
+      const float value = load<type>(m_, plane, i);
       sum += value;
       square += value * value;
     }
     return sum_of_warp({sum, square});
   }
 
+  L2T_FAST_KERNEL PlaneSums sum_plane(const Map& map, int channel, int pixels) {
+    const void* const plane = plane_of(map, sample_, channel);
+    return map.type == Type::bfloat16 ? sum_plane<Type::bfloat16>(plane, pixels)
+                                      : sum_plane<Type::float32>(plane, pixels);
+  }
+
+  L2T_FAST_KERNEL PlaneSums sum_resized_plane(const Map& map, int channel, int height, int width) {
+    const void* const plane = plane_of(map, sample_, channel);
+    return map.type == Type::bfloat16 ? sum_resized_plane<Type::bfloat16>(plane, height, width)
+                                      : sum_resized_plane<Type::float32>(plane, height, width);
+  }
+
   // Each pixel times what it becomes: sum S~^2 = s^T (U^T U) s, where U^T U reaches to the next pixel along each axis.
-  L2T_FAST_KERNEL PlaneSums sum_resized_plane(const Plane& plane, int height, int width) {
+  template <Type type>
+  L2T_FAST_KERNEL PlaneSums sum_resized_plane(const void* plane, int height, int width) {
     float sum = 0, square = 0;
     for (int i = m_.thread() % 32; i < height * width; i += 32) {
       const int y = i / width, x = i - y * width;
       const Moments down = moments(0)[y], along = moments(1)[x];
-      const float value = read(plane, i);
+      const float value = load<type>(m_, plane, i);
       float row = along.square * value, below = 0;
-      if (x + 1 < width) row += 2 * along.next * read(plane, i + 1);
+      if (x + 1 < width) row += 2 * along.next * load<type>(m_, plane, i + 1);
       if (y + 1 < height) {
-        below = along.square * read(plane, i + width);
-        if (x + 1 < width) below += along.next * read(plane, i + width + 1);
-        if (x > 0) below += moments(1)[x - 1].next * read(plane, i + width - 1);
+        below = along.square * load<type>(m_, plane, i + width);
+        if (x + 1 < width) below += along.next * load<type>(m_, plane, i + width + 1);
+        if (x > 0) below += moments(1)[x - 1].next * load<type>(m_, plane, i + width - 1);
       }
       sum += down.sum * along.sum * value;
       square += value * (down.square * row + 2 * down.next * below);
