@@ -39,8 +39,8 @@ void write_listing(const ptx::Kernel& kernel, const ptx::Counts& counts) {
   file << "\n" << kernel.name << "\n";
   for (size_t i = 0; i < kernel.code.size(); ++i)
     file << counts.runs[i] << "\t" << i << "\t" << kernel.code[i].text
-         << (kernel.code[i].target < 0 ? "" : " -> " + std::to_string(kernel.code[i].target)) << "\t" << kernel.code[i].line
-         << "\n";
+         << (kernel.code[i].target < 0 ? "" : " -> " + std::to_string(kernel.code[i].target)) << "\t"
+         << kernel.code[i].line << "\n";
 }
 
 // A line for each launch: what was executed, by opcode, and what it took of the memories.

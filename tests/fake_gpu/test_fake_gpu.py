@@ -16,14 +16,22 @@ QUICK = (
         "stream_of or second_device or graph_replays or gpu- or scratch or (exact and plain) or (gram_form and flat)",
     ),
 )
+COMPILED = (
+    *("tests/ops/cuda/test_gpu.py", "tests/ops/triton/test_gpu.py"),
+    *("-k", "stream_of or (plain_pytorch and smaller and not cpu and not dtype2) or (gram_form and flat)"),
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_on_a_fake_gpu():
+@pytest.mark.parametrize("code", ["emulator", "compiled"])
+def test_on_a_fake_gpu(code):
+    """Some of the tests that need a GPU, our kernels in their emulator; and what nvcc and Triton made of them."""
     problem = why_not()
     if problem is not None:
         pytest.skip(problem)
-    command = [sys.executable, "-m", "tests.fake_gpu", "pytest", "-q", "--tb=short", "-n", "0", *QUICK]
-    ran = subprocess.run(command, cwd=ROOT, env=os.environ | {"FAKE_GPUS": "2"}, capture_output=True, text=True)
+    tests = QUICK if code == "emulator" else COMPILED
+    command = [sys.executable, "-m", "tests.fake_gpu", "pytest", "-q", "--tb=short", "-n", "0", *tests]
+    environment = os.environ | {"FAKE_GPUS": "2", "FAKE_GPU_CODE": code}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
     assert " passed" in ran.stdout.splitlines()[-1]

@@ -83,6 +83,7 @@ struct Warp {
 
  private:
   void run(Group& group);
+  void add(int at, uint32_t lanes_there);
   Group& next();
 };
 

@@ -126,9 +126,9 @@ void Warp::run(Group& group) {
     }
     const uint32_t rest = all & ~mask;
     if (mask && rest) {  // they part
-      group.mask = rest;
-      group.at = at + 1;
-      if (!instruction.ends) groups.push_back({instruction.target, mask});
+      groups.erase(groups.begin() + ptrdiff_t(mine));
+      add(at + 1, rest);
+      if (!instruction.ends) add(instruction.target, mask);
       return;
     }
     if (mask && instruction.ends) {
@@ -138,13 +138,18 @@ void Warp::run(Group& group) {
     at = mask ? instruction.target : at + 1;
     others = next_of_others();
   }
-  group.at = at;
-  for (size_t g = 0; g < groups.size(); ++g) {
-    if (g == mine || groups[g].at != at) continue;
-    groups[g].mask |= group.mask;
-    groups.erase(groups.begin() + ptrdiff_t(mine));
-    return;
-  }
+  groups.erase(groups.begin() + ptrdiff_t(mine));
+  add(at, all);
+}
+
+// Lanes that stand at the same place are one group.
+void Warp::add(int at, uint32_t lanes_there) {
+  for (Group& group : groups)
+    if (group.at == at) {
+      group.mask |= lanes_there;
+      return;
+    }
+  groups.push_back({at, lanes_there});
 }
 
 unsigned char* shared_at(Warp& warp, uint32_t offset, size_t bytes) {
