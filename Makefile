@@ -58,9 +58,16 @@ race: $(READY)  ## look for races between the threads of the CUDA kernels, in th
 	  tests/ops/cuda/test_emulated.py tests/ops/cuda/test_gram.py tests/ops/cuda/test_coefficients.py \
 	  -k 'not error_where and not planner' $(ARGS)
 
-fakegpu: $(READY)  ## run the tests that need a GPU on a fake one: PyTorch's CUDA in the host's memory, the kernels in their emulator
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive FAKE_GPUS=2 $(BIN)/python -m tests.fake_gpu pytest -q -n 2 \
-	  $(if $(ARGS),$(ARGS),tests/ops tests/test_*.py tests/bilevel tests/transfer -k 'not triton and not dropout and not compile and not peak')
+FAKE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive FAKE_GPUS=2 $(BIN)/python -m tests.fake_gpu pytest -q -n 2
+fakegpu: $(READY)  ## run the tests that need a GPU on a fake one, the kernels in their emulator, then as they were compiled
+ifdef ARGS
+	$(FAKE) $(ARGS)
+else
+	$(FAKE) tests/ops tests/test_*.py tests/bilevel tests/transfer -k 'not triton and not dropout and not compile and not peak'
+	FAKE_GPU_CODE=compiled $(FAKE) tests/ops/test_values.py tests/ops/test_derivatives.py tests/ops/test_operators.py tests/ops/triton \
+	  tests/ops/cuda/test_gpu.py tests/ops/cuda/test_coefficients.py \
+	  -k '(triton or cuda) and not cpu and not interpreter and not resources and not peak and not compile'
+endif
 
 # Without setting anything up, so that it works on a machine with PyTorch and no network.
 gpu:  ## on a machine with a GPU: build, test, check memory accesses and measure, in 9 minutes; logs and rows in OUT or build/gpu
