@@ -223,8 +223,8 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
     if (number < count) fill(number, tile(number), tile(number) + second);
     m.commit();
   }
-  // Where its fragments lie is computed once for all tiles; in bfloat16, whose tiles have twice the terms, for each, for
-  // want of registers.
+  // Where its fragments lie is computed once for all tiles; in bfloat16, whose tiles have twice the terms, for each,
+  // for want of registers.
   constexpr bool asks_again = std::is_same_v<Mode, Bfloat16>;
   const int thread = m.thread();
   int slot = 0, free = stages - 1;
