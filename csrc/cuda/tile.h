@@ -345,6 +345,26 @@ L2T_FAST_KERNEL int place_of(int line, int within, int half) {
     return place<false, length, Element>(line, spread<length, count>(within, half) / vector<Element>);
 }
 
+// element(line, its address in the tile) for the elements of a tile, or of a half of it, that are a thread's own when
+// each is handled by itself: those at one place `within` of every so manieth line. Where these lines are permuted
+// alike, an element's address follows from the one before.
+template <bool AlongSum, int length, int count, class Element, class Function>
+L2T_FAST_KERNEL void for_each_element(Element* tile, int half, int thread, const Function& element) {
+  constexpr int lines = AlongSum ? count : depth<Element>, width = AlongSum ? depth<Element> : count;
+  constexpr int step = threads / width, period = AlongSum || sizeof(Element) == 2 ? 8 : 4;
+  constexpr bool alike = step % period == 0 && (!AlongSum || count == length);
+  const int within = thread % width;
+  const auto at = [=](int line) {
+    return tile + place_of<AlongSum, length, count, Element>(line, within, half) + within % vector<Element>;
+  };
+  Element* place = at(thread / width);
+  L2T_FAST_UNROLL_BY(1)
+  for (int line = thread / width; line < lines; line += step) {
+    element(line, alike ? place : at(line));
+    place += step * (AlongSum ? depth<Element> : length);
+  }
+}
+
 // A tile, or a half of it, from memory: asynchronously where no type changes. An element lies at
 // along(its place in the line) + across(line); where either is negative there is none, and the tile gets 0.
 template <bool AlongSum, int length, int count, class Element, class M, class Along, class Across>
@@ -368,21 +388,20 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type 
     }
     return;
   }
-  const int within = thread % width;
-  const int64_t begin = along(within);
-  L2T_FAST_UNROLL_BY(1)
-  for (int line = thread / width; line < lines; line += threads / width) {
-    const int64_t rest = across(line), offset = begin + rest;
-    const bool lives = begin >= 0 && rest >= 0;
-    Element* const to = tile + at(line, within) + within % vector<Element>;
-    if constexpr (sizeof(Element) == 4) {
-      if (type == Type::float32)
-        m.copy4(to, from + (lives ? offset : 0), lives);
-      else
-        *to = lives ? load(m, data, type, offset) : 0.f;
-    } else {
-      *to = lives ? from[offset] : uint16_t(0);
-    }
+  const int64_t begin = along(thread % width);
+  const auto each = [&](const auto& write) {
+    for_each_element<AlongSum, length, count>(tile, half, thread, [&](int line, Element* to) {
+      const int64_t rest = across(line);
+      write(to, begin + rest, begin >= 0 && rest >= 0);
+    });
+  };
+  if constexpr (sizeof(Element) == 4) {
+    if (type == Type::float32)
+      each([&](Element* to, int64_t offset, bool lives) { m.copy4(to, from + (lives ? offset : 0), lives); });
+    else
+      each([&](Element* to, int64_t offset, bool lives) { *to = lives ? load(m, data, type, offset) : 0.f; });
+  } else {
+    each([&](Element* to, int64_t offset, bool lives) { *to = lives ? from[offset] : uint16_t(0); });
   }
 }
 
@@ -402,12 +421,8 @@ L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int half, 
         m.round_to_tf32(tile + at(line, thread % pieces * vector<float>));
       return;
     }
-    const int within = thread % width;
-    L2T_FAST_UNROLL_BY(1)
-    for (int line = thread / width; line < lines; line += threads / width) {
-      float& element = tile[at(line, within) + within % vector<float>];
-      element = m.as_float(m.tf32(m.as_bits(element)));
-    }
+    for_each_element<AlongSum, length, count>(
+        tile, half, thread, [&](int, float* element) { *element = m.as_float(m.tf32(m.as_bits(*element))); });
   }
 }
 
