@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -92,6 +93,8 @@ def main() -> None:
         path.write_text("")
         LOSS_MODES[mode](LOSS_PROVIDERS[backend].make(), tensors)
         kernels = counted(path)
+        if not kernels:
+            sys.exit("error: no launch was counted; run it as its documentation says: with FAKE_GPU_CODE=compiled")
         kernels["all"] = sum(kernels.values(), Counter())
         for kernel, found in kernels.items():
             row = {

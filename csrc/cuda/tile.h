@@ -346,8 +346,8 @@ L2T_FAST_KERNEL int place_of(int line, int within, int half) {
 }
 
 // element(line, its address in the tile) for the elements of a tile, or of a half of it, that are a thread's own when
-// each is handled by itself: those at one place `within` of every so manieth line. Where these lines are permuted
-// alike, an element's address follows from the one before.
+// each is handled by itself: those at one place of every line that is a multiple of `step` behind the first. Where
+// these lines are permuted alike, an element's address follows from the one before.
 template <bool AlongSum, int length, int count, class Element, class Function>
 L2T_FAST_KERNEL void for_each_element(Element* tile, int half, int thread, const Function& element) {
   constexpr int lines = AlongSum ? count : depth<Element>, width = AlongSum ? depth<Element> : count;

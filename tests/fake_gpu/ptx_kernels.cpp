@@ -1,10 +1,7 @@
 // Kernels as the compilers leave them, in PTX: nvcc's, by name, and those that Triton has compiled, by handle.
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <mutex>
-#include <sstream>
 
 #include "ptx/machine.h"
 #include "runtime.h"

@@ -68,9 +68,11 @@ bool is_any_captured() {
   return false;
 }
 
-bool is_in(const std::map<char*, size_t>& blocks, const char* address) {
-  auto block = blocks.upper_bound(const_cast<char*>(address));
-  return block != blocks.begin() && address < (--block)->first + block->second;
+// The one of the blocks that the address lies in.
+Found found_in(const std::map<char*, size_t>& blocks, const void* address) {
+  auto block = blocks.upper_bound(static_cast<char*>(const_cast<void*>(address)));
+  if (block == blocks.begin() || address >= std::prev(block)->first + std::prev(block)->second) return {};
+  return {std::prev(block)->first, std::prev(block)->second};
 }
 
 void save(cudaStream_t stream, void* to, size_t bytes) {
@@ -96,13 +98,8 @@ int setting(const char* variable, int otherwise) {
 
 Found memory_at(const void* address) {
   const std::lock_guard lock(mutex);
-  for (const auto* blocks : {&memory, &pinned}) {
-    auto block = blocks->upper_bound(static_cast<char*>(const_cast<void*>(address)));
-    if (block == blocks->begin()) continue;
-    --block;
-    if (address < block->first + block->second) return {block->first, block->second};
-  }
-  return {};
+  const Found found = found_in(memory, address);
+  return found.begin ? found : found_in(pinned, address);
 }
 
 bool is_capturing(cudaStream_t stream) {
@@ -348,9 +345,9 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   const std::lock_guard lock(mutex);
   auto* const address = static_cast<char*>(const_cast<void*>(pointer));
   *attributes = {};
-  attributes->type = is_in(memory, address)   ? cudaMemoryTypeDevice
-                     : is_in(pinned, address) ? cudaMemoryTypeHost
-                                              : cudaMemoryTypeUnregistered;
+  attributes->type = found_in(memory, address).begin   ? cudaMemoryTypeDevice
+                     : found_in(pinned, address).begin ? cudaMemoryTypeHost
+                                                       : cudaMemoryTypeUnregistered;
   attributes->devicePointer = attributes->hostPointer = address;
   return cudaSuccess;
 }

@@ -1,6 +1,6 @@
 // Loads, stores and copies.
 #include <algorithm>
-#include <set>
+#include <bit>
 
 #include "machine.h"
 
@@ -179,7 +179,8 @@ Operation memory_of(const std::string& opcode, Instruction& instruction) {
   if (opcode == "cvta.shared.u64") return convert<Space::shared, Space::generic>;
   if (opcode == "cvta.param.u64") return convert<Space::parameters, Space::generic>;
   if (opcode == "bar.sync") return instruction.meets = Meets::block, nothing;
-  if (opcode == "bar.warp.sync") return instruction.meets = Meets::lanes, nothing;
+  if (opcode == "bar.warp.sync" || opcode == "wgmma.fence.sync.aligned")
+    return instruction.meets = Meets::lanes, nothing;
   if (parts[0] == "fence" || parts[0] == "membar") return nothing;
   return nullptr;
 }

@@ -134,9 +134,8 @@ void multiply_asynchronously(Warp& warp, const Instruction& instruction) {
   descriptors.push_back(*warp.of(b[1]));
 }
 
-template <Type type>
 void finish(Warp& warp, const Instruction& instruction, const std::vector<uint64_t>& numbers) {
-  Product product(type, int(instruction.numbers[0]));
+  Product product(Type(instruction.numbers[2]), int(instruction.numbers[0]));
   const bool a_in_registers = instruction.numbers[1];
   const Operand *const d = instruction.operands.data(), *const a = d + product.columns / 2;
   const Operand* const b = a + (a_in_registers ? 4 : 1);
@@ -169,18 +168,13 @@ void wait_for_products(Warp& warp, const Instruction& instruction) {
   const size_t left = *warp.of(instruction.operands[0]);
   if (warp.closed.size() <= left) return;
   const size_t count = warp.closed[warp.closed.size() - left - 1];
-  for (size_t n = 0; n < count; ++n) {
-    const auto& [product, numbers] = warp.products[n];
-    const auto type = product->numbers[2];
-    (type == 0 ? finish<Type::tf32> : type == 1 ? finish<Type::bfloat16> : finish<Type::half>)(warp, *product, numbers);
-  }
+  for (size_t n = 0; n < count; ++n) finish(warp, *warp.products[n].instruction, warp.products[n].numbers);
   warp.products.erase(warp.products.begin(), warp.products.begin() + ptrdiff_t(count));
   warp.closed.erase(warp.closed.begin(), warp.closed.end() - ptrdiff_t(left));
   for (size_t& group : warp.closed) group -= count;
 }
 
 void close(Warp& warp, const Instruction&) { warp.closed.push_back(warp.products.size()); }
-void nothing(Warp&, const Instruction&) {}
 
 // Matrices of 8 rows of 16 bytes. Lane l names row l % 8 of matrix l / 8; it has, of each matrix, word l % 4 of row
 // l / 4, or, turned, the elements of 16 bits (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4).
@@ -233,7 +227,6 @@ Operation tensor_cores_of(const std::string& opcode, Instruction& instruction) {
     return is_turned ? matrices<true, true> : matrices<false, true>;
   if (begins_with(opcode, "stmatrix.sync.aligned.m8n8."))
     return is_turned ? matrices<true, false> : matrices<false, false>;
-  if (opcode == "wgmma.fence.sync.aligned") return nothing;
   if (opcode == "wgmma.commit_group.sync.aligned") return close;
   if (opcode == "wgmma.wait_group.sync.aligned") return wait_for_products;
   if (begins_with(opcode, "wgmma.mma_async.sync.aligned.m64n")) {
@@ -243,7 +236,8 @@ Operation tensor_cores_of(const std::string& opcode, Instruction& instruction) {
     // besides: b, whether d is added to, two signs; for 16 bits a's turn, if it is in memory, and b's
     const size_t others = instruction.operands.size() - size_t(columns / 2);
     const bool a_in_registers = is_tf32 ? others == 8 : others == 9;
-    instruction.numbers = {columns, a_in_registers, is_tf32 ? 0 : is_bfloat16 ? 1 : 2};
+    const Type type = is_tf32 ? Type::tf32 : is_bfloat16 ? Type::bfloat16 : Type::half;
+    instruction.numbers = {columns, a_in_registers, int64_t(type)};
     return multiply_asynchronously;
   }
   instruction.meets = Meets::nobody;
