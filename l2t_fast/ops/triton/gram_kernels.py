@@ -15,7 +15,6 @@ from l2t_fast.ops.triton.kernels import (
     _only_if,
     _pointer,
     _pointers,
-    _resized,
     _rounded,
     _tap,
     _tile,
@@ -150,17 +149,60 @@ def _sum_map(
 
 
 @triton.jit
-def _sum_source(target, pair, TYPE: tl.constexpr, sample, row, pixels, TILE_COLUMNS: tl.constexpr):
-    """The sums over the pixels of S~ and of S~^2."""
+def _moments(place, size_in, size_out):
+    """Of what target pixels take of source pixel ``place``, along one axis: the sums of it, of its square, and of its
+    products with what they take of the pixel before and of the one after."""
+    sums = tl.zeros_like(place).to(tl.float32)
+    before, squares, after = sums, sums, sums
+    first = _first_reached(place, size_in, size_out)
+    for step in range(0, 2 * size_out // size_in + 4):
+        at = first + step
+        own = tl.where(at < size_out, _share(at, place, size_in, size_out), 0.0)
+        sums += own
+        before += own * _share(at, place - 1, size_in, size_out)
+        squares += own * own
+        after += own * _share(at, place + 1, size_in, size_out)
+    return sums, before, squares, after
+
+
+@triton.jit
+def _sum_source(
+    target, pair, TYPE: tl.constexpr, sample, row, pixels, VECTOR: tl.constexpr, TILE_COLUMNS: tl.constexpr
+):
+    """The sums over the target's pixels of S~ and of S~^2.
+
+    Of a smaller source without S~: sum S~^2 = s^T (U^T U) s, where U^T U reaches to the next pixel along each axis.
+    """
+    view = pair + SOURCE
     lives = row < tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
+    height, width = tl.load(pair + SOURCE_HEIGHT).to(tl.int32), tl.load(pair + SOURCE_WIDTH).to(tl.int32)
+    to_height, to_width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
     sums = tl.zeros_like(row).to(tl.float32)
     squares = tl.zeros_like(row).to(tl.float32)
-    for start in range(0, pixels, TILE_COLUMNS):
+    for start in range(0, height * width, TILE_COLUMNS):
         pixel = start + tl.arange(0, TILE_COLUMNS)
-        run = tl.zeros_like(pixel)
-        s = _resized(pair, TYPE, sample, run, pixel, pixel < pixels, target, row, lives, 0, 1, tl.int32)
-        sums += tl.sum(s, 0)
-        squares += tl.sum(s * s, 0)
+        inside = pixel < height * width
+        if height * width == pixels:
+            s = _pixels_of(view, TYPE, sample, pixel, inside, row, lives, VECTOR).to(tl.float32)
+            sums += tl.sum(s, 0)
+            squares += tl.sum(s * s, 0)
+        else:
+            y, x = pixel // width, pixel % width
+            down, _, square, below = _moments(y, height, to_height)
+            along, left, centre, right = _moments(x, width, to_width)
+            s = _pixels_of(view, TYPE, sample, pixel, inside, row, lives, 1).to(tl.float32)
+            sums += tl.sum((down * along)[:, None] * s, 0)
+            # U^T U is symmetric: what rows share with the ones below counts twice
+            inside_below = inside & (y + 1 < height)
+            taken = tl.zeros_like(s)
+            for step in tl.static_range(-1, 2):
+                share = left if step < 0 else right if step > 0 else centre
+                beside = (x + step >= 0) & (x + step < width)
+                at = pixel + step
+                same = _pixels_of(view, TYPE, sample, at, inside & beside, row, lives, 1).to(tl.float32)
+                next_ = _pixels_of(view, TYPE, sample, at + width, inside_below & beside, row, lives, 1).to(tl.float32)
+                taken += share[:, None] * (square[:, None] * same + (2 * below)[:, None] * next_)
+            squares += tl.sum(s * taken, 0)
     at = 2 * (sample * tl.load(target + ROWS) + tl.load(pair + FIRST_ROW) + row)
     to = _pointer(target + SOURCE_SUMS, tl.float32) + at
     tl.store(to, sums, mask=lives)
@@ -275,7 +317,7 @@ def gram_planes_kernel(
     if kind == MAP_SUM:
         _sum_map(target, MAP_TYPE, moves, sample, channel, channels, pixels, VECTOR, TILE_COLUMNS)
     elif kind == SOURCE_SUM:
-        _sum_source(target, other, MAP_TYPE, sample, first + tl.arange(0, TILE_ROWS), pixels, TILE_COLUMNS)
+        _sum_source(target, other, MAP_TYPE, sample, first + tl.arange(0, TILE_ROWS), pixels, VECTOR, TILE_COLUMNS)
     elif kind == SHRINK:
         _shrink(target, other, MAP_TYPE, moves, sample, first, channel, channels, STEP)
     else:

@@ -144,9 +144,8 @@ def pays(planner: Planner, layer: Layer) -> bool:
     arithmetic += 3 * (of_projections + of_factors) * channels * rows
     arithmetic += pixels * (of_targets * channels + of_sources * own_rows + 4 * groups * of_sources)
     arithmetic *= 2 * tile.channels
-    # rows are resized once more for their sums
     moved = ((3 + 2 * groups) * of_maps + maps + of_targets) * channels * pixels
-    moved += (1 + of_maps + of_sources) * (own_rows * pixels + floats) + rows * pixels
+    moved += (1 + of_maps + of_sources) * (own_rows * pixels + floats)
     gram = arithmetic + OPERATIONS_OF_BYTE * (element * moved + 4 * (1 + 2 * of_maps) * channels * rows)
     kept = channels * (of_maps * (rows + channels + group_pixels) + of_targets * channels + of_sources * group_pixels)
     read = of_maps * channels * pixels + own_rows * pixels + floats

@@ -4,6 +4,7 @@ All of it depends on sizes, strides and dtypes, not on addresses; so a plan is m
 addresses into a copy of the plan's table.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ class Layer:
     gradients: Tile
     wants_map: bool  # dT
     wants_weights: bool  # dW
+    vector: int  # so many elements of its maps are read at once
     part_samples: int = 0
     splits: int = 0
     words: dict[Any, int] = field(default_factory=dict)  # of its record, beyond those of its maps
@@ -160,11 +162,13 @@ class Planner:
         self.e_type = torch.bfloat16 if self.dot_type == torch.bfloat16 else torch.float32
 
     def _layer(self, n: int, channels: int, pixels: int, pairs: list[int]) -> Layer:
+        maps = [t for t in (self.arguments.targets[n], self.v_targets[n], self.results[n]) if t is not None]
         return Layer(
             *(n, channels, pixels, pairs, sum(map(self.source_channels, pairs))),
             *(self.tiles.choose(kernel, self.second, channels, pixels) for kernel in ("differences", "gradients")),
             channels > 0 and self.results[n] is not None,
             channels > 0 and any(self.results[self.targets + p] is not None for p in pairs),
+            min(_vector(t, _channels_last(t)) for t in maps),
         )
 
     @property
@@ -408,7 +412,7 @@ class Planner:
 
     def _differences(self, phase: list[Part], losses: int) -> tuple[list[Launch], int]:
         launches = []
-        for tile, parts in _grouped(phase, lambda layer: layer.differences):
+        for (tile, vector), parts in _grouped(phase, lambda layer: layer.differences):
             items = []
             for part in parts:
                 at = self._part_at(part), self.target_at(part.layer.target)
@@ -417,14 +421,14 @@ class Planner:
                     for p, row in rows:
                         items.append((*at, self.pair_at(p), row, column, losses))
                         losses += 1
-            layers = [layer for layer in self.direct if layer.differences == tile]
+            layers = [layer for layer in self.direct if (layer.differences, layer.vector) == (tile, vector)]
             launches += self.launch(kernels.differences_kernel, items, self.differences_constants(tile, layers), tile)
         return launches, losses
 
     def _gradients(self, phase: list[Part]) -> list[Launch]:
         launches = []
         kept = [part for part in phase if part.layer.keeps]
-        for tile, parts in _grouped(kept, lambda layer: layer.gradients):
+        for (tile, vector), parts in _grouped(kept, lambda layer: layer.gradients):
             items = []
             for part in parts:
                 layer = part.layer
@@ -441,7 +445,7 @@ class Planner:
                     for column in range(0, part.columns, tile.columns):
                         for channel in channels:
                             items.append((*at, kernels.OF_TARGET.value, channel, column, 0, 0, 0))
-            layers = [layer for layer in self.direct if layer.gradients == tile]
+            layers = [layer for layer in self.direct if (layer.gradients, layer.vector) == (tile, vector)]
             launches += self.launch(kernels.gradients_kernel, items, self.gradients_constants(tile, layers), tile)
         return launches
 
@@ -563,11 +567,11 @@ class Planner:
         return self.arguments.weights[pair].shape[0]
 
 
-def _grouped(parts: list[Part], tile: Any) -> list[tuple[Tile, list[Part]]]:
-    """Parts that share a tile share a launch; the costliest items first."""
-    groups: dict[Tile, list[Part]] = {}
+def _grouped(parts: list[Part], tile: Callable[[Layer], Tile]) -> list[tuple[tuple[Tile, int], list[Part]]]:
+    """Parts that share a tile share a launch, if their maps can be read alike; the costliest items first."""
+    groups: dict[tuple[Tile, int], list[Part]] = {}
     for part in sorted(parts, key=lambda part: -part.layer.channels):
-        groups.setdefault(tile(part.layer), []).append(part)
+        groups.setdefault((tile(part.layer), part.layer.vector), []).append(part)
     return list(groups.items())
 
 
@@ -598,15 +602,14 @@ def _reach(tensor: Tensor, samples: int) -> int:
 
 
 def _vector(tensor: Tensor, channels_last: bool) -> int:
-    """How many elements in a row can be read at once: all of 16 bytes, or one; see kernels._tile."""
-    vector = 16 // tensor.element_size()
+    """How many elements in a row can be read at once, 16 bytes at most; see kernels._tile."""
     _, channels, height, width = tensor.shape
     by_sample, by_channel, by_row, by_column = tensor.stride()
     if channels_last:
-        dense = by_channel == 1 and channels % vector == 0
-        steps = (by_sample, by_row, by_column)
+        dense, multiples = by_channel == 1, (channels, by_sample, by_row, by_column)
     else:
-        dense = by_column == 1 and (height == 1 or by_row == width) and height * width % vector == 0
-        steps = (by_sample, by_channel)
-    aligned = tensor.data_ptr() % 16 == 0 and all(step % vector == 0 for step in steps)
-    return vector if dense and aligned else 1
+        dense = by_column == 1 and (height == 1 or by_row == width)
+        multiples = (height * width, by_sample, by_channel)
+    if not dense or tensor.data_ptr() % 16:  # all of an address that a plan's key knows
+        return 1
+    return math.gcd(16 // tensor.element_size(), *multiples)
