@@ -148,6 +148,7 @@ def resources(
         "TILE_ROWS": tile.rows,
         "TILE_COLUMNS": tile.columns,
         "TILE_CHANNELS": tile.channels,
+        "CHANNEL_VECTOR": 4 if even else 1,
         "STEP": tile.step,
     }
     function = KERNELS[kernel]

@@ -71,12 +71,12 @@ class Differences {
       return spot.sample < 0 || !lives ? int64_t(-1) : offset_of(from, spot);
     };
     const auto channel = [=](int number) {
-      return first_channel + number < channels ? int64_t(first_channel + number) * from.channel : int64_t(-1);
+      return first_channel + number < channels ? (first_channel + number) * from.channel : -1;
     };
     if constexpr (channels_last)
-      fill<true, tile_width, columns>(m_, tile, half, from.data, from.type, from.vectors, channel, column);
+      fill<true, tile_width, columns>(m_, tile, half, from.data, from.type, from.at_once, channel, column);
     else
-      fill<false, tile_width, columns>(m_, tile, half, from.data, from.type, from.vectors, column, channel);
+      fill<false, tile_width, columns>(m_, tile, half, from.data, from.type, from.at_once, column, channel);
   }
 
   // Tiles of consecutive channels at the block's spots, where pieces are of one sample.
@@ -233,8 +233,8 @@ class Differences {
     constexpr int terms_of_tile = depth<Element>;
     const int count = (target().channels + terms_of_tile - 1) / terms_of_tile;
     const bool weights_move = second && target().weight_direction;
-    const bool feeds =
-        !channels_last && target().map.vectors && (!second || !target().direction.data || target().direction.vectors);
+    const bool feeds = !channels_last && in_vectors<Element>(target().map) &&
+                       (!second || !target().direction.data || in_vectors<Element>(target().direction));
     multiply_tiles<Mode, Layout<true>, Layout<channels_last>, 4>(
         m_, sums, weights_move ? 2 * count : count,
         [=, this, from_a = Feed<true, tile_width, tile_width, Element>(), left = ColumnsFeed(), right = ColumnsFeed()](
@@ -262,9 +262,9 @@ class Differences {
           }
         },
         [=, this](int number, Element*, Element* b) {
-          round_filled<Mode, channels_last, tile_width, columns>(m_, b, 0, target().map.vectors);
+          round_filled<Mode, channels_last, tile_width, columns>(m_, b, 0, target().map.at_once);
           if constexpr (second)
-            round_filled<Mode, channels_last, tile_width, columns>(m_, b, 1, of_second_half(number >= count).vectors);
+            round_filled<Mode, channels_last, tile_width, columns>(m_, b, 1, of_second_half(number >= count).at_once);
         });
   }
 
@@ -274,7 +274,7 @@ class Differences {
         m_, sums, pair, target(), live,
         [=, this, &pair](Element* tile, int pixel) { fill_source(tile, pair, first_row, pixel); },
         [=, this, &pair](Element* tile) {
-          round_filled<Mode, true, tile_width, tile_width>(m_, tile, 0, pair.source.vectors);
+          round_filled<Mode, true, tile_width, tile_width>(m_, tile, 0, pair.source.at_once);
         });
   }
 
@@ -284,11 +284,10 @@ class Differences {
     const auto* const from = static_cast<const Element*>(map.data) + spots(m_)[0].sample * map.sample + pixel;
     const int left = pair.height * pair.width - pixel, before = first_row - pair.first_row, channels = pair.channels;
     fill<true, tile_width, tile_width>(
-        m_, tile, 0, from, map.type, map.vectors,
-        [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
+        m_, tile, 0, from, map.type, map.at_once, [=](int within) { return within < left ? within : -1; },
         [=](int row) {
           const int channel = before + row;
-          return channel >= 0 && channel < channels ? int64_t(channel) * map.channel : int64_t(-1);
+          return channel >= 0 && channel < channels ? channel * map.channel : -1;
         });
   }
 

@@ -35,6 +35,7 @@ class EmulatedThread {
     return *from;
   }
   void copy16(void* to, const void* from, bool lives) { request(to, from, 16, lives); }
+  void copy8(void* to, const void* from, bool lives) { request(to, from, 8, lives); }
   void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
   void read4(float (&values)[4], const float* from) const { std::memcpy(values, aligned(from, 16), 16); }
   void write8(void* to, uint32_t first, uint32_t second) const {

@@ -45,7 +45,7 @@ class Gradients {
     ColumnFeed() = default;
     L2T_FAST_KERNEL ColumnFeed(int thread, const Map& map, const Line& line, int first_column, int first_channel,
                                int channels)
-        : vectors(map.vectors),
+        : vectors(in_vectors<Element>(map)),
           from_(static_cast<const Element*>(map.data) + int64_t(first_channel + thread / pieces) * map.channel +
                 line.first_sample * map.sample),
           by_sample_(map.sample),
@@ -169,16 +169,16 @@ class Gradients {
             return spot.sample < 0 ? int64_t(-1) : offset_of(map, spot);
           };
           const auto channel = [=](int within) {
-            return first_channel + within < channels ? int64_t(first_channel + within) * map.channel : int64_t(-1);
+            return first_channel + within < channels ? (first_channel + within) * map.channel : -1;
           };
           if constexpr (channels_last)
-            fill<false, height, height>(m_, a, 0, map.data, map.type, map.vectors, channel, column);
+            fill<false, height, height>(m_, a, 0, map.data, map.type, map.at_once, channel, column);
           else
-            fill<true, height, height>(m_, a, 0, map.data, map.type, map.vectors, column, channel);
+            fill<true, height, height>(m_, a, 0, map.data, map.type, map.at_once, column, channel);
         },
         [=, this](int number, Element* a, Element*) {
           const Map& map = begin + number >= count ? target().direction : target().map;
-          round_filled<Mode, !channels_last, height, height>(m_, a, 0, map.vectors);
+          round_filled<Mode, !channels_last, height, height>(m_, a, 0, map.at_once);
         });
     const int rows = target().rows, channels = target().channels;
     float* const to = target().weight_sums + int64_t(split) * rows * channels;

@@ -144,7 +144,7 @@ class GramProducts : GramTiles<M> {
                 group.stride, target_.channels};
             feed_packed<true, height, Element>(m_, grown, here().first_channel, pixel).next(m_, tile);
           },
-          [this](Element* tile) { round_filled<Mode, true, height, height>(m_, tile, 0, true); });
+          [this](Element* tile) { round_filled<Mode, true, height, height>(m_, tile, 0, vector<Element>); });
     }
     const Map result = target_.result;
     const int first_channel = here().first_channel, channels_left = target_.channels - first_channel;
@@ -230,7 +230,7 @@ class GramProducts : GramTiles<M> {
     if (number >= here().of_maps)
       settle_scaled(a, b, own_group(), number - here().of_maps, here().sample, -1);
     else
-      round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, factor_map(number).vectors);
+      round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, factor_map(number).at_once);
   }
 
   // A tile of a sample, from a channel and a pixel on: `along_pixels` if these are the terms of the sum, else channels.
@@ -239,9 +239,9 @@ class GramProducts : GramTiles<M> {
                                 int first_pixel, int pixels) {
     const int left = pixels - first_pixel, channels_left = channels - first_channel, by_channel = map.channel;
     fill<along_pixels, length, length>(
-        m_, tile, 0, at(map, sample, first_channel) + first_pixel, map_type, map.vectors,
-        [=](int within) { return within < left ? int64_t(within) : int64_t(-1); },
-        [=](int line) { return line < channels_left ? int64_t(line) * by_channel : int64_t(-1); });
+        m_, tile, 0, at(map, sample, first_channel) + first_pixel, map_type, map.at_once,
+        [=](int within) { return within < left ? within : -1; },
+        [=](int line) { return line < channels_left ? line * by_channel : -1; });
   }
   static L2T_FAST_KERNEL const Element* at(const Map& map, int sample, int channel) {
     return static_cast<const Element*>(map.data) + sample * map.sample + int64_t(channel) * map.channel;
@@ -286,7 +286,7 @@ class GramProducts : GramTiles<M> {
     const Stretch found = stretch_of(group, number);
     scale_lines<Mode>(a, twice(found.coefficients_move, sample) + found.pair->first_row + found.first,
                       found.pair->channels - found.first, sign);
-    round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, found.pair->source.vectors);
+    round_filled<Mode, false, tile_width, tile_width>(m_, b, 0, found.pair->source.at_once);
   }
 
   // The lines of a tile of packed weights, each times its number: by the threads that brought them (Feed).

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <numeric>
 #include <utility>
 
 #include "../results.h"
@@ -39,14 +40,14 @@ int32_t small(int64_t size) {
   return int32_t(size);
 }
 
-// Whether 16 bytes at a time can be copied into tiles: the type is theirs, every piece begins at a multiple of 16
-// bytes.
-bool aligned(const at::Tensor& tensor, Products products, at::IntArrayRef steps) {
-  const bool same = tensor.scalar_type() == (products == Products::bfloat16 ? at::kBFloat16 : at::kFloat);
-  if (!same || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16) return false;
-  for (const int64_t step : steps)
-    if (step * tensor.element_size() % 16) return false;
-  return true;
+// So many elements can be copied into tiles at once: rows of `length` elements lie `steps` apart.
+int32_t at_once(const at::Tensor& tensor, Products products, int64_t length, at::IntArrayRef steps) {
+  if (tensor.scalar_type() != (products == Products::bfloat16 ? at::kBFloat16 : at::kFloat)) return 1;
+  const int64_t element = tensor.element_size();
+  int64_t bytes =
+      std::gcd(std::gcd(16, length * element), int64_t(reinterpret_cast<uintptr_t>(tensor.const_data_ptr())));
+  for (const int64_t step : steps) bytes = std::gcd(bytes, step * element);
+  return bytes < 8 ? 1 : int32_t(bytes / element);
 }
 
 // Whether neighbours in memory are channels rather than pixels.
@@ -58,7 +59,6 @@ bool channels_last(const at::Tensor& tensor) {
 // `last`: tiles are filled along channels. A map that lies otherwise is read element by element.
 Map map_of(const at::Tensor& tensor, Products products, bool last, bool written = false) {
   if (!tensor.defined()) return {};
-  const int64_t vector = 16 / element_bytes(products);
   const int64_t by_sample = tensor.stride(0), by_channel = tensor.stride(1), by_row = tensor.stride(2),
                 by_column = tensor.stride(3), channels = tensor.size(1), height = tensor.size(2),
                 width = tensor.size(3);
@@ -70,13 +70,11 @@ Map map_of(const at::Tensor& tensor, Products products, bool last, bool written 
           int32_t(by_column),
           type_of(tensor),
           last,
-          false};
-  if (last)
-    map.vectors =
-        by_channel == 1 && channels % vector == 0 && aligned(tensor, products, {by_sample, by_row, by_column});
-  else
-    map.vectors = by_column == 1 && (height == 1 || by_row == width) && height * width % vector == 0 &&
-                  aligned(tensor, products, {by_sample, by_channel});
+          1};
+  if (last && by_channel == 1)
+    map.at_once = at_once(tensor, products, channels, {by_sample, by_row, by_column});
+  else if (!last && by_column == 1 && (height == 1 || by_row == width))
+    map.at_once = at_once(tensor, products, height * width, {by_sample, by_channel});
   return map;
 }
 

@@ -26,7 +26,8 @@ struct Map {  // (batch, channels, height, width)
   int32_t channel, row, column;  // a sample's elements are fewer than 2^31
   Type type;
   bool channels_last;  // neighbours in memory are channels, not pixels
-  bool vectors;        // 16 bytes in a row have the tiles' type, are aligned, and live or not together
+  int32_t at_once;     // elements in a row that have the tiles' type, are aligned, and live or not together: those of
+                       // 16 bytes, of 8, or one
 };
 
 struct Matrix {  // (source channels, target channels)

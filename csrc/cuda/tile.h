@@ -345,53 +345,64 @@ L2T_FAST_KERNEL int place_of(int line, int within, int half) {
     return place<false, length, Element>(line, spread<length, count>(within, half) / vector<Element>);
 }
 
-// element(line, its address in the tile) for the elements of a tile, or of a half of it, that are a thread's own when
-// each is handled by itself: those at one place of every line that is a multiple of `step` behind the first. Where
-// these lines are permuted alike, an element's address follows from the one before.
-template <bool AlongSum, int length, int count, class Element, class Function>
-L2T_FAST_KERNEL void for_each_element(Element* tile, int half, int thread, const Function& element) {
-  constexpr int lines = AlongSum ? count : depth<Element>, width = AlongSum ? depth<Element> : count;
+// pieces(line, its address in the tile) for the pieces of so many elements of a tile, or of a half of it, that are a
+// thread's own: those at one place of every line that is a multiple of `step` behind the first. Where these lines are
+// permuted alike, a piece's address follows from the one before.
+template <bool AlongSum, int length, int count, int elements, class Element, class Function>
+L2T_FAST_KERNEL void for_each_piece(Element* tile, int half, int thread, const Function& piece) {
+  constexpr int lines = AlongSum ? count : depth<Element>, width = (AlongSum ? depth<Element> : count) / elements;
   constexpr int step = threads / width, period = AlongSum || sizeof(Element) == 2 ? 8 : 4;
   constexpr bool alike = step % period == 0 && (!AlongSum || count == length);
-  const int within = thread % width;
+  const int within = thread % width * elements;
   const auto at = [=](int line) {
     return tile + place_of<AlongSum, length, count, Element>(line, within, half) + within % vector<Element>;
   };
   Element* place = at(thread / width);
   L2T_FAST_UNROLL_BY(1)
   for (int line = thread / width; line < lines; line += step) {
-    element(line, alike ? place : at(line));
+    piece(line, alike ? place : at(line));
     place += step * (AlongSum ? depth<Element> : length);
   }
 }
 
-// A tile, or a half of it, from memory: asynchronously where no type changes. An element lies at
-// along(its place in the line) + across(line); where either is negative there is none, and the tile gets 0.
+// A tile, or a half of it, from memory: asynchronously where no type changes, so many elements at once. An element lies
+// at along(its place in the line) + across(line), of which those of one sample fit into 32 bits; where either is
+// negative there is none, and the tile gets 0.
 template <bool AlongSum, int length, int count, class Element, class M, class Along, class Across>
-L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type type, bool vectors, const Along& along,
+L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type type, int at_once, const Along& along,
                           const Across& across) {
   constexpr int lines = AlongSum ? count : depth<Element>;
   constexpr int width = AlongSum ? depth<Element> : count, pieces = width / vector<Element>;
+  constexpr int few = vector<Element> / 2;
   const auto at = [half](int line, int within) {
     return place_of<AlongSum, length, count, Element>(line, within, half);
   };
   const int thread = m.thread();
   const auto* const from = static_cast<const Element*>(data);
-  if (vectors) {
+  if (at_once == vector<Element>) {
     const int piece = thread % pieces;
-    const int64_t begin = along(piece * vector<Element>);
+    const auto begin = along(piece * vector<Element>);
     L2T_FAST_UNROLL
     for (int line = thread / pieces; line < lines; line += threads / pieces) {
-      const int64_t rest = across(line);
+      const auto rest = across(line);
       const bool lives = begin >= 0 && rest >= 0;
       m.copy16(tile + at(line, piece * vector<Element>), from + (lives ? begin + rest : 0), lives);
     }
     return;
   }
-  const int64_t begin = along(thread % width);
+  if (at_once == few) {
+    const auto begin = along(thread % (width / few) * few);
+    for_each_piece<AlongSum, length, count, few>(tile, half, thread, [&](int line, Element* to) {
+      const auto rest = across(line);
+      const bool lives = begin >= 0 && rest >= 0;
+      m.copy8(to, from + (lives ? begin + rest : 0), lives);
+    });
+    return;
+  }
+  const auto begin = along(thread % width);
   const auto each = [&](const auto& write) {
-    for_each_element<AlongSum, length, count>(tile, half, thread, [&](int line, Element* to) {
-      const int64_t rest = across(line);
+    for_each_piece<AlongSum, length, count, 1>(tile, half, thread, [&](int line, Element* to) {
+      const auto rest = across(line);
       write(to, begin + rest, begin >= 0 && rest >= 0);
     });
   };
@@ -407,7 +418,7 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type 
 
 // Rounds what the thread filled in with the same arguments, where products take tf32.
 template <class Mode, bool AlongSum, int length, int count, class M>
-L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int half, bool vectors) {
+L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int half, int at_once) {
   if constexpr (Mode::rounds) {
     constexpr int lines = AlongSum ? count : depth<float>, width = AlongSum ? depth<float> : count;
     constexpr int pieces = width / vector<float>;
@@ -415,15 +426,25 @@ L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int half, 
       return place_of<AlongSum, length, count, float>(line, within, half);
     };
     const int thread = m.thread();
-    if (vectors) {
+    const auto round = [&](float& element) { element = m.as_float(m.tf32(m.as_bits(element))); };
+    if (at_once == vector<float>) {
       L2T_FAST_UNROLL
       for (int line = thread / pieces; line < lines; line += threads / pieces)
         m.round_to_tf32(tile + at(line, thread % pieces * vector<float>));
-      return;
+    } else if (at_once == 2) {
+      for_each_piece<AlongSum, length, count, 2>(tile, half, thread, [&](int, float* element) {
+        round(element[0]);
+        round(element[1]);
+      });
+    } else {
+      for_each_piece<AlongSum, length, count, 1>(tile, half, thread, [&](int, float* element) { round(*element); });
     }
-    for_each_element<AlongSum, length, count>(
-        tile, half, thread, [&](int, float* element) { *element = m.as_float(m.tf32(m.as_bits(*element))); });
   }
+}
+
+template <class Element>
+L2T_FAST_KERNEL bool in_vectors(const Map& map) {
+  return map.at_once == vector<Element>;
 }
 
 // An operand's tiles one after the other along the sum, in whole pieces. All that decides where a thread reads next is

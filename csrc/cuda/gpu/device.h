@@ -33,6 +33,9 @@ class Device {
   L2T_FAST_KERNEL void copy16(void* to, const void* from, bool lives) const {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 16 : 0));
   }
+  L2T_FAST_KERNEL void copy8(void* to, const void* from, bool lives) const {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 8 : 0));
+  }
   L2T_FAST_KERNEL void copy4(void* to, const void* from, bool lives) const {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address(to)), "l"(from), "r"(lives ? 4 : 0));
   }

@@ -12,6 +12,7 @@ import triton.language as tl
 from l2t_fast.ops.triton.kernels import (
     _bias,
     _coefficients,
+    _lives,
     _only_if,
     _pointer,
     _pointers,
@@ -94,16 +95,15 @@ def _pixels_of(view, TYPE: tl.constexpr, sample, pixel, lives, channel, channel_
 
 
 @triton.jit
-def _dense(base, row, lives, channel, channels, channel_lives):
+def _dense(base, row, lives, channel, channels, VECTOR: tl.constexpr):
     """A tile of a (rows, channels) matrix in the workspace."""
-    at = base + (row[:, None] * channels + channel[None, :])
-    return tl.load(at, mask=lives[:, None] & channel_lives[None, :], other=0.0)
+    return _tile(base, row * channels, channel, lives, channel < channels, 1, VECTOR)
 
 
 @triton.jit
-def _store_dense(base, row, lives, channel, channels, values):
-    at = base + (row[:, None] * channels + channel[None, :])
-    tl.store(at, values, mask=lives[:, None] & (channel < channels)[None, :])
+def _store_dense(base, row, lives, channel, channels, values, VECTOR: tl.constexpr):
+    to = _pointers(base, row * channels, channel, 1, VECTOR)
+    tl.store(to, values, mask=_lives(lives, channel < channels, 1, VECTOR))
 
 
 @triton.jit
@@ -157,11 +157,13 @@ def _moments(place, size_in, size_out):
     first = _first_reached(place, size_in, size_out)
     for step in range(0, 2 * size_out // size_in + 4):
         at = first + step
-        own = tl.where(at < size_out, _share(at, place, size_in, size_out), 0.0)
+        lower, upper, share = _tap(at, size_in, size_out)
+        own = tl.where(lower == place, 1 - share, 0.0) + tl.where(upper == place, share, 0.0)
+        own = tl.where(at < size_out, own, 0.0)
         sums += own
-        before += own * _share(at, place - 1, size_in, size_out)
+        before += tl.where(lower < place, own * (1 - share), 0.0)
         squares += own * own
-        after += own * _share(at, place + 1, size_in, size_out)
+        after += tl.where(upper > place, own * share, 0.0)
     return sums, before, squares, after
 
 
@@ -210,7 +212,18 @@ def _sum_source(
 
 
 @triton.jit
-def _shrink(target, group, TYPE: tl.constexpr, moves, sample, y, channel, channels, STEP: tl.constexpr):
+def _shrink(
+    target,
+    group,
+    TYPE: tl.constexpr,
+    moves,
+    sample,
+    y,
+    channel,
+    channels,
+    CHANNEL_VECTOR: tl.constexpr,
+    STEP: tl.constexpr,
+):
     """A row of T U (or of its direction): along columns first, then along the row, as a product with the shares."""
     view = target + tl.where(moves, V_MAP, MAP)
     height, width = tl.load(target + HEIGHT).to(tl.int32), tl.load(target + WIDTH).to(tl.int32)
@@ -231,7 +244,7 @@ def _shrink(target, group, TYPE: tl.constexpr, moves, sample, y, channel, channe
             sums = tl.dot(shares, line, sums, input_precision=X3)
         to = _pointer(group + tl.where(moves, V_SHRUNK, SHRUNK), tl.float32)
         to += (sample * to_height + y) * to_width * channels
-        _store_dense(to, x, x < to_width, channel, channels, sums)
+        _store_dense(to, x, x < to_width, channel, channels, sums, CHANNEL_VECTOR)
 
 
 @triton.jit
@@ -305,6 +318,7 @@ def gram_planes_kernel(
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
+    CHANNEL_VECTOR: tl.constexpr,  # which they are a multiple of
     STEP: tl.constexpr,
 ):
     """Sums over pixels; T U; W^T 2 alpha b; with SECOND also of vT, and the direction of the last."""
@@ -319,16 +333,16 @@ def gram_planes_kernel(
     elif kind == SOURCE_SUM:
         _sum_source(target, other, MAP_TYPE, sample, first + tl.arange(0, TILE_ROWS), pixels, VECTOR, TILE_COLUMNS)
     elif kind == SHRINK:
-        _shrink(target, other, MAP_TYPE, moves, sample, first, channel, channels, STEP)
+        _shrink(target, other, MAP_TYPE, moves, sample, first, channel, channels, CHANNEL_VECTOR, STEP)
     else:
         _constants(table, target, sample, channel, channels, SECOND, W_TYPE, B_TYPE, STEP)
 
 
 @triton.jit
-def _store_product(target, moves, sample, row, lives, channel, channels, sums):
+def _store_product(target, moves, sample, row, lives, channel, channels, sums, CHANNEL_VECTOR: tl.constexpr):
     lines = channels + tl.load(target + ROWS)
     to = _pointer(target + tl.where(moves, V_PRODUCTS, PRODUCTS), tl.float32) + sample * lines * channels
-    _store_dense(to, row, lives, channel, channels, sums)
+    _store_dense(to, row, lives, channel, channels, sums, CHANNEL_VECTOR)
 
 
 @triton.jit
@@ -344,6 +358,7 @@ def _multiply_maps(
     channels,
     sums,
     VECTOR: tl.constexpr,
+    CHANNEL_VECTOR: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """S T^T of a pair with a source of the target's size; without a pair T T^T. Where it ``moves``, times vT^T."""
@@ -361,13 +376,14 @@ def _multiply_maps(
             part = tl.dot(tl.trans(s), t, part, input_precision=X3)  # which is for float32 alone
         sums += part
     to_row = tl.where(pair_at != 0, channels + tl.load(table + pair_at + FIRST_ROW).to(tl.int32), 0) + row
-    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
+    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums, CHANNEL_VECTOR)
 
 
 @triton.jit
 def _multiply_small(
-    table, target, pair, TYPE: tl.constexpr, moves, sample, row, channel, channels, sums, STEP: tl.constexpr
-):
+    table, target, pair, TYPE: tl.constexpr, moves, sample, row, channel, channels, sums,
+    CHANNEL_VECTOR: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """S (T U)^T, which is S~ T^T, of a pair with a smaller source. Where it ``moves``, times vT's."""
     rows = tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
     pixels = (tl.load(pair + SOURCE_HEIGHT) * tl.load(pair + SOURCE_WIDTH)).to(tl.int32)
@@ -378,17 +394,18 @@ def _multiply_small(
         for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
             pixel = start + tl.arange(0, STEP)
             s = _pixels_of(pair + SOURCE, TYPE, sample, pixel, pixel < pixels, row, row < rows, 1)
-            t = _dense(shrunk, pixel, pixel < pixels, channel, channels, channel < channels)
+            t = _dense(shrunk, pixel, pixel < pixels, channel, channels, CHANNEL_VECTOR)
             part = tl.dot(tl.trans(s.to(tl.float32)), t, part, input_precision=X3)
         sums += part
     to_row = channels + tl.load(pair + FIRST_ROW).to(tl.int32) + row
-    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
+    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums, CHANNEL_VECTOR)
 
 
 @triton.jit
 def _multiply_weights(
-    table, target, sample, some, channel, channels, sums, MOVES: tl.constexpr, W_TYPE: tl.constexpr, STEP: tl.constexpr
-):
+    table, target, sample, some, channel, channels, sums, MOVES: tl.constexpr, W_TYPE: tl.constexpr,
+    CHANNEL_VECTOR: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """W^T 2 alpha W, of some of the channels by all; with MOVES its direction."""
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + PAIRS).to(tl.int32)):
@@ -408,7 +425,7 @@ def _multiply_weights(
                 sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(target + (V_FACTOR if MOVES else FACTOR), tl.float32) + sample * channels * channels
-    _store_dense(to, some, some < channels, channel, channels, sums)
+    _store_dense(to, some, some < channels, channel, channels, sums, CHANNEL_VECTOR)
 
 
 @triton.jit
@@ -423,6 +440,7 @@ def _grow(
     SECOND: tl.constexpr,
     MAP_TYPE: tl.constexpr,
     W_TYPE: tl.constexpr,
+    CHANNEL_VECTOR: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """W^T 2 alpha S of the pairs of a group, at the source's size; with SECOND its direction."""
@@ -437,7 +455,7 @@ def _grow(
             sums = tl.dot(s.to(tl.float32), scaled, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(group + GROWN, tl.float32) + sample * pixels * channels
-    _store_dense(to, pixel, pixel < pixels, channel, channels, sums)
+    _store_dense(to, pixel, pixel < pixels, channel, channels, sums, CHANNEL_VECTOR)
 
 
 @triton.jit
@@ -450,6 +468,7 @@ def gram_products_kernel(
     VECTOR: tl.constexpr,  # of T, vT and sources of their size
     TILE_ROWS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
+    CHANNEL_VECTOR: tl.constexpr,  # which they are a multiple of
     STEP: tl.constexpr,
 ):
     """T T^T and S~ T^T of a sample; W^T 2 alpha W; W^T 2 alpha S: a tile of rows, or of pixels, and all channels.
@@ -465,19 +484,29 @@ def gram_products_kernel(
     row = first + tl.arange(0, TILE_ROWS)
     sums = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
     if kind == OF_MAPS:
-        _multiply_maps(table, target_at, place, MAP_TYPE, moves, sample, row, channel, channels, sums, VECTOR, STEP)
+        _multiply_maps(
+            table, target_at, place, MAP_TYPE, moves, sample, row, channel, channels, sums, VECTOR, CHANNEL_VECTOR, STEP
+        )
     elif kind == OF_SMALL:
-        _multiply_small(table, target, table + place, MAP_TYPE, moves, sample, row, channel, channels, sums, STEP)
+        _multiply_small(
+            table, target, table + place, MAP_TYPE, moves, sample, row, channel, channels, sums, CHANNEL_VECTOR, STEP
+        )
     elif kind == OF_WEIGHTS:
         if SECOND:
             if moves:
-                _multiply_weights(table, target, sample, row, channel, channels, sums, True, W_TYPE, STEP)
+                _multiply_weights(
+                    table, target, sample, row, channel, channels, sums, True, W_TYPE, CHANNEL_VECTOR, STEP
+                )
             else:
-                _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, STEP)
+                _multiply_weights(
+                    table, target, sample, row, channel, channels, sums, False, W_TYPE, CHANNEL_VECTOR, STEP
+                )
         else:
-            _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, STEP)
+            _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, CHANNEL_VECTOR, STEP)
     else:
-        _grow(table, table + place, sample, row, channel, channels, sums, SECOND, MAP_TYPE, W_TYPE, STEP)
+        _grow(
+            table, table + place, sample, row, channel, channels, sums, SECOND, MAP_TYPE, W_TYPE, CHANNEL_VECTOR, STEP
+        )
 
 
 @triton.jit
@@ -504,6 +533,7 @@ def gram_projections_kernel(
     B_TYPE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
+    CHANNEL_VECTOR: tl.constexpr,  # which they are a multiple of
     STEP: tl.constexpr,
 ):
     """dW, the sums of E, Q and the loss of a pair's rows, for some samples one after the other.
@@ -539,24 +569,24 @@ def gram_projections_kernel(
         for start in range(0, channels, STEP):
             k = start + tl.arange(0, STEP)
             some = _weights(pair + WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
-            t = _dense(product, k, k < channels, channel, channels, channel_lives)
+            t = _dense(product, k, k < channels, channel, channels, CHANNEL_VECTOR)
             found = tl.dot(some, t, found, input_precision=X3)
         if SECOND:
             for start in range(0, tl.where(tl.load(pair + V_WEIGHT) != 0, channels, 0), STEP):
                 k = start + tl.arange(0, STEP)
                 some = _weights(pair + V_WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
-                t = _dense(product, k, k < channels, channel, channels, channel_lives)
+                t = _dense(product, k, k < channels, channel, channels, CHANNEL_VECTOR)
                 moved = tl.dot(some, t, moved, input_precision=X3)
             for start in range(0, tl.where(maps_move, channels, 0), STEP):
                 k = start + tl.arange(0, STEP)
                 some = _weights(pair + WEIGHT, W_TYPE, row, k, lives[:, None] & (k < channels)[None, :])
-                t = _dense(product_moved, k, k < channels, channel, channels, channel_lives)
+                t = _dense(product_moved, k, k < channels, channel, channels, CHANNEL_VECTOR)
                 turned = product_moved + (channel[None, :] * channels + k[:, None])
                 t += tl.load(turned, mask=(k < channels)[:, None] & channel_lives[None, :], other=0.0)
                 moved = tl.dot(some, t, moved, input_precision=X3)
         w = _weights(pair + WEIGHT, W_TYPE, row, channel, both)  # again: it is not to fill registers in between
         mean = _mean(target, MAP_SUMS, sample, channel, channels)[None, :]
-        cross = _dense(product + (channels + first_row) * channels, row, lives, channel, channels, channel_lives)
+        cross = _dense(product + (channels + first_row) * channels, row, lives, channel, channels, CHANNEL_VECTOR)
         sources = _pointer(target + SOURCE_SUMS, tl.float32) + 2 * (sample * rows + first_row + row)
         source = tl.load(sources, mask=lives, other=0.0)
         difference = tl.sum(w * mean, 1) + pixels * bias - source
@@ -574,7 +604,7 @@ def gram_projections_kernel(
                 _only_if(maps_move, lives),
                 channel,
                 channels,
-                channel_lives,
+                CHANNEL_VECTOR,
             )
             mean_moved = _mean(target, V_MAP_SUMS, sample, channel, channels)[None, :]
             change = bias[:, None] * mean_moved - cross
@@ -598,7 +628,7 @@ def gram_projections_kernel(
     tl.store(_pointer(target + FACTOR_SUMS, tl.float32) + (split * rows + first_row + row), factor, mask=lives)
     address = tl.load(target + WEIGHT_SUMS)
     to = address.to(tl.pointer_type(tl.float32)) + (split * rows + first_row) * channels
-    _store_dense(to, row, _only_if(address != 0, lives), channel, channels, gradient)
+    _store_dense(to, row, _only_if(address != 0, lives), channel, channels, gradient, CHANNEL_VECTOR)
 
 
 @triton.jit
@@ -616,6 +646,7 @@ def _apply(
     PRECISION: tl.constexpr,
     ROUND: tl.constexpr,
     VECTOR: tl.constexpr,
+    CHANNEL_VECTOR: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """A factor times a map; nothing where there is no factor."""
@@ -623,7 +654,7 @@ def _apply(
     for start in range(0, tl.where(tl.load(target + FACTOR_OF) != 0, channels, 0), STEP):
         k = start + tl.arange(0, STEP)
         t = _pixels_of(target + VIEW, TYPE, sample, pixel, lives, k, k < channels, VECTOR)
-        a = _dense(factor, k, k < channels, channel, channels, channel < channels)
+        a = _dense(factor, k, k < channels, channel, channels, CHANNEL_VECTOR)
         t, a = _rounded(t, tl.float32, ROUND), _rounded(a, tl.float32, ROUND)
         sums = tl.dot(t, a, sums, input_precision=PRECISION)
     return sums
@@ -643,6 +674,7 @@ def gram_targets_kernel(
     D_VECTOR: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
+    CHANNEL_VECTOR: tl.constexpr,  # which they are a multiple of
     STEP: tl.constexpr,
 ):
     """dT = (W^T 2 alpha W) T - W^T 2 alpha S~ + W^T 2 alpha b, a tile of a sample's pixels and all channels.
@@ -671,22 +703,22 @@ def gram_targets_kernel(
         for corner in tl.static_range(4):
             at = (bottom if corner // 2 else top) * from_width + (right if corner % 2 else left)
             share = (down if corner // 2 else 1 - down) * (along if corner % 2 else 1 - along)
-            sums -= share[:, None] * _dense(grown, at, lives, channel, channels, channel_lives)
+            sums -= share[:, None] * _dense(grown, at, lives, channel, channels, CHANNEL_VECTOR)
         group += GROUP_WORDS
 
     if SECOND:
         sums = _apply(
             target, V_MAP, FACTOR, MAP_TYPE, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR,
-            STEP,
+            CHANNEL_VECTOR, STEP,
         )  # fmt: skip
         sums = _apply(
             target, MAP, V_FACTOR, MAP_TYPE, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR,
-            STEP,
+            CHANNEL_VECTOR, STEP,
         )  # fmt: skip
     else:
         sums = _apply(
             target, MAP, FACTOR, MAP_TYPE, sample, pixel, lives, channel, channels, sums, PRECISION, ROUND, VECTOR,
-            STEP,
+            CHANNEL_VECTOR, STEP,
         )  # fmt: skip
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + OWN_PAIRS).to(tl.int32)):

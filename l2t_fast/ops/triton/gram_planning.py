@@ -6,6 +6,7 @@ stand in line.
 
 from __future__ import annotations
 
+import math
 import weakref
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -328,5 +329,6 @@ class GramPlanner:
             "TILE_ROWS": tile.rows,
             "TILE_COLUMNS": tile.columns,
             "TILE_CHANNELS": tile.channels,
+            "CHANNEL_VECTOR": math.gcd(4, *(layer.channels for layer in layers)),
             "STEP": tile.step,
         }

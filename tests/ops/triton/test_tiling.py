@@ -24,6 +24,12 @@ PROBLEMS = {
     "tiles of exactly one sample": (3, [(3, 4, 8)], [(4, 4, 8)], [(0, 0)]),
     "tiles of many samples": (40, [(2, 1, 1)], [(3, 1, 1)], [(0, 0)]),
     "vectors of four": (2, [(8, 2, 2)], [(8, 4, 8)], [(0, 0)]),
+    "vectors of four, of two and single elements": (
+        2,
+        [(8, 2, 2)],
+        [(8, 4, 8), (8, 5, 6), (8, 3, 5)],
+        [(0, 0), (0, 1), (0, 2)],
+    ),
     "layers of different class": (
         2,
         [(3, 2, 2), (17, 3, 3)],
