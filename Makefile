@@ -100,7 +100,7 @@ $(BIN)/pip:
 	  echo "error: $$found cannot make a virtual environment; install its venv module (on Debian: apt-get install python3-venv)." >&2; exit 1; }
 
 $(READY): $(SOURCES) | $(BIN)/pip
-	@echo "Setting up $(VENV) (the first time it downloads PyTorch, about 3 GB, and compiles for a few minutes)"
+	@echo "Setting up $(VENV) (the first time it downloads PyTorch, about 3 GB, which takes 6 GB of disk, and compiles for a few minutes)"
 	$(BIN)/pip install torch torchvision setuptools cmake ninja
 	$(BIN)/pip install --no-build-isolation -e '.[dev]'
 	@touch $@
