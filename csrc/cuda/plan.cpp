@@ -258,6 +258,10 @@ class Planner {
     return {{true, maps_move}, {result && maps_move, result && factors_move}, result && factors_move};
   }
 
+  static int64_t blocks_of_weights(const Pair& pair, int64_t columns) {
+    return cut(pair.channels * columns, threads * weights_of_thread);
+  }
+
   void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0}); }
 
   void add(Segment::Kind kind, size_t index, int64_t items, int32_t which = 0) {
@@ -270,8 +274,8 @@ class Planner {
 
   void pack() {
     begin(Kernel::pack);
-    for (size_t n = 0; n < targets_.size(); ++n)
-      add(Segment::Kind::pack, n, cut(int64_t(targets_[n].rows) * targets_[n].stride, threads * packed_at_once));
+    for (size_t p = 0; p < pairs_.size(); ++p)
+      add(Segment::Kind::pack, p, blocks_of_weights(pairs_[p], targets_[pairs_[p].target].stride));
     for (size_t n = 0; n < targets_.size(); ++n)
       if (takes_gram(targets_[n])) add(Segment::Kind::coefficients, n, cut(batch_ * targets_[n].rows, threads));
     end();
@@ -410,7 +414,7 @@ class Planner {
     plan_.loss_sums = take(plan_.loss_count * int64_t(sizeof(float)));
     for (size_t p = 0; p < pairs_.size(); ++p)
       if (pairs_[p].weight_result.data)
-        add(Segment::Kind::weight, p, cut(int64_t(pairs_[p].channels) * targets_[pairs_[p].target].channels, threads));
+        add(Segment::Kind::weight, p, blocks_of_weights(pairs_[p], targets_[pairs_[p].target].channels));
     begin(Kernel::finish);
     for (size_t p = 0; p < pairs_.size(); ++p)
       if (pairs_[p].bias_result.data) add(Segment::Kind::bias, p, cut(pairs_[p].channels, threads));

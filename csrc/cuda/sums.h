@@ -23,31 +23,32 @@ L2T_FAST_KERNEL void pack_coefficients(M& m, const Problem& problem, const Targe
 template <class Mode, class M>
 L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
-  const Target& target = problem.targets[segment.index];
+  const int block = m.block() - segment.first;
   if (segment.kind == Segment::Kind::coefficients) {
-    pack_coefficients(m, problem, target, (m.block() - segment.first) * threads + m.thread());
+    pack_coefficients(m, problem, problem.targets[segment.index], block * threads + m.thread());
     return;
   }
-  const int first = (m.block() - segment.first) * threads * packed_at_once + m.thread();
-  for (int i = 0; i < packed_at_once; ++i) {
-    const int element = first + i * threads;
-    if (element >= target.rows * target.stride) return;
+  const Pair& pair = problem.pairs[segment.index];
+  const Target& target = problem.targets[pair.target];
+  for (int i = 0; i < weights_of_thread; ++i) {
+    const int element = (block * weights_of_thread + i) * threads + m.thread();
+    if (element >= pair.channels * target.stride) return;
     const int row = element / target.stride, channel = element - row * target.stride;
-    const Pair& pair = *pair_of(problem, target, row);
+    const int place = pair.first_row * target.stride + element;
     const auto value = [&](const Matrix& matrix) {
       if (!matrix.data || channel >= target.channels) return 0.f;
-      return load(m, matrix.data, matrix.type, (row - pair.first_row) * matrix.row + channel * matrix.column);
+      return load(m, matrix.data, matrix.type, row * matrix.row + channel * matrix.column);
     };
     const auto put = [&](void* to, const Matrix& matrix) {
       if (target.gram.groups)  // not rounded
-        static_cast<float*>(to)[element] = value(matrix);
+        static_cast<float*>(to)[place] = value(matrix);
       else
-        keep<Mode>(m, to, element, value(matrix));
+        keep<Mode>(m, to, place, value(matrix));
     };
     put(target.weight, pair.weight);
     if (target.weight_direction) put(target.weight_direction, pair.weight_direction);
-    if (target.gram.weights[0]) keep<Mode>(m, target.gram.weights[0], element, value(pair.weight));
-    if (target.gram.weights[1]) keep<Mode>(m, target.gram.weights[1], element, value(pair.weight_direction));
+    if (target.gram.weights[0]) keep<Mode>(m, target.gram.weights[0], place, value(pair.weight));
+    if (target.gram.weights[1]) keep<Mode>(m, target.gram.weights[1], place, value(pair.weight_direction));
   }
 }
 
@@ -101,7 +102,6 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
     finish_squares(m, problem, problem.targets[segment.index], block);
     return;
   }
-  const int element = block * threads + m.thread();
   if (segment.kind == Segment::Kind::loss) {
     float own = 0;
     for (int i = m.thread(); i < problem.loss_count; i += threads) own += problem.loss_sums[i];
@@ -111,21 +111,26 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
   }
   const Pair& pair = problem.pairs[segment.index];
   const Target& target = problem.targets[pair.target];
-  float sum = 0;
   if (segment.kind == Segment::Kind::bias) {
+    const int element = block * threads + m.thread();
     if (element >= pair.channels) return;
+    float sum = 0;
     for (int64_t sample = 0; sample < problem.batch; ++sample)
       sum += target.bias_sums[sample * target.rows + pair.first_row + element];
     store(m, pair.bias_result.data, pair.bias_result.type, element * pair.bias_result.step, sum);
     return;
   }
   const int channels = target.channels;
-  if (element >= pair.channels * channels) return;
-  const int row = element / channels, channel = element - row * channels;
-  const float* part = target.weight_sums + int64_t(pair.first_row + row) * channels + channel;
-  for (int split = 0; split < target.splits; ++split, part += int64_t(target.rows) * channels) sum += *part;
   const Matrix& result = pair.weight_result;
-  store(m, result.data, result.type, int64_t(row) * result.row + channel * result.column, sum);
+  for (int i = 0; i < weights_of_thread; ++i) {
+    const int element = (block * weights_of_thread + i) * threads + m.thread();
+    if (element >= pair.channels * channels) return;
+    const float* part = target.weight_sums + int64_t(pair.first_row) * channels + element;
+    float sum = 0;
+    for (int split = 0; split < target.splits; ++split, part += int64_t(target.rows) * channels) sum += *part;
+    const int row = element / channels, channel = element - row * channels;
+    store(m, result.data, result.type, int64_t(row) * result.row + channel * result.column, sum);
+  }
 }
 
 }  // namespace l2t_fast::cuda

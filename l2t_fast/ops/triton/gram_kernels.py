@@ -339,10 +339,10 @@ def gram_planes_kernel(
 
 
 @triton.jit
-def _store_product(target, moves, sample, row, lives, channel, channels, sums, CHANNEL_VECTOR: tl.constexpr):
+def _store_product(target, moves, sample, row, lives, channel, channels, sums):
     lines = channels + tl.load(target + ROWS)
     to = _pointer(target + tl.where(moves, V_PRODUCTS, PRODUCTS), tl.float32) + sample * lines * channels
-    _store_dense(to, row, lives, channel, channels, sums, CHANNEL_VECTOR)
+    _store_dense(to, row, lives, channel, channels, sums, 1)
 
 
 @triton.jit
@@ -358,7 +358,6 @@ def _multiply_maps(
     channels,
     sums,
     VECTOR: tl.constexpr,
-    CHANNEL_VECTOR: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """S T^T of a pair with a source of the target's size; without a pair T T^T. Where it ``moves``, times vT^T."""
@@ -376,14 +375,13 @@ def _multiply_maps(
             part = tl.dot(tl.trans(s), t, part, input_precision=X3)  # which is for float32 alone
         sums += part
     to_row = tl.where(pair_at != 0, channels + tl.load(table + pair_at + FIRST_ROW).to(tl.int32), 0) + row
-    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums, CHANNEL_VECTOR)
+    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
 
 
 @triton.jit
 def _multiply_small(
-    table, target, pair, TYPE: tl.constexpr, moves, sample, row, channel, channels, sums,
-    CHANNEL_VECTOR: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
+    table, target, pair, TYPE: tl.constexpr, moves, sample, row, channel, channels, sums, STEP: tl.constexpr
+):
     """S (T U)^T, which is S~ T^T, of a pair with a smaller source. Where it ``moves``, times vT's."""
     rows = tl.load(pair + SOURCE_CHANNELS).to(tl.int32)
     pixels = (tl.load(pair + SOURCE_HEIGHT) * tl.load(pair + SOURCE_WIDTH)).to(tl.int32)
@@ -394,18 +392,17 @@ def _multiply_small(
         for start in range(begin, tl.minimum(begin + CHAIN, pixels), STEP):
             pixel = start + tl.arange(0, STEP)
             s = _pixels_of(pair + SOURCE, TYPE, sample, pixel, pixel < pixels, row, row < rows, 1)
-            t = _dense(shrunk, pixel, pixel < pixels, channel, channels, CHANNEL_VECTOR)
+            t = _dense(shrunk, pixel, pixel < pixels, channel, channels, 1)
             part = tl.dot(tl.trans(s.to(tl.float32)), t, part, input_precision=X3)
         sums += part
     to_row = channels + tl.load(pair + FIRST_ROW).to(tl.int32) + row
-    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums, CHANNEL_VECTOR)
+    _store_product(target, moves, sample, to_row, row < rows, channel, channels, sums)
 
 
 @triton.jit
 def _multiply_weights(
-    table, target, sample, some, channel, channels, sums, MOVES: tl.constexpr, W_TYPE: tl.constexpr,
-    CHANNEL_VECTOR: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
+    table, target, sample, some, channel, channels, sums, MOVES: tl.constexpr, W_TYPE: tl.constexpr, STEP: tl.constexpr
+):
     """W^T 2 alpha W, of some of the channels by all; with MOVES its direction."""
     pair = tl.load(target + FIRST_PAIR)
     for _ in range(0, tl.load(target + PAIRS).to(tl.int32)):
@@ -425,7 +422,7 @@ def _multiply_weights(
                 sums = tl.dot(tl.trans(scaled), w, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(target + (V_FACTOR if MOVES else FACTOR), tl.float32) + sample * channels * channels
-    _store_dense(to, some, some < channels, channel, channels, sums, CHANNEL_VECTOR)
+    _store_dense(to, some, some < channels, channel, channels, sums, 1)
 
 
 @triton.jit
@@ -440,7 +437,6 @@ def _grow(
     SECOND: tl.constexpr,
     MAP_TYPE: tl.constexpr,
     W_TYPE: tl.constexpr,
-    CHANNEL_VECTOR: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """W^T 2 alpha S of the pairs of a group, at the source's size; with SECOND its direction."""
@@ -455,7 +451,7 @@ def _grow(
             sums = tl.dot(s.to(tl.float32), scaled, sums, input_precision=X3)
         pair = tl.load(table + pair + NEXT)
     to = _pointer(group + GROWN, tl.float32) + sample * pixels * channels
-    _store_dense(to, pixel, pixel < pixels, channel, channels, sums, CHANNEL_VECTOR)
+    _store_dense(to, pixel, pixel < pixels, channel, channels, sums, 1)
 
 
 @triton.jit
@@ -468,11 +464,11 @@ def gram_products_kernel(
     VECTOR: tl.constexpr,  # of T, vT and sources of their size
     TILE_ROWS: tl.constexpr,
     TILE_CHANNELS: tl.constexpr,  # all of them
-    CHANNEL_VECTOR: tl.constexpr,  # which they are a multiple of
     STEP: tl.constexpr,
 ):
     """T T^T and S~ T^T of a sample; W^T 2 alpha W; W^T 2 alpha S: a tile of rows, or of pixels, and all channels.
 
+    What these leave is written in single elements: vectors would make the products spill registers.
     With SECOND also T vT^T, S~ vT^T and the direction of W^T 2 alpha W; and of W^T 2 alpha S the direction alone.
     """
     item = items + tl.program_id(0) * GRAM_ITEM
@@ -484,29 +480,19 @@ def gram_products_kernel(
     row = first + tl.arange(0, TILE_ROWS)
     sums = tl.zeros((TILE_ROWS, TILE_CHANNELS), tl.float32)
     if kind == OF_MAPS:
-        _multiply_maps(
-            table, target_at, place, MAP_TYPE, moves, sample, row, channel, channels, sums, VECTOR, CHANNEL_VECTOR, STEP
-        )
+        _multiply_maps(table, target_at, place, MAP_TYPE, moves, sample, row, channel, channels, sums, VECTOR, STEP)
     elif kind == OF_SMALL:
-        _multiply_small(
-            table, target, table + place, MAP_TYPE, moves, sample, row, channel, channels, sums, CHANNEL_VECTOR, STEP
-        )
+        _multiply_small(table, target, table + place, MAP_TYPE, moves, sample, row, channel, channels, sums, STEP)
     elif kind == OF_WEIGHTS:
         if SECOND:
             if moves:
-                _multiply_weights(
-                    table, target, sample, row, channel, channels, sums, True, W_TYPE, CHANNEL_VECTOR, STEP
-                )
+                _multiply_weights(table, target, sample, row, channel, channels, sums, True, W_TYPE, STEP)
             else:
-                _multiply_weights(
-                    table, target, sample, row, channel, channels, sums, False, W_TYPE, CHANNEL_VECTOR, STEP
-                )
+                _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, STEP)
         else:
-            _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, CHANNEL_VECTOR, STEP)
+            _multiply_weights(table, target, sample, row, channel, channels, sums, False, W_TYPE, STEP)
     else:
-        _grow(
-            table, table + place, sample, row, channel, channels, sums, SECOND, MAP_TYPE, W_TYPE, CHANNEL_VECTOR, STEP
-        )
+        _grow(table, table + place, sample, row, channel, channels, sums, SECOND, MAP_TYPE, W_TYPE, STEP)
 
 
 @triton.jit

@@ -92,7 +92,7 @@ GRAM = {
     "gram_planes": (Tile(64, 64, 64, 32, 8, 2), Tile(64, 64, 128, 32, 8, 2)),
     "gram_products": (Tile(64, 0, 64, 16, 8, 2), Tile(32, 0, 128, 16, 8, 2)),
     "gram_projections": (Tile(32, 0, 64, 32, 8, 1), Tile(16, 0, 128, 32, 8, 1)),
-    "gram_targets": (Tile(0, 64, 64, 32, 8, 1), Tile(0, 16, 128, 32, 8, 2)),
+    "gram_targets": (Tile(0, 64, 64, 32, 8, 1), Tile(0, 32, 128, 16, 8, 1)),
 }
 GRAM_SECOND = GRAM | {
     "gram_products": (Tile(32, 0, 64, 16, 4, 2), Tile(32, 0, 128, 16, 8, 2)),
