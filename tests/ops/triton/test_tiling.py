@@ -1,6 +1,7 @@
 """Problems that meet every way a tile can lie: across samples, pairs, borders and blocks of channels."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -102,14 +103,31 @@ def test_the_order_of_a_launch_s_programs_changes_no_bit(triton_backend, monkeyp
     assert all(torch.equal(answers[0][name], answers[1][name]) for name in answers[0])
 
 
-def differences_index(source: tuple[int, ...], target: tuple[int, ...], **changed: Tensor) -> tl.dtype:
-    """The type of offsets in the kernel of differences; nothing is computed, and no tensor has data."""
-    a = draw([source], [target], [(0, 0)], batch=1, dtype=torch.float32).map(lambda t: t.to("meta"))
-    a = replace(a, **{name: [value] if name != "alpha" else value for name, value in changed.items()})
-    arguments = Arguments(a.sources, a.targets, a.weights, a.biases, a.alpha, [0, 0], [True] * 4)
+def planned(problem: Problem, kernel: Any) -> list[planning.Launch]:
+    """A kernel's launches for loss and gradient on a GPU; nothing is computed, and tensors may be without data."""
+    pairs = [n for pair in problem.pairs for n in pair]
+    needs = [True] * len(problem.slots)
+    arguments = Arguments(
+        problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, pairs, needs
+    )
     own = {"precision": "tf32x3", "tiles": TABLES["tf32x3"], "processors": 132, "compiles": True}
     launches = planning.Planner(arguments, None, empty_results(arguments), **own).plan().launches
-    (launch,) = [launch for launch in launches if launch.kernel is kernels.differences_kernel]
+    return [launch for launch in launches if launch.kernel is kernel]
+
+
+@pytest.mark.parametrize("kernel", [kernels.differences_kernel, kernels.gradients_kernel], ids=lambda k: k.__name__)
+def test_maps_that_are_read_by_fours_share_no_launch_with_others(kernel):
+    """A map of 7x7 would have all others read element by element."""
+    _, *sizes = PROBLEMS["vectors of four, of two and single elements"]
+    found = planned(draw(*sizes, batch=2, dtype=torch.float32).map(lambda t: t.to("meta")), kernel)
+    assert sorted(launch.constants["T_VECTOR"] for launch in found) == [1, 2, 4]
+
+
+def differences_index(source: tuple[int, ...], target: tuple[int, ...], **changed: Tensor) -> tl.dtype:
+    """The type of offsets in the kernel of differences."""
+    a = draw([source], [target], [(0, 0)], batch=1, dtype=torch.float32).map(lambda t: t.to("meta"))
+    a = replace(a, **{name: [value] if name != "alpha" else value for name, value in changed.items()})
+    (launch,) = planned(a, kernels.differences_kernel)
     return launch.constants["INDEX"]
 
 
