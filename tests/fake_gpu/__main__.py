@@ -3,6 +3,7 @@
 import os
 import runpy
 import sys
+import time
 
 from tests.fake_gpu import __doc__ as description
 from tests.fake_gpu.build import CUDART, build, extract_ptx, runs_compiled_code, variables, why_not
@@ -22,4 +23,9 @@ if os.environ.get("LD_PRELOAD") != str(CUDART):
 __import__(PLUGIN)
 module, *arguments = sys.argv[1:]
 sys.argv = [module, *(["-p", PLUGIN] if module == "pytest" else []), *arguments]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+finally:
+    # PyTorch's thread of a GPU may still hold the results of the last backward, which are Python's too: if it lets go
+    # of them while Python ends, the process aborts.
+    time.sleep(0.5)
