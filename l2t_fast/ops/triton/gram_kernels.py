@@ -158,8 +158,7 @@ def _moments(place, size_in, size_out):
     for step in range(0, 2 * size_out // size_in + 4):
         at = first + step
         lower, upper, share = _tap(at, size_in, size_out)
-        own = tl.where(lower == place, 1 - share, 0.0) + tl.where(upper == place, share, 0.0)
-        own = tl.where(at < size_out, own, 0.0)
+        own = tl.where(at < size_out, _share(at, place, size_in, size_out), 0.0)
         sums += own
         before += tl.where(lower < place, own * (1 - share), 0.0)
         squares += own * own
