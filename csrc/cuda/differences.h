@@ -19,6 +19,7 @@ class Differences {
   static constexpr int columns = second ? tile_width / 2 : tile_width;
   static constexpr int own = columns / 32;  // of a lane, when a warp goes through a row
   static constexpr int rows_of_warp = tile_width / (threads / 32);
+  static constexpr int rows_at_once = 2;  // of a warp, in go_through_rows: so many are read before the first is used
 
  public:
   L2T_FAST_KERNEL Differences(M& m, const Problem& problem) : m_(m), problem_(problem) {}
@@ -42,8 +43,11 @@ class Differences {
       multiply<false>(sums, first_row);
     const Tile here{first_row, first_column, live, tile};
     if (first == last && finishes_at_once(sums, here)) return;
+    find_row_facts(first_row);
     stage(sums);
     go_through_rows(here, first, last);
+    m_.barrier();
+    sum_rows(here, line.pixels, first, last);
   }
 
  private:
@@ -118,16 +122,35 @@ class Differences {
     m_.barrier();
   }
 
+  // Of a tile's row, for go_through_rows: b, vb, and its column in the coefficients. Found by all rows at once.
+  struct RowFacts {
+    float shift, shift_direction;
+    int64_t column;
+  };
+  L2T_FAST_KERNEL RowFacts* row_facts() const {
+    return reinterpret_cast<RowFacts*>(staged() + tile_width * staged_width);
+  }
+  static_assert(tile_width * (staged_width * sizeof(float) + sizeof(RowFacts)) <= pipeline_bytes);
+
+  L2T_FAST_KERNEL void find_row_facts(int first_row) {
+    const int thread = m_.thread(), row = first_row + thread;
+    if (thread >= tile_width || row >= target().rows) return;
+    const Pair& pair = *pair_of(problem_, target(), row);
+    const int own_row = row - pair.first_row;
+    row_facts()[thread] = {value_at(m_, pair.bias, own_row), second ? value_at(m_, pair.bias_direction, own_row) : 0.f,
+                           pair.column + own_row};
+  }
+
   // What a row of the tile adds to its products; `source` is its first pixel of the sample where S~ is S.
   struct Facts {
     float shift, shift_direction, twice, twice_direction;
     const void* source;
     Type type;
-    bool lives;
+    bool in_fours, lives;  // in_fours: four pixels of the source are read at once
   };
 
   L2T_FAST_KERNEL Facts facts_of(int row) {
-    if (row >= target().rows) return {0, 0, 0, 0, nullptr, Type::float32, false};
+    if (row >= target().rows) return {0, 0, 0, 0, nullptr, Type::float32, false, false};
     const Pair& pair = *pair_of(problem_, target(), row);
     const int own = row - pair.first_row, sample = spots(m_)[0].sample;
     const int64_t column = pair.column + own;
@@ -143,6 +166,7 @@ class Differences {
             second ? coefficient(problem_.alpha_direction, sample, column) : 0.f,
             source,
             pair.source.type,
+            pair.source.at_once >= 4,
             true};
   }
 
@@ -165,7 +189,8 @@ class Differences {
       const Facts own = facts[row];
       const int64_t place = (tile.first_row + row) * stride + tile.first_column;
       const float* const products = staged() + row * staged_width;
-      float square = 0, factor = 0;
+      float square = 0, factor = 0, sources[columns / 32][4];
+      if (own.source) read_sources(own, lane, tile.live, aligned, sources);
       L2T_FAST_UNROLL
       for (int turn_of_columns = 0; turn_of_columns < columns / 32; ++turn_of_columns) {
         const int column = 4 * (lane % 8) + 32 * turn_of_columns;
@@ -175,8 +200,7 @@ class Differences {
         if constexpr (second) m_.read4(v, from + 16);
         if (own.source) {
           L2T_FAST_UNROLL
-          for (int i = 0; i < 4; ++i)
-            if (column + i < tile.live) d[i] -= load(m_, own.source, own.type, column + i);
+          for (int i = 0; i < 4; ++i) d[i] -= sources[turn_of_columns][i];
         }
         L2T_FAST_UNROLL
         for (int i = 0; i < 4; ++i) {
@@ -202,6 +226,36 @@ class Differences {
       }
       if (lane % 8 == 0 && own.lives) write_row_sums(tile.number, 0, tile.first_row + row, square, factor);
     }
+  }
+
+  // S~ at the lane's columns, where it is S: all is read before any of it is looked at. Beyond the end any pixel will do.
+  L2T_FAST_KERNEL void read_sources(const Facts& of, int lane, int live, bool aligned,
+                                    float (&values)[columns / 32][4]) {
+    const auto column_of = [lane](int turn) { return 4 * (lane % 8) + 32 * turn; };
+    if (aligned && of.in_fours) {
+      L2T_FAST_UNROLL
+      for (int turn = 0; turn < columns / 32; ++turn) {
+        const int column = column_of(turn);
+        read_four<Mode>(m_, of.source, column < live ? column : 0, values[turn]);
+      }
+      return;
+    }
+    const auto each = [&](auto type) {
+      L2T_FAST_UNROLL
+      for (int turn = 0; turn < columns / 32; ++turn) {
+        L2T_FAST_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int column = column_of(turn) + i;
+          values[turn][i] = load<decltype(type)::value>(m_, of.source, column < live ? column : 0);
+        }
+      }
+    };
+    if (of.type == Type::float32)
+      each(std::integral_constant<Type, Type::float32>());
+    else if (of.type == Type::bfloat16)
+      each(std::integral_constant<Type, Type::bfloat16>());
+    else
+      each(std::integral_constant<Type, Type::float16>());
   }
 
   L2T_FAST_KERNEL void keep_four(void* to, int64_t place, const float (&values)[4], bool whole, bool lives,
@@ -311,7 +365,9 @@ class Differences {
         row = tap(spot.row, pair.height, height);
         column = tap(spot.column, pair.width, width);
       }
-      found.offset[i] = uint32_t(offset_of(map, {spot.sample - first_sample, row.lower, column.lower}));
+      // beyond the end any element will do
+      found.offset[i] =
+          spot.sample < 0 ? 0 : uint32_t(offset_of(map, {spot.sample - first_sample, row.lower, column.lower}));
       found.below |= uint32_t(row.inside) << i;
       found.beside |= uint32_t(column.inside) << i;
       found.down[i] = row.share;
@@ -320,27 +376,36 @@ class Differences {
     return found;
   }
 
-  // S~ at the lane's columns of the row that begins at `data`.
+  // S~ at the lane's columns of the rows that begin at `data`. All is read before any of it is looked at.
   template <Type type>
-  L2T_FAST_KERNEL void resize(const void* data, const Map& map, const Columns& at, bool resized, uint32_t live,
-                              float (&values)[own]) {
+  L2T_FAST_KERNEL void resize(const void* const (&data)[rows_at_once], const Map& map, const Columns& at, bool resized,
+                              float (&values)[rows_at_once][own]) {
     const int32_t by_row = map.row, by_column = map.column;
+    L2T_FAST_UNROLL
+    for (int r = 0; r < rows_at_once; ++r) {
+      L2T_FAST_UNROLL
+      for (int i = 0; i < own; ++i) values[r][i] = load<type>(m_, data[r], at.offset[i]);
+    }
+    if (!resized) return;
+    float right[rows_at_once][own], below[rows_at_once][own], both[rows_at_once][own];
     L2T_FAST_UNROLL
     for (int i = 0; i < own; ++i) {
       const uint32_t upper = at.offset[i], lower = upper + (at.below >> i & 1 ? by_row : 0);
       const uint32_t beside = at.beside >> i & 1 ? by_column : 0;
-      float value = 0;
-      if (live >> i & 1) {
-        value = load<type>(m_, data, upper);
-        if (resized) {
-          const float right = load<type>(m_, data, upper + beside);
-          const float below = load<type>(m_, data, lower);
-          const float both = load<type>(m_, data, lower + beside);
-          const float first = value + at.along[i] * (right - value);
-          value = first + at.down[i] * (below + at.along[i] * (both - below) - first);
-        }
+      L2T_FAST_UNROLL
+      for (int r = 0; r < rows_at_once; ++r) {
+        right[r][i] = load<type>(m_, data[r], upper + beside);
+        below[r][i] = load<type>(m_, data[r], lower);
+        both[r][i] = load<type>(m_, data[r], lower + beside);
       }
-      values[i] = value;
+    }
+    L2T_FAST_UNROLL
+    for (int r = 0; r < rows_at_once; ++r) {
+      L2T_FAST_UNROLL
+      for (int i = 0; i < own; ++i) {
+        const float first = values[r][i] + at.along[i] * (right[r][i] - values[r][i]);
+        values[r][i] = first + at.down[i] * (below[r][i] + at.along[i] * (both[r][i] - below[r][i]) - first);
+      }
     }
   }
 
@@ -350,7 +415,15 @@ class Differences {
     return 2 * m_.read(coefficients.data + sample * coefficients.sample + column * coefficients.column);
   }
 
-  // A warp a row, from staged().
+  // Of a row, at the lane's columns.
+  L2T_FAST_KERNEL void coefficients(const Coefficients& of, const int (&sample)[own], int64_t column,
+                                    float (&values)[own]) const {
+    L2T_FAST_UNROLL
+    for (int i = 0; i < own; ++i)
+      values[i] = of.data ? m_.read(of.data + sample[i] * of.sample + column * of.column) : 0.f;
+  }
+
+  // A warp some rows at a time, from staged(), where D and V are left.
   L2T_FAST_KERNEL void go_through_rows(const Tile& tile, int first, int last) {
     const int thread = m_.thread(), lane = thread % 32;
     const int first_sample = part().first_sample + first;
@@ -373,67 +446,99 @@ class Differences {
     const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
 
     const Pair* pair = pair_of(problem_, target(), begin_row);
-    for (int row = begin_row; row < end_row; ++pair) {
+    for (int first_row = begin_row; first_row < end_row; ++pair) {
       const bool resized = pair->height != target().height || pair->width != target().width;
       const Columns at = find_columns(*pair, resized, first_sample);
       const int pair_row = pair->first_row, pair_end = pair_row + pair->channels;
       const int until = pair_end < end_row ? pair_end : end_row;
       const Map& map = pair->source;
-      const int32_t by_channel = map.channel;
       const Type type = map.type;
-      const int bytes = type == Type::float32 ? 4 : 2;
+      const int64_t row_bytes = int64_t(map.channel) * (type == Type::float32 ? 4 : 2);
       const auto* source = static_cast<const unsigned char*>(map.data) +
-                           (first_sample * map.sample + int64_t(row - pair_row) * by_channel) * bytes;
+                           first_sample * map.sample * (type == Type::float32 ? 4 : 2) +
+                           (first_row - pair_row) * row_bytes;
       const int64_t first_alpha = pair->column - pair_row;
-      const Vector bias = pair->bias, bias_direction = pair->bias_direction;
-      for (; row < until; ++row, source += int64_t(by_channel) * bytes) {
-        float values[own];
-        if (type == Type::float32)
-          resize<Type::float32>(source, map, at, resized, live, values);
-        else if (type == Type::bfloat16)
-          resize<Type::bfloat16>(source, map, at, resized, live, values);
-        else
-          resize<Type::float16>(source, map, at, resized, live, values);
-        const float shift = value_at(m_, bias, row - pair_row);
-        const float shift_direction = second ? value_at(m_, bias_direction, row - pair_row) : 0.f;
-        const float* const products =
-            staged() + (row - tile.first_row) * staged_width + spread<tile_width, columns>(lane, 0);
-        const int64_t place = row * stride + tile.first_column + lane;
-        float squares[own], factors[own];
+      for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
+        const void* data[rows_at_once];
+        float values[rows_at_once][own], alphas[rows_at_once][own], alphas_direction[rows_at_once][own];
         L2T_FAST_UNROLL
-        for (int i = 0; i < own; ++i) {
-          const float twice = coefficient(alpha, sample[i], first_alpha + row);
-          const int at_products = spread<tile_width, columns>(32 * i, 0);
-          const bool lives = live >> i & 1;
-          const float difference = lives ? products[at_products] + (shift - values[i]) : 0.f;
-          if constexpr (second) {
-            const float twice_direction = coefficient(alpha_direction, sample[i], first_alpha + row);
-            const float moved = lives ? products[at_products + 16] + shift_direction : 0.f;
-            factors[i] = twice * moved + twice_direction * difference;
-            squares[i] = 2 * difference * moved;
-            if (kept >> i & 1) keep<Mode>(m_, others, place + 32 * i, twice * difference);
-          } else {
-            factors[i] = twice * difference;
-            squares[i] = difference * difference;
-          }
-          if (kept >> i & 1) keep<Mode>(m_, differences, place + 32 * i, factors[i]);
+        for (int r = 0; r < rows_at_once; ++r) {
+          const int here = row + r < until ? r : 0;
+          data[r] = source + here * row_bytes;
+          coefficients(alpha, sample, first_alpha + row + here, alphas[r]);
+          if constexpr (second) coefficients(alpha_direction, sample, first_alpha + row + here, alphas_direction[r]);
         }
-        for (int its = first; its <= last; ++its) {
-          float square = 0, factor = 0;
+        if (type == Type::float32)
+          resize<Type::float32>(data, map, at, resized, values);
+        else if (type == Type::bfloat16)
+          resize<Type::bfloat16>(data, map, at, resized, values);
+        else
+          resize<Type::float16>(data, map, at, resized, values);
+        L2T_FAST_UNROLL
+        for (int r = 0; r < rows_at_once; ++r) {
+          if (row + r >= until) break;
+          const int row_of_tile = row + r - tile.first_row;
+          const RowFacts facts = row_facts()[row_of_tile];
+          float* const products = staged() + row_of_tile * staged_width + spread<tile_width, columns>(lane, 0);
+          const int64_t place = (row + r) * stride + tile.first_column + lane;
           L2T_FAST_UNROLL
           for (int i = 0; i < own; ++i) {
-            const bool counts = sample[i] == first_sample + its - first;
-            square += counts ? squares[i] : 0.f;
-            factor += counts ? factors[i] : 0.f;
+            const int at_products = spread<tile_width, columns>(32 * i, 0);
+            const bool lives = live >> i & 1;
+            const float difference = lives ? products[at_products] + (facts.shift - values[r][i]) : 0.f;
+            float factor = 2 * alphas[r][i] * difference;
+            products[at_products] = difference;
+            if constexpr (second) {
+              const float moved = lives ? products[at_products + 16] + facts.shift_direction : 0.f;
+              products[at_products + 16] = moved;
+              if (kept >> i & 1) keep<Mode>(m_, others, place + 32 * i, factor);
+              factor = 2 * (alphas[r][i] * moved + alphas_direction[r][i] * difference);
+            }
+            if (kept >> i & 1) keep<Mode>(m_, differences, place + 32 * i, factor);
           }
-          L2T_FAST_UNROLL
-          for (int mask = 16; mask > 0; mask /= 2) {
-            square += m_.exchange(square, mask);
-            factor += m_.exchange(factor, mask);
-          }
-          if (lane == 0) write_row_sums(tile.number, its - first, row, square, factor);
         }
       }
+      first_row = until;
+    }
+  }
+
+  // Of each row and sample: sums of D^2 and of E, in which alpha is the same for all; in K2 of 2 D V and E'.
+  L2T_FAST_KERNEL void sum_rows(const Tile& tile, int pixels, int first, int last) {
+    constexpr int chains = 4;  // of additions, side by side
+    const int rows = target().rows - tile.first_row < tile_width ? target().rows - tile.first_row : tile_width;
+    const int row = m_.thread() % tile_width;
+    if (row >= rows) return;
+    const RowFacts facts = row_facts()[row];
+    for (int sample = first + m_.thread() / tile_width; sample <= last; sample += threads / tile_width) {
+      const int before = sample * pixels - tile.first_column, after = before + pixels;
+      const int begin = before > 0 ? before : 0, end = after < tile.live ? after : tile.live;
+      const int64_t of_sample = part().first_sample + sample;
+      const Coefficients &alpha = problem_.alpha, &direction = problem_.alpha_direction;
+      const float twice = coefficient(alpha, of_sample, facts.column),
+                  twice_direction = second ? coefficient(direction, of_sample, facts.column) : 0.f;
+      float squares[chains] = {}, sums[chains] = {}, moved[chains] = {};
+      // Each of eight rows begins elsewhere, so that a warp finds all banks.
+      const int count = end - begin, ahead = row / 4 % 8;
+      int column = begin + ahead % count;
+      for (int n = 0; n < count; n += chains) {
+        L2T_FAST_UNROLL
+        for (int k = 0; k < chains; ++k) {
+          if (n + k < count) {
+            const float* const at = staged() + row * staged_width + spread<tile_width, columns>(column, 0);
+            const float difference = at[0], change = second ? at[16] : difference;
+            squares[k] += difference * change;
+            sums[k] += difference;
+            moved[k] += change;
+            column = column + 1 == end ? begin : column + 1;
+          }
+        }
+      }
+      const auto whole = [](const float (&of)[chains]) { return (of[0] + of[1]) + (of[2] + of[3]); };
+      if constexpr (second)
+        write_row_sums(tile.number, sample - first, tile.first_row + row, 2 * whole(squares),
+                       twice * whole(moved) + twice_direction * whole(sums));
+      else
+        write_row_sums(tile.number, sample - first, tile.first_row + row, whole(squares), twice * whole(sums));
     }
   }
 

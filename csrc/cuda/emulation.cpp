@@ -32,14 +32,15 @@ class EmulatedRunner : public Runner {
 
   void run(const PairColumns* pairs, const CoefficientCall& call) override {
     for_some_pairs_at_a_time(pairs, call, [&](const auto& some, int blocks) {
-      emulate_blocks(blocks, [&](EmulatedThread& thread) { coefficients(thread, some, call); });
+      emulate_blocks(blocks, shared_bytes, [&](EmulatedThread& thread) { coefficients(thread, some, call); });
     });
   }
 
  private:
   template <class Mode>
   void run(bool second, const Problem& problem, const Launch& launch) {
-    emulate_blocks(launch.blocks, [&](EmulatedThread& thread) {
+    const size_t shared = launch.kernel == Kernel::gram_planes ? size_t(planes_bytes(launch.side)) : shared_bytes;
+    emulate_blocks(launch.blocks, shared, [&](EmulatedThread& thread) {
       if (launch.kernel == Kernel::pack)
         pack<Mode>(thread, problem, launch);
       else if (launch.kernel == Kernel::gradients)
@@ -62,8 +63,8 @@ class EmulatedRunner : public Runner {
   }
 
   template <class Kernel>
-  void emulate_blocks(int blocks, const Kernel& kernel) {
-    if (emulation_ != Emulation::host_alone) emulate(blocks, shared_bytes, emulation_ == Emulation::reversed, kernel);
+  void emulate_blocks(int blocks, size_t shared, const Kernel& kernel) {
+    if (emulation_ != Emulation::host_alone) emulate(blocks, shared, emulation_ == Emulation::reversed, kernel);
   }
 
   const Chip chip_;

@@ -38,6 +38,7 @@ class EmulatedThread {
   void copy8(void* to, const void* from, bool lives) { request(to, from, 8, lives); }
   void copy4(void* to, const void* from, bool lives) { request(to, from, 4, lives); }
   void read4(float (&values)[4], const float* from) const { std::memcpy(values, aligned(from, 16), 16); }
+  void read8(uint32_t (&bits)[2], const void* from) const { std::memcpy(bits, aligned(from, 8), 8); }
   void write8(void* to, uint32_t first, uint32_t second) const {
     const uint32_t both[]{first, second};
     std::memcpy(aligned(to, 8), both, 8);

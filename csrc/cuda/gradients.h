@@ -183,12 +183,29 @@ class Gradients {
     const int rows = target().rows, channels = target().channels;
     float* const to = target().weight_sums + int64_t(split) * rows * channels;
     const bool adds = part().number > 0;
-    for_each_sum<blocks>(m_, sums, [=](int i, int j, float value) {
-      const int channel = first_channel + i, row = first_row + j;
-      if (channel >= channels || row >= rows) return;
-      float& sum = to[int64_t(row) * channels + channel];
-      sum = adds ? sum + value : value;
-    });
+    // What is added to is read for a row of blocks at once: one after the other, each would be waited for.
+    L2T_FAST_UNROLL
+    for (int i = 0; i < blocks; ++i) {
+      float* at[4][4];
+      float before[4][4];
+      const auto each = [](const auto& function) {
+        L2T_FAST_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          L2T_FAST_UNROLL
+          for (int e = 0; e < 4; ++e) function(j, e);
+        }
+      };
+      each([&](int j, int e) {
+        const Position where = position<blocks>(m_.thread(), i, j, e);
+        const int channel = first_channel + where.row, row = first_row + where.column;
+        at[j][e] = channel < channels && row < rows ? to + (int64_t(row) * channels + channel) : nullptr;
+        before[j][e] = 0;
+      });
+      if (adds) each([&](int j, int e) { before[j][e] = *(at[j][e] ? at[j][e] : to); });
+      each([&](int j, int e) {
+        if (at[j][e]) *at[j][e] = adds ? before[j][e] + sums[i][j][e] : sums[i][j][e];
+      });
+    }
   }
 
   M& m_;

@@ -6,14 +6,31 @@
 
 namespace l2t_fast::cuda {
 
+// Of the resize along one axis, in shared memory: for each target pixel the share of its upper neighbour among source
+// pixels; for each of these the first target pixel of which it is the lower neighbour, and sums of its shares, of their
+// squares, and of products with those of the pixel after it.
+struct Moments {
+  float sum, square, next;
+};
+
+// A warp's lines of columns' sums, as many of the result's rows as fit: at least one.
+L2T_FAST_BOTH constexpr int line_length(int side) { return side > 512 ? side : 512; }
+L2T_FAST_BOTH constexpr int axis_bytes(int side) {
+  return side * int(sizeof(float)) + (side + 4) * int(sizeof(int32_t)) + side * int(sizeof(Moments));
+}
+L2T_FAST_BOTH constexpr int planes_bytes(int side) {
+  return threads / 32 * line_length(side) * int(sizeof(float)) + 2 * axis_bytes(side);
+}
+
 template <class M>
 class GramPlanes {
   static constexpr int warps = threads / 32;
   static constexpr int planes_of_warp = planes_of_block / warps;
 
  public:
-  L2T_FAST_KERNEL GramPlanes(M& m, const Problem& problem, const Target& target)
-      : m_(m), problem_(problem), target_(target) {}
+  // `side`: of the longest target of the launch
+  L2T_FAST_KERNEL GramPlanes(M& m, const Problem& problem, const Target& target, int side)
+      : m_(m), problem_(problem), target_(target), side_(side) {}
 
   // Sums over the pixels of T, and of vT.
   L2T_FAST_KERNEL void sum_target(int item) {
@@ -45,7 +62,7 @@ class GramPlanes {
     });
   }
 
-  // T U, or vT U: what a source pixel takes of all target pixels, along columns first, a row of the result at a time.
+  // T U, or vT U: what a source pixel takes of all target pixels, along columns first.
   L2T_FAST_KERNEL void shrink(const Group& group, int which, int item) {
     if (target_.map.type == Type::bfloat16)
       shrink<Type::bfloat16>(group, which, item);
@@ -58,76 +75,92 @@ class GramPlanes {
     const int first = begin(item, target_.channels), lane = m_.thread() % 32, warp = m_.thread() / 32;
     find_axis(0, group.height, target_.height);
     find_axis(1, group.width, target_.width);
-    float* const line = lines() + warp * most_side;
+    float* const line = lines() + warp * line_length(side_);
     const int width = target_.width, pixels = group.height * group.width;
+    const int rows = line_length(side_) / width < group.height ? line_length(side_) / width : group.height;
     for (int turn = 0; turn < planes_of_warp && first + turn * warps < target_.channels; ++turn) {
       const int channel = first + turn * warps + warp;
       const bool lives = channel < target_.channels;
       const auto* const plane = static_cast<const Stored<type>*>(
           plane_of(which ? target_.direction : target_.map, sample_, lives ? channel : first));
       const int64_t begin = (int64_t(sample_) * target_.channels + channel) * group.stride;
-      for (int y = 0; y < group.height; ++y) {
-        for (int x = lane; x < width; x += 32)
-          line[x] = gather(0, y, plane + x, width, [this](const Stored<type>* at) { return load<type>(m_, at, 0); });
+      for (int y = 0; y < group.height; y += rows) {
+        const int some = group.height - y < rows ? group.height - y : rows;
+        for (int x = lane; x < width; x += 64) gather_columns<type>(plane, x, y, y + some, line);
         m_.barrier();
-        for (int x = lane; x < group.width && lives; x += 32)
-          keep_shrunk(group, which, begin + y * group.width + x,
-                      gather(1, x, line, 1, [](const float* at) { return *at; }));
+        for (int i = lane; i < some * group.width && lives; i += 32) {
+          const int row = i / group.width;
+          keep_shrunk(group, which, begin + y * group.width + i, gather_line(i - row * group.width, line + row * width));
+        }
         m_.barrier();
       }
       if (lives && lane < group.stride - pixels) keep_shrunk(group, which, begin + pixels + lane, 0);
     }
   }
 
-  // W^T 2 alpha b; in K2 what it moves by.
+  // W^T 2 alpha b of a sample; in K2 what it moves by. A row's factors are computed by one thread for all channels, and
+  // a quarter of the rows summed up by one thread for a channel.
   L2T_FAST_KERNEL void constant(int item) {
-    const int element = item * threads + m_.thread(), channels = target_.channels;
-    if (element >= int(problem_.batch) * channels) return;
-    const int sample = element / channels, channel = element - sample * channels;
+    const int channels = target_.channels, chunks = (channels + constants_of_block - 1) / constants_of_block;
+    const int sample = item / chunks, thread = m_.thread();
+    const int channel = item % chunks * constants_of_block + thread % constants_of_block;
     const int64_t first_row = int64_t(sample) * target_.rows;
     const float* const twice = target_.gram.coefficients[0] + first_row;
     const float* const twice_direction =
         target_.gram.coefficients[1] ? target_.gram.coefficients[1] + first_row : nullptr;
+    const auto* const weight = static_cast<const float*>(target_.weight);
+    const auto* const moved = problem_.second ? static_cast<const float*>(target_.weight_direction) : nullptr;
+    float* const factors = lines();  // of W's rows, then of vW's
+    constexpr int shares = threads / constants_of_block, rows_of_share = threads / shares, at_once = 8;
     float sum = 0;
-    for (int p = target_.first_pair; p < target_.first_pair + target_.pairs; ++p) {
-      const Pair& pair = problem_.pairs[p];
-      if (!pair.bias.data && !pair.bias_direction.data) continue;
-      for (int own = 0; own < pair.channels; ++own) {
-        const int row = pair.first_row + own;
-        const int64_t at = int64_t(row) * target_.stride + channel;
-        const float bias = value_at(m_, pair.bias, own), weight = static_cast<const float*>(target_.weight)[at];
-        if (!problem_.second) {
-          sum += weight * (twice[row] * bias);
-          continue;
+    for (int begin = 0; begin < target_.rows; begin += threads) {
+      if (const int row = begin + thread; row < target_.rows) {
+        const Pair& pair = *pair_of(problem_, target_, row);
+        const float own = twice[row] * value_at(m_, pair.bias, row - pair.first_row);
+        factors[thread] = own;
+        if (problem_.second) {
+          const float bias_direction = value_at(m_, pair.bias_direction, row - pair.first_row);
+          const float bias = value_at(m_, pair.bias, row - pair.first_row);
+          factors[thread] = twice[row] * bias_direction + (twice_direction ? twice_direction[row] * bias : 0.f);
+          factors[threads + thread] = own;
         }
-        sum += weight * (twice[row] * value_at(m_, pair.bias_direction, own) +
-                         (twice_direction ? twice_direction[row] * bias : 0.f));
-        if (target_.weight_direction)
-          sum += static_cast<const float*>(target_.weight_direction)[at] * (twice[row] * bias);
+      } else {
+        factors[thread] = factors[threads + thread] = 0;
       }
+      m_.barrier();
+      const int share = thread / constants_of_block * rows_of_share;
+      const int left = target_.rows - begin - share < rows_of_share ? target_.rows - begin - share : rows_of_share;
+      for (int i = 0; i < left && channel < channels; i += at_once) {
+        const auto add = [&](const float* from, const float* of_rows) {
+          float values[at_once];
+          L2T_FAST_UNROLL
+          for (int k = 0; k < at_once; ++k) {
+            const int row = begin + share + (i + k < left ? i + k : i);
+            values[k] = from[row * target_.stride + channel];
+          }
+          L2T_FAST_UNROLL
+          for (int k = 0; k < at_once; ++k) sum += i + k < left ? values[k] * of_rows[share + i + k] : 0.f;
+        };
+        add(weight, factors);
+        if (moved) add(moved, factors + threads);
+      }
+      m_.barrier();
     }
-    target_.gram.constant[element] = sum;
+    factors[thread] = sum;
+    m_.barrier();
+    if (thread >= constants_of_block || channel >= channels) return;
+    for (int share = 1; share < shares; ++share) sum += factors[share * constants_of_block + thread];
+    target_.gram.constant[sample * channels + channel] = sum;
   }
 
  private:
-  // Of the resize along one axis (0: rows, 1: columns), in shared memory: for each target pixel the share of its upper
-  // neighbour among source pixels; for each of these the first target pixel of which it is the lower neighbour, and
-  // sums of its shares, of their squares, and of products with those of the pixel after it.
-  struct Moments {
-    float sum, square, next;
-  };
-  static constexpr int upper_bytes = most_side * int(sizeof(float)),
-                       begin_bytes = (most_side + 4) * int(sizeof(int32_t)),
-                       axis_bytes = upper_bytes + begin_bytes + most_side * int(sizeof(Moments)),
-                       line_bytes = warps * most_side * int(sizeof(float));
-  static_assert(2 * axis_bytes + line_bytes == planes_bytes);
-
-  L2T_FAST_KERNEL unsigned char* of_axis(int axis) const { return m_.shared() + line_bytes + axis * axis_bytes; }
-  L2T_FAST_KERNEL float* uppers(int axis) const { return reinterpret_cast<float*>(of_axis(axis)); }
-  L2T_FAST_KERNEL int32_t* begins(int axis) const { return reinterpret_cast<int32_t*>(of_axis(axis) + upper_bytes); }
-  L2T_FAST_KERNEL Moments* moments(int axis) const {
-    return reinterpret_cast<Moments*>(of_axis(axis) + upper_bytes + begin_bytes);
+  // 0: rows, 1: columns
+  L2T_FAST_KERNEL unsigned char* of_axis(int axis) const {
+    return m_.shared() + warps * line_length(side_) * sizeof(float) + axis * axis_bytes(side_);
   }
+  L2T_FAST_KERNEL float* uppers(int axis) const { return reinterpret_cast<float*>(of_axis(axis)); }
+  L2T_FAST_KERNEL int32_t* begins(int axis) const { return reinterpret_cast<int32_t*>(uppers(axis) + side_); }
+  L2T_FAST_KERNEL Moments* moments(int axis) const { return reinterpret_cast<Moments*>(begins(axis) + side_ + 4); }
   L2T_FAST_KERNEL float* lines() const { return reinterpret_cast<float*>(m_.shared()); }
 
   // The lower neighbours of target pixels do not skip a source pixel, because these are fewer.
@@ -141,18 +174,62 @@ class GramPlanes {
     m_.barrier();
   }
 
-  // The sum over the target pixels that take of source pixel x, times what they take: first those that have it as their
-  // upper neighbour. The first target pixel's value stands at `first`, the others' `step` apart.
-  template <class Value, class Load>
-  L2T_FAST_KERNEL float gather(int axis, int x, const Value* first, int step, const Load& load) const {
-    const float* const upper = uppers(axis);
-    const int32_t* const begin = begins(axis) + x;
+  // Of the columns x and x + 32, what the result's rows [first, last) take of the plane's rows, into lines of the plane's
+  // width. A plane's row is read once, for the result's rows above and below it, and four rows at a time, so that not
+  // each is waited for.
+  template <Type type>
+  L2T_FAST_KERNEL void gather_columns(const Stored<type>* plane, int x, int first, int last, float* line) const {
+    constexpr int at_once = 4;
+    const int width = target_.width, right = x + 32 < width ? 32 : 0;
+    const float* const upper = uppers(0);
+    const int32_t* const begin = begins(0);
+    const int own = begin[first], end = begin[last];
+    int next = first, next_begin = own;  // the result's row whose own rows begin next, and the first of them
+    float here[2] = {}, below[2] = {};
+    const auto write = [&](int y) {
+      float* const to = line + (y - first) * width + x;
+      to[0] = here[0];
+      if (right) to[32] = here[1];
+    };
+    for (int t = first ? begin[first - 1] : own; t < end; t += at_once) {
+      Stored<type> values[at_once][2];
+      L2T_FAST_UNROLL
+      for (int k = 0; k < at_once; ++k) {
+        const auto* const row = plane + (t + k < end ? t + k : t) * width + x;
+        values[k][0] = m_.read(row);
+        values[k][1] = m_.read(row + right);
+      }
+      L2T_FAST_UNROLL
+      for (int k = 0; k < at_once; ++k) {
+        if (t + k >= end) break;
+        if (t + k == next_begin) {  // what was gathered for the row below is its own from here on
+          if (next > first) write(next - 1);
+          ++next;
+          next_begin = next < last ? begin[next] : end;
+          L2T_FAST_UNROLL
+          for (int side = 0; side < 2; ++side) here[side] = below[side], below[side] = 0;
+        }
+        const float share = upper[t + k];
+        L2T_FAST_UNROLL
+        for (int side = 0; side < 2; ++side) {
+          const float value = widened<type>(m_, values[k][side]);
+          here[side] += (1 - share) * value;
+          below[side] += share * value;
+        }
+      }
+    }
+    write(last - 1);
+  }
+
+  // What the result's pixel x takes of a line: first of those that have it as their upper neighbour.
+  L2T_FAST_KERNEL float gather_line(int x, const float* line) const {
+    const float* const upper = uppers(1);
+    const int32_t* const begin = begins(1) + x;
     const int own = begin[0], end = begin[1];
     int t = x ? begin[-1] : own;
-    const Value* at = first + t * step;
     float sum = 0;
-    for (; t < own; ++t, at += step) sum += upper[t] * load(at);
-    for (; t < end; ++t, at += step) sum += (1 - upper[t]) * load(at);
+    for (; t < own; ++t) sum += upper[t] * line[t];
+    for (; t < end; ++t) sum += (1 - upper[t]) * line[t];
     return sum;
   }
 
@@ -215,10 +292,18 @@ class GramPlanes {
   template <Type type>
   L2T_FAST_KERNEL PlaneSums sum_plane(const void* plane, int pixels) {
     float sum = 0, square = 0;
-    for (int i = m_.thread() % 32; i < pixels; i += 32) {
-      const float value = load<type>(m_, plane, i);
-      sum += value;
-      square += value * value;
+    constexpr int at_once = 8;
+    for (int i = m_.thread() % 32; i < pixels; i += 32 * at_once) {
+      Stored<type> values[at_once];
+      L2T_FAST_UNROLL
+      for (int k = 0; k < at_once; ++k)
+        values[k] = m_.read(static_cast<const Stored<type>*>(plane) + (i + 32 * k < pixels ? i + 32 * k : i));
+      L2T_FAST_UNROLL
+      for (int k = 0; k < at_once; ++k) {
+        const float value = i + 32 * k < pixels ? widened<type>(m_, values[k]) : 0.f;
+        sum += value;
+        square += value * value;
+      }
     }
     return sum_of_warp({sum, square});
   }
@@ -236,22 +321,22 @@ class GramPlanes {
   }
 
   // Each pixel times what it becomes: sum S~^2 = s^T (U^T U) s, where U^T U reaches to the next pixel along each axis.
+  // At the edge the share of the next one is 0, and any pixel will do.
   template <Type type>
   L2T_FAST_KERNEL PlaneSums sum_resized_plane(const void* plane, int height, int width) {
     float sum = 0, square = 0;
     for (int i = m_.thread() % 32; i < height * width; i += 32) {
-      const int y = i / width, x = i - y * width;
-      const Moments down = moments(0)[y], along = moments(1)[x];
-      const float value = load<type>(m_, plane, i);
-      float row = along.square * value, below = 0;
-      if (x + 1 < width) row += 2 * along.next * load<type>(m_, plane, i + 1);
-      if (y + 1 < height) {
-        below = along.square * load<type>(m_, plane, i + width);
-        if (x + 1 < width) below += along.next * load<type>(m_, plane, i + width + 1);
-        if (x > 0) below += moments(1)[x - 1].next * load<type>(m_, plane, i + width - 1);
-      }
-      sum += down.sum * along.sum * value;
-      square += value * (down.square * row + 2 * down.next * below);
+      const int y = i / width, x = i - y * width, right = x + 1 < width ? 1 : 0, left = x > 0 ? 1 : 0;
+      const int down = y + 1 < height ? width : 0;
+      const float value = load<type>(m_, plane, i), beside = load<type>(m_, plane, i + right);
+      const float under = load<type>(m_, plane, i + down), after = load<type>(m_, plane, i + down + right),
+                  before = load<type>(m_, plane, i + down - left);
+      const Moments of_row = moments(0)[y], along = moments(1)[x];
+      const float next_before = left ? moments(1)[x - left].next : 0.f;
+      const float row = along.square * value + 2 * along.next * beside;
+      const float below = along.square * under + along.next * after + next_before * before;
+      sum += of_row.sum * along.sum * value;
+      square += value * (of_row.square * row + 2 * of_row.next * below);
     }
     return sum_of_warp({sum, square});
   }
@@ -275,6 +360,7 @@ class GramPlanes {
   M& m_;
   const Problem& problem_;
   const Target& target_;
+  const int side_;
   int sample_ = 0;
 };
 
@@ -285,7 +371,7 @@ L2T_FAST_KERNEL void gram_planes(M& m, const Problem& problem, const Launch& lau
   const int item = m.block() - segment.first;
   const bool of_group = segment.kind == Kind::source_planes || segment.kind == Kind::shrink;
   const Group* const group = of_group ? problem.groups + segment.index : nullptr;
-  GramPlanes<M> planes(m, problem, problem.targets[group ? group->target : segment.index]);
+  GramPlanes<M> planes(m, problem, problem.targets[group ? group->target : segment.index], launch.side);
   if (segment.kind == Kind::target_planes)
     planes.sum_target(item);
   else if (segment.kind == Kind::source_planes)

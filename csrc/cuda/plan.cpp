@@ -262,7 +262,7 @@ class Planner {
     return cut(pair.channels * columns, threads * weights_of_thread);
   }
 
-  void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0}); }
+  void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0, 0}); }
 
   void add(Segment::Kind kind, size_t index, int64_t items, int32_t which = 0) {
     Launch& launch = plan_.launches.back();
@@ -350,9 +350,10 @@ class Planner {
   }
 
   // The longest items first, so that the last ones to end are short.
-  void launch(Kernel kernel, std::vector<Cut>& cuts) {
+  void launch(Kernel kernel, std::vector<Cut>& cuts, int side = 0) {
     std::stable_sort(cuts.begin(), cuts.end(), [](const Cut& a, const Cut& b) { return a.work > b.work; });
     begin(kernel);
+    plan_.launches.back().side = side;
     for (const Cut& part : cuts) add(part.segment.kind, part.segment.index, part.items, part.segment.which);
     end();
   }
@@ -361,7 +362,7 @@ class Planner {
   void gram() {
     using Kind = Segment::Kind;
     std::vector<Cut> planes, products, projections, targets;
-    int32_t which = 0;
+    int32_t which = 0, side = 0;
     const auto put = [&which](std::vector<Cut>& cuts, Kind kind, size_t index, int64_t items, int64_t work) {
       cuts.push_back({{kind, 0, int32_t(index), which}, items, work});
     };
@@ -369,13 +370,14 @@ class Planner {
       const Target& target = targets_[n];
       if (!takes_gram(target)) continue;
       const Terms terms = terms_of(target);
+      side = std::max({side, target.height, target.width});
       const int64_t channels = target.channels, chunks = batch_ * cut(channels, planes_of_block);
       const int64_t tiles = batch_ * channel_tiles(target), row_tiles = cut(target.rows, tile_width);
       const int64_t shares = target.gram.shares, sum_of_pixels = cut(pixels(target), this->terms()) / shares;
       put(planes, Kind::target_planes, n, chunks, 1);
       put(projections, Kind::projections, n, channel_tiles(target) * row_tiles * target.splits, batch_ / target.splits);
       if (target.result.data) {
-        put(planes, Kind::constant, n, cut(batch_ * channels, threads), cut(target.rows, planes_of_block));
+        put(planes, Kind::constant, n, batch_ * cut(channels, constants_of_block), cut(target.rows, threads));
         put(targets, Kind::gram_target, n, tiles * cut(pixels(target), tile_width), 1);
       }
       for (int g = target.gram.first_group; g < target.gram.first_group + target.gram.groups; ++g) {
@@ -400,7 +402,7 @@ class Planner {
       }
       which = 0;
     }
-    launch(Kernel::gram_planes, planes);
+    launch(Kernel::gram_planes, planes, side);
     launch(Kernel::gram_products, products);
     launch(Kernel::gram_projections, projections);
     launch(Kernel::gram_targets, targets);

@@ -12,9 +12,9 @@ inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles 
 inline constexpr int reserved_bytes = 3200;                            // of shared memory, beside tiles: see lines.h
 
 inline constexpr int gram_height = 64;       // of the Gram form: channels of a tile
-inline constexpr int planes_of_block = 64;   // of the Gram form: channels that a block sums up or shrinks
+inline constexpr int planes_of_block = 16;   // of the Gram form: channels that a block sums up or shrinks
+inline constexpr int constants_of_block = 64;  // of the Gram form: channels whose constants a block sums up
 inline constexpr int most_side = 1024;       // of the Gram form: a map's height and width, by the room for an axis
-inline constexpr int planes_bytes = 73760;   // of shared memory, for what most_side makes of it
 inline constexpr int weights_of_thread = 4;  // that it packs, or whose gradients it sums up
 
 enum class Type : int32_t { float32, bfloat16, float16 };
@@ -189,6 +189,7 @@ struct Launch {
   Kernel kernel;
   int32_t first, count;
   int32_t blocks;
+  int32_t side;  // the longest of the targets' heights and widths, by which gram_planes takes shared memory
 };
 
 }  // namespace l2t_fast::cuda

@@ -10,11 +10,13 @@
 
 #ifdef __CUDACC__
 #define L2T_FAST_KERNEL __device__ __forceinline__
+#define L2T_FAST_BOTH __host__ __device__
 #define L2T_FAST_UNROLL _Pragma("unroll")
 #define L2T_FAST_PRAGMA(text) _Pragma(#text)
 #define L2T_FAST_UNROLL_BY(n) L2T_FAST_PRAGMA(unroll n)
 #else
 #define L2T_FAST_KERNEL inline
+#define L2T_FAST_BOTH
 #define L2T_FAST_UNROLL
 #define L2T_FAST_UNROLL_BY(n)
 #endif
@@ -299,6 +301,19 @@ L2T_FAST_KERNEL void store(M& m, void* data, Type type, int64_t offset, float va
     static_cast<uint16_t*>(data)[offset] = m.to_bfloat16(value);
   else
     static_cast<uint16_t*>(data)[offset] = m.to_half(value);
+}
+
+// Four elements of the tiles' type in a row, which are aligned, of the caller's tensors.
+template <class Mode, class M>
+L2T_FAST_KERNEL void read_four(M& m, const void* data, int64_t offset, float (&values)[4]) {
+  if constexpr (sizeof(typename Mode::Element) == 4) {
+    m.read4(values, static_cast<const float*>(data) + offset);
+  } else {
+    uint32_t bits[2];
+    m.read8(bits, static_cast<const uint16_t*>(data) + offset);
+    L2T_FAST_UNROLL
+    for (int i = 0; i < 4; ++i) values[i] = m.as_float(i % 2 ? bits[i / 2] & 0xffff0000 : bits[i / 2] << 16);
+  }
 }
 
 // What a kernel leaves for the next one's tiles. The offset of four elements is a multiple of 4.

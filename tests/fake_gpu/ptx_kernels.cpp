@@ -59,13 +59,30 @@ void write_counts(const ptx::Kernel& kernel, const ptx::Launch& launch, const pt
   write(file, by_opcode);
   file << ", \"lines\": ";
   write(file, by_line);
+  if (launch.timed) {
+    const auto list = [&](const char* name, const std::vector<uint64_t>& numbers) {
+      file << ", \"" << name << "\": [";
+      for (size_t i = 0; i < numbers.size(); ++i) file << (i ? ", " : "") << numbers[i];
+      file << "]";
+    };
+    list("cycles", counts.cycles);
+    list("instructions", counts.instructions);
+    std::map<std::string, uint64_t> waits;
+    for (size_t i = 0; i < kernel.code.size(); ++i)
+      if (counts.waits[i])
+        waits[kernel.code[i].line.empty() ? std::to_string(i) + " " + kernel.code[i].opcode : kernel.code[i].line] +=
+            counts.waits[i];
+    file << ", \"lines_of_memory\": " << counts.lines.count() << ", \"waits\": ";
+    write(file, waits);
+  }
   file << "}\n";
 }
 
 void run_ptx(const std::shared_ptr<const ptx::Kernel>& kernel, dim3 grid, unsigned threads, size_t shared,
              void* const* arguments, cudaStream_t stream) {
   ptx::Launch launch{
-      {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared, setting("FAKE_GPU_REVERSED", 0) != 0, allocation_of};
+      {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared, setting("FAKE_GPU_REVERSED", 0) != 0,
+      setting("FAKE_GPU_TIMED", 0) != 0, allocation_of};
   run(stream, [=, parameters = ptx::packed(*kernel, arguments)] {
     const std::lock_guard lock(mutex);
     const ptx::Counts counts = ptx::run(*kernel, launch, parameters);

@@ -43,6 +43,10 @@ class Device {
     const float4 found = *reinterpret_cast<const float4*>(from);
     values[0] = found.x, values[1] = found.y, values[2] = found.z, values[3] = found.w;
   }
+  L2T_FAST_KERNEL void read8(uint32_t (&bits)[2], const void* from) const {
+    const uint2 found = *static_cast<const uint2*>(from);
+    bits[0] = found.x, bits[1] = found.y;
+  }
   L2T_FAST_KERNEL void write8(void* to, uint32_t first, uint32_t second) const {
     *static_cast<uint2*>(to) = make_uint2(first, second);
   }

@@ -7,7 +7,8 @@
 namespace l2t_fast::cuda {
 namespace {
 
-__global__ void __launch_bounds__(threads) gram_planes_kernel(const Problem* problem, Launch launch) {
+// Without a number of blocks ptxas makes do with 64 registers, and spills.
+__global__ void __launch_bounds__(threads, 3) gram_planes_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
   gram_planes(device, *problem, launch);
@@ -49,7 +50,7 @@ Function function_of(Kernel kernel) {
 cudaError_t launch_gram(Products products, const Problem* problem, const Launch& launch, cudaStream_t stream) {
   const Function function = products == Products::bfloat16 ? function_of<Bfloat16, Bfloat16>(launch.kernel)
                                                            : function_of<Tf32x3, Tf32>(launch.kernel);
-  const int shared = launch.kernel == Kernel::gram_planes ? planes_bytes : int(shared_bytes);
+  const int shared = launch.kernel == Kernel::gram_planes ? planes_bytes(launch.side) : int(shared_bytes);
   return start(function, shared, problem, launch, stream);
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "program.h"
+#include "timeline.h"
 
 namespace fake_gpu::ptx {
 
@@ -19,6 +20,10 @@ struct Counts {
   uint64_t global_bytes = 0;       // that they are asked for
   uint64_t shared_wavefronts = 0;  // what shared memory takes for them: one for each word of the fullest bank
   uint64_t shared_least = 0;       // the fewest that their bytes would take
+  // By the model of timeline.h, if it was asked for: of each block its cycles and instructions, and by instruction the
+  // cycles that the last of a block's warps stood still; lines of memory that the launch touched.
+  std::vector<uint64_t> cycles, instructions, waits;
+  Lines lines;
 };
 
 // Memory that is allocated on the device.
@@ -36,6 +41,8 @@ struct Block {
   unsigned char* shared;
   size_t shared_bytes;
   Counts& counts;
+  const std::vector<Timing>& timings;  // none: it is not asked when
+  int number;
   FindAllocation allocation_of;
   Allocation last_found{};
 };
@@ -80,6 +87,8 @@ struct Warp {
   std::vector<RequestedProduct> products;
   std::vector<size_t> closed;  // how many of `products` had been requested when a group was closed
   bool waits = false;          // at a barrier
+  Timeline timeline;
+  uint64_t found_after = 0;  // cycles that the last access to memory takes
 
  private:
   void run(Group& group);
@@ -91,6 +100,7 @@ struct Launch {
   Dimensions grid, block;
   size_t dynamic_shared_bytes = 0;
   bool reversed = false;                   // blocks and warps in the opposite order
+  bool timed = false;
   FindAllocation allocation_of = nullptr;  // if there is one, every address is looked up
 };
 
@@ -104,7 +114,7 @@ Counts run(const Kernel& kernel, const Launch& launch, const std::vector<unsigne
 unsigned char* shared_at(Warp& warp, uint32_t offset, size_t bytes);
 unsigned char* generic_at(Warp& warp, uint64_t address, size_t bytes);
 
-void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes);
+void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes, bool past_first_cache = false);
 void count_shared(Warp& warp, const uint32_t (&offsets)[lanes], size_t bytes);
 
 }  // namespace fake_gpu::ptx

@@ -112,7 +112,7 @@ void request(Warp& warp, const Instruction& instruction) {
   }
   count_shared(warp, to, copy.bytes);
   const uint32_t mask = std::exchange(warp.mask, read);
-  if (read) count_global(warp, from, copy.bytes);
+  if (read) count_global(warp, from, copy.bytes, instruction.opcode.find(".cg.") != std::string::npos);
   warp.mask = mask;
   warp.copies.push_back(copy);
 }
@@ -185,7 +185,7 @@ Operation memory_of(const std::string& opcode, Instruction& instruction) {
   return nullptr;
 }
 
-void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes) {
+void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes, bool past_first_cache) {
   uint64_t sectors[4 * lanes];
   size_t count = 0;
   for (int lane = 0; lane < lanes; ++lane) {
@@ -194,7 +194,13 @@ void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes) 
     sectors[count++] = addresses[lane] / 32;
   }
   std::sort(sectors, sectors + count);
-  warp.block.counts.global_sectors += uint64_t(std::unique(sectors, sectors + count) - sectors);
+  count = size_t(std::unique(sectors, sectors + count) - sectors);
+  warp.block.counts.global_sectors += count;
+  if (warp.block.timings.empty()) return;
+  for (size_t i = 0; i < count; ++i)
+    if (!i || sectors[i] / 4 != sectors[i - 1] / 4)
+      warp.found_after = std::max(warp.found_after, warp.block.counts.lines.latency_of(
+                                                        sectors[i] / 4, warp.block.number, past_first_cache));
 }
 
 // 32 banks of words. Lanes that take more than a word take turns: so many at a time as fill the banks.

@@ -1,6 +1,7 @@
 // Blocks, warps, and which lanes of a warp go on.
 #include <algorithm>
 #include <climits>
+#include <numeric>
 
 #include "machine.h"
 
@@ -33,6 +34,18 @@ void set_special(Warp& warp, const std::string& name, const Operand& operand, in
     to[lane] = is_lane ? uint32_t(lane) : is_thread ? uint32_t(warp.number * lanes + lane) : found->second;
 }
 
+// At a barrier, or the end: everybody waits for the last one, whose waits are the block's.
+void meet(Block& block, std::vector<Warp>& warps) {
+  const auto earlier = [](const Warp& a, const Warp& b) { return a.timeline.now() < b.timeline.now(); };
+  const auto last = std::max_element(warps.begin(), warps.end(), earlier);
+  const uint64_t time = last->timeline.now() + latency::barrier;
+  for (const auto& [at, cycles] : last->timeline.take_waits()) block.counts.waits[size_t(at)] += cycles;
+  for (Warp& warp : warps) {
+    warp.timeline.take_waits();
+    warp.timeline.meet(time);
+  }
+}
+
 void run_block(Block& block, int number, const Launch& launch, std::vector<unsigned char>& registers) {
   const int count = int(launch.block.x) / lanes;
   std::memset(block.shared, 0xff, block.shared_bytes + guard_bytes);
@@ -40,13 +53,20 @@ void run_block(Block& block, int number, const Launch& launch, std::vector<unsig
   warps.reserve(size_t(count));
   for (int w = 0; w < count; ++w)
     warps.emplace_back(block, w, number, launch, registers.data() + size_t(w) * block.kernel.register_bytes);
+  const uint64_t executed = std::accumulate(block.counts.runs.begin(), block.counts.runs.end(), uint64_t(0));
   for (bool is_left = true; is_left;) {
     is_left = false;
     for (int w = 0; w < count; ++w) warps[size_t(launch.reversed ? count - 1 - w : w)].run();
+    if (launch.timed) meet(block, warps);
     for (Warp& warp : warps) {
       warp.waits = false;
       is_left |= !warp.groups.empty();
     }
+  }
+  if (launch.timed) {
+    block.counts.cycles.push_back(warps[0].timeline.now());
+    block.counts.instructions.push_back(
+        std::accumulate(block.counts.runs.begin(), block.counts.runs.end(), uint64_t(0)) - executed);
   }
   for (const Warp& warp : warps)
     if (!warp.products.empty()) throw std::logic_error("ends before products it asked for");
@@ -61,7 +81,8 @@ Warp::Warp(Block& block, int number, int block_number, const Launch& launch, uns
       number(number),
       constants(reinterpret_cast<unsigned char*>(const_cast<uint32_t*>(block.kernel.constants.data()))),
       registers(registers),
-      groups{{0, ~0u}} {
+      groups{{0, ~0u}},
+      timeline(block.kernel, block.timings) {
   for (const auto& [name, operand] : block.kernel.special) set_special(*this, name, operand, block_number, launch);
 }
 
@@ -97,7 +118,11 @@ void Warp::run(Group& group) {
   };
   int others = next_of_others();
   const uint32_t all = group.mask;
-  const bool is_whole = groups.size() == 1;
+  const bool is_whole = groups.size() == 1, is_timed = !block.timings.empty();
+  const auto left_of = [this](const Instruction& i) {  // groups that are not waited for
+    const bool waits_for_groups = i.opcode.find(".wait_group") != std::string::npos;
+    return waits_for_groups && !i.operands.empty() ? uint64_t(*of(i.operands[0])) : uint64_t(0);
+  };
   while (at != others) {
     const Instruction& instruction = code[at];
     if (instruction.meets != Meets::nobody && !is_whole) break;
@@ -109,6 +134,7 @@ void Warp::run(Group& group) {
       for (int lane = 0; lane < lanes; ++lane) holds |= uint32_t((guard[lane] != 0) != instruction.is_negated) << lane;
       mask &= holds;
     }
+    found_after = 0;
     if (instruction.operation) {
       if (mask) {
         try {
@@ -117,6 +143,7 @@ void Warp::run(Group& group) {
           throw std::logic_error("warp " + std::to_string(number) + ": " + instruction.text + ": " + error.what());
         }
       }
+      if (is_timed) timeline.did(at, found_after, left_of(instruction));
       ++at;
       if (instruction.meets == Meets::block) {
         waits = true;
@@ -124,6 +151,7 @@ void Warp::run(Group& group) {
       }
       continue;
     }
+    if (is_timed) timeline.did(at, 0, 0);
     const uint32_t rest = all & ~mask;
     if (mask && rest) {  // they part
       groups.erase(groups.begin() + ptrdiff_t(mine));
@@ -190,11 +218,14 @@ Counts run(const Kernel& kernel, const Launch& launch, const std::vector<unsigne
   unsigned char* const shared = memory.data() + (1024 - reinterpret_cast<uintptr_t>(memory.data()) % 1024);
   Counts counts;
   counts.runs.resize(kernel.code.size());
-  Block block{kernel, parameters.data(), shared, shared_bytes, counts, launch.allocation_of};
+  counts.waits.resize(kernel.code.size());
+  const auto timings = launch.timed ? timings_of(kernel) : std::vector<Timing>{};
+  Block block{kernel, parameters.data(), shared, shared_bytes, counts, timings, 0, launch.allocation_of};
   std::vector<unsigned char> registers(kernel.register_bytes * launch.block.x / lanes, 0xff);
   const int blocks = int(launch.grid.x * launch.grid.y * launch.grid.z);
   for (int b = 0; b < blocks; ++b) {
     const int number = launch.reversed ? blocks - 1 - b : b;
+    block.number = number;
     try {
       run_block(block, number, launch, registers);
     } catch (const std::exception& error) {
