@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cuda_resources import REGISTERS, THREADS, find_cuobjdump
 from benchmarks.csv_rows import append
+from benchmarks.cuda_resources import REGISTERS, find_cuobjdump
 from benchmarks.gpu_instructions import FORMS
 from l2t_fast import _native
 from l2t_fast.bench.conditions import conditions, now
@@ -41,7 +41,10 @@ SHARED = 227 << 10
 def registers_of_kernels() -> dict[str, int]:
     """What the extension's kernels take, compiled for sm_90, by their mangled names."""
     told = subprocess.run(
-        [find_cuobjdump() or "cuobjdump", "-res-usage", _native.extension.__file__], capture_output=True, text=True, check=True
+        [find_cuobjdump() or "cuobjdump", "-res-usage", _native.extension.__file__],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     found: dict[str, int] = {}
     name, is_sm_90 = "", False
@@ -87,7 +90,9 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="of the cuda backend")
     parser.add_argument("--modes", nargs="+", default=["forward_backward"], choices=LOSS_MODES)
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--waits", type=int, default=0, help="print so many places of each kernel where blocks wait longest")
+    parser.add_argument(
+        "--waits", type=int, default=0, help="print so many places of each kernel where blocks wait longest"
+    )
     parser.add_argument("--output", type=Path, help="CSV file that rows are appended to")
     given = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = True
@@ -117,17 +122,33 @@ def main() -> None:
         for launch in launches:
             name = re.search(r"([a-z][a-z_]*)_kernel", launch["kernel"])
             found = of_launch(launch, registers.get(launch["kernel"], 128), processors, given.times)
-            own = kernels.setdefault(name[1] if name else launch["kernel"], {"waits": Counter()} | dict.fromkeys(found, 0))
+            own = kernels.setdefault(
+                name[1] if name else launch["kernel"], {"waits": Counter()} | dict.fromkeys(found, 0)
+            )
             for field, value in found.items():
                 own[field] = max(own[field], value) if field in ("resident", "longest_block_ms") else own[field] + value
             own["waits"].update(launch["waits"])
-        everything = {field: sum(own[field] for own in kernels.values()) for field in ("launches", "blocks", "ms", "issue_ms", "memory_ms")}
+        everything = {
+            field: sum(own[field] for own in kernels.values())
+            for field in ("launches", "blocks", "ms", "issue_ms", "memory_ms")
+        }
         kernels["all"] = {"waits": Counter(), "resident": "", "longest_block_ms": ""} | everything
         for kernel, found in kernels.items():
             waits = found.pop("waits")
-            numbers = {field: round(found[field], 4) if isinstance(found[field], float) else found[field] for field in FIELDS}
-            row = {"workload": workload, "batch": given.batch, "times": given.times, "dtype": dtype, "backend": backend,
-                   "form": form, "mode": mode, "kernel": kernel, **numbers}
+            numbers = {
+                field: round(found[field], 4) if isinstance(found[field], float) else found[field] for field in FIELDS
+            }
+            row = {
+                "workload": workload,
+                "batch": given.batch,
+                "times": given.times,
+                "dtype": dtype,
+                "backend": backend,
+                "form": form,
+                "mode": mode,
+                "kernel": kernel,
+                **numbers,
+            }
             print(*row.values(), flush=True)
             total = sum(waits.values())
             for place, cycles in waits.most_common(given.waits):

@@ -34,6 +34,7 @@ class Differences {
     const int live = end - first_column < step ? end - first_column : step;
     // samples, counted from the part's first
     const int first = line.sample(first_column), last = line.sample(first_column + live - 1);
+    if (m_.thread() == 0) tile_of(m_) = {first_row, first_column, live, tile, first, last};
     find_spots<columns>(m_, line, first_column, live);
     Sums<4> sums;
     clear<4>(sums);
@@ -41,13 +42,13 @@ class Differences {
       multiply<true>(sums, first_row);
     else
       multiply<false>(sums, first_row);
-    const Tile here{first_row, first_column, live, tile};
-    if (first == last && finishes_at_once(sums, here)) return;
-    find_row_facts(first_row);
+    const Tile& here = tile_of(m_);
+    if (here.first == here.last && finishes_at_once(sums, here)) return;
+    find_row_facts(here.first_row);
     stage(sums);
-    go_through_rows(here, first, last);
+    go_through_rows(here, here.first, here.last);
     m_.barrier();
-    sum_rows(here, line.pixels, first, last);
+    sum_rows(here, here.first, here.last);
   }
 
  private:
@@ -55,12 +56,17 @@ class Differences {
   L2T_FAST_KERNEL const Target& target() const { return *work(m_).target; }
   struct Tile {
     int first_row, first_column, live, number;  // live: its columns
+    int first, last;                            // samples it touches, counted from the part's first
 
     // Whether E has a column there: its own, and zeros between the last column and the stride.
     L2T_FAST_KERNEL bool keeps(int column, int columns_of_part, int64_t stride) const {
       return column < live || (first_column + column >= columns_of_part && first_column + column < stride);
     }
   };
+
+  // In shared memory, beside Work, because registers are full of sums.
+  static L2T_FAST_KERNEL Tile& tile_of(M& m) { return *reinterpret_cast<Tile*>(&work(m) + 1); }
+  static_assert(tile_width * (sizeof(Spot) + sizeof(Shares)) + sizeof(Work) + sizeof(Tile) <= reserved_bytes);
 
   L2T_FAST_KERNEL float* staged() const { return reinterpret_cast<float*>(m_.shared()); }
 
@@ -228,7 +234,8 @@ class Differences {
     }
   }
 
-  // S~ at the lane's columns, where it is S: all is read before any of it is looked at. Beyond the end any pixel will do.
+  // S~ at the lane's columns, where it is S: all is read before any of it is looked at. Beyond the end any pixel will
+  // do.
   L2T_FAST_KERNEL void read_sources(const Facts& of, int lane, int live, bool aligned,
                                     float (&values)[columns / 32][4]) {
     const auto column_of = [lane](int turn) { return 4 * (lane % 8) + 32 * turn; };
@@ -503,10 +510,10 @@ class Differences {
   }
 
   // Of each row and sample: sums of D^2 and of E, in which alpha is the same for all; in K2 of 2 D V and E'.
-  L2T_FAST_KERNEL void sum_rows(const Tile& tile, int pixels, int first, int last) {
+  L2T_FAST_KERNEL void sum_rows(const Tile& tile, int first, int last) {
     constexpr int chains = 4;  // of additions, side by side
     const int rows = target().rows - tile.first_row < tile_width ? target().rows - tile.first_row : tile_width;
-    const int row = m_.thread() % tile_width;
+    const int row = m_.thread() % tile_width, pixels = target().height * target().width;
     if (row >= rows) return;
     const RowFacts facts = row_facts()[row];
     for (int sample = first + m_.thread() / tile_width; sample <= last; sample += threads / tile_width) {

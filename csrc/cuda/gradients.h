@@ -199,11 +199,13 @@ class Gradients {
         const Position where = position<blocks>(m_.thread(), i, j, e);
         const int channel = first_channel + where.row, row = first_row + where.column;
         at[j][e] = channel < channels && row < rows ? to + (int64_t(row) * channels + channel) : nullptr;
-        before[j][e] = 0;
       });
-      if (adds) each([&](int j, int e) { before[j][e] = *(at[j][e] ? at[j][e] : to); });
+      if (adds) {
+        each([&](int j, int e) { before[j][e] = *(at[j][e] ? at[j][e] : to); });
+        each([&](int j, int e) { sums[i][j][e] += before[j][e]; });
+      }
       each([&](int j, int e) {
-        if (at[j][e]) *at[j][e] = adds ? before[j][e] + sums[i][j][e] : sums[i][j][e];
+        if (at[j][e]) *at[j][e] = sums[i][j][e];
       });
     }
   }

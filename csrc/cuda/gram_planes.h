@@ -90,7 +90,8 @@ class GramPlanes {
         m_.barrier();
         for (int i = lane; i < some * group.width && lives; i += 32) {
           const int row = i / group.width;
-          keep_shrunk(group, which, begin + y * group.width + i, gather_line(i - row * group.width, line + row * width));
+          keep_shrunk(group, which, begin + y * group.width + i,
+                      gather_line(i - row * group.width, line + row * width));
         }
         m_.barrier();
       }
@@ -174,9 +175,9 @@ class GramPlanes {
     m_.barrier();
   }
 
-  // Of the columns x and x + 32, what the result's rows [first, last) take of the plane's rows, into lines of the plane's
-  // width. A plane's row is read once, for the result's rows above and below it, and four rows at a time, so that not
-  // each is waited for.
+  // Of the columns x and x + 32, what the result's rows [first, last) take of the plane's rows, into lines of the
+  // plane's width. A plane's row is read once, for the result's rows above and below it, and four rows at a time, so
+  // that not each is waited for.
   template <Type type>
   L2T_FAST_KERNEL void gather_columns(const Stored<type>* plane, int x, int first, int last, float* line) const {
     constexpr int at_once = 4;

@@ -47,35 +47,44 @@ class GramProjections : GramTiles<M> {
   // T T^T of a sample, or vT T^T and its transpose, the shares added up: lines are channels, and so are the terms.
   L2T_FAST_KERNEL void fill_product(float* tile, bool moves, int sample, int first_channel, int first_term) {
     const int channels = target_.channels, within = m_.thread() % terms, term = first_term + within;
-    L2T_FAST_UNROLL_BY(1)
-    for (int line = m_.thread() / terms; line < height; line += threads / terms) {
-      const int channel = first_channel + line;
-      float sum = 0;
-      if (channel < channels && term < channels) {
-        sum = product_of(moves, sample, channel, term);
-        if (moves) sum += product_of(moves, sample, term, channel);
+    constexpr int step = threads / terms, own = height / step;
+    const Gram& gram = target_.gram;
+    const int64_t lines = channels + gram.own_rows, between = problem_.batch * lines * channels;
+    const float* const from = gram.products[moves] + sample * lines * channels;
+    float sums[own] = {}, turned[own] = {};
+    // Those of a share are read before any of them is used. Beyond the end any will do.
+    const auto place_of = [=, this](int i) {
+      const int channel = first_channel + m_.thread() / terms + i * step;
+      return channel < channels && term < channels ? channel : -1;
+    };
+    for (int part = 0; part < gram.shares; ++part) {
+      L2T_FAST_UNROLL
+      for (int i = 0; i < own; ++i) {
+        const int channel = place_of(i);
+        sums[i] += from[part * between + (channel < 0 ? 0 : channel * channels + term)];
+        if (moves) turned[i] += from[part * between + (channel < 0 ? 0 : term * channels + channel)];
       }
-      tile[place<true, height, float>(line, within / vector<float>) + within % vector<float>] = sum;
+    }
+    L2T_FAST_UNROLL
+    for (int i = 0; i < own; ++i) {
+      const int line = m_.thread() / terms + i * step;
+      tile[place<true, height, float>(line, within / vector<float>) + within % vector<float>] =
+          place_of(i) < 0 ? 0.f : sums[i] + turned[i];
     }
   }
 
-  L2T_FAST_KERNEL float product_of(bool moves, int sample, int line, int channel) const {
+  // Where S~ T^T or S~ vT^T of a sample's row begins, and in how many shares it is.
+  struct Line {
+    const float* begin;
+    int shares;
+  };
+  L2T_FAST_KERNEL Line cross(bool moves, int sample, int row) const {
     const Gram& gram = target_.gram;
-    const int64_t channels = target_.channels, lines = channels + gram.own_rows;
-    const float* from = gram.products[moves] + (sample * lines + line) * channels + channel;
-    float sum = 0;
-    for (int part = 0; part < gram.shares; ++part, from += problem_.batch * lines * channels) sum += *from;
-    return sum;
-  }
-
-  // S~ T^T or S~ vT^T of a sample.
-  L2T_FAST_KERNEL float cross(bool moves, int sample, int row, int channel) const {
-    const Gram& gram = target_.gram;
-    const int small_row = row - gram.own_rows;
-    if (small_row < 0) return product_of(moves, sample, target_.channels + row, channel);
-    return gram
-        .small_products[moves]
-                       [(int64_t(sample) * (target_.rows - gram.own_rows) + small_row) * target_.channels + channel];
+    const int small_row = row - gram.own_rows, channels = target_.channels, lines = channels + gram.own_rows;
+    const bool is_small = small_row >= 0;
+    const int64_t line = is_small ? int64_t(sample) * (target_.rows - gram.own_rows) + small_row
+                                  : int64_t(sample) * lines + channels + row;
+    return {(is_small ? gram.small_products : gram.products)[moves] + line * channels, is_small ? 1 : gram.shares};
   }
 
   // Beside the pipeline, of the tile's rows: b, vb, and in K2 the sums over channels of its first half.
@@ -93,7 +102,11 @@ class GramProjections : GramTiles<M> {
     float* weight_sums;  // (rows, channels); null where nobody wants them
     bool adds;           // to those of the samples before
   };
-  // What a row and channel add to the sums over channels, and to the gradient of the weight.
+  // What is known of a row and channel: a product's element, S~ T^T, W and vW, and the sums over pixels of T and vT.
+  struct Element {
+    float product, with_source, weight, moved, mean, mean_moved;
+  };
+  // What it adds to the sums over channels, and to the gradient of the weight.
   struct Share {
     float values[3], gradient;
   };
@@ -114,40 +127,68 @@ class GramProjections : GramTiles<M> {
         [](int, float*, float*) {}, [](int) {});  // a chain would take registers, and channels are few
   }
 
-  // Goes through a product's elements, a warp a row: share(row, row of the tile, channel, element) says what each adds,
-  // and finish(row, row of the tile, sums) is for one thread, the same in every call. By way of shared memory, in a
-  // short loop: unrolled over the registers of the sums the code would not fit into the instruction cache.
+  // Goes through a product's elements, a warp a row: share(row, row of the tile, element) says what each adds, and
+  // finish(row, row of the tile, sums) is for one thread, the same in every call. By way of shared memory, in a short
+  // loop: unrolled over the registers of the sums the code would not fit into the instruction cache. What a lane needs
+  // of its channels is read before any of it is used. `cross_moves`: S~ vT^T in S~ T^T's place.
   template <class Function, class Finish>
-  L2T_FAST_KERNEL void sum_up(const Sums<blocks>& sums, const Where& here, bool adds, const Function& share,
-                              const Finish& finish) {
-    constexpr int width = tile_width + 1, rows_of_warp = tile_width / (threads / 32);
+  L2T_FAST_KERNEL void sum_up(const Sums<blocks>& sums, const Where& here, bool adds, bool cross_moves,
+                              const Function& share, const Finish& finish) {
+    constexpr int width = tile_width + 1, rows_of_warp = tile_width / (threads / 32), own = height / 32;
     static_assert(height * width * sizeof(float) <= pipeline_bytes);
     float* const staged = reinterpret_cast<float*>(m_.shared());
     for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) { staged[i * width + j] = sum; });
     m_.barrier();
-    const int lane = m_.thread() % 32, channels = target_.channels;
+    const int lane = m_.thread() % 32, channels = target_.channels, live = channels - here.first_channel;
+    const auto* const weight = static_cast<const float*>(target_.weight);
+    const auto* const moved = static_cast<const float*>(target_.weight_direction);
+    const float* const planes = planes_of(here.sample);
+    const int64_t step = problem_.batch * (channels + target_.gram.own_rows) * channels;  // from share to share
+    const bool has_cross = !cross_moves || target_.direction.data;
     L2T_FAST_UNROLL_BY(1)
     for (int turn = 0; turn < rows_of_warp; ++turn) {
       const int column = m_.thread() / 32 * rows_of_warp + turn, row = here.first_row + column;
       if (row >= target_.rows) break;
-      RowSums own{};
-      L2T_FAST_UNROLL_BY(1)
-      for (int i = lane; i < height && here.first_channel + i < channels; i += 32) {
-        const int channel = here.first_channel + i;
-        const Share found = share(row, column, channel, staged[i * width + column]);
+      Element found[own] = {};
+      int channel[own];
+      const int64_t weights = int64_t(row) * target_.stride;
+      L2T_FAST_UNROLL
+      for (int k = 0; k < own; ++k) {
+        channel[k] = here.first_channel + (lane + 32 * k < live ? lane + 32 * k : 0);  // beyond the end any will do
+        found[k].weight = weight[weights + channel[k]];
+        found[k].mean = planes[2 * channel[k]];
+        found[k].mean_moved = planes[2 * channel[k] + 1];
+      }
+      if (moved) {
         L2T_FAST_UNROLL
-        for (int k = 0; k < 3; ++k) own.values[k] += found.values[k];
+        for (int k = 0; k < own; ++k) found[k].moved = moved[weights + channel[k]];
+      }
+      if (has_cross) {
+        const Line line = cross(cross_moves, here.sample, row);
+        for (int part = 0; part < line.shares; ++part) {
+          L2T_FAST_UNROLL
+          for (int k = 0; k < own; ++k) found[k].with_source += line.begin[part * step + channel[k]];
+        }
+      }
+      RowSums own_sums{};
+      L2T_FAST_UNROLL
+      for (int k = 0; k < own; ++k) {
+        if (lane + 32 * k >= live) continue;
+        found[k].product = staged[(lane + 32 * k) * width + column];
+        const Share added = share(row, column, found[k]);
+        L2T_FAST_UNROLL
+        for (int i = 0; i < 3; ++i) own_sums.values[i] += added.values[i];
         if (here.weight_sums) {
-          float& to = here.weight_sums[int64_t(row) * channels + channel];
-          to = adds ? to + found.gradient : found.gradient;
+          float& to = here.weight_sums[int64_t(row) * channels + channel[k]];
+          to = adds ? to + added.gradient : added.gradient;
         }
       }
       L2T_FAST_UNROLL
       for (int mask = 1; mask < 32; mask *= 2) {
         L2T_FAST_UNROLL
-        for (float& value : own.values) value += m_.exchange(value, mask);
+        for (float& value : own_sums.values) value += m_.exchange(value, mask);
       }
-      if (lane == 0) finish(row, column, own);
+      if (lane == 0) finish(row, column, own_sums);
     }
   }
 
@@ -158,10 +199,6 @@ class GramProjections : GramTiles<M> {
     to[1] = factor;
   }
 
-  L2T_FAST_KERNEL float weight_at(bool moves, int row, int channel) const {
-    const void* const weight = moves ? target_.weight_direction : target_.weight;
-    return weight ? static_cast<const float*>(weight)[int64_t(row) * target_.stride + channel] : 0.f;
-  }
   // The sums over the pixels of T and vT (first those of channels), of S~ and S~^2.
   L2T_FAST_KERNEL const float* planes_of(int sample) const {
     return target_.gram.plane_sums + int64_t(sample) * (target_.channels + target_.rows) * 2;
@@ -175,11 +212,10 @@ class GramProjections : GramTiles<M> {
     multiply_weights_by_product(sums, here, false);
     const float *const planes = planes_of(here.sample), *const factors = twice(false, here.sample);
     sum_up(
-        sums, here, here.adds,
-        [=, this, &here](int row, int column, int channel, float sum) {
-          const float with_source = cross(false, here.sample, row, channel), mean = planes[2 * channel];
-          const float whole = sum + (biases(0)[column] * mean - with_source), weight = weight_at(false, row, channel);
-          return Share{{weight * (whole - with_source), weight * mean, 0}, factors[row] * whole};
+        sums, here, here.adds, false,
+        [=, this](int row, int column, const Element& at) {
+          const float whole = at.product + (biases(0)[column] * at.mean - at.with_source);
+          return Share{{at.weight * (whole - at.with_source), at.weight * at.mean, 0}, factors[row] * whole};
         },
         [=, this, &here](int row, int column, const RowSums& found) {
           const float bias = biases(0)[column], *const source = planes + 2 * (target_.channels + row);
@@ -199,16 +235,14 @@ class GramProjections : GramTiles<M> {
   L2T_FAST_KERNEL void reduce_second(const Where& here) {
     const float *const planes = planes_of(here.sample), *const factors = twice(false, here.sample);
     const float* const factors_direction = target_.gram.coefficients[1] ? twice(true, here.sample) : nullptr;
-    const bool maps_move = target_.direction.data;
     Sums<blocks> sums;
     clear<blocks>(sums);
     multiply_weights_by_product(sums, here, false);
     sum_up(
-        sums, here, here.adds,
-        [=, this, &here](int row, int column, int channel, float sum) {
-          const float mean = planes[2 * channel], moved = weight_at(true, row, channel);
-          const float whole = sum + (biases(0)[column] * mean - cross(false, here.sample, row, channel));
-          return Share{{moved * (whole - sum / 2), weight_at(false, row, channel) * mean, moved * mean},
+        sums, here, here.adds, false,
+        [=, this](int row, int column, const Element& at) {
+          const float whole = at.product + (biases(0)[column] * at.mean - at.with_source);
+          return Share{{at.moved * (whole - at.product / 2), at.weight * at.mean, at.moved * at.mean},
                        factors_direction ? factors_direction[row] * whole : 0.f};
         },
         [this](int /*row*/, int column, const RowSums& found) { kept()[column] = found; });
@@ -216,13 +250,11 @@ class GramProjections : GramTiles<M> {
     clear<blocks>(sums);
     multiply_weights_by_product(sums, here, true);
     sum_up(
-        sums, here, true,
-        [=, this, &here](int row, int column, int channel, float sum) {
-          const float weight = weight_at(false, row, channel), mean = planes[2 * channel + 1];
-          const float with_source = maps_move ? cross(true, here.sample, row, channel) : 0.f;
-          const float change = biases(0)[column] * mean - with_source;
-          return Share{{weight * (sum / 2 + change), 0, weight * mean},
-                       factors[row] * (sum + change + biases(1)[column] * planes[2 * channel])};
+        sums, here, true, true,
+        [=, this](int row, int column, const Element& at) {
+          const float change = biases(0)[column] * at.mean_moved - at.with_source;
+          return Share{{at.weight * (at.product / 2 + change), 0, at.weight * at.mean_moved},
+                       factors[row] * (at.product + change + biases(1)[column] * at.mean)};
         },
         [=, this, &here](int row, int column, const RowSums& moving) {
           const RowSums still = kept()[column];

@@ -11,11 +11,11 @@ inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or
 inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles on their way, and being worked on
 inline constexpr int reserved_bytes = 3200;                            // of shared memory, beside tiles: see lines.h
 
-inline constexpr int gram_height = 64;       // of the Gram form: channels of a tile
-inline constexpr int planes_of_block = 16;   // of the Gram form: channels that a block sums up or shrinks
+inline constexpr int gram_height = 64;         // of the Gram form: channels of a tile
+inline constexpr int planes_of_block = 16;     // of the Gram form: channels that a block sums up or shrinks
 inline constexpr int constants_of_block = 64;  // of the Gram form: channels whose constants a block sums up
-inline constexpr int most_side = 1024;       // of the Gram form: a map's height and width, by the room for an axis
-inline constexpr int weights_of_thread = 4;  // that it packs, or whose gradients it sums up
+inline constexpr int most_side = 1024;         // of the Gram form: a map's height and width, by the room for an axis
+inline constexpr int weights_of_thread = 4;    // that it packs, or whose gradients it sums up
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 

@@ -64,6 +64,21 @@ L2T_FAST_KERNEL float sum_of_block(M& m, float value) {
   return parts[m.thread()];
 }
 
+// read(0) + read(1) + ..., in order. Some are read before the first is added: each would be waited for.
+template <class Read>
+L2T_FAST_KERNEL float sum_in_order(int count, const Read& read) {
+  constexpr int at_once = 8;
+  float sum = 0;
+  for (int i = 0; i < count; i += at_once) {
+    float values[at_once];
+    L2T_FAST_UNROLL
+    for (int k = 0; k < at_once; ++k) values[k] = read(i + k < count ? i + k : i);
+    L2T_FAST_UNROLL
+    for (int k = 0; k < at_once; ++k) sum += i + k < count ? values[k] : 0.f;
+  }
+  return sum;
+}
+
 // Q of a sample and row (or its derivative), the sum of E for the bias, and the loss of the block's samples and rows.
 template <class M>
 L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& target, int block) {
@@ -114,22 +129,29 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
   if (segment.kind == Segment::Kind::bias) {
     const int element = block * threads + m.thread();
     if (element >= pair.channels) return;
-    float sum = 0;
-    for (int64_t sample = 0; sample < problem.batch; ++sample)
-      sum += target.bias_sums[sample * target.rows + pair.first_row + element];
+    const float* const sums = target.bias_sums + pair.first_row + element;
+    const float sum = sum_in_order(int(problem.batch), [&](int sample) { return sums[sample * target.rows]; });
     store(m, pair.bias_result.data, pair.bias_result.type, element * pair.bias_result.step, sum);
     return;
   }
-  const int channels = target.channels;
+  const int channels = target.channels, count = pair.channels * channels;
   const Matrix& result = pair.weight_result;
+  const float* const from = target.weight_sums + int64_t(pair.first_row) * channels;
+  const int64_t step = int64_t(target.rows) * channels;
+  // The thread's elements side by side: one after the other, each would be waited for.
+  int elements[weights_of_thread];
+  float sums[weights_of_thread] = {};
+  L2T_FAST_UNROLL
+  for (int i = 0; i < weights_of_thread; ++i) elements[i] = (block * weights_of_thread + i) * threads + m.thread();
+  for (int split = 0; split < target.splits; ++split) {
+    L2T_FAST_UNROLL
+    for (int i = 0; i < weights_of_thread; ++i) sums[i] += from[split * step + (elements[i] < count ? elements[i] : 0)];
+  }
+  L2T_FAST_UNROLL
   for (int i = 0; i < weights_of_thread; ++i) {
-    const int element = (block * weights_of_thread + i) * threads + m.thread();
-    if (element >= pair.channels * channels) return;
-    const float* part = target.weight_sums + int64_t(pair.first_row) * channels + element;
-    float sum = 0;
-    for (int split = 0; split < target.splits; ++split, part += int64_t(target.rows) * channels) sum += *part;
-    const int row = element / channels, channel = element - row * channels;
-    store(m, result.data, result.type, int64_t(row) * result.row + channel * result.column, sum);
+    if (elements[i] >= count) return;
+    const int row = elements[i] / channels, channel = elements[i] - row * channels;
+    store(m, result.data, result.type, int64_t(row) * result.row + channel * result.column, sums[i]);
   }
 }
 

@@ -415,20 +415,48 @@ L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type 
     return;
   }
   const auto begin = along(thread % width);
-  const auto each = [&](const auto& write) {
-    for_each_piece<AlongSum, length, count, 1>(tile, half, thread, [&](int line, Element* to) {
-      const auto rest = across(line);
-      write(to, begin + rest, begin >= 0 && rest >= 0);
-    });
+  if constexpr (sizeof(Element) == 4) {
+    if (type == Type::float32) {
+      for_each_piece<AlongSum, length, count, 1>(tile, half, thread, [&](int line, Element* to) {
+        const auto rest = across(line);
+        const bool lives = begin >= 0 && rest >= 0;
+        m.copy4(to, from + (lives ? begin + rest : 0), lives);
+      });
+      return;
+    }
+  }
+  // By way of registers: some are read before the first is written, since each would be waited for.
+  constexpr int step = threads / width, some = lines / step < 4 ? lines / step : 4;
+  static_assert(lines % (step * some) == 0);
+  const auto each = [&](auto own) {
+    L2T_FAST_UNROLL_BY(1)
+    for (int first = thread / width; first < lines; first += step * some) {
+      float values[some];
+      bool live[some];
+      L2T_FAST_UNROLL
+      for (int k = 0; k < some; ++k) {
+        const auto rest = across(first + k * step);
+        live[k] = begin >= 0 && rest >= 0;
+        values[k] = load<decltype(own)::value>(m, data, live[k] ? begin + rest : 0);
+      }
+      L2T_FAST_UNROLL
+      for (int k = 0; k < some; ++k) {
+        Element& to = tile[at(first + k * step, thread % width) + thread % width % vector<Element>];
+        const float value = live[k] ? values[k] : 0.f;
+        if constexpr (sizeof(Element) == 4)
+          to = value;
+        else
+          to = uint16_t(m.as_bits(value) >> 16);  // of bfloat16, which it came from
+      }
+    }
   };
   if constexpr (sizeof(Element) == 4) {
-    if (type == Type::float32)
-      each([&](Element* to, int64_t offset, bool lives) { m.copy4(to, from + (lives ? offset : 0), lives); });
-    else
-      each([&](Element* to, int64_t offset, bool lives) { *to = lives ? load(m, data, type, offset) : 0.f; });
-  } else {
-    each([&](Element* to, int64_t offset, bool lives) { *to = lives ? from[offset] : uint16_t(0); });
+    if (type == Type::float16) {
+      each(std::integral_constant<Type, Type::float16>());
+      return;
+    }
   }
+  each(std::integral_constant<Type, Type::bfloat16>());
 }
 
 // Rounds what the thread filled in with the same arguments, where products take tf32.

@@ -80,9 +80,8 @@ void write_counts(const ptx::Kernel& kernel, const ptx::Launch& launch, const pt
 
 void run_ptx(const std::shared_ptr<const ptx::Kernel>& kernel, dim3 grid, unsigned threads, size_t shared,
              void* const* arguments, cudaStream_t stream) {
-  ptx::Launch launch{
-      {grid.x, grid.y, grid.z}, {threads, 1, 1}, shared, setting("FAKE_GPU_REVERSED", 0) != 0,
-      setting("FAKE_GPU_TIMED", 0) != 0, allocation_of};
+  ptx::Launch launch{{grid.x, grid.y, grid.z},          {threads, 1, 1}, shared, setting("FAKE_GPU_REVERSED", 0) != 0,
+                     setting("FAKE_GPU_TIMED", 0) != 0, allocation_of};
   run(stream, [=, parameters = ptx::packed(*kernel, arguments)] {
     const std::lock_guard lock(mutex);
     const ptx::Counts counts = ptx::run(*kernel, launch, parameters);

@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(threads, blocks_at_once<Tf32x3>)
   gram_products<Mode>(device, *problem, launch);
 }
 
-__global__ void __launch_bounds__(threads, blocks_at_once<Tf32x3>)
-    gram_projections_kernel(const Problem* problem, Launch launch) {
+// Whose three products of tf32 leave registers for a second block, as those of the others do not.
+__global__ void __launch_bounds__(threads, 2) gram_projections_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
   gram_projections(device, *problem, launch);

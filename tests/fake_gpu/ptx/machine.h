@@ -99,7 +99,7 @@ struct Warp {
 struct Launch {
   Dimensions grid, block;
   size_t dynamic_shared_bytes = 0;
-  bool reversed = false;                   // blocks and warps in the opposite order
+  bool reversed = false;  // blocks and warps in the opposite order
   bool timed = false;
   FindAllocation allocation_of = nullptr;  // if there is one, every address is looked up
 };

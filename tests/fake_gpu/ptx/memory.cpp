@@ -199,8 +199,8 @@ void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes, 
   if (warp.block.timings.empty()) return;
   for (size_t i = 0; i < count; ++i)
     if (!i || sectors[i] / 4 != sectors[i - 1] / 4)
-      warp.found_after = std::max(warp.found_after, warp.block.counts.lines.latency_of(
-                                                        sectors[i] / 4, warp.block.number, past_first_cache));
+      warp.found_after = std::max(
+          warp.found_after, warp.block.counts.lines.latency_of(sectors[i] / 4, warp.block.number, past_first_cache));
 }
 
 // 32 banks of words. Lanes that take more than a word take turns: so many at a time as fill the banks.

@@ -2,8 +2,8 @@
 //
 // A warp issues an instruction a cycle, in order, and stands still where one needs a number that is on its way. Between
 // two branches, labels or barriers the order is ptxas's to choose: there every instruction begins as soon as what it
-// needs is there. At a barrier all wait for the last warp. Nothing is said of other blocks on the same processor, nor of
-// how much the memories can bring: what comes out is the time that a block takes at least.
+// needs is there. At a barrier all wait for the last warp. Nothing is said of other blocks on the same processor, nor
+// of how much the memories can bring: what comes out is the time that a block takes at least.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +24,21 @@ constexpr uint64_t first_cache = 35, second_cache = 270, memory = 600;
 
 // Of an instruction, what the model asks.
 struct Timing {
-  enum class Kind : uint8_t { ordinary, load, copy, close_copies, wait_for_copies, request, close_products, wait, block };
+  enum class Kind : uint8_t {
+    ordinary,
+    load,
+    copy,
+    close_copies,
+    wait_for_copies,
+    request,
+    close_products,
+    wait,
+    block
+  };
   Kind kind = Kind::ordinary;
-  uint32_t results = 0;   // how many of its operands are
+  uint32_t results = 0;  // how many of its operands are
   uint64_t latency = latency::arithmetic;
-  bool begins = false;    // a label stands before it
+  bool begins = false;  // a label stands before it
 };
 
 // Of all instructions of a kernel.
@@ -66,11 +76,11 @@ class Timeline {
 
   const Instruction* code_;
   const Timing* timings_;
-  std::vector<uint64_t> ready_;            // by register
-  uint64_t entry_ = 0, issued_ = 0;        // when the stretch began, instructions since
-  uint64_t last_ = 0;                      // when the last of them began
+  std::vector<uint64_t> ready_;      // by register
+  uint64_t entry_ = 0, issued_ = 0;  // when the stretch began, instructions since
+  uint64_t last_ = 0;                // when the last of them began
   int last_at_ = 0;
-  uint64_t copies_ = 0, products_ = 0;     // when those that were requested are done
+  uint64_t copies_ = 0, products_ = 0;  // when those that were requested are done
   std::vector<uint64_t> closed_copies_, closed_products_;
   std::unordered_map<int, uint64_t> waits_;
 };
