@@ -1,6 +1,10 @@
 """The machine that runs PTX on the CPU, on kernels written by hand: what it computes, what it takes for an error."""
 
 import ctypes
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,6 +129,34 @@ def test_a_copy_arrives_when_it_is_waited_for(library):
     run(library, body, given, result, shared=128)
     assert np.all(np.isnan(result.numbers[0]))
     assert np.array_equal(result.numbers[1], given.numbers)
+
+
+TIMED = {
+    "together": "ld.global.f32 %f0, [%d2]; ld.global.f32 %f1, [%d2+128]; add.f32 %f2, %f0, %f1;",
+    "one after the other": "ld.global.f32 %f0, [%d2]; add.f32 %f2, %f0, %f0; bra there;\n"
+    "there: ld.global.f32 %f1, [%d2+128]; add.f32 %f2, %f1, %f1;",
+    "again": "ld.global.f32 %f0, [%d2]; add.f32 %f2, %f0, %f0; bra there;\n"
+    "there: ld.global.f32 %f1, [%d2]; add.f32 %f2, %f1, %f1;",
+}
+
+
+def test_what_is_waited_for(library, tmp_path):
+    """Numbers that are read together are waited for once, 600 cycles; what the block has had before comes sooner."""
+    script = (
+        "from tests.fake_gpu.test_ptx import *\n"
+        "loaded = ctypes.CDLL(str(build.CUDART))\n"
+        "loaded.fake_gpu_load.restype = loaded.fake_gpu_launch.restype = ctypes.c_char_p\n"
+        "for body in TIMED.values():\n"
+        "    run(loaded, OWN_PLACE + body, Memory(loaded, np.zeros(64, np.float32)))\n"
+    )
+    environment = os.environ | {"FAKE_GPU_TIMED": "1", "FAKE_GPU_COUNTS": str(tmp_path / "counts")}
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=build.ROOT, check=True)
+    launches = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
+    cycles = dict(zip(TIMED, (launch["cycles"][0] for launch in launches), strict=True))
+    assert 600 < cycles["together"] < 650
+    assert 1200 < cycles["one after the other"] < 1250
+    assert 600 < cycles["again"] < 700
+    assert 1200 <= sum(launches[1]["waits"].values()) < 1250
 
 
 ERRORS = {
