@@ -117,13 +117,12 @@ class GramPlanes {
     for (int begin = 0; begin < target_.rows; begin += threads) {
       if (const int row = begin + thread; row < target_.rows) {
         const Pair& pair = *pair_of(problem_, target_, row);
-        const float own = twice[row] * value_at(m_, pair.bias, row - pair.first_row);
-        factors[thread] = own;
+        const float bias = value_at(m_, pair.bias, row - pair.first_row), still = twice[row] * bias;
+        factors[thread] = still;
         if (problem_.second) {
-          const float bias_direction = value_at(m_, pair.bias_direction, row - pair.first_row);
-          const float bias = value_at(m_, pair.bias, row - pair.first_row);
-          factors[thread] = twice[row] * bias_direction + (twice_direction ? twice_direction[row] * bias : 0.f);
-          factors[threads + thread] = own;
+          factors[thread] = twice[row] * value_at(m_, pair.bias_direction, row - pair.first_row) +
+                            (twice_direction ? twice_direction[row] * bias : 0.f);
+          factors[threads + thread] = still;
         }
       } else {
         factors[thread] = factors[threads + thread] = 0;

@@ -53,7 +53,10 @@ void run_block(Block& block, int number, const Launch& launch, std::vector<unsig
   warps.reserve(size_t(count));
   for (int w = 0; w < count; ++w)
     warps.emplace_back(block, w, number, launch, registers.data() + size_t(w) * block.kernel.register_bytes);
-  const uint64_t executed = std::accumulate(block.counts.runs.begin(), block.counts.runs.end(), uint64_t(0));
+  const auto all_runs = [&counts = block.counts] {
+    return std::accumulate(counts.runs.begin(), counts.runs.end(), uint64_t(0));
+  };
+  const uint64_t executed = launch.timed ? all_runs() : 0;
   for (bool is_left = true; is_left;) {
     is_left = false;
     for (int w = 0; w < count; ++w) warps[size_t(launch.reversed ? count - 1 - w : w)].run();
@@ -65,8 +68,7 @@ void run_block(Block& block, int number, const Launch& launch, std::vector<unsig
   }
   if (launch.timed) {
     block.counts.cycles.push_back(warps[0].timeline.now());
-    block.counts.instructions.push_back(
-        std::accumulate(block.counts.runs.begin(), block.counts.runs.end(), uint64_t(0)) - executed);
+    block.counts.instructions.push_back(all_runs() - executed);
   }
   for (const Warp& warp : warps)
     if (!warp.products.empty()) throw std::logic_error("ends before products it asked for");

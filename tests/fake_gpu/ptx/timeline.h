@@ -58,7 +58,9 @@ class Lines {
 class Timeline {
  public:
   Timeline(const Kernel& kernel, const std::vector<Timing>& timings)
-      : code_(kernel.code.data()), timings_(timings.data()), ready_(kernel.register_bytes / (4 * lanes) + 2) {}
+      : code_(kernel.code.data()),
+        timings_(timings.data()),
+        ready_(timings.empty() ? 0 : kernel.register_bytes / (4 * lanes) + 2) {}
 
   // The instruction was executed; `found` is what its access to memory takes, if it had one, and `left` how many groups
   // of copies or products may be left.
