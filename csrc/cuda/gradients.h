@@ -201,7 +201,7 @@ class Gradients {
         at[j][e] = channel < channels && row < rows ? to + (int64_t(row) * channels + channel) : nullptr;
       });
       if (adds) {
-        each([&](int j, int e) { before[j][e] = *(at[j][e] ? at[j][e] : to); });
+        each([&](int j, int e) { before[j][e] = at[j][e] ? *at[j][e] : 0.f; });
         each([&](int j, int e) { sums[i][j][e] += before[j][e]; });
       }
       each([&](int j, int e) {
