@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,32 +71,36 @@ def find_cuobjdump() -> str | None:
 
 def kernels_of(library: Path, cuobjdump: str, compiler: str, sass: bool = True) -> list[Resources]:
     """Every kernel of the library for every architecture; without ``sass`` instructions are not counted."""
-
-    def told(option: str) -> str:
-        return subprocess.run([cuobjdump, option, str(library)], capture_output=True, text=True, check=True).stdout
-
-    counts = _instruction_counts(told("-sass")) if sass else {}
+    counts = _instruction_counts(told(library, cuobjdump, "-sass")) if sass else {}
     found = []
-    architecture = 0
-    name = ""
-    for line in told("-res-usage").splitlines():
+    for (architecture, name), (registers, stack, static_shared, local) in usages(library, cuobjdump):
+        products = re.search(r"(tf32x3|tf32|bfloat16)", name, re.IGNORECASE)
+        kernel = next((k for k in KERNELS if f"{k}_kernel" in name or k in name), name)
+        derivative = (2 if "Lb1E" in name else 1) if kernel == "differences" else 0
+        found.append(
+            Resources(
+                *(compiler, architecture, kernel, products[1].lower() if products else ""),
+                *(derivative, registers, stack, local, static_shared),
+                *counts.get((architecture, name), (0, 0)),
+            )
+        )
+    return sorted(found, key=lambda r: (r.architecture, r.kernel, r.products, r.derivative))
+
+
+def told(library: Path, cuobjdump: str, option: str) -> str:
+    return subprocess.run([cuobjdump, option, str(library)], capture_output=True, text=True, check=True).stdout
+
+
+def usages(library: Path, cuobjdump: str) -> Iterator[tuple[tuple[int, str], list[int]]]:
+    """(architecture, mangled name), and its registers, stack, static shared and local memory: of every kernel."""
+    architecture, name = 0, ""
+    for line in told(library, cuobjdump, "-res-usage").splitlines():
         if match := re.search(r"arch = sm_(\d+)", line):
             architecture = int(match[1])
         elif match := re.search(r"Function (\S+):", line):
             name = match[1]
         elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
-            products = re.search(r"(tf32x3|tf32|bfloat16)", name, re.IGNORECASE)
-            kernel = next((k for k in KERNELS if f"{k}_kernel" in name or k in name), name)
-            derivative = (2 if "Lb1E" in name else 1) if kernel == "differences" else 0
-            numbers = [int(number) for number in match.groups()]
-            found.append(
-                Resources(
-                    *(compiler, architecture, kernel, products[1].lower() if products else ""),
-                    *(derivative, numbers[0], numbers[1], numbers[3], numbers[2]),
-                    *counts.get((architecture, name), (0, 0)),
-                )
-            )
-    return sorted(found, key=lambda r: (r.architecture, r.kernel, r.products, r.derivative))
+            yield (architecture, name), [int(number) for number in match.groups()]
 
 
 def _instruction_counts(sass: str) -> dict[tuple[int, str], tuple[int, int]]:

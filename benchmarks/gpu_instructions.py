@@ -9,12 +9,14 @@ arithmetic, so the GPU's own numbers differ; and they are no times.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -38,14 +40,17 @@ def kind_of(opcode: str) -> str:
     return "float" if head in ("add", "sub", "mul", "fma", "div") and ".f" in opcode else "other"
 
 
-def counted(path: Path) -> dict[str, Counter]:
+def kernel_of(launch: dict) -> str:
+    # a mangled name has its parts' lengths before them
+    name = re.search(r"([a-z][a-z_]*)_kernel", launch["kernel"])
+    return name[1] if name else launch["kernel"]
+
+
+def counted(launches: list[dict]) -> dict[str, Counter]:
     """The launches that were counted, added up by kernel."""
     kernels: dict[str, Counter] = defaultdict(Counter)
-    for line in path.read_text().splitlines():
-        launch = json.loads(line)
-        # a mangled name has its parts' lengths before them
-        name = re.search(r"([a-z][a-z_]*)_kernel", launch["kernel"])
-        found = kernels[name[1] if name else launch["kernel"]]
+    for launch in launches:
+        found = kernels[kernel_of(launch)]
         found["launches"] += 1
         for opcode, runs in launch["opcodes"].items():
             found["instructions"] += runs
@@ -53,6 +58,35 @@ def counted(path: Path) -> dict[str, Counter]:
         for field in ("blocks", "global_sectors", "shared_wavefronts", "shared_least"):
             found[field] += launch[field]
     return kernels
+
+
+def add_arguments(parser: argparse.ArgumentParser, backends: list[str]) -> None:
+    parser.add_argument("--workloads", nargs="+", default=["imagenet"], choices=WORKLOADS)
+    parser.add_argument("--batch", type=int, default=8, help="what is executed grows with it; 8 takes a minute")
+    parser.add_argument("--backends", nargs="+", default=backends, choices=("cuda", "triton"))
+    parser.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="of the cuda backend")
+    parser.add_argument("--modes", nargs="+", default=["forward_backward"], choices=LOSS_MODES)
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--output", type=Path, help="CSV file that rows are appended to")
+
+
+def processors() -> int:
+    return torch.cuda.get_device_properties(torch.device("cuda")).multi_processor_count
+
+
+def launches_of_cases(given: argparse.Namespace) -> Iterator[tuple[dict, list[dict]]]:
+    """What each case of the arguments is, and what the fake GPU tells of its launches."""
+    torch.backends.cudnn.allow_tf32 = True
+    path = Path(tempfile.mkdtemp()) / "counts"
+    os.environ["FAKE_GPU_COUNTS"] = str(path)  # read at the first launch
+    for workload, dtype, backend in itertools.product(given.workloads, given.dtypes, given.backends):
+        for form, mode in itertools.product(given.forms if backend == "cuda" else ["auto"], given.modes):
+            _native.extension.force_algorithm(form)
+            tensors = Case(WORKLOADS[workload], given.batch, dtype, "NCHW").tensors(torch.device("cuda"))
+            path.write_text("")
+            LOSS_MODES[mode](LOSS_PROVIDERS[backend].make(), tensors)
+            case = {"workload": workload, "batch": given.batch, "dtype": dtype, "backend": backend, "form": form}
+            yield case | {"mode": mode}, [json.loads(line) for line in path.read_text().splitlines()]
 
 
 FIELDS = (
@@ -63,49 +97,19 @@ FIELDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workloads", nargs="+", default=["imagenet"], choices=WORKLOADS)
-    parser.add_argument("--batch", type=int, default=8, help="what is counted grows with it; 8 takes a minute")
-    parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], choices=("cuda", "triton"))
-    parser.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="of the cuda backend")
-    parser.add_argument("--modes", nargs="+", default=["forward_backward"], choices=LOSS_MODES)
-    parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--output", type=Path, help="CSV file that rows are appended to")
+    add_arguments(parser, backends=["cuda", "triton"])
     given = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = True
-    device = torch.device("cuda")
-    path = Path(tempfile.mkdtemp()) / "counts"
-    os.environ["FAKE_GPU_COUNTS"] = str(path)  # read at the first launch
-    shared = {"run": now(), **conditions(torch.device("cpu"))}
+    shared = {"run": now(), **conditions(torch.device("cpu")), "processors": processors()}
     # nvcc leaves PTX for sm_80 in the extension; Triton compiles for the GPU that it finds.
     architectures = {"cuda": 80, "triton": 10 * torch.cuda.get_device_capability()[0]}
-    shared["processors"] = torch.cuda.get_device_properties(device).multi_processor_count
-    cases = [
-        (workload, dtype, backend, form, mode)
-        for workload in given.workloads
-        for dtype in given.dtypes
-        for backend in given.backends
-        for form in (given.forms if backend == "cuda" else ["auto"])
-        for mode in given.modes
-    ]
-    for workload, dtype, backend, form, mode in cases:
-        _native.extension.force_algorithm(form)
-        tensors = Case(WORKLOADS[workload], given.batch, dtype, "NCHW").tensors(device)
-        path.write_text("")
-        LOSS_MODES[mode](LOSS_PROVIDERS[backend].make(), tensors)
-        kernels = counted(path)
+    for case, launches in launches_of_cases(given):
+        kernels = counted(launches)
         if not kernels:
             sys.exit("error: no launch was counted; run it as its documentation says: with FAKE_GPU_CODE=compiled")
         kernels["all"] = sum(kernels.values(), Counter())
         for kernel, found in kernels.items():
-            row = {
-                "architecture": architectures[backend],
-                "workload": workload,
-                "batch": given.batch,
-                "dtype": dtype,
-                "backend": backend,
-                "form": form,
-            }
-            row |= {"mode": mode, "kernel": kernel, **{field: found[field] for field in FIELDS}}
+            row = {"architecture": architectures[case["backend"]], **case, "kernel": kernel}
+            row |= {field: found[field] for field in FIELDS}
             print(*row.values(), flush=True)
             if given.output:
                 append([shared | row], given.output)

@@ -12,24 +12,17 @@ follow each other so often.
 
 import argparse
 import heapq
-import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
 
 from benchmarks.csv_rows import append
-from benchmarks.cuda_resources import REGISTERS, find_cuobjdump
-from benchmarks.gpu_instructions import FORMS
+from benchmarks.cuda_resources import REGISTERS, find_cuobjdump, usages
+from benchmarks.gpu_instructions import add_arguments, kernel_of, launches_of_cases, processors
 from l2t_fast import _native
 from l2t_fast.bench.conditions import conditions, now
-from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS
-from l2t_fast.bench.workloads import WORKLOADS, Case
 
 # of an H100
 CLOCK = 1.7e6  # cycles a millisecond
@@ -38,24 +31,17 @@ SHARED = 227 << 10
 """Of a processor, bytes of shared memory that blocks can have; each takes a kilobyte more than it asks for."""
 
 
+REGISTERS_OF_OTHERS = 128
+"""A thread: taken for Triton's kernels, whose machine code is not at hand."""
+
+
 def registers_of_kernels() -> dict[str, int]:
     """What the extension's kernels take, compiled for sm_90, by their mangled names."""
-    told = subprocess.run(
-        [find_cuobjdump() or "cuobjdump", "-res-usage", _native.extension.__file__],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    found: dict[str, int] = {}
-    name, is_sm_90 = "", False
-    for line in told.splitlines():
-        if match := re.search(r"arch = sm_(\d+)", line):
-            is_sm_90 = match[1] == "90"
-        elif match := re.search(r"Function (\S+):", line):
-            name = match[1]
-        elif (match := re.search(r"REG:(\d+)", line)) and is_sm_90:
-            found[name] = int(match[1])
-    return found
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        sys.exit("error: there is no cuobjdump, which tells the kernels' registers; it comes with CUDA and with Triton")
+    found = usages(Path(_native.extension.__file__), cuobjdump)
+    return {name: numbers[0] for (architecture, name), numbers in found if architecture == 90}
 
 
 def of_launch(launch: dict, registers: int, processors: int, times: int) -> dict:
@@ -81,83 +67,44 @@ def of_launch(launch: dict, registers: int, processors: int, times: int) -> dict
     }
 
 
+FIELDS = ("launches", "blocks", "resident", "ms", "issue_ms", "memory_ms", "longest_block_ms")
+LARGEST = ("resident", "longest_block_ms")
+"""Those of a kernel's launches of which the largest counts, and not the sum."""
+
+
+def added_up(launches: list[dict]) -> dict:
+    return {field: (max if field in LARGEST else sum)(launch[field] for launch in launches) for field in FIELDS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workloads", nargs="+", default=["imagenet"], choices=WORKLOADS)
-    parser.add_argument("--batch", type=int, default=8)
+    add_arguments(parser, backends=["cuda"])
     parser.add_argument("--times", type=int, default=8, help="how often the blocks of a launch follow each other")
-    parser.add_argument("--backends", nargs="+", default=["cuda"], choices=("cuda", "triton"))
-    parser.add_argument("--forms", nargs="+", default=["auto"], choices=FORMS, help="of the cuda backend")
-    parser.add_argument("--modes", nargs="+", default=["forward_backward"], choices=LOSS_MODES)
-    parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument(
         "--waits", type=int, default=0, help="print so many places of each kernel where blocks wait longest"
     )
-    parser.add_argument("--output", type=Path, help="CSV file that rows are appended to")
     given = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = True
-    device = torch.device("cuda")
-    path = Path(tempfile.mkdtemp()) / "counts"
-    os.environ["FAKE_GPU_COUNTS"] = str(path)  # read at the first launch
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    shared = {"run": now(), **conditions(torch.device("cpu")), "processors": processors}
+    shared = {"run": now(), **conditions(torch.device("cpu")), "processors": processors(), "times": given.times}
     registers = registers_of_kernels()
-    cases = [
-        (workload, dtype, backend, form, mode)
-        for workload in given.workloads
-        for dtype in given.dtypes
-        for backend in given.backends
-        for form in (given.forms if backend == "cuda" else ["auto"])
-        for mode in given.modes
-    ]
-    for workload, dtype, backend, form, mode in cases:
-        _native.extension.force_algorithm(form)
-        tensors = Case(WORKLOADS[workload], given.batch, dtype, "NCHW").tensors(device)
-        path.write_text("")
-        LOSS_MODES[mode](LOSS_PROVIDERS[backend].make(), tensors)
-        launches = [json.loads(line) for line in path.read_text().splitlines()]
+    for case, launches in launches_of_cases(given):
         if not any("cycles" in launch for launch in launches):
             sys.exit("error: no launch was timed; run it as its documentation says, with FAKE_GPU_TIMED=1")
-        kernels: dict[str, dict] = {}
+        kernels: dict[str, list[dict]] = defaultdict(list)
+        waits: dict[str, Counter] = defaultdict(Counter)
         for launch in launches:
-            name = re.search(r"([a-z][a-z_]*)_kernel", launch["kernel"])
-            found = of_launch(launch, registers.get(launch["kernel"], 128), processors, given.times)
-            own = kernels.setdefault(
-                name[1] if name else launch["kernel"], {"waits": Counter()} | dict.fromkeys(found, 0)
-            )
-            for field, value in found.items():
-                own[field] = max(own[field], value) if field in ("resident", "longest_block_ms") else own[field] + value
-            own["waits"].update(launch["waits"])
-        everything = {
-            field: sum(own[field] for own in kernels.values())
-            for field in ("launches", "blocks", "ms", "issue_ms", "memory_ms")
-        }
-        kernels["all"] = {"waits": Counter(), "resident": "", "longest_block_ms": ""} | everything
+            own = registers.get(launch["kernel"], REGISTERS_OF_OTHERS)
+            kernels[kernel_of(launch)].append(of_launch(launch, own, shared["processors"], given.times))
+            waits[kernel_of(launch)].update(launch["waits"])
+        kernels["all"] = [found for of_kernel in kernels.values() for found in of_kernel]
         for kernel, found in kernels.items():
-            waits = found.pop("waits")
-            numbers = {
-                field: round(found[field], 4) if isinstance(found[field], float) else found[field] for field in FIELDS
-            }
-            row = {
-                "workload": workload,
-                "batch": given.batch,
-                "times": given.times,
-                "dtype": dtype,
-                "backend": backend,
-                "form": form,
-                "mode": mode,
-                "kernel": kernel,
-                **numbers,
-            }
+            numbers = {field: round(value, 4) for field, value in added_up(found).items()}
+            row = case | {"kernel": kernel} | numbers
             print(*row.values(), flush=True)
-            total = sum(waits.values())
-            for place, cycles in waits.most_common(given.waits):
-                print(f"    {cycles / total:6.1%} of the waits at {place}")
+            for place, cycles in waits[kernel].most_common(given.waits):
+                print(f"    {cycles / waits[kernel].total():6.1%} of the waits at {place}")
             if given.output:
                 append([shared | row], given.output)
 
-
-FIELDS = ("launches", "blocks", "resident", "ms", "issue_ms", "memory_ms", "longest_block_ms")
 
 if __name__ == "__main__":
     main()

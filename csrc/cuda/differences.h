@@ -46,9 +46,9 @@ class Differences {
     if (here.first == here.last && finishes_at_once(sums, here)) return;
     find_row_facts(here.first_row);
     stage(sums);
-    go_through_rows(here, here.first, here.last);
+    go_through_rows(here);
     m_.barrier();
-    sum_rows(here, here.first, here.last);
+    sum_rows(here);
   }
 
  private:
@@ -247,7 +247,7 @@ class Differences {
       }
       return;
     }
-    const auto each = [&](auto type) {
+    with_type(of.type, [&](auto type) {
       L2T_FAST_UNROLL
       for (int turn = 0; turn < columns / 32; ++turn) {
         L2T_FAST_UNROLL
@@ -256,13 +256,7 @@ class Differences {
           values[turn][i] = load<decltype(type)::value>(m_, of.source, column < live ? column : 0);
         }
       }
-    };
-    if (of.type == Type::float32)
-      each(std::integral_constant<Type, Type::float32>());
-    else if (of.type == Type::bfloat16)
-      each(std::integral_constant<Type, Type::bfloat16>());
-    else
-      each(std::integral_constant<Type, Type::float16>());
+    });
   }
 
   L2T_FAST_KERNEL void keep_four(void* to, int64_t place, const float (&values)[4], bool whole, bool lives,
@@ -431,9 +425,9 @@ class Differences {
   }
 
   // A warp some rows at a time, from staged(), where D and V are left.
-  L2T_FAST_KERNEL void go_through_rows(const Tile& tile, int first, int last) {
+  L2T_FAST_KERNEL void go_through_rows(const Tile& tile) {
     const int thread = m_.thread(), lane = thread % 32;
-    const int first_sample = part().first_sample + first;
+    const int first_sample = part().first_sample + tile.first;
     const int begin_row = tile.first_row + thread / 32 * rows_of_warp, rows = target().rows;
     const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
     if (begin_row >= end_row) return;
@@ -447,7 +441,7 @@ class Differences {
       sample[i] = spots(m_)[lane + 32 * i].sample;
       live |= uint32_t(sample[i] >= 0) << i;
       kept |= uint32_t(target().keeps && tile.keeps(lane + 32 * i, columns_of_part, stride)) << i;
-      if (sample[i] < 0) sample[i] = part().first_sample + last;
+      if (sample[i] < 0) sample[i] = part().first_sample + tile.last;
     }
     void *const differences = part().differences[0], *const others = part().differences[1];
     const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
@@ -460,9 +454,8 @@ class Differences {
       const int until = pair_end < end_row ? pair_end : end_row;
       const Map& map = pair->source;
       const Type type = map.type;
-      const int64_t row_bytes = int64_t(map.channel) * (type == Type::float32 ? 4 : 2);
-      const auto* source = static_cast<const unsigned char*>(map.data) +
-                           first_sample * map.sample * (type == Type::float32 ? 4 : 2) +
+      const int64_t bytes = type == Type::float32 ? 4 : 2, row_bytes = map.channel * bytes;
+      const auto* source = static_cast<const unsigned char*>(map.data) + first_sample * map.sample * bytes +
                            (first_row - pair_row) * row_bytes;
       const int64_t first_alpha = pair->column - pair_row;
       for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
@@ -475,12 +468,7 @@ class Differences {
           coefficients(alpha, sample, first_alpha + row + here, alphas[r]);
           if constexpr (second) coefficients(alpha_direction, sample, first_alpha + row + here, alphas_direction[r]);
         }
-        if (type == Type::float32)
-          resize<Type::float32>(data, map, at, resized, values);
-        else if (type == Type::bfloat16)
-          resize<Type::bfloat16>(data, map, at, resized, values);
-        else
-          resize<Type::float16>(data, map, at, resized, values);
+        with_type(type, [&](auto own_type) { resize<decltype(own_type)::value>(data, map, at, resized, values); });
         L2T_FAST_UNROLL
         for (int r = 0; r < rows_at_once; ++r) {
           if (row + r >= until) break;
@@ -510,13 +498,13 @@ class Differences {
   }
 
   // Of each row and sample: sums of D^2 and of E, in which alpha is the same for all; in K2 of 2 D V and E'.
-  L2T_FAST_KERNEL void sum_rows(const Tile& tile, int first, int last) {
+  L2T_FAST_KERNEL void sum_rows(const Tile& tile) {
     constexpr int chains = 4;  // of additions, side by side
     const int rows = target().rows - tile.first_row < tile_width ? target().rows - tile.first_row : tile_width;
     const int row = m_.thread() % tile_width, pixels = target().height * target().width;
     if (row >= rows) return;
     const RowFacts facts = row_facts()[row];
-    for (int sample = first + m_.thread() / tile_width; sample <= last; sample += threads / tile_width) {
+    for (int sample = tile.first + m_.thread() / tile_width; sample <= tile.last; sample += threads / tile_width) {
       const int before = sample * pixels - tile.first_column, after = before + pixels;
       const int begin = before > 0 ? before : 0, end = after < tile.live ? after : tile.live;
       const int64_t of_sample = part().first_sample + sample;
@@ -542,10 +530,10 @@ class Differences {
       }
       const auto whole = [](const float (&of)[chains]) { return (of[0] + of[1]) + (of[2] + of[3]); };
       if constexpr (second)
-        write_row_sums(tile.number, sample - first, tile.first_row + row, 2 * whole(squares),
+        write_row_sums(tile.number, sample - tile.first, tile.first_row + row, 2 * whole(squares),
                        twice * whole(moved) + twice_direction * whole(sums));
       else
-        write_row_sums(tile.number, sample - first, tile.first_row + row, whole(squares), twice * whole(sums));
+        write_row_sums(tile.number, sample - tile.first, tile.first_row + row, whole(squares), twice * whole(sums));
     }
   }
 

@@ -188,23 +188,16 @@ class Gradients {
     for (int i = 0; i < blocks; ++i) {
       float* at[4][4];
       float before[4][4];
-      const auto each = [](const auto& function) {
-        L2T_FAST_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          L2T_FAST_UNROLL
-          for (int e = 0; e < 4; ++e) function(j, e);
-        }
-      };
-      each([&](int j, int e) {
+      for_each_index<1>([&](int, int j, int e) {
         const Position where = position<blocks>(m_.thread(), i, j, e);
         const int channel = first_channel + where.row, row = first_row + where.column;
         at[j][e] = channel < channels && row < rows ? to + (int64_t(row) * channels + channel) : nullptr;
       });
       if (adds) {
-        each([&](int j, int e) { before[j][e] = at[j][e] ? *at[j][e] : 0.f; });
-        each([&](int j, int e) { sums[i][j][e] += before[j][e]; });
+        for_each_index<1>([&](int, int j, int e) { before[j][e] = at[j][e] ? *at[j][e] : 0.f; });
+        for_each_index<1>([&](int, int j, int e) { sums[i][j][e] += before[j][e]; });
       }
-      each([&](int j, int e) {
+      for_each_index<1>([&](int, int j, int e) {
         if (at[j][e]) *at[j][e] = sums[i][j][e];
       });
     }

@@ -74,11 +74,11 @@ class GramProjections : GramTiles<M> {
   }
 
   // Where S~ T^T or S~ vT^T of a sample's row begins, and in how many shares it is.
-  struct Line {
+  struct Cross {
     const float* begin;
     int shares;
   };
-  L2T_FAST_KERNEL Line cross(bool moves, int sample, int row) const {
+  L2T_FAST_KERNEL Cross cross(bool moves, int sample, int row) const {
     const Gram& gram = target_.gram;
     const int small_row = row - gram.own_rows, channels = target_.channels, lines = channels + gram.own_rows;
     const bool is_small = small_row >= 0;
@@ -164,10 +164,10 @@ class GramProjections : GramTiles<M> {
         for (int k = 0; k < own; ++k) found[k].moved = moved[weights + channel[k]];
       }
       if (has_cross) {
-        const Line line = cross(cross_moves, here.sample, row);
-        for (int part = 0; part < line.shares; ++part) {
+        const Cross from = cross(cross_moves, here.sample, row);
+        for (int part = 0; part < from.shares; ++part) {
           L2T_FAST_UNROLL
-          for (int k = 0; k < own; ++k) found[k].with_source += line.begin[part * step + channel[k]];
+          for (int k = 0; k < own; ++k) found[k].with_source += from.begin[part * step + channel[k]];
         }
       }
       RowSums own_sums{};

@@ -286,11 +286,17 @@ L2T_FAST_KERNEL float load(M& m, const void* data, int64_t offset) {
   return widened<type>(m, m.read(static_cast<const Stored<type>*>(data) + offset));
 }
 
+// function(a constant that holds the type)
+template <class Function>
+L2T_FAST_KERNEL auto with_type(Type type, const Function& function) {
+  if (type == Type::float32) return function(std::integral_constant<Type, Type::float32>());
+  if (type == Type::bfloat16) return function(std::integral_constant<Type, Type::bfloat16>());
+  return function(std::integral_constant<Type, Type::float16>());
+}
+
 template <class M>
 L2T_FAST_KERNEL float load(M& m, const void* data, Type type, int64_t offset) {
-  if (type == Type::float32) return load<Type::float32>(m, data, offset);
-  if (type == Type::bfloat16) return load<Type::bfloat16>(m, data, offset);
-  return load<Type::float16>(m, data, offset);
+  return with_type(type, [&](auto own) { return load<decltype(own)::value>(m, data, offset); });
 }
 
 template <class M>

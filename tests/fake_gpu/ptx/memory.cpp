@@ -89,6 +89,7 @@ Operation access_of(Space space, const std::string& type) {
 }
 
 // cp.async [to], [from], bytes, and how many of them are read; the others are zeros
+template <bool past_first_cache>
 void request(Warp& warp, const Instruction& instruction) {
   const auto& operands = instruction.operands;
   Copy copy{};
@@ -112,7 +113,7 @@ void request(Warp& warp, const Instruction& instruction) {
   }
   count_shared(warp, to, copy.bytes);
   const uint32_t mask = std::exchange(warp.mask, read);
-  if (read) count_global(warp, from, copy.bytes, instruction.opcode.find(".cg.") != std::string::npos);
+  if (read) count_global(warp, from, copy.bytes, past_first_cache);
   warp.mask = mask;
   warp.copies.push_back(copy);
 }
@@ -172,7 +173,8 @@ Operation memory_of(const std::string& opcode, Instruction& instruction) {
   if (parts[0] == "cp" && parts[1] == "async") {
     if (has("commit_group")) return commit;
     if (has("wait_group")) return wait;
-    return has("shared") && has("global") ? request : nullptr;
+    if (!has("shared") || !has("global")) return nullptr;
+    return has("cg") ? request<true> : request<false>;
   }
   if (opcode == "cvta.to.global.u64" || opcode == "cvta.global.u64") return convert<Space::generic, Space::generic>;
   if (opcode == "cvta.to.shared.u64") return convert<Space::generic, Space::shared>;

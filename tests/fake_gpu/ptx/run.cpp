@@ -121,9 +121,9 @@ void Warp::run(Group& group) {
   int others = next_of_others();
   const uint32_t all = group.mask;
   const bool is_whole = groups.size() == 1, is_timed = !block.timings.empty();
-  const auto left_of = [this](const Instruction& i) {  // groups that are not waited for
-    const bool waits_for_groups = i.opcode.find(".wait_group") != std::string::npos;
-    return waits_for_groups && !i.operands.empty() ? uint64_t(*of(i.operands[0])) : uint64_t(0);
+  const auto left_by = [this](int i) {  // groups that are not waited for
+    const auto& operands = block.kernel.code[size_t(i)].operands;
+    return block.timings[size_t(i)].waits_for_groups() && !operands.empty() ? uint64_t(*of(operands[0])) : 0;
   };
   while (at != others) {
     const Instruction& instruction = code[at];
@@ -145,7 +145,7 @@ void Warp::run(Group& group) {
           throw std::logic_error("warp " + std::to_string(number) + ": " + instruction.text + ": " + error.what());
         }
       }
-      if (is_timed) timeline.did(at, found_after, left_of(instruction));
+      if (is_timed) timeline.did(at, found_after, left_by(at));
       ++at;
       if (instruction.meets == Meets::block) {
         waits = true;

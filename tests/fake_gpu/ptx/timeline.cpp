@@ -33,7 +33,7 @@ std::vector<Timing> timings_of(const Kernel& kernel) {
     } else if (begins_with("wgmma.commit")) {
       timing.kind = Kind::close_products;
     } else if (begins_with("wgmma.wait")) {
-      timing.kind = Kind::wait;
+      timing.kind = Kind::wait_for_products;
     } else if (instruction.meets == Meets::block) {
       timing.kind = Kind::block;
     } else if (opcode.ends_with(".unpack")) {
@@ -92,7 +92,7 @@ void Timeline::did(int at, uint64_t found, uint64_t left) {
     case Kind::close_products:
       closed_products_.push_back(products_ + latency::product);
       break;
-    case Kind::wait:
+    case Kind::wait_for_products:
       return wait_for(closed_but(closed_products_));
     case Kind::block:
       return leave();

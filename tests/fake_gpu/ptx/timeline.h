@@ -32,13 +32,15 @@ struct Timing {
     wait_for_copies,
     request,
     close_products,
-    wait,
+    wait_for_products,
     block
   };
   Kind kind = Kind::ordinary;
   uint32_t results = 0;  // how many of its operands are
   uint64_t latency = latency::arithmetic;
   bool begins = false;  // a label stands before it
+
+  bool waits_for_groups() const { return kind == Kind::wait_for_copies || kind == Kind::wait_for_products; }
 };
 
 // Of all instructions of a kernel.
