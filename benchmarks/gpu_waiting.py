@@ -6,8 +6,9 @@
 Each block of a launch has a time of its own (tests/fake_gpu/ptx/timeline.h) and a number of instructions. Here blocks
 are put on processors as a GPU does, in order, as many at a time as registers and shared memory allow: a block takes its
 own time, or that of the instructions of all that share its processor, whichever is longer. A launch takes what the last
-of its processors takes, or what the memory takes for its bytes. `--times 8` stands for an eightfold batch: the blocks
-follow each other so often.
+of its processors takes, or what the memory takes for its bytes, or the second cache for what a block does not find in
+the first, or the first and shared memory, which are one and bring 128 bytes a cycle. `--times 8` stands for an
+eightfold batch: the blocks follow each other so often.
 """
 
 import argparse
@@ -31,12 +32,8 @@ SHARED = 227 << 10
 """Of a processor, bytes of shared memory that blocks can have; each takes a kilobyte more than it asks for."""
 
 
-REGISTERS_OF_OTHERS = 128
-"""A thread: taken for Triton's kernels, whose machine code is not at hand."""
-
-
 def registers_of_kernels() -> dict[str, int]:
-    """What the extension's kernels take, compiled for sm_90, by their mangled names."""
+    """Of a thread, what the extension's kernels take, compiled for sm_90, by their mangled names."""
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         sys.exit("error: there is no cuobjdump, which tells the kernels' registers; it comes with CUDA and with Triton")
@@ -55,19 +52,23 @@ def of_launch(launch: dict, registers: int, processors: int, times: int) -> dict
         begin = heapq.heappop(ends)
         heapq.heappush(ends, begin + max(cycles, at_once * instructions / 4))
     issue = sum(instructions for _, instructions in blocks) / (4 * processors)
-    memory = times * max(launch["lines_of_memory"] * 128 / MEMORY, launch["global_sectors"] * 32 / SECOND_CACHE)
+    memory = times * max(
+        launch["lines_of_memory"] * 128 / MEMORY, launch["sectors_of_second_cache"] * 32 / SECOND_CACHE
+    )
+    on_chip = times * (launch["shared_wavefronts"] + launch["sectors_of_first_cache"] / 4) / (processors * CLOCK)
     return {
         "launches": 1,
         "blocks": len(blocks),
         "resident": resident,
-        "ms": max(max(ends) / CLOCK, memory),
+        "ms": max(max(ends) / CLOCK, memory, on_chip),
         "issue_ms": issue / CLOCK,
         "memory_ms": memory,
+        "on_chip_ms": on_chip,
         "longest_block_ms": max(cycles for cycles, _ in blocks) / CLOCK,
     }
 
 
-FIELDS = ("launches", "blocks", "resident", "ms", "issue_ms", "memory_ms", "longest_block_ms")
+FIELDS = ("launches", "blocks", "resident", "ms", "issue_ms", "memory_ms", "on_chip_ms", "longest_block_ms")
 LARGEST = ("resident", "longest_block_ms")
 """Those of a kernel's launches of which the largest counts, and not the sum."""
 
@@ -81,7 +82,10 @@ def main() -> None:
     add_arguments(parser, backends=["cuda"])
     parser.add_argument("--times", type=int, default=8, help="how often the blocks of a launch follow each other")
     parser.add_argument(
-        "--waits", type=int, default=0, help="print so many places of each kernel where blocks wait longest"
+        "--places",
+        type=int,
+        default=0,
+        help="print so many places of each kernel where blocks wait longest, and where shared memory's banks conflict",
     )
     given = parser.parse_args()
     shared = {"run": now(), **conditions(torch.device("cpu")), "processors": processors(), "times": given.times}
@@ -90,18 +94,20 @@ def main() -> None:
         if not any("cycles" in launch for launch in launches):
             sys.exit("error: no launch was timed; run it as its documentation says, with FAKE_GPU_TIMED=1")
         kernels: dict[str, list[dict]] = defaultdict(list)
-        waits: dict[str, Counter] = defaultdict(Counter)
+        places: dict[str, dict[str, Counter]] = defaultdict(lambda: {"waits": Counter(), "conflicts": Counter()})
         for launch in launches:
-            own = registers.get(launch["kernel"], REGISTERS_OF_OTHERS)
+            own = launch["registers"] or registers[launch["kernel"]]
             kernels[kernel_of(launch)].append(of_launch(launch, own, shared["processors"], given.times))
-            waits[kernel_of(launch)].update(launch["waits"])
+            for what, at_places in places[kernel_of(launch)].items():
+                at_places.update(launch[what])
         kernels["all"] = [found for of_kernel in kernels.values() for found in of_kernel]
         for kernel, found in kernels.items():
             numbers = {field: round(value, 4) for field, value in added_up(found).items()}
             row = case | {"kernel": kernel} | numbers
             print(*row.values(), flush=True)
-            for place, cycles in waits[kernel].most_common(given.waits):
-                print(f"    {cycles / waits[kernel].total():6.1%} of the waits at {place}")
+            for what, at_places in places[kernel].items():
+                for place, cycles in at_places.most_common(given.places):
+                    print(f"    {cycles / at_places.total():6.1%} of the {what} at {place}")
             if given.output:
                 append([shared | row], given.output)
 

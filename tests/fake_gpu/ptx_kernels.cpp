@@ -35,7 +35,7 @@ void write_listing(const ptx::Kernel& kernel, const ptx::Counts& counts) {
   std::ofstream file(path, std::ios::app);
   file << "\n" << kernel.name << "\n";
   for (size_t i = 0; i < kernel.code.size(); ++i)
-    file << counts.runs[i] << "\t" << i << "\t" << kernel.code[i].text
+    file << counts.runs[i] << "\t" << counts.conflicts[i] << "\t" << i << "\t" << kernel.code[i].text
          << (kernel.code[i].target < 0 ? "" : " -> " + std::to_string(kernel.code[i].target)) << "\t"
          << kernel.code[i].line << "\n";
 }
@@ -52,6 +52,7 @@ void write_counts(const ptx::Kernel& kernel, const ptx::Launch& launch, const pt
   }
   std::ofstream file(path, std::ios::app);
   file << "{\"kernel\": \"" << kernel.name << "\", \"blocks\": " << launch.grid.x << ", \"threads\": " << launch.block.x
+       << ", \"registers\": " << kernel.registers
        << ", \"shared_bytes\": " << kernel.static_shared_bytes + launch.dynamic_shared_bytes
        << ", \"global_sectors\": " << counts.global_sectors << ", \"global_bytes\": " << counts.global_bytes
        << ", \"shared_wavefronts\": " << counts.shared_wavefronts << ", \"shared_least\": " << counts.shared_least
@@ -67,13 +68,22 @@ void write_counts(const ptx::Kernel& kernel, const ptx::Launch& launch, const pt
     };
     list("cycles", counts.cycles);
     list("instructions", counts.instructions);
-    std::map<std::string, uint64_t> waits;
-    for (size_t i = 0; i < kernel.code.size(); ++i)
-      if (counts.waits[i])
-        waits[kernel.code[i].line.empty() ? std::to_string(i) + " " + kernel.code[i].opcode : kernel.code[i].line] +=
-            counts.waits[i];
-    file << ", \"lines_of_memory\": " << counts.lines.count() << ", \"waits\": ";
-    write(file, waits);
+    const auto by_place = [&](const char* name, const std::vector<uint64_t>& numbers) {
+      std::map<std::string, uint64_t> sums;
+      for (size_t i = 0; i < kernel.code.size(); ++i) {
+        const ptx::Instruction& instruction = kernel.code[i];
+        if (numbers[i])
+          sums[instruction.line.empty() ? std::to_string(i) + " " + instruction.opcode : instruction.line] +=
+              numbers[i];
+      }
+      file << ", \"" << name << "\": ";
+      write(file, sums);
+    };
+    by_place("waits", counts.waits);
+    by_place("conflicts", counts.conflicts);
+    file << ", \"lines_of_memory\": " << counts.lines.count()
+         << ", \"sectors_of_first_cache\": " << counts.lines.sectors_of_first_cache()
+         << ", \"sectors_of_second_cache\": " << counts.lines.sectors_of_second_cache();
   }
   file << "}\n";
 }
@@ -126,11 +136,12 @@ bool launch_ptx(const std::string& name, dim3 grid, dim3 block, size_t shared, v
 // For Triton's driver (triton_driver.py). An error is a text, until the next call of the thread.
 extern "C" {
 
-const char* fake_gpu_load(const char* text, const char* name, void** kernel) {
+const char* fake_gpu_load(const char* text, const char* name, int registers, void** kernel) {
   static thread_local std::string error;
   try {
-    const auto kernels = fake_gpu::ptx::parse(text);
-    *kernel = new std::shared_ptr<const fake_gpu::ptx::Kernel>(kernels.at(name));  // for as long as the process lives
+    auto found = std::make_shared<fake_gpu::ptx::Kernel>(*fake_gpu::ptx::parse(text).at(name));
+    found->registers = registers;
+    *kernel = new std::shared_ptr<const fake_gpu::ptx::Kernel>(std::move(found));  // for as long as the process lives
     return nullptr;
   } catch (const std::exception& problem) {
     return (error = problem.what()).c_str();

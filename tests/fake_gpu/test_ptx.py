@@ -46,7 +46,7 @@ def run(library, body: str, *memory: Memory, threads: int = 32, shared: int = 0)
     loads = "".join(f"ld.param.u64 %d{n}, [p{n}];\n" for n in range(len(memory)))
     text = f"{HEAD}.visible .entry k({parameters})\n{{\n{REGISTERS}{loads}{body}\nret;\n}}\n"
     kernel = ctypes.c_void_p()
-    error = library.fake_gpu_load(text.encode(), b"k", ctypes.byref(kernel))
+    error = library.fake_gpu_load(text.encode(), b"k", 0, ctypes.byref(kernel))
     if error is None:
         words = (ctypes.c_uint64 * len(memory))(*(m.address.value for m in memory))
         places = (ctypes.c_void_p * len(memory))(*(ctypes.addressof(words) + 8 * n for n in range(len(memory))))
@@ -137,17 +137,21 @@ TIMED = {
     "there: ld.global.f32 %f1, [%d2+128]; add.f32 %f2, %f1, %f1;",
     "again": "ld.global.f32 %f0, [%d2]; add.f32 %f2, %f0, %f0; bra there;\n"
     "there: ld.global.f32 %f1, [%d2]; add.f32 %f2, %f1, %f1;",
+    "eight to a bank": "mov.u32 %r1, tile; mad.lo.u32 %r1, %r0, 32, %r1; st.shared.u32 [%r1], %r0;",
 }
 
 
 def test_what_is_waited_for(library, tmp_path):
-    """Numbers that are read together are waited for once, 600 cycles; what the block has had before comes sooner."""
+    """Numbers that are read together are waited for once, 600 cycles; what the block has had before comes sooner.
+
+    What it has had need not come from the second cache. Lanes that take different words of a bank take turns.
+    """
     script = (
         "from tests.fake_gpu.test_ptx import *\n"
         "loaded = ctypes.CDLL(str(build.CUDART))\n"
         "loaded.fake_gpu_load.restype = loaded.fake_gpu_launch.restype = ctypes.c_char_p\n"
         "for body in TIMED.values():\n"
-        "    run(loaded, OWN_PLACE + body, Memory(loaded, np.zeros(64, np.float32)))\n"
+        "    run(loaded, OWN_PLACE + body, Memory(loaded, np.zeros(64, np.float32)), shared=1024)\n"
     )
     environment = os.environ | {"FAKE_GPU_TIMED": "1", "FAKE_GPU_COUNTS": str(tmp_path / "counts")}
     subprocess.run([sys.executable, "-c", script], env=environment, cwd=build.ROOT, check=True)
@@ -157,6 +161,9 @@ def test_what_is_waited_for(library, tmp_path):
     assert 1200 < cycles["one after the other"] < 1250
     assert 600 < cycles["again"] < 700
     assert 1200 <= sum(launches[1]["waits"].values()) < 1250
+    sectors = [(launch["sectors_of_first_cache"], launch["sectors_of_second_cache"]) for launch in launches]
+    assert sectors == [(8, 8), (8, 8), (8, 4), (0, 0)]
+    assert [sum(launch["conflicts"].values()) for launch in launches] == [0, 0, 0, 7]
 
 
 ERRORS = {

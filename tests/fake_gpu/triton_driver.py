@@ -1,9 +1,15 @@
 """Triton's driver on the fake GPU: kernels are compiled to PTX, which a machine on the CPU runs (ptx/)."""
 
 import ctypes
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
@@ -43,10 +49,23 @@ class Launcher:
         _checked(_library.fake_gpu_launch(ctypes.c_void_p(function), *sizes, shared, pointers, ctypes.c_void_p(stream)))
 
 
+def _registers(code: bytes) -> int:
+    """What a thread would take of them in machine code; asked where it tells how many blocks a processor has."""
+    if os.environ.get("FAKE_GPU_TIMED", "0") == "0":
+        return 0
+    architecture = re.search(rb"\.target\s+(\w+)", code)[1].decode()
+    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.ptx").write_bytes(code)
+        command = [assembler, "-v", f"--gpu-name={architecture}", "kernel.ptx", "-o", "kernel.cubin"]
+        told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return int(re.search(r"Used (\d+) registers", told.stdout + told.stderr)[1])
+
+
 def _load(name: str, code: bytes, shared: int, device: int) -> tuple[None, int, int, int, int]:
-    kernel = ctypes.c_void_p()
-    _checked(_library.fake_gpu_load(code, name.encode(), ctypes.byref(kernel)))
-    return None, kernel.value, 0, 0, 1024  # module, function, registers, spills, threads
+    kernel, registers = ctypes.c_void_p(), _registers(code)
+    _checked(_library.fake_gpu_load(code, name.encode(), registers, ctypes.byref(kernel)))
+    return None, kernel.value, registers, 0, 1024  # module, function, registers, spills, threads
 
 
 class Driver:

@@ -15,11 +15,12 @@ struct Dimensions {
 
 // What a kernel does, counted while it runs. An instruction counts once for a warp, however many lanes take part.
 struct Counts {
-  std::vector<uint64_t> runs;      // by instruction
-  uint64_t global_sectors = 0;     // pieces of 32 bytes that loads, stores and copies of a warp touch
-  uint64_t global_bytes = 0;       // that they are asked for
-  uint64_t shared_wavefronts = 0;  // what shared memory takes for them: one for each word of the fullest bank
-  uint64_t shared_least = 0;       // the fewest that their bytes would take
+  std::vector<uint64_t> runs;       // by instruction
+  uint64_t global_sectors = 0;      // pieces of 32 bytes that loads, stores and copies of a warp touch
+  uint64_t global_bytes = 0;        // that they are asked for
+  uint64_t shared_wavefronts = 0;   // what shared memory takes for them: one for each word of the fullest bank
+  uint64_t shared_least = 0;        // the fewest that their bytes would take
+  std::vector<uint64_t> conflicts;  // by instruction: wavefronts beyond those
   // By the model of timeline.h, if it was asked for: of each block its cycles and instructions, and by instruction the
   // cycles that the last of a block's warps stood still; lines of memory that the launch touched.
   std::vector<uint64_t> cycles, instructions, waits;
@@ -114,7 +115,7 @@ Counts run(const Kernel& kernel, const Launch& launch, const std::vector<unsigne
 unsigned char* shared_at(Warp& warp, uint32_t offset, size_t bytes);
 unsigned char* generic_at(Warp& warp, uint64_t address, size_t bytes);
 
-void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes, bool past_first_cache = false);
+void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes, bool past_first_cache);
 void count_shared(Warp& warp, const uint32_t (&offsets)[lanes], size_t bytes);
 
 }  // namespace fake_gpu::ptx

@@ -26,13 +26,14 @@ unsigned char* checked(Warp& warp, uint64_t at, size_t bytes) {
   return const_cast<unsigned char*>(warp.block.parameters) + at;
 }
 
-// What an access of a warp costs: shared memory that is addressed as generic counts where it is.
-void count(Warp& warp, const uint64_t (&addresses)[lanes], bool is_generic, size_t bytes) {
+// What an access of a warp costs: shared memory that is addressed as generic counts where it is. What is stored goes on
+// to the second cache.
+void count(Warp& warp, const uint64_t (&addresses)[lanes], bool is_generic, size_t bytes, bool is_load) {
   uint32_t offsets[lanes];
   const auto shared = reinterpret_cast<uint64_t>(warp.block.shared);
   const int first = std::countr_zero(warp.mask);
   const bool is_shared = !is_generic || addresses[first] - shared < warp.block.shared_bytes;
-  if (!is_shared) return count_global(warp, addresses, bytes);
+  if (!is_shared) return count_global(warp, addresses, bytes, !is_load);
   for (int lane = 0; lane < lanes; ++lane) offsets[lane] = uint32_t(addresses[lane] - (is_generic ? shared : 0));
   count_shared(warp, offsets, bytes);
 }
@@ -48,7 +49,7 @@ void access(Warp& warp, const Instruction& instruction) {
     addresses[lane] = address(warp, instruction, base, 0, lane);
     found[lane] = checked<space>(warp, addresses[lane], bytes);
   }
-  if (space != Space::parameters) count(warp, addresses, space == Space::generic, bytes);
+  if (space != Space::parameters) count(warp, addresses, space == Space::generic, bytes, is_load);
   for (size_t n = 0; n < values; ++n) {
     const Operand& own = instruction.operands[first + n];
     for (int lane = 0; lane < lanes; ++lane) {
@@ -199,10 +200,13 @@ void count_global(Warp& warp, const uint64_t (&addresses)[lanes], size_t bytes, 
   count = size_t(std::unique(sectors, sectors + count) - sectors);
   warp.block.counts.global_sectors += count;
   if (warp.block.timings.empty()) return;
-  for (size_t i = 0; i < count; ++i)
-    if (!i || sectors[i] / 4 != sectors[i - 1] / 4)
-      warp.found_after = std::max(
-          warp.found_after, warp.block.counts.lines.latency_of(sectors[i] / 4, warp.block.number, past_first_cache));
+  for (size_t i = 0; i < count;) {
+    const uint64_t line = sectors[i] / 4;
+    uint32_t of_line = 0;
+    for (; i < count && sectors[i] / 4 == line; ++i) of_line |= 1u << sectors[i] % 4;
+    warp.found_after = std::max(warp.found_after,
+                                warp.block.counts.lines.latency_of(line, of_line, warp.block.number, past_first_cache));
+  }
 }
 
 // 32 banks of words. Lanes that take more than a word take turns: so many at a time as fill the banks.

@@ -55,6 +55,7 @@ struct Kernel {
   std::string name;
   std::vector<Parameter> parameters;
   size_t parameter_bytes = 0, static_shared_bytes = 0, register_bytes = 0;
+  int registers = 0;                       // of a thread, in machine code; 0: it was not asked
   std::vector<uint32_t> constants;         // as an operand wants them: 32 lanes of each
   std::map<std::string, Operand> special;  // %tid.x and others that a warp finds in its registers
   std::vector<Instruction> code;

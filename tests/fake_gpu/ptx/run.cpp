@@ -121,6 +121,7 @@ void Warp::run(Group& group) {
   int others = next_of_others();
   const uint32_t all = group.mask;
   const bool is_whole = groups.size() == 1, is_timed = !block.timings.empty();
+  const auto conflicts = [&counts = block.counts] { return counts.shared_wavefronts - counts.shared_least; };
   const auto left_by = [this](int i) {  // groups that are not waited for
     const auto& operands = block.kernel.code[size_t(i)].operands;
     return block.timings[size_t(i)].waits_for_groups() && !operands.empty() ? uint64_t(*of(operands[0])) : 0;
@@ -138,6 +139,7 @@ void Warp::run(Group& group) {
     }
     found_after = 0;
     if (instruction.operation) {
+      const uint64_t before = conflicts();
       if (mask) {
         try {
           instruction.operation(*this, instruction);
@@ -145,6 +147,7 @@ void Warp::run(Group& group) {
           throw std::logic_error("warp " + std::to_string(number) + ": " + instruction.text + ": " + error.what());
         }
       }
+      block.counts.conflicts[size_t(at)] += conflicts() - before;
       if (is_timed) timeline.did(at, found_after, left_by(at));
       ++at;
       if (instruction.meets == Meets::block) {
@@ -221,6 +224,7 @@ Counts run(const Kernel& kernel, const Launch& launch, const std::vector<unsigne
   Counts counts;
   counts.runs.resize(kernel.code.size());
   counts.waits.resize(kernel.code.size());
+  counts.conflicts.resize(kernel.code.size());
   const auto timings = launch.timed ? timings_of(kernel) : std::vector<Timing>{};
   Block block{kernel, parameters.data(), shared, shared_bytes, counts, timings, 0, launch.allocation_of};
   std::vector<unsigned char> registers(kernel.register_bytes * launch.block.x / lanes, 0xff);

@@ -1,6 +1,7 @@
 #include "timeline.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace fake_gpu::ptx {
@@ -38,18 +39,23 @@ std::vector<Timing> timings_of(const Kernel& kernel) {
       timing.kind = Kind::block;
     } else if (opcode.ends_with(".unpack")) {
       timing.results = count - 1;
-    } else if (!begins_with("st") && !begins_with("bar.") && !begins_with("fence") && !begins_with("membar")) {
+    } else if (count && !begins_with("st") && !begins_with("bar.") && !begins_with("fence") && !begins_with("membar")) {
       timing.results = 1;
     }
   }
   return timings;
 }
 
-uint64_t Lines::latency_of(uint64_t line, int block, bool past_first_cache) {
-  const auto [found, is_new] = last_.try_emplace(line, block);
+uint64_t Lines::latency_of(uint64_t line, uint32_t sectors, int block, bool past_first_cache) {
+  const auto [found, is_new] = last_.try_emplace(line, Last{block, 0});
+  Last& last = found->second;
+  if (last.block != block) last = {block, 0};
+  const uint32_t asked = past_first_cache ? sectors : sectors & ~last.sectors;
+  last.sectors |= sectors;
+  if (!past_first_cache) sectors_of_first_cache_ += uint64_t(std::popcount(sectors));
+  sectors_of_second_cache_ += uint64_t(std::popcount(asked));
   if (is_new) return latency::memory;
-  const bool is_own = std::exchange(found->second, block) == block;
-  return is_own && !past_first_cache ? latency::first_cache : latency::second_cache;
+  return asked ? latency::second_cache : latency::first_cache;
 }
 
 void Timeline::did(int at, uint64_t found, uint64_t left) {

@@ -46,14 +46,23 @@ struct Timing {
 // Of all instructions of a kernel.
 std::vector<Timing> timings_of(const Kernel& kernel);
 
-// Which lines of memory a launch has touched, and the last block that did.
+// Which lines of memory a launch has touched, the last block that did, and which of their four sectors. The first cache
+// keeps what its block has touched; blocks run one after another, and have nothing of each other's there.
 class Lines {
  public:
-  uint64_t latency_of(uint64_t line, int block, bool past_first_cache);
+  // A warp's access to some sectors of a line: what it takes.
+  uint64_t latency_of(uint64_t line, uint32_t sectors, int block, bool past_first_cache);
   size_t count() const { return last_.size(); }
+  uint64_t sectors_of_first_cache() const { return sectors_of_first_cache_; }
+  uint64_t sectors_of_second_cache() const { return sectors_of_second_cache_; }
 
  private:
-  std::unordered_map<uint64_t, int> last_;
+  struct Last {
+    int block;
+    uint32_t sectors;
+  };
+  std::unordered_map<uint64_t, Last> last_;
+  uint64_t sectors_of_first_cache_ = 0, sectors_of_second_cache_ = 0;
 };
 
 // Of a warp.
