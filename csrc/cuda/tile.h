@@ -45,13 +45,23 @@ inline constexpr int vector = 16 / int(sizeof(Element));  // elements copied at 
 
 // A tile holds `length` rows (or columns) of an operand and `depth` terms of the sum. Its lines run along the sum
 // (AlongSum: one a row of the operand) or along the rows (one a term). Lines are cut into pieces of 16 bytes, whose
-// order is permuted by line, so that a warp that reads 8 rows at 4 neighbouring words finds 32 different banks.
+// order is permuted by line, so that a warp that reads 8 rows at 4 neighbouring words finds 32 different banks. Lines
+// that run along the rows are permuted by the piece as well: those of a half of the rows (`spread`) are 16 rows of every
+// 32, and 8 of them in a row, which are copied together, are to lie in 32 different banks too.
+template <class Element>
+L2T_FAST_KERNEL int permuted(int line, int piece) {
+  if constexpr (sizeof(Element) == 4)
+    return piece ^ ((line & 3) << 1) ^ ((piece >> 1) & 4);
+  else
+    return piece ^ (line & 7) ^ ((piece >> 2) & 2);
+}
+
 template <bool AlongSum, int length, class Element>
 L2T_FAST_KERNEL int place(int line, int piece) {
   if constexpr (AlongSum)
     return line * depth<Element> + (piece ^ (line & 7)) * vector<Element>;
   else
-    return line * length + (piece ^ (sizeof(Element) == 4 ? (line & 3) << 1 : line & 7)) * vector<Element>;
+    return line * length + permuted<Element>(line, piece) * vector<Element>;
 }
 
 // Four registers of an operand: of 16 rows first .. (a multiple of 32) + 16 block, step `step` of the four. Register e
@@ -66,14 +76,14 @@ L2T_FAST_KERNEL void fragments(M& m, const Element* tile, int first, int block, 
   if constexpr (AlongSum) {
     m.load_matrices(registers, tile + (row + line) * depth<Element> + ((2 * step + half) ^ line) * vector<Element>);
   } else if constexpr (sizeof(Element) == 2) {
-    m.load_transposed(registers, tile + (16 * step + 8 * half + line) * length + ((row / 8) ^ line) * 8);
+    m.load_transposed(registers, tile + place<false, length, Element>(16 * step + 8 * half + line, row / 8));
   } else {
     const uint32_t* const bits = reinterpret_cast<const uint32_t*>(tile);
     L2T_FAST_UNROLL
     for (int e = 0; e < 4; ++e) {
       const int piece = first / 4 + 4 * block + 2 * (of_b ? e / 2 : e % 2) + lane / 16;
       registers[e] = bits[(8 * step + 4 * (of_b ? e % 2 : e / 2) + lane % 4) * length +
-                          (piece ^ ((lane % 4) << 1)) * 4 + lane / 4 % 4];
+                          permuted<Element>(lane % 4, piece) * 4 + lane / 4 % 4];
     }
   }
 }

@@ -66,8 +66,9 @@ class Device {
     return rounded;
   }
   L2T_FAST_KERNEL void round_to_tf32(float* piece) const {
-    uint4& bits = *reinterpret_cast<uint4*>(piece);
-    bits = make_uint4(tf32(bits.x), tf32(bits.y), tf32(bits.z), tf32(bits.w));
+    auto* const place = reinterpret_cast<uint4*>(piece);
+    const uint4 bits = *place;
+    *place = make_uint4(tf32(bits.x), tf32(bits.y), tf32(bits.z), tf32(bits.w));
   }
   L2T_FAST_KERNEL uint32_t split_tf32(uint32_t& bits) const {
     const float whole = __uint_as_float(bits);

@@ -1,8 +1,12 @@
 """Tile shapes: a fixed table by precision, kernel, derivative and number of target channels.
 
-But for one case of float16 on sm_80, all compile without spills and within the chip's shared memory, however maps lie
-(``python -m benchmarks.triton_resources``); that, and counting, is how they were chosen. No tile was timed: these
-kernels were not run on a GPU. What a user's GPU timed (:mod:`l2t_fast.ops.triton.tuning`) comes before the table.
+All compile without spills and within the chip's shared memory, however maps lie (``python -m
+benchmarks.triton_resources``); that, and a model of where warps wait (``python -m benchmarks.gpu_waiting``), is how they
+were chosen. No tile was timed: these kernels were not run on a GPU. What a user's GPU timed
+(:mod:`l2t_fast.ops.triton.tuning`) comes before the table.
+
+Tiles with one stage read straight into registers. With more, Triton copies what it cannot read in vectors (weights, odd
+maps, operands that are split for tf32x3) to shared memory element by element, and 16 threads meet in a bank.
 """
 
 from collections.abc import Mapping
@@ -74,15 +78,15 @@ INTERPRETER = _both(Tile(16, 32, 0, 16, 4, 1), Tile(16, 32, 0, 16, 4, 1), Tile(1
 TABLES = {
     "tf32": _both(
         Tile(64, 64, 0, 32, 4, 3),
-        Tile(32, 64, 0, 32, 4, 2),
+        Tile(32, 64, 0, 32, 4, 1),
         Tile(64, 128, 64, 32, 4, 3),
         Tile(64, 128, 128, 32, 8, 3),
     ),
     # three products of tf32 for one of float32: operands take twice the registers
     "tf32x3": _both(
-        Tile(64, 64, 0, 32, 8, 2),
-        Tile(32, 64, 0, 16, 8, 2),
-        Tile(64, 64, 64, 32, 8, 2),
+        Tile(64, 64, 0, 32, 4, 1),
+        Tile(32, 64, 0, 16, 4, 1),
+        Tile(64, 64, 64, 16, 4, 1),
     ),
 }
 
