@@ -93,13 +93,12 @@ TABLES = {
 # Of the Gram form, its first and its second derivative: by kernel, for targets of up to 64 and up to 128 channels. A
 # program has all of them. Chosen as the tables above were.
 GRAM = {
-    "gram_planes": (Tile(32, 64, 64, 32, 4, 1), Tile(32, 64, 128, 32, 8, 1)),
+    "gram_planes": (Tile(32, 32, 64, 32, 4, 1), Tile(32, 64, 128, 32, 8, 1)),
     "gram_products": (Tile(32, 0, 64, 32, 4, 1), Tile(32, 0, 128, 32, 8, 1)),
     "gram_projections": (Tile(32, 0, 64, 32, 8, 1), Tile(16, 0, 128, 32, 8, 1)),
     "gram_targets": (Tile(0, 64, 64, 32, 8, 1), Tile(0, 32, 128, 16, 8, 1)),
 }
 GRAM_SECOND = GRAM | {
-    "gram_planes": (Tile(16, 64, 64, 32, 4, 1), Tile(32, 64, 128, 32, 8, 1)),
     "gram_projections": (Tile(16, 0, 64, 16, 4, 1), Tile(16, 0, 128, 16, 8, 1)),
 }
 GRAM_INTERPRETER = dict.fromkeys(GRAM, (Tile(16, 32, 16, 16, 4, 1), Tile(16, 32, 128, 16, 4, 1)))
