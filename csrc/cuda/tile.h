@@ -46,8 +46,8 @@ inline constexpr int vector = 16 / int(sizeof(Element));  // elements copied at 
 // A tile holds `length` rows (or columns) of an operand and `depth` terms of the sum. Its lines run along the sum
 // (AlongSum: one a row of the operand) or along the rows (one a term). Lines are cut into pieces of 16 bytes, whose
 // order is permuted by line, so that a warp that reads 8 rows at 4 neighbouring words finds 32 different banks. Lines
-// that run along the rows are permuted by the piece as well: those of a half of the rows (`spread`) are 16 rows of every
-// 32, and 8 of them in a row, which are copied together, are to lie in 32 different banks too.
+// that run along the rows are permuted by the piece as well: those of a half of the rows (`spread`) are 16 rows of
+// every 32, and 8 of them in a row, which are copied together, are to lie in 32 different banks too.
 template <class Element>
 L2T_FAST_KERNEL int permuted(int line, int piece) {
   if constexpr (sizeof(Element) == 4)
