@@ -1,6 +1,6 @@
 """Tile shapes: a fixed table by precision, kernel, derivative and number of target channels.
 
-All compile without spills and within the chip's shared memory, however maps lie (``python -m
+With Triton 3.8 all compile without spills and within the chip's shared memory, however maps lie (``python -m
 benchmarks.triton_resources``); that, and a model of where warps wait (``python -m benchmarks.gpu_waiting``), is how
 they were chosen. No tile was timed: these kernels were not run on a GPU. What a user's GPU timed
 (:mod:`l2t_fast.ops.triton.tuning`) comes before the table.
