@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.machine_code import tool_of_triton
 from l2t_fast import _native
 
 REGISTERS = 65_536
@@ -61,10 +62,9 @@ def find_cuobjdump() -> str | None:
     path = shutil.which("cuobjdump", path="/usr/local/cuda/bin") or shutil.which("cuobjdump")
     if path is None:
         try:
-            import triton
+            beside = tool_of_triton("cuobjdump")
         except ImportError:
             return None
-        beside = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         path = str(beside) if beside.exists() else None
     return path
 

@@ -11,6 +11,13 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 Row = TypeVar("Row")
 
 
+def tool_of_triton(name: str) -> Path:
+    """One of CUDA's tools that Triton brings: cuobjdump, ptxas. Raises ImportError where there is no Triton."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
 def read_resources(path: Path, kind: type[Row]) -> list[Row]:
     """The rows of a report, oldest first, as the dataclass ``kind``, whose fields name the columns."""
     types = {field.name: field.type for field in fields(kind)}

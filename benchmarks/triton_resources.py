@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.csv_rows import append
-from benchmarks.machine_code import SHARED_BYTES
+from benchmarks.machine_code import SHARED_BYTES, tool_of_triton
 from l2t_fast.ops.triton import gram_kernels, kernels
 from l2t_fast.ops.triton.arguments import gradient_dtype
 from l2t_fast.ops.triton.gram_planning import most_channels
@@ -175,11 +175,11 @@ def resources(
 
 def _usage(machine_code: bytes) -> tuple[int, int, int]:
     """Registers, and bytes of stack and local memory, a thread."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(machine_code)
         file.flush()
-        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        command = [tool_of_triton("cuobjdump"), "-res-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
     if found is None:
         raise RuntimeError(f"cuobjdump told no resources: {told}")

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-import triton
 
+from benchmarks.machine_code import tool_of_triton
 from l2t_fast import _native
 
 HERE = Path(__file__).parent
@@ -105,8 +105,7 @@ def extract_ptx() -> None:
     extension = Path(_native.extension.__file__)
     if PTX.exists() and PTX.stat().st_mtime > extension.stat().st_mtime:
         return
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    told = subprocess.run([tool, "-ptx", extension], capture_output=True, check=True).stdout
+    told = subprocess.run([tool_of_triton("cuobjdump"), "-ptx", extension], capture_output=True, check=True).stdout
     unfinished = PTX.with_suffix(f".{os.getpid()}")
     unfinished.write_bytes(told)
     unfinished.replace(PTX)

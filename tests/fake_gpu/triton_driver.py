@@ -9,14 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
 
+from benchmarks.machine_code import SHARED_BYTES, tool_of_triton
 from tests.fake_gpu.build import CUDART
 
-SHARED_BYTES = {80: 166912, 90: 232448}
 _library = ctypes.CDLL(str(CUDART))
 for _name in ("fake_gpu_load", "fake_gpu_launch"):
     getattr(_library, _name).restype = ctypes.c_char_p
@@ -54,10 +53,9 @@ def _registers(code: bytes) -> int:
     if os.environ.get("FAKE_GPU_TIMED", "0") == "0":
         return 0
     architecture = re.search(rb"\.target\s+(\w+)", code)[1].decode()
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "kernel.ptx").write_bytes(code)
-        command = [assembler, "-v", f"--gpu-name={architecture}", "kernel.ptx", "-o", "kernel.cubin"]
+        command = [tool_of_triton("ptxas"), "-v", f"--gpu-name={architecture}", "kernel.ptx", "-o", "kernel.cubin"]
         told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return int(re.search(r"Used (\d+) registers", told.stdout + told.stderr)[1])
 
