@@ -4,7 +4,7 @@
 
 Every tile of the tables in l2t_fast/ops/triton/tiles.py is compiled from scratch for the GPUs it is for, for every type
 of products and way a map may lie. Exit code 1 if any spills registers, takes local memory, more shared memory than the
-chip has, or computes its products without tensor cores.
+chip has, computes its products without tensor cores, or has registers of products that are in flight written anew.
 """
 
 import argparse
@@ -83,6 +83,7 @@ class Resources:
     local: int  # bytes a thread
     shared: int  # bytes a block
     instruction: str  # of the tensor cores: wgmma, mma or none
+    in_flight: int  # products, see in_flight()
 
     @property
     def tile(self) -> Tile:
@@ -94,6 +95,8 @@ class Resources:
             return f"spills {self.stack} bytes, takes {self.local} of local memory"
         if self.shared > SHARED_BYTES[self.architecture]:
             return f"takes {self.shared} bytes of shared memory of {SHARED_BYTES[self.architecture]}"
+        if self.in_flight:
+            return f"may write registers that {self.in_flight} products still read"
         return "uses no tensor cores" if self.instruction == "none" else None
 
 
@@ -169,8 +172,26 @@ def resources(
     registers, stack, local = _usage(compiled.asm["cubin"])
     return Resources(
         *(triton.__version__, architecture, kernel, 2 if second else 1, *tile, products, layout),
-        *(registers, stack, local, compiled.metadata.shared, instruction),
+        *(registers, stack, local, compiled.metadata.shared, instruction, in_flight(ptx)),
     )
+
+
+def in_flight(ptx: str) -> int:
+    """How many wgmma with a factor in registers are still in flight at a branch, behind which that may be written anew.
+
+    What goes wrong then: _plus_product in l2t_fast/ops/triton/kernels.py.
+    """
+    of_registers = re.compile(r"wgmma\.mma_async.*\}, *\{")
+    branch, waits_for_all = re.compile(r"\$L__BB|(@!?%p\d+\s+)?bra\b|ret;"), re.compile(r"wgmma\.wait_group\S*\s+0;")
+    begun = left = 0
+    for line in map(str.strip, ptx.splitlines()):
+        if of_registers.match(line):
+            begun += 1
+        elif waits_for_all.match(line):
+            begun = 0
+        elif branch.match(line):
+            left, begun = left + begun, 0
+    return left
 
 
 def _usage(machine_code: bytes) -> tuple[int, int, int]:

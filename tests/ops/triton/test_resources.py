@@ -10,7 +10,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton's interpreter compiles nothing", allow_module_level=True)
 
 from benchmarks.machine_code import read_resources
-from benchmarks.triton_resources import PRODUCTS, Resources, layouts_of, resources, tiles
+from benchmarks.triton_resources import PRODUCTS, Resources, in_flight, layouts_of, resources, tiles
+from l2t_fast.ops.triton.tiles import Tile
 
 REPORT = Path(__file__).parents[3] / "benchmarks" / "results" / "triton_resources.csv"
 
@@ -38,6 +39,32 @@ def first_tiles(products):
 def test_tiles_fit_the_chip(from_scratch, products, architecture, kernel, second, tile):
     """Maps of any size, which take the most registers. All tiles, in all ways: the recorded report, below."""
     assert resources(architecture, kernel, second, tile, products, "NCHW odd").problem is None
+
+
+@pytest.mark.parametrize(
+    ("products", "kernel", "tile"),
+    [
+        ("tf32", "differences", Tile(64, 64, 0, 32, 4, 3)),
+        ("tf32x3", "differences", Tile(32, 64, 0, 16, 4, 2)),
+        ("tf32x3", "gradients", Tile(64, 64, 64, 16, 4, 3)),
+        ("float16", "gradients", Tile(64, 128, 64, 32, 4, 3)),
+        ("bfloat16 maps", "differences", Tile(64, 64, 0, 32, 4, 3)),
+    ],
+)
+@pytest.mark.parametrize("second", [False, True])
+def test_pipelined_loops_wait_for_products_of_registers(from_scratch, products, kernel, tile, second):
+    """Tuning may choose pipelines where the table has none."""
+    assert resources(90, kernel, second, tile, products).in_flight == 0
+
+
+def test_products_in_flight_are_found():
+    product = "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {%r1,%r2}, {%r3,%r4,%r5,%r6}, %rd1, %p1, 1, 1;"
+    of_memory = "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {%r1,%r2}, %rd2, %rd1, %p1, 1, 1;"
+    wait, branch = "wgmma.wait_group.sync.aligned {};", "@%p2 bra $L__BB0_5;"
+    assert in_flight("\n".join([product, wait.format(1), branch])) == 1
+    assert in_flight("\n".join([product, product, wait.format(3), "$L__BB0_6:", wait.format(0)])) == 2
+    assert in_flight("\n".join([product, wait.format(0), product, wait.format(0), branch])) == 0
+    assert in_flight("\n".join([of_memory, wait.format(1), branch])) == 0
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
