@@ -1,14 +1,13 @@
 """How long a GPU's kernels take at least, by a model of one, without a GPU: where warps wait, and for what.
 
     FAKE_GPU_TIMED=1 FAKE_GPU_CODE=compiled FAKE_GPU_PROCESSORS=132 python -m tests.fake_gpu benchmarks.gpu_waiting \\
-        --workloads imagenet --batch 8 --times 8 --output benchmarks/results/gpu_waiting.csv
+        --workloads imagenet --batch 64 --output benchmarks/results/gpu_waiting.csv
 
 Each block of a launch has a time of its own (tests/fake_gpu/ptx/timeline.h) and a number of instructions. Here blocks
-are put on processors as a GPU does, in order, as many at a time as registers and shared memory allow: a block takes its
-own time, or that of the instructions of all that share its processor, whichever is longer. A launch takes what the last
-of its processors takes, or what the memory takes for its bytes, or the second cache for what a block does not find in
-the first, or the first and shared memory, which are one and bring 128 bytes a cycle. `--times 8` stands for an
-eightfold batch: the blocks follow each other so often.
+are put on processors as a GPU does, in order, as many at a time as registers and shared memory allow, where they share
+what a processor can issue. A launch takes what the last of its processors takes, or what the memory takes for its
+bytes, or the second cache for what a block does not find in the first, or the first and shared memory, which are one
+and bring 128 bytes a cycle. A call of B=64 takes minutes: how work is cut depends on the batch.
 """
 
 import argparse
@@ -41,26 +40,64 @@ def registers_of_kernels() -> dict[str, int]:
     return {name: numbers[0] for (architecture, name), numbers in found if architecture == 90}
 
 
-def of_launch(launch: dict, registers: int, processors: int, times: int) -> dict:
+def time_of_processors(blocks: list[tuple[int, int]], processors: int, resident: int) -> float:
+    """Cycles until the last of some blocks, of so many cycles and instructions each, has ended.
+
+    They begin in order, at most ``resident`` on a processor. Those on one advance together, each as it would alone, or
+    all slower if their instructions are more than its four schedulers can issue.
+    """
+    waiting = iter(blocks)
+    now = [0.0] * processors
+    # on each processor, of each block: what it takes alone, what of it is left, instructions of a scheduler a cycle
+    running: list[list[list[float]]] = [[] for _ in range(processors)]
+
+    def begin(processor: int) -> bool:
+        cycles, instructions = next(waiting, (0, 0))
+        if cycles:
+            alone = max(cycles, instructions / 4)
+            running[processor].append([alone, instructions / 4 / alone])
+        return cycles > 0
+
+    def pace(processor: int) -> float:
+        return max(1.0, sum(issued for _, issued in running[processor]))
+
+    def next_end(processor: int) -> float:
+        return now[processor] + min(left for left, _ in running[processor]) * pace(processor)
+
+    for _ in range(resident):
+        for processor in range(processors):
+            begin(processor)
+    ends = [(next_end(processor), processor) for processor in range(processors) if running[processor]]
+    heapq.heapify(ends)
+    last = 0.0
+    while ends:
+        last, processor = heapq.heappop(ends)
+        advanced = (last - now[processor]) / pace(processor)
+        now[processor] = last
+        running[processor] = [
+            [left - advanced, issued] for left, issued in running[processor] if left - advanced > 1e-6
+        ]
+        while len(running[processor]) < resident and begin(processor):
+            pass
+        if running[processor]:
+            heapq.heappush(ends, (next_end(processor), processor))
+    return last
+
+
+def of_launch(launch: dict, registers: int, processors: int) -> dict:
     """Milliseconds by the model, of the whole launch and of what bounds it."""
     threads, shared = launch["threads"], launch["shared_bytes"] + 1024
     resident = max(1, min(2048 // threads, REGISTERS // (registers * threads), SHARED // shared, 32))
-    blocks = list(zip(launch["cycles"], launch["instructions"], strict=True)) * times
-    at_once = min(resident, -(-len(blocks) // processors))
-    ends = [0.0] * min(processors * resident, len(blocks))
-    for cycles, instructions in blocks:
-        begin = heapq.heappop(ends)
-        heapq.heappush(ends, begin + max(cycles, at_once * instructions / 4))
+    blocks = list(zip(launch["cycles"], launch["instructions"], strict=True))
+    took = time_of_processors(blocks, processors, resident)
     issue = sum(instructions for _, instructions in blocks) / (4 * processors)
-    memory = times * max(
-        launch["lines_of_memory"] * 128 / MEMORY, launch["sectors_of_second_cache"] * 32 / SECOND_CACHE
-    )
-    on_chip = times * (launch["shared_wavefronts"] + launch["sectors_of_first_cache"] / 4) / (processors * CLOCK)
+    memory = max(launch["lines_of_memory"] * 128 / MEMORY, launch["sectors_of_second_cache"] * 32 / SECOND_CACHE)
+    on_chip = (launch["shared_wavefronts"] + launch["sectors_of_first_cache"] / 4) / (processors * CLOCK)
     return {
         "launches": 1,
         "blocks": len(blocks),
         "resident": resident,
-        "ms": max(max(ends) / CLOCK, memory, on_chip),
+        "ms": max(took / CLOCK, memory, on_chip),
         "issue_ms": issue / CLOCK,
         "memory_ms": memory,
         "on_chip_ms": on_chip,
@@ -80,7 +117,6 @@ def added_up(launches: list[dict]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, backends=["cuda"])
-    parser.add_argument("--times", type=int, default=8, help="how often the blocks of a launch follow each other")
     parser.add_argument(
         "--places",
         type=int,
@@ -88,7 +124,7 @@ def main() -> None:
         help="print so many places of each kernel where blocks wait longest, and where shared memory's banks conflict",
     )
     given = parser.parse_args()
-    shared = {"run": now(), **conditions(torch.device("cpu")), "processors": processors(), "times": given.times}
+    shared = {"run": now(), **conditions(torch.device("cpu")), "processors": processors()}
     registers = registers_of_kernels()
     for case, launches in launches_of_cases(given):
         if not any("cycles" in launch for launch in launches):
@@ -97,7 +133,7 @@ def main() -> None:
         places: dict[str, dict[str, Counter]] = defaultdict(lambda: {"waits": Counter(), "conflicts": Counter()})
         for launch in launches:
             own = launch["registers"] or registers[launch["kernel"]]
-            kernels[kernel_of(launch)].append(of_launch(launch, own, shared["processors"], given.times))
+            kernels[kernel_of(launch)].append(of_launch(launch, own, shared["processors"]))
             for what, at_places in places[kernel_of(launch)].items():
                 at_places.update(launch[what])
         kernels["all"] = [found for of_kernel in kernels.values() for found in of_kernel]

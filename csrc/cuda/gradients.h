@@ -15,8 +15,9 @@ class Gradients {
  public:
   L2T_FAST_KERNEL explicit Gradients(M& m) : m_(m) {}
 
-  L2T_FAST_KERNEL void run_target(int item) {
-    if (target().channels > 64)
+  // `low`: in tiles of 64 channels where they could have 128.
+  L2T_FAST_KERNEL void run_target(int item, bool low) {
+    if (target().channels > 64 && !low)
       gradient_of_target<4>(item);
     else
       gradient_of_target<2>(item);
@@ -210,10 +211,10 @@ template <class Mode, class M>
 L2T_FAST_KERNEL void gradients(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
-  const bool of_target = segment.kind == Segment::Kind::target;
+  const bool of_target = segment.kind == Segment::Kind::target, low = segment.which;
   begin_work(m, problem, segment.index);
   if (of_target)
-    Gradients<Mode, M>(m).run_target(item);
+    Gradients<Mode, M>(m).run_target(item, low);
   else
     Gradients<Mode, M>(m).run_projection(item);
 }

@@ -324,6 +324,7 @@ class Planner {
     for (const auto& phase : phases) {
       std::vector<Cut> first, then;
       for (const int i : phase) cut_part(i, first, then);
+      halve_the_longest(then);
       launch(Kernel::differences, first);
       launch(Kernel::gradients, then);
     }
@@ -347,6 +348,21 @@ class Planner {
       then.push_back({{Segment::Kind::projection, 0, index, 0},
                       row_tiles * channel_tiles * target.splits,
                       cut(part.stride, terms()) / target.splits * share});
+  }
+
+  // Where a tile of dT, a sum over all rows, would take longer than all else of a launch, shared out: of 128 pairs
+  // there are thousands of rows, so the E of a phase has few columns, and few such tiles.
+  void halve_the_longest(std::vector<Cut>& cuts) const {
+    int64_t all = 0;
+    for (const Cut& part : cuts) all += part.items * part.work;
+    for (Cut& part : cuts) {
+      if (part.segment.kind != Segment::Kind::target || part.work * chip_.processors <= all) continue;
+      const int64_t channels = targets_[plan_.parts[part.segment.index].target].channels;
+      if (channels <= 64) continue;
+      part.segment.which = 1;
+      part.items = part.items / cut(channels, 128) * cut(channels, 64);
+      part.work /= 2;
+    }
   }
 
   // The longest items first, so that the last ones to end are short.

@@ -151,7 +151,7 @@ struct Segment {
   int32_t first;  // number of its first item in the launch
   int32_t index;  // of a part (differences, target, projection), a group (source_planes, shrink, grow), a pair (pack,
                   // source_products, weight, bias) or a target
-  int32_t which;  // 1: of a direction (shrink, target_products, source_products, factor)
+  int32_t which;  // 1: of a direction (shrink, target_products, source_products, factor), in low tiles (target)
 };
 
 struct Problem {

@@ -218,6 +218,23 @@ def test_a_small_difference_is_not_lost(emulated):
     values.test_a_small_difference_is_not_lost(emulated, (16, 28, 28), (24, 14, 14), 1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_sums_of_few_tiles_are_shared_out_and_change_no_bit(emulate, dtype):
+    """dT's: a tile of 128 channels is two of 64 where one takes longer than a processor's share of the launch.
+
+    Here 400 rows are such a sum for 132 processors, and for a single one none is.
+    """
+    problem = draw([(150, 5, 7), (250, 3, 3)], [(136, 5, 7)], [(0, 0), (1, 0)], batch=1, dtype=dtype)
+    directions = draw_directions(problem)
+    emulate(processors=1)
+    one = solve(native.matching_loss, problem, directions)
+    emulate(processors=132)
+    many = solve(native.matching_loss, problem, directions)
+    assert torch.equal(one.gradients[0], many.gradients[0])  # of the map
+    assert torch.equal(one.products[0], many.products[0])
+    assert_accurate(many, problem, directions)
+
+
 @pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])
 def test_no_channels(emulate, source, target):
     """As the CPU's own kernels have it: D is b - S~."""
