@@ -429,7 +429,7 @@ class Planner:
         launches = []
         kept = [part for part in phase if part.layer.keeps]
         for (tile, vector), parts in _grouped(kept, lambda layer: layer.gradients):
-            items = []
+            items = []  # each after the number of terms it sums up
             for part in parts:
                 layer = part.layer
                 at = self._part_at(part), self.target_at(layer.target)
@@ -438,15 +438,19 @@ class Planner:
                     kind, steps = kernels.OF_PROJECTION.value, _cut(part.columns, tile.step)
                     bounds = [steps * split // layer.splits * tile.step for split in range(layer.splits + 1)]
                     for split in range(layer.splits):
+                        begin, end = bounds[split : split + 2]
                         for row in range(0, layer.rows, tile.rows):
-                            for channel in channels if bounds[split] < bounds[split + 1] else ():
-                                items.append((*at, kind, channel, row, *bounds[split : split + 2], split))
+                            for channel in channels if begin < end else ():
+                                items.append((end - begin, (*at, kind, channel, row, begin, end, split)))
                 if layer.wants_map:
                     for column in range(0, part.columns, tile.columns):
                         for channel in channels:
-                            items.append((*at, kernels.OF_TARGET.value, channel, column, 0, 0, 0))
+                            items.append((layer.rows, (*at, kernels.OF_TARGET.value, channel, column, 0, 0, 0)))
             layers = [layer for layer in self.direct if (layer.gradients, layer.vector) == (tile, vector)]
-            launches += self.launch(kernels.gradients_kernel, items, self.gradients_constants(tile, layers), tile)
+            constants = self.gradients_constants(tile, layers)
+            # the longest first, so that the last ones to end are short
+            longest_first = [item for _, item in sorted(items, key=lambda item: item[0], reverse=True)]
+            launches += self.launch(kernels.gradients_kernel, longest_first, constants, tile)
         return launches
 
     def _sums(self, parts: list[Part]) -> list[Launch]:
