@@ -65,7 +65,7 @@ DIFFERENCES_ITEM = tl.constexpr(6)  # part, target, pair, first row in the pair,
 GRADIENTS_ITEM = tl.constexpr(8)  # part, target, kind, first channel, first row or column; columns from and to, split
 SUMS_ITEM = tl.constexpr(6)  # kind, pair, target, part, sample in the part, first row in the pair or element
 
-COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
+COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)  # which knows no PTX
 
 PACK_ROWS, PACK_CHANNELS = tl.constexpr(32), tl.constexpr(64)
 SUM_ROWS, SUM_TILES, SUM_CHUNK = tl.constexpr(128), tl.constexpr(16), tl.constexpr(1024)
