@@ -48,7 +48,7 @@ def time_of_processors(blocks: list[tuple[int, int]], processors: int, resident:
     """
     waiting = iter(blocks)
     now = [0.0] * processors
-    # on each processor, of each block: what it takes alone, what of it is left, instructions of a scheduler a cycle
+    # on each processor, of each block: the cycles left to it alone, and what a scheduler issues of it a cycle
     running: list[list[list[float]]] = [[] for _ in range(processors)]
 
     def begin(processor: int) -> bool:

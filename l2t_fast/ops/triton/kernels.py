@@ -133,17 +133,26 @@ def _rounded(values, TYPE: tl.constexpr, ROUND: tl.constexpr):
 
 
 @triton.jit
-def _plus_product(sums, left, right, PRECISION: tl.constexpr, IN_MEMORY: tl.constexpr):
-    """sums + left right. IN_MEMORY: tensor cores read ``left`` in its tile of shared memory; else from registers.
+def _opaque(values):
+    """Of 32 bits, behind an operation that Triton does not see through, and that is none in machine code."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [values], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _plus_product(sums, left, right, FROM: tl.constexpr, PRECISION: tl.constexpr):
+    """sums + left right; ``left`` was read as FROM. If that is its type, of 16 bits, tensor cores read it in shared
+    memory; else from registers.
 
     From registers Hopper's tensor cores read while a warp goes on. In a pipelined loop Triton keeps such products in
     flight until the next turn, and ptxas before 13.3, which Triton up to 3.8 has, lets that turn write those registers
-    too early (triton-lang/triton issue 9433; up to 3.6 Triton's own code does). An operation on the sums, which is none
-    in machine code, makes it wait for the products; copies stay in flight.
+    too early (triton-lang/triton issue 9433; up to 3.6 Triton's own code does). An operation on the sums makes it wait
+    for the products; copies stay in flight.
     """
     sums = tl.dot(left, right, sums, input_precision=PRECISION)
-    if COMPILED and not IN_MEMORY:
-        sums = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [sums], dtype=tl.float32, is_pure=True, pack=1)
+    if COMPILED:
+        TYPE: tl.constexpr = left.dtype
+        if TYPE != FROM or TYPE.primitive_bitwidth != 16:
+            sums = _opaque(sums)
     return sums
 
 
@@ -332,19 +341,18 @@ def differences_kernel(
     weight_at = all_row * tl.load(target + PACKED_STRIDE).to(INDEX)
     vector: tl.constexpr = 128 // DOT_TYPE.primitive_bitwidth
     channels = tl.load(target + CHANNELS).to(tl.int32)
-    in_memory: tl.constexpr = T_TYPE == DOT_TYPE and DOT_TYPE.primitive_bitwidth == 16
     for begin in range(0, channels, STEP):
         k = begin + tl.arange(0, STEP)
         k_lives = k < channels
         w = _tile(packed, weight_at, k, row_lives, None, 1, vector)
         t = _tile(maps, at, k * by_channel, lives, k_lives, T_AXIS, T_VECTOR)
         t = _rounded(t, DOT_TYPE, ROUND)
-        d = _plus_product(d, t, tl.trans(w), PRECISION, in_memory)
+        d = _plus_product(d, t, tl.trans(w), T_TYPE, PRECISION)
         if SECOND:
             v_t = _tile(moved, moved_at, k * moved_by_channel, moved_lives, k_lives, T_AXIS, T_VECTOR)
-            v = _plus_product(v, _rounded(v_t, DOT_TYPE, ROUND), tl.trans(w), PRECISION, in_memory)
+            v = _plus_product(v, _rounded(v_t, DOT_TYPE, ROUND), tl.trans(w), T_TYPE, PRECISION)
             v_w = _tile(v_packed, weight_at, k, row_lives, None, 1, vector)
-            v = _plus_product(v, t, tl.trans(v_w), PRECISION, in_memory)
+            v = _plus_product(v, t, tl.trans(v_w), T_TYPE, PRECISION)
 
     # sample by sample, since each has coefficients of its own, and Q is summed by sample
     e = tl.zeros((TILE_COLUMNS, TILE_ROWS), tl.float32)  # the factor of W and T
@@ -399,8 +407,8 @@ def _times_weights(
         w = _tile(turned, turned_at, k, channel_lives, None, 1, vector)
         # E is rounded already, but an operation takes it to registers, from where tensor cores read it turned
         if ROUND and TYPE.primitive_bitwidth == 32:
-            left = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [left], dtype=tl.float32, is_pure=True, pack=1)
-        sums = _plus_product(sums, left, tl.trans(w), PRECISION, TYPE.primitive_bitwidth == 16)
+            left = _opaque(left)
+        sums = _plus_product(sums, left, tl.trans(w), TYPE, PRECISION)
     return sums
 
 
@@ -424,8 +432,7 @@ def _times_maps(
         at = _at(strides, run, pixel, width, FLAT)
         t = _tile(maps, at_channel, at, channel_lives, column < columns, 1 - AXIS, VECTOR)
         right = _tile(e, e_at, column, row_lives, None, 1, vector)
-        in_memory: tl.constexpr = T_TYPE == TYPE and TYPE.primitive_bitwidth == 16
-        sums = _plus_product(sums, _rounded(t, TYPE, ROUND), tl.trans(right), PRECISION, in_memory)
+        sums = _plus_product(sums, _rounded(t, TYPE, ROUND), tl.trans(right), T_TYPE, PRECISION)
         pixel += pixels_more  # without a division
         over = pixel >= pixels
         pixel -= tl.where(over, pixels, 0)

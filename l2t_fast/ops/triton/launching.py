@@ -16,7 +16,7 @@ from l2t_fast.ops.triton.arguments import Arguments, check
 from l2t_fast.ops.triton.planning import Launch, Plan, Planner
 from l2t_fast.ops.triton.tiles import INTERPRETER, TABLES, TileTable
 
-INTERPRETED = not isinstance(kernels.sums_kernel, triton.runtime.JITFunction)
+INTERPRETED = not kernels.COMPILED.value
 """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1 when Triton was imported): then on CPU tensors."""
 
 _PLANS: OrderedDict[tuple, Plan] = OrderedDict()
