@@ -105,8 +105,8 @@ class Differences {
     return !moves && target().direction.data ? target().direction : target().map;
   }
 
-  // A tile of one sample whose sources all are maps that lie as its own, or small: from the products to E where they
-  // are. Other tiles, and other sources, go by way of shared memory.
+  // A tile of one sample whose sources all are maps that lie as its own, or small. Those are in the products already,
+  // or read four pixels at a time, eight lanes to a row. Other tiles, and other sources, are resized tap by tap.
   L2T_FAST_KERNEL bool finishes_at_once(Sums<4>& sums, const Tile& tile) {
     if (!target().keeps) return false;
     const int after = tile.first_row + tile_width < target().rows ? tile.first_row + tile_width : target().rows;

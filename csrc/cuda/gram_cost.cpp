@@ -63,9 +63,10 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
   const double of_sources = !maps ? 0 : wishes.second ? weights_move + wishes.coefficients : 1;
   const double of_factors = !maps ? 0 : wishes.second ? maps_move + weights_move + of_sources : 1;
   const double of_targets = !maps ? 0 : wishes.second ? maps_move + (of_sources > 0) : 1;
+  // Of the direct form: beside D stands V in a tile, and half of it is multiplied also where nothing of it moves.
+  const double of_differences = wishes.second ? 2 * (1 + weights_move) : 1;
   const double direct_products =
-      wishes.second ? 1 + maps_move + weights_move + maps * (1 + weights_move) + weights * (1 + maps_move)
-                    : 1 + maps + weights;
+      of_differences + (wishes.second ? maps * (1 + weights_move) + weights * (1 + maps_move) : maps + weights);
   const double direct_maps = !maps && !weights ? 0 : (wishes.second ? 2 : 1) * (1 + maps + weights);  // E, by passes
 
   const double direct = own_product * 2 * channels * direct_products * all_rows * columns +
@@ -85,7 +86,7 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
   // Memory is bounded by the features: the more of it is kept between the kernels, against the maps that are read, the
   // larger a share of the direct form has to be saved.
   const double kept = target.channels * (sizeof(float) * of_maps * (rows + target.channels + group_pixels) +
-                                         element * (of_factors * target.channels + (of_sources > 0) * group_pixels));
+                                         element * (of_targets * target.channels + (of_sources > 0) * group_pixels));
   const double read = element * (of_maps * target.channels * pixels + own_floats + floats);
   const double saved = 1 - gram / direct;
   return is_worth_it && saved > 0.25 && saved > 0.75 * kept / read;

@@ -107,7 +107,7 @@ class GramProjections : GramTiles<M> {
     float product, with_source, weight, moved, mean, mean_moved;
   };
   // What it adds to the sums over channels, and to the gradient of the weight.
-  struct Share {
+  struct Added {
     float values[3], gradient;
   };
 
@@ -127,13 +127,13 @@ class GramProjections : GramTiles<M> {
         [](int, float*, float*) {}, [](int) {});  // a chain would take registers, and channels are few
   }
 
-  // Goes through a product's elements, a warp a row: share(row, row of the tile, element) says what each adds, and
-  // finish(row, row of the tile, sums) is for one thread, the same in every call. By way of shared memory, in a short
-  // loop: unrolled over the registers of the sums the code would not fit into the instruction cache. What a lane needs
-  // of its channels is read before any of it is used. `cross_moves`: S~ vT^T in S~ T^T's place.
+  // Goes through a product's elements, a warp a row: contribution(row, row of the tile, element) says what each adds,
+  // and finish(row, row of the tile, sums) is for one thread, the same in every call. By way of shared memory, in a
+  // short loop: unrolled over the registers of the sums the code would not fit into the instruction cache. What a lane
+  // needs of its channels is read before any of it is used. `cross_moves`: S~ vT^T in S~ T^T's place.
   template <class Function, class Finish>
   L2T_FAST_KERNEL void sum_up(const Sums<blocks>& sums, const Where& here, bool adds, bool cross_moves,
-                              const Function& share, const Finish& finish) {
+                              const Function& contribution, const Finish& finish) {
     constexpr int width = tile_width + 1, rows_of_warp = tile_width / (threads / 32), own = height / 32;
     static_assert(height * width * sizeof(float) <= pipeline_bytes);
     float* const staged = reinterpret_cast<float*>(m_.shared());
@@ -175,7 +175,7 @@ class GramProjections : GramTiles<M> {
       for (int k = 0; k < own; ++k) {
         if (lane + 32 * k >= live) continue;
         found[k].product = staged[(lane + 32 * k) * width + column];
-        const Share added = share(row, column, found[k]);
+        const Added added = contribution(row, column, found[k]);
         L2T_FAST_UNROLL
         for (int i = 0; i < 3; ++i) own_sums.values[i] += added.values[i];
         if (here.weight_sums) {
@@ -215,7 +215,7 @@ class GramProjections : GramTiles<M> {
         sums, here, here.adds, false,
         [=, this](int row, int column, const Element& at) {
           const float whole = at.product + (biases(0)[column] * at.mean - at.with_source);
-          return Share{{at.weight * (whole - at.with_source), at.weight * at.mean, 0}, factors[row] * whole};
+          return Added{{at.weight * (whole - at.with_source), at.weight * at.mean, 0}, factors[row] * whole};
         },
         [=, this, &here](int row, int column, const RowSums& found) {
           const float bias = biases(0)[column], *const source = planes + 2 * (target_.channels + row);
@@ -242,7 +242,7 @@ class GramProjections : GramTiles<M> {
         sums, here, here.adds, false,
         [=, this](int row, int column, const Element& at) {
           const float whole = at.product + (biases(0)[column] * at.mean - at.with_source);
-          return Share{{at.moved * (whole - at.product / 2), at.weight * at.mean, at.moved * at.mean},
+          return Added{{at.moved * (whole - at.product / 2), at.weight * at.mean, at.moved * at.mean},
                        factors_direction ? factors_direction[row] * whole : 0.f};
         },
         [this](int /*row*/, int column, const RowSums& found) { kept()[column] = found; });
@@ -253,7 +253,7 @@ class GramProjections : GramTiles<M> {
         sums, here, true, true,
         [=, this](int row, int column, const Element& at) {
           const float change = biases(0)[column] * at.mean_moved - at.with_source;
-          return Share{{at.weight * (at.product / 2 + change), 0, at.weight * at.mean_moved},
+          return Added{{at.weight * (at.product / 2 + change), 0, at.weight * at.mean_moved},
                        factors[row] * (at.product + change + biases(1)[column] * at.mean)};
         },
         [=, this, &here](int row, int column, const RowSums& moving) {

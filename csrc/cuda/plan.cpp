@@ -319,6 +319,7 @@ class Planner {
       const Target& target = targets_[part.target];
       const int64_t at = differences + places[i];
       part.differences[0] = reinterpret_cast<void*>(at);
+      // nobody reads E where no map or weight moves, and E' is written after it
       part.differences[1] = reinterpret_cast<void*>(at + (kept() > 1 ? bytes_of(target, part.samples) : 0));
     }
     for (const auto& phase : phases) {
@@ -339,15 +340,15 @@ class Planner {
         target.tiles_of_sample ? int64_t(part.samples) * target.tiles_of_sample : cut(columns, target.step);
     first.push_back({{Segment::Kind::differences, 0, index, 0}, tiles * row_tiles, terms_of_w});
     if (!target.keeps) return;
-    const int64_t share = height(target) / 64;
+    const int64_t heights = height(target) / 64;  // a product of lower tiles takes less
     if (target.result.data)
       then.push_back({{Segment::Kind::target, 0, index, 0},
                       cut(columns, tile_width) * channel_tiles,
-                      cut(target.rows, terms()) * share});
+                      cut(target.rows, terms()) * heights});
     if (target.splits)
       then.push_back({{Segment::Kind::projection, 0, index, 0},
                       row_tiles * channel_tiles * target.splits,
-                      cut(part.stride, terms()) / target.splits * share});
+                      cut(part.stride, terms()) / target.splits * heights});
   }
 
   // Where a tile of dT, a sum over all rows, would take longer than all else of a launch, shared out: of 128 pairs

@@ -36,7 +36,7 @@ struct Plan {
 struct Wishes {
   bool second;        // Hessian-vector product instead of loss and gradient
   bool coefficients;  // the coefficients move
-  bool differences;   // E of the directions is wanted beside E': some direction of a map or weight is not zero
+  bool differences;   // E, the factor of directions, is wanted beside E': some direction of a map or weight is not zero
 };
 
 // What a call computes, in the order of the table. Targets with groups take the Gram form.

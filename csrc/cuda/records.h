@@ -108,11 +108,12 @@ struct Target {
   void *weight, *weight_direction;  // packed: (rows, stride) of the tiles' type, zeros beyond the channels; for the
                                     // Gram form float32, not rounded
   float* weight_sums;               // (splits, rows, channels)
-  float* row_sums;   // (parts, tiles, slots, rows, 2): of D^2 and of E by sample, for each tile of columns
-  float* bias_sums;  // (batch, rows): of E over a sample
+  float* row_sums;                  // (parts, tiles, slots, rows, 2): of D^2 and of E by sample, for each tile
+  float* bias_sums;                 // (batch, rows): of E over a sample
   int32_t splits;
-  int32_t part_samples, tiles, slots;  // of a part: samples, tiles of columns, samples that a tile touches at most
-  int32_t tiles_of_sample, step;  // tiles of E that end with their sample, and their columns; 0: they run over samples
+  int32_t part_samples, tiles, slots;  // of a part: samples, tiles of columns (in the Gram form of channels), samples
+                                       // that a tile touches at most
+  int32_t tiles_of_sample, step;       // tiles that end with their sample, and their columns; 0: they run over samples
   Gram gram;
 };
 

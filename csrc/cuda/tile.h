@@ -46,8 +46,8 @@ inline constexpr int vector = 16 / int(sizeof(Element));  // elements copied at 
 // A tile holds `length` rows (or columns) of an operand and `depth` terms of the sum. Its lines run along the sum
 // (AlongSum: one a row of the operand) or along the rows (one a term). Lines are cut into pieces of 16 bytes, whose
 // order is permuted by line, so that a warp that reads 8 rows at 4 neighbouring words finds 32 different banks. Lines
-// that run along the rows are permuted by the piece as well: those of a half of the rows (`spread`) are 16 rows of
-// every 32, and 8 of them in a row, which are copied together, are to lie in 32 different banks too.
+// that run along the rows are permuted by the piece as well: 8 threads that copy a half of the rows, which is 16 rows
+// of every 32 (see `spread`), are to write to 32 different banks too.
 template <class Element>
 L2T_FAST_KERNEL int permuted(int line, int piece) {
   if constexpr (sizeof(Element) == 4)
@@ -396,9 +396,9 @@ L2T_FAST_KERNEL void for_each_piece(Element* tile, int half, int thread, const F
   }
 }
 
-// A tile, or a half of it, from memory: asynchronously where no type changes, so many elements at once. An element lies
-// at along(its place in the line) + across(line), of which those of one sample fit into 32 bits; where either is
-// negative there is none, and the tile gets 0.
+// A tile, or a half of it, from memory: so many elements at once, asynchronously unless a type changes or it is single
+// elements of 16 bits. An element lies at along(its place in the line) + across(line), of which those of one sample fit
+// into 32 bits; where either is negative there is none, and the tile gets 0.
 template <bool AlongSum, int length, int count, class Element, class M, class Along, class Across>
 L2T_FAST_KERNEL void fill(M& m, Element* tile, int half, const void* data, Type type, int at_once, const Along& along,
                           const Across& across) {

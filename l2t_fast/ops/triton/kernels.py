@@ -92,7 +92,8 @@ def _pointers(base, at_first, at_second, AXIS: tl.constexpr, VECTOR: tl.constexp
 
     With VECTOR 1 the compiler is told no alignment; so it reads element by element, a warp's threads along the axis.
     """
-    pointers = base + (at_first[:, None] + at_second[None, :])  # hints are lost where a function's argument has them
+    # hints are given to the sum: those that a function's arguments have are lost
+    pointers = base + (at_first[:, None] + at_second[None, :])
     size: tl.constexpr = VECTOR * pointers.dtype.element_ty.primitive_bitwidth // 8
     contiguous: tl.constexpr = VECTOR if VECTOR > 1 else 16
     if VECTOR > 1:

@@ -89,9 +89,9 @@ class Plan:
     """Everything about a call but its addresses."""
 
     template: np.ndarray  # the table; addresses are 0, and places of the workspace are counted from its beginning
-    address_words: np.ndarray  # where addresses go, in the order of launching.addresses
+    address_words: np.ndarray  # where addresses go, in the order of launching._addresses
     place_words: np.ndarray  # which words are places
-    zeroed: list[int]  # slots whose result no kernel writes
+    zeroed: list[int]  # slots whose result no kernel writes, or not all of it
     launches: list[Launch]
     workspace: int  # bytes
     is_of_mixtures: bool = False  # whether it is for tensors that were widened first, to have one dtype
@@ -224,7 +224,7 @@ class Planner:
         return Plan(*self._table(parts, header), self._zeroed(), launches, self.workspace)
 
     def _zeroed(self) -> list[int]:
-        """Slots of maps without pairs or channels, and of everything where there is nothing to sum."""
+        """Slots of maps without pairs or pixels, and of everything where there is nothing to sum."""
         last = self.targets + 2 * self.pairs
         if not self.batch or not self.layers:
             return list(range(last + 1))

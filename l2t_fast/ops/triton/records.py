@@ -14,7 +14,7 @@ V_ALPHA = tl.constexpr(3)  # view (B, columns): alpha's direction
 SQUARES = tl.constexpr(6)  # pointer, dense (B, columns): alpha's gradient, or its Hessian-vector product
 COLUMNS = tl.constexpr(7)
 LOSS = tl.constexpr(8)  # pointer, float32 scalar
-LOSS_SUMS = tl.constexpr(9)  # pointer: one an item of differences_kernel, of all launches together
+LOSS_SUMS = tl.constexpr(9)  # pointer: one an item of the kernels that make Q, of all launches together
 LOSS_COUNT = tl.constexpr(10)
 HEADER_WORDS = tl.constexpr(11)
 
@@ -37,8 +37,8 @@ WEIGHT_SUMS = tl.constexpr(26)  # pointer (splits, rows, channels), float32
 SPLITS = tl.constexpr(27)
 SQUARE_SUMS = tl.constexpr(28)  # pointer (tiles of columns, slots, rows), float32: Q by sample
 SLOTS = tl.constexpr(29)  # samples that a tile touches, at most
-FACTOR_SUMS = tl.constexpr(30)  # pointer (tiles of columns, rows), float32: of E
-TILES = tl.constexpr(31)  # of columns, of all parts together
+FACTOR_SUMS = tl.constexpr(30)  # pointer (tiles, rows), float32: of E
+TILES = tl.constexpr(31)  # of columns, of all parts together; in the Gram form shares of the samples
 TILE_COLUMNS = tl.constexpr(32)
 # in the Gram form; all float32
 MAP_SUMS = tl.constexpr(33)  # pointer (B, channels): T summed over pixels

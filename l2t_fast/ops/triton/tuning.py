@@ -113,9 +113,8 @@ _CHANGES += [lambda tile, more=more: tile._replace(stages=tile.stages + more) fo
 _CHANGES += [_changed(rows=2, columns=0.5), _changed(rows=0.5, columns=2)]
 
 
-# Where E is made, channels are summed over alone, and columns are no fewer than a step of the sums that read E: the
-# last tile has to write zeros up to where they read.
-_LIMITS_OF_DIFFERENCES = _LIMITS | {"channels": (0, 0), "columns": (_LIMITS["step"][1], _LIMITS["columns"][1])}
+# Where E is made, channels are summed over alone.
+_LIMITS_OF_DIFFERENCES = _LIMITS | {"channels": (0, 0)}
 
 
 def _allowed(tile: Tile) -> bool:
