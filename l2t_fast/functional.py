@@ -70,7 +70,8 @@ def feature_matching_loss(
     source_features, target_features = arguments.sources, arguments.targets
     pairs, weights, biases = arguments.pairs, arguments.weights, arguments.biases
 
-    used_sources = [source_features[m] for m in sorted({m for m, _ in pairs})]
+    used = {m for m, _ in pairs}
+    used_sources = [source_features[m] for m in sorted(used)]
     others = ()
     if not arguments.uniform or forward_ad._current_level >= 0:
         others = [target_features[n] for n in sorted({n for _, n in pairs})]
@@ -80,6 +81,8 @@ def feature_matching_loss(
 
     alpha = _coefficients(arguments, source_features, target_features, choice.backend)
     sources, targets = _savable(source_features), target_features
+    if len(used) < len(sources):  # what no pair uses takes no part, whatever it requires
+        sources = [source if m in used else source.detach() for m, source in enumerate(sources)]
     if not arguments.uniform:
         sources, pairs = _without_misfits(sources, pairs, 0, alpha)
         targets, pairs = _without_misfits(targets, pairs, 1, alpha)

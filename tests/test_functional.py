@@ -229,6 +229,19 @@ def test_source_that_requires_grad_takes_the_reference():
     assert gradient.abs().max() > 0
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_a_source_that_no_pair_uses_may_require_grad(backend):
+    if backend == "cpu" and l2t_fast.explain_backend("cpu").backend != "cpu":
+        pytest.skip("needs the native kernels")
+    sources, targets, projections, w, lam = make()
+    target = targets[0].requires_grad_()
+    wanted = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, backend="reference")
+    sources.append(torch.zeros_like(sources[0]).requires_grad_())
+    loss = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, backend=backend)
+    torch.testing.assert_close(loss, wanted)
+    assert torch.autograd.grad(loss, [target, sources[-1]], allow_unused=True)[1] is None
+
+
 def test_environment_variable_replaces_auto(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.setenv("L2T_FAST_BACKEND", "reference")

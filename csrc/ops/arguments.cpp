@@ -37,6 +37,13 @@ void check_map(const at::Tensor& map, const at::Tensor& alpha, const char* what,
   check_same_computation(map, alpha, what, index);
 }
 
+// With its numbers in memory. PyTorch sees to that itself but in lists of optional tensors: there it leaves those whose
+// sign it changes when it reads them, and those that are zero without memory.
+at::Tensor in_memory(const std::optional<at::Tensor>& given) {
+  if (!given || !given->defined()) return {};
+  return given->_is_zerotensor() ? at::zeros_like(*given) : given->resolve_neg();
+}
+
 bool is_matrix(const at::Tensor& weight, int64_t rows, int64_t columns) {
   return weight.sizes() == at::IntArrayRef{rows, columns} || weight.sizes() == at::IntArrayRef{rows, columns, 1, 1};
 }
@@ -94,7 +101,7 @@ MatchingProblem checked_problem(const Arguments& arguments) {
     TORCH_CHECK_VALUE(source.size(2) * source.size(3) > 0 || target.size(2) * target.size(3) == 0, "pair ", p, " (", m,
                       ", ", n, "): source ", source.sizes(), " has no pixels to resize to target ", target.sizes());
     problem.pairs.push_back({m, n, columns});
-    problem.biases.push_back(bias.value_or(at::Tensor()));
+    problem.biases.push_back(in_memory(bias));
     columns += source.size(1);
   }
   TORCH_CHECK_VALUE(alpha.size(1) == columns, "alpha has shape ", alpha.sizes(),
@@ -134,8 +141,7 @@ Direction checked_direction(const Arguments& arguments, const OptionalTensorList
   std::vector<at::Tensor> slots;
   slots.reserve(inputs.size());
   for (size_t slot = 0; slot < inputs.size(); ++slot) {
-    const std::optional<at::Tensor> given = directions.get(slot);
-    slots.push_back(given.value_or(at::Tensor()));
+    slots.push_back(in_memory(directions.get(slot)));
     const auto& direction = slots.back();
     if (!direction.defined()) continue;
     const auto& input = inputs[slot];

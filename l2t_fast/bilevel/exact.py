@@ -13,6 +13,7 @@ differentiated as the others are.
 """
 
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import Any
 
 import torch
@@ -110,6 +111,10 @@ class _Watch(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+# PyTorch has one level of dual numbers in a process, and a thread that meets another's is refused.
+_DUAL_NUMBERS = RLock()
+
+
 def _mixed_gradients(
     problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
 ) -> tuple[list[GradientEdge | None], list[Tensor]]:
@@ -120,7 +125,7 @@ def _mixed_gradients(
     """
     slots = problem.matching_slots
     parameters = [step.theta[i] for i in slots]
-    with forward_ad.dual_level():  # grad mode is on, as in the other passes, but nothing requires grad
+    with _DUAL_NUMBERS, forward_ad.dual_level():  # grad mode is on, as in the other passes, but nothing requires grad
         duals = [p.detach() for p in step.theta]
         for i in problem.target_slots:
             duals[i] = forward_ad.make_dual(duals[i], direction[i])

@@ -45,7 +45,8 @@ def hypergradient(
     Targets may stop gradients and hang hooks into their backward pass, and may keep state in buffers, which goes from
     pass to pass as in training (from the same start in each piece of an ``accumulation``). Not looked for, and wrong
     without a word: with all methods, hooks of parameters, which are not called, and a forward pass that writes to
-    parameters; with "exact" and "finite_difference", a ``torch.Generator`` of the target's own, and in a
+    parameters; with "exact" and "double_backward", a function that is ``once_differentiable``, whose second derivative
+    counts as zero; with "exact" and "finite_difference", a ``torch.Generator`` of the target's own, and in a
     ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a ``torch.autograd.Function`` whose
     backward pass is not its derivative (a straight-through estimator), and what stops gradients inside of a function
     of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward pass.
@@ -62,7 +63,8 @@ def hypergradient(
         optimizer: the SGD that holds target's and matching's parameters.
         source_features: the source network's maps of x, computed once; no gradient flows to them.
         x: the batch's images (B, ...).
-        y: its labels (B,), int64.
+        y: its labels (B,), int64; in pieces, or where several ranks hold the batch, without PyTorch's -100 for labels
+            that do not count.
         steps: T, the number of look-ahead steps on the matching loss, 0 or more (the paper's 2).
         beta: weight of the matching loss (the paper's 0.5).
         method: "exact" (Hessian-vector products of one step at a time), "finite_difference" (first-order passes only,

@@ -56,6 +56,15 @@ def test_a_pair_weight_that_all_images_share(way):
     assert all(w.abs().max() > 0 for w in wanted[-1:])
 
 
+@every_way
+def test_labels_that_do_not_count_are_refused_in_pieces(way):
+    *problem, x, y = make_problem()
+    y[0] = -100
+    hypergradient(*problem, x, y, **WAYS[way][0])
+    with pytest.raises(IndexError, match="-100 is out of bounds"):
+        hypergradient(*problem, x, y, accumulation=2, **WAYS[way][0])
+
+
 def test_no_piece_is_an_error():
     with pytest.raises(ValueError, match="accumulation=0 pieces"):
         hypergradient(*make_problem(), accumulation=0)

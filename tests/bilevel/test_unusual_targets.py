@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
@@ -465,6 +466,34 @@ def test_checkpoints_of_other_threads_are_not_refused():
         thread.join()
     assert saved_tensors_hooks.__enter__ is plain
     assert_close(found, pieces)
+
+
+def test_two_threads_at_once_change_no_bit():
+    begun, other_asks = threading.Event(), threading.Event()
+    found = []
+
+    class Slow(PlainNet):
+        """On dual numbers it waits for the other thread to have had its turn, if it could."""
+
+        def forward(self, x):
+            if forward_ad._current_level >= 0:
+                begun.set()
+                assert other_asks.wait(60)
+            return super().forward(x)
+
+    first, second = make_problem(), make_problem()
+    wanted = hypergradient(*second)
+    first[0].__class__ = Slow
+    thread = threading.Thread(target=lambda: hypergradient(*first))
+    other = threading.Thread(target=lambda: found.extend(hypergradient(*second)))
+    thread.start()
+    assert begun.wait(60)
+    other.start()
+    other.join(1)  # by now it has met the first one's level
+    other_asks.set()
+    thread.join()
+    other.join()
+    assert all(map(torch.equal, found, wanted)) and len(found) == len(wanted)
 
 
 def whole_compiled(problem, backend):

@@ -385,6 +385,25 @@ def test_wrong_directions_raise(backend):
             backend.ops.matching_hvp(*arguments[:-1], directions, arguments[-1])
 
 
+def lazily_negated(tensor):
+    """The same numbers, whose sign PyTorch changes when it reads them."""
+    tensor = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+    assert tensor.is_neg()
+    return tensor
+
+
+def test_numbers_that_are_not_in_memory_as_they_are(backend):
+    problem = draw_sizes("all to all", dtype=torch.float32).map(lambda t: t.to(backend.device))
+    directions = draw_directions(problem)
+    directions[3] = torch.zeros_like(directions[3])
+    wanted = solve(backend.matching_loss, problem, directions)
+    lazy = [lazily_negated(d) for d in directions]
+    lazy[3] = torch._efficientzerotensor(directions[3].shape, device=backend.device)
+    found = solve(backend.matching_loss, problem.map(lazily_negated), lazy)
+    assert torch.equal(found.loss, wanted.loss)
+    assert all(map(torch.equal, found.gradients + found.products, wanted.gradients + wanted.products))
+
+
 def test_the_public_function_takes_the_fused_backend_by_itself(backend):
     problem = rich(backend)
     projections = list(zip(problem.weights, problem.biases, strict=True))

@@ -34,6 +34,14 @@ class Arguments:
         return len(self.targets) + 2 * len(self.weights) + 1
 
 
+def in_memory(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """A list of optional tensors with their numbers in memory; elsewhere PyTorch sees to that itself.
+
+    Left to do are tensors whose sign PyTorch changes when it reads them, and those that are zero without memory.
+    """
+    return [None if t is None else torch.zeros_like(t) if t._is_zerotensor() else t.resolve_neg() for t in tensors]
+
+
 def needed(slots: Sequence[Tensor | None]) -> list[Tensor]:
     """Those that there are, in their order."""
     return [tensor for tensor in slots if tensor is not None]

@@ -13,7 +13,7 @@ import torch
 
 from l2t_fast import _native  # noqa: F401  (loads the native code)
 from l2t_fast.ops.triton import launching
-from l2t_fast.ops.triton.arguments import Arguments, empty_results, needed, scaled
+from l2t_fast.ops.triton.arguments import Arguments, empty_results, in_memory, needed, scaled
 
 _PROBLEM = "Tensor[] sources, Tensor[] targets, Tensor[] weights, Tensor?[] biases, Tensor alpha, int[] pairs"
 _LIBRARY = torch.library.Library("l2t_fast_triton", "DEF")
@@ -31,7 +31,8 @@ OPS = torch.ops.l2t_fast_triton
 
 
 def _forward(sources, targets, weights, biases, alpha, pairs, needs):
-    answer = launching.loss_and_gradient(Arguments(sources, targets, weights, biases, alpha, pairs, needs))
+    arguments = Arguments(sources, targets, weights, in_memory(biases), alpha, pairs, needs)
+    answer = launching.loss_and_gradient(arguments)
     return answer.loss, needed(answer.results)
 
 
@@ -40,8 +41,8 @@ def _backward(grad_loss, gradients, *_problem):
 
 
 def _hvp(sources, targets, weights, biases, alpha, pairs, directions, needs):
-    arguments = Arguments(sources, targets, weights, biases, alpha, pairs, needs)
-    return needed(launching.hessian_vector(arguments, directions))
+    arguments = Arguments(sources, targets, weights, in_memory(biases), alpha, pairs, needs)
+    return needed(launching.hessian_vector(arguments, in_memory(directions)))
 
 
 def _loss_alone(*problem_and_needs):

@@ -21,7 +21,7 @@ SELECTIONS = {
     ),
     "operators": (
         "tests/ops/test_operators.py",
-        "opcheck_with_some_needs or meta or some_inputs_frozen or wrong_arguments or wrong_directions",
+        "opcheck_with_some_needs or meta or some_inputs_frozen or wrong_arguments or wrong_directions or not_in_memory",
     ),
     "derivatives": (
         "tests/ops/test_derivatives.py",
