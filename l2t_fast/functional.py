@@ -18,6 +18,7 @@ Projection = tuple[Tensor, Tensor | None]
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = {Tensor, nn.Parameter}
+_UNORDERED = (Mapping, Set)
 _checked = getattr(_native.extension, "checked", None)  # None without native code
 
 
@@ -80,12 +81,13 @@ def feature_matching_loss(
     choice = choose_backend(backend, used_sources, others)
 
     alpha = _coefficients(arguments, source_features, target_features, choice.backend)
-    sources, targets = _savable(source_features), target_features
+    sources, targets = source_features, target_features
     if len(used) < len(sources):  # what no pair uses takes no part, whatever it requires
         sources = [source if m in used else source.detach() for m, source in enumerate(sources)]
     if not arguments.uniform:
         sources, pairs = _without_misfits(sources, pairs, 0, alpha)
         targets, pairs = _without_misfits(targets, pairs, 1, alpha)
+    sources = _savable(sources)
     loss = implementation(choice.backend)
     if choice.backend == "reference":  # the others take a convolution's weight as it is
         weights = [weight.flatten(1) for weight in weights]
@@ -210,8 +212,8 @@ def _without_misfits(
 ) -> tuple[Sequence[Tensor], list[tuple[int, int]]]:
     """The maps and pairs less the maps that no pair uses and that an operator would refuse beside the others.
 
-    A map of another batch size, device or dtype takes no part in the loss. Unused maps that fit stay: their gradient is
-    zero, where a map that is left out has none.
+    A map of another batch size, layout, device or dtype takes no part in the loss. Unused maps that fit stay: their
+    gradient is zero, where a map that is left out has none.
     """
     used = {pair[side] for pair in pairs}
     kept = [
@@ -220,6 +222,7 @@ def _without_misfits(
         if i in used
         or (
             feature.shape[0] == alpha.shape[0]
+            and feature.layout == torch.strided
             and feature.device == alpha.device
             and (feature.dtype == torch.float64) == (alpha.dtype == torch.float64)
             and (feature.dtype == torch.float64 or feature.dtype in _SINGLE)
@@ -249,13 +252,15 @@ def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]
 
     Raises:
         ValueError: no pair, or an index out of range.
-        TypeError: an entry that is not two integers.
+        TypeError: what has no order, or an entry that is not two integers.
     """
     checked = []
-    if not isinstance(pairs, Iterable):
+    if not isinstance(pairs, Iterable) or isinstance(pairs, _UNORDERED):
         raise TypeError(f"pairs must be a list of (source index, target index), not {type(pairs).__name__}")
     for p, pair in enumerate(pairs):
         try:
+            if isinstance(pair, _UNORDERED):
+                raise TypeError
             m, n = pair
             m, n = operator.index(m), operator.index(n)
         except (TypeError, ValueError):
@@ -296,16 +301,50 @@ def listed_features(name: str, features: Collection[Tensor]) -> Sequence[Tensor]
     """
     if isinstance(features, (list, tuple)):
         return features
-    if not hasattr(features, "__len__") or isinstance(features, (Mapping, Set)):
+    if not has_order(features):
         raise TypeError(f"{name} must be a list of tensors (B, C, H, W), not {type(features).__name__}")
     return features if hasattr(features, "__getitem__") else list(features)
+
+
+def has_order(values: object) -> bool:
+    """Whether it holds a known number of things, one after the other: no number, set, dictionary or iterator."""
+    if isinstance(values, _UNORDERED):
+        return False
+    try:
+        len(values)
+    except (TypeError, RuntimeError):  # a nested tensor's is a RuntimeError
+        return False
+    return True
+
+
+def check_tensor(name: str, value: object, wanted: str) -> None:
+    """Raise TypeError where it is no tensor, or a nested one, which fails when it is asked for its shape."""
+    if not isinstance(value, Tensor) or value.is_nested:
+        given = "a nested one" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be {wanted}, not {given}")
+
+
+def checked_number(name: str, value: float) -> float:
+    """A number as a float.
+
+    Raises:
+        ValueError: it is too large for one.
+        TypeError: it is none; text, which ``float()`` reads, is none.
+    """
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a float, use a number below 1.8e308") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, not {value!r}") from None
 
 
 def _checked_features(name: str, features: Collection[Tensor]) -> Sequence[Tensor]:
     features = listed_features(name, features)
     for i, feature in enumerate(features):
-        if not isinstance(feature, Tensor):
-            raise TypeError(f"{name}[{i}] must be a tensor (B, C, H, W), not {type(feature).__name__}")
+        check_tensor(f"{name}[{i}]", feature, "a tensor (B, C, H, W)")
         if feature.dim() != 4:
             raise ValueError(f"{name}[{i}] has shape {_shape(feature)}, but a feature map is (B, C, H, W)")
         if 0 in feature.shape[1:]:
@@ -314,7 +353,7 @@ def _checked_features(name: str, features: Collection[Tensor]) -> Sequence[Tenso
 
 
 def _check_length(name: str, values: Sequence[object], pairs: Sequence[tuple[int, int]]) -> None:
-    if not hasattr(values, "__len__"):
+    if not has_order(values):
         raise TypeError(f"{name} must be a list with one entry a pair, not {type(values).__name__}")
     if len(values) != len(pairs):
         raise ValueError(f"{name} has {len(values)} entries for {len(pairs)} pairs, give one a pair")
@@ -336,10 +375,9 @@ def _checked_projections(
                 f"projections[{p}] must be (weight, bias or None), not {type(projection).__name__}{entries}"
             )
         weight, bias = projection
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"projections[{p}]: the weight must be a tensor, not {type(weight).__name__}")
-        if not (bias is None or isinstance(bias, Tensor)):
-            raise TypeError(f"projections[{p}]: the bias must be a tensor or None, not {type(bias).__name__}")
+        check_tensor(f"projections[{p}]: the weight", weight, "a tensor")
+        if bias is not None:
+            check_tensor(f"projections[{p}]: the bias", bias, "a tensor or None")
         wanted = (sources[m].shape[1], targets[n].shape[1])
         if tuple(weight.shape) not in (wanted, (*wanted, 1, 1)):
             raise ValueError(
@@ -368,21 +406,19 @@ def _checked_batch(pairs: list[tuple[int, int]], sources: Sequence[Tensor], targ
 
 
 def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
-    given = [beta] if isinstance(beta, Tensor) else beta if isinstance(beta, (list, tuple)) else []
-    unusual = [b for b in given if not isinstance(b, (float, int))]
-    if any(isinstance(b, Tensor) and b.requires_grad for b in unusual):
-        raise TypeError("beta is a constant of the loss, but the tensor given requires grad")
-    if isinstance(beta, Tensor):
+    given = beta if isinstance(beta, (list, tuple)) else [beta]
+    for tensor in [b for b in given if type(b) is not float and isinstance(b, Tensor)]:
+        if tensor.requires_grad:
+            raise TypeError("beta is a constant of the loss, but the tensor given requires grad")
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type == "meta":
+            raise TypeError(f"beta must be a number or one number a pair, not {tensor!r}")
+    if not isinstance(beta, Real) and hasattr(beta, "tolist"):  # a tensor or an array, of one number too
         beta = beta.tolist()
     if isinstance(beta, Real):
-        return [float(beta)] * count
-    try:
-        # float() would read text, and a dictionary or a set has no order that is the pairs'.
-        if isinstance(beta, (str, bytes, Mapping, Set)) or any(isinstance(b, (str, bytes)) for b in unusual):
-            raise TypeError
-        betas = [float(b) for b in beta]
-    except (TypeError, ValueError):
-        raise TypeError(f"beta must be a number or one number a pair, not {beta!r}") from None
+        return [checked_number("beta", beta)] * count
+    if not isinstance(beta, Iterable) or isinstance(beta, (str, bytes, *_UNORDERED)):
+        raise TypeError(f"beta must be a number or one number a pair, not {beta!r}")
+    betas = [b if type(b) is float else checked_number(f"beta[{p}]", b) for p, b in enumerate(beta)]
     if len(betas) != count:
         raise ValueError(f"beta has {len(betas)} entries for {count} pairs, give one number, or one a pair")
     return betas
@@ -395,8 +431,7 @@ def _checked_channel_weights(
         return None
     _check_length("channel_weights", weights, pairs)
     for p, weight in enumerate(weights):
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"channel_weights[{p}] must be a tensor (B, C_m), not {type(weight).__name__}")
+        check_tensor(f"channel_weights[{p}]", weight, "a tensor (B, C_m)")
         wanted = (batch, sources[pairs[p][0]].shape[1])
         if tuple(weight.shape) != wanted:
             raise ValueError(
@@ -413,8 +448,7 @@ def _checked_pair_weights(
         return None
     _check_length("pair_weights", weights, pairs)
     for p, weight in enumerate(weights):
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"pair_weights[{p}] must be a tensor (B,), (B, 1) or (1, 1), not {type(weight).__name__}")
+        check_tensor(f"pair_weights[{p}]", weight, "a tensor (B,), (B, 1) or (1, 1)")
         if tuple(weight.shape) not in ((batch,), (batch, 1), (1, 1)):
             raise ValueError(
                 f"{pair_name(p, pairs)}: the pair weight has shape {_shape(weight)}, "

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from l2t_fast.autocast import autocast_off
 from l2t_fast.functional import (
     Projection,
+    check_tensor,
     checked_maps,
+    checked_number,
     checked_pairs,
     feature_matching_loss,
+    has_order,
     listed_features,
     pair_name,
 )
@@ -165,15 +168,18 @@ class LossWeightNetwork(nn.ModuleList):
 
     Raises:
         ValueError: an unknown ``weight_type``, or a pair whose source has no channel count.
+        TypeError: ``init`` is no number.
     """
 
     def __init__(
         self, source_channels: Sequence[int], pairs: Pairs, weight_type: str = "relu6", init: float | None = 1.0
     ) -> None:
         pairs = _checked_pairs(pairs, source=source_channels)
-        if weight_type != "const" and weight_type not in _PAIR_ACTIVATIONS:
-            known = ", ".join(["const", *_PAIR_ACTIVATIONS])
-            raise ValueError(f"weight_type={weight_type!r} is not known, choose one of {known}")
+        known = ["const", *_PAIR_ACTIVATIONS]
+        if weight_type not in known:
+            raise ValueError(f"weight_type={weight_type!r} is not known, choose one of {', '.join(known)}")
+        if init is not None:
+            init = checked_number("init", init)
         super().__init__()
         self.pairs = pairs
         self.weight_type = weight_type
@@ -287,25 +293,23 @@ def _per_pair(
 def _checked_map(source: Tensor, p: int, pairs: Pairs, channels: int) -> Tensor:
     """The source map of pair p, if the pair's layer can take its channel means."""
     m, wanted = pairs[p][0], f"(B, {channels}, H, W)"
-    if not isinstance(source, Tensor):
-        raise TypeError(
-            f"{pair_name(p, pairs)}: source_features[{m}] must be a tensor {wanted}, not {type(source).__name__}"
-        )
+    name = f"{pair_name(p, pairs)}: source_features[{m}]"
+    check_tensor(name, source, f"a tensor {wanted}")
     if source.dim() != 4 or source.shape[1] != channels:
-        raise ValueError(
-            f"{pair_name(p, pairs)}: source_features[{m}] has shape {tuple(source.shape)}, but the layer takes {wanted}"
-        )
+        raise ValueError(f"{name} has shape {tuple(source.shape)}, but the layer takes {wanted}")
+    if 0 in source.shape[2:]:
+        raise ValueError(f"{name} has shape {tuple(source.shape)}: it has no pixels")
+    if source.layout != torch.strided:
+        raise TypeError(f"{name} is {source.layout}, use a dense tensor")
     if not source.is_floating_point():
-        raise TypeError(
-            f"{pair_name(p, pairs)}: source_features[{m}] is {source.dtype}, use float32, bfloat16, float16 or float64"
-        )
+        raise TypeError(f"{name} is {source.dtype}, use float32, bfloat16, float16 or float64")
     return source
 
 
 def _checked_pairs(pairs: Pairs, **channels: Sequence[int]) -> list[tuple[int, int]]:
     """The pairs, whose source index, and target index when target channels are given, must have a channel count."""
     for side, counts in channels.items():
-        if not hasattr(counts, "__len__"):
+        if not has_order(counts):
             raise TypeError(f"{side}_channels must be a list of numbers of channels, not {type(counts).__name__}")
     sides = [(side, len(c), f"{side}_channels holds {len(c)} entries") for side, c in channels.items()]
     pairs = checked_pairs(pairs, *sides)
@@ -317,6 +321,8 @@ def _checked_pairs(pairs: Pairs, **channels: Sequence[int]) -> list[tuple[int, i
 
 def _check_channels(name: str, count: int) -> None:
     try:
+        if isinstance(count, bool):  # an integer for Python, but no size for PyTorch
+            raise TypeError
         fits = operator.index(count) > 0
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {count!r}") from None

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -180,10 +181,17 @@ def test_empty_batch_is_zero_with_gradients():
         (lambda a: a.update(beta=[1.0]), ValueError, "beta has 1 entries for 5 pairs"),
         (lambda a: a.update(beta="much"), TypeError, "beta must be a number"),
         (lambda a: a.update(beta="11111"), TypeError, "beta must be a number or one number a pair, not '11111'"),
-        (lambda a: a.update(beta=["1", 1, 1, 1, 1]), TypeError, "beta must be a number or one number a pair, not"),
+        (lambda a: a.update(beta=["1", 1, 1, 1, 1]), TypeError, r"beta\[0\] must be a number, not '1'"),
+        (lambda a: a.update(beta=np.array(["1"] * 5)), TypeError, r"beta\[0\] must be a number, not '1'"),
+        (lambda a: a.update(beta=np.array("1")), TypeError, "beta must be a number or one number a pair, not '1'"),
+        (lambda a: a.update(beta=10**400), ValueError, "beta is too large for a float, use a number below"),
+        (lambda a: a.update(beta=[1, 10**400, 1, 1, 1]), ValueError, r"beta\[1\] is too large for a float"),
+        (lambda a: a.update(beta=torch.tensor(2.0, device="meta")), TypeError, "beta must be .*, not tensor.*meta"),
+        (lambda a: a.update(beta=torch.ones(5).to_sparse()), TypeError, "beta must be .*, not tensor"),
+        (lambda a: a.update(beta=[*[1.0] * 4, torch.ones(2)]), TypeError, r"beta\[4\] must be a number, not tensor"),
         (lambda a: a.update(beta=dict.fromkeys(range(5), 1.0)), TypeError, r"beta must be .*, not \{0: 1.0"),
         (lambda a: a.update(beta={0.0, 1.0, 2.0, 3.0, 4.0}), TypeError, r"beta must be .*, not \{0.0"),
-        (lambda a: a.update(beta=torch.ones(5, 1)), TypeError, r"beta must be a number or one number a pair, not"),
+        (lambda a: a.update(beta=torch.ones(5, 1)), TypeError, r"beta\[0\] must be a number, not \[1\.0\]"),
         (lambda a: a.update(beta=[*[1.0] * 4, torch.ones((), requires_grad=True)]), TypeError, "requires grad"),
         (lambda a: a.update(backend="fast"), ValueError, "backend='fast' is not a backend"),
         (
@@ -199,6 +207,8 @@ def test_empty_batch_is_zero_with_gradients():
         ),
         (lambda a: a.update(source_features=set(a["source_features"])), TypeError, "list of tensors .*, not set"),
         (lambda a: a.update(channel_weights=0.5), TypeError, "channel_weights must be a list with one entry a pair"),
+        (lambda a: a.update(pair_weights=torch.ones(())), TypeError, "pair_weights must be a list .*, not Tensor"),
+        (lambda a: a["pairs"].__setitem__(1, {1, 0}), TypeError, r"pairs\[1\] must be two integers .*, not \{0, 1\}"),
         (
             lambda a: a["source_features"].__setitem__(0, a["source_features"][0].to_sparse()),
             TypeError,
@@ -212,13 +222,71 @@ def test_wrong_arguments_are_named(change, error, message):
         "source_features": sources,
         "target_features": targets,
         "projections": projections,
-        "pairs": PAIRS,
+        "pairs": list(PAIRS),
         "channel_weights": w,
         "pair_weights": lam,
     }
     change(arguments)
     with pytest.raises(error, match=message):
         feature_matching_loss(**arguments)
+
+
+@pytest.mark.parametrize("unordered", [set, dict.fromkeys, lambda values: dict.fromkeys(values).keys()])
+@pytest.mark.parametrize("name", ["projections", "pairs", "channel_weights", "pair_weights"])
+def test_what_has_no_order_is_refused(name, unordered):
+    sources, targets, projections, w, lam = make()
+    arguments = {"projections": projections, "pairs": PAIRS, "channel_weights": w, "pair_weights": lam}
+    arguments[name] = unordered(arguments[name])
+    kind = type(arguments[name]).__name__
+    with pytest.raises(TypeError, match=rf"{name} must be a list (of \(source|with one entry a pair).* not {kind}"):
+        feature_matching_loss(sources, targets, **arguments)
+
+
+NESTED = {
+    "source_features": lambda a, nested: a["source_features"].__setitem__(0, nested),
+    "source_features that no pair uses": lambda a, nested: a["source_features"].append(nested),
+    "target_features": lambda a, nested: a["target_features"].__setitem__(0, nested),
+    "target_features that no pair uses": lambda a, nested: a["target_features"].append(nested),
+    "channel_weights": lambda a, nested: a["channel_weights"].__setitem__(0, nested),
+    "pair_weights": lambda a, nested: a["pair_weights"].__setitem__(0, nested),
+    "projections": lambda a, nested: a["projections"].__setitem__(0, (nested, None)),
+    "projections with a bias": lambda a, nested: a["projections"].__setitem__(0, (a["projections"][0][0], nested)),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.parametrize("which", NESTED)
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*")
+def test_nested_tensors_are_refused(which, layout):
+    sources, targets, projections, w, lam = make()
+    arguments = {
+        "source_features": sources,
+        "target_features": targets,
+        "projections": projections,
+        "channel_weights": w,
+        "pair_weights": lam,
+    }
+    NESTED[which](arguments, torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=layout))
+    with pytest.raises(TypeError, match=rf"{which.split()[0]}\[\d\].* must be a tensor.*, not a nested one"):
+        feature_matching_loss(**arguments, pairs=PAIRS)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("changed", [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn])
+def test_maps_that_are_not_dense_matter_where_a_pair_uses_them(changed, inference):
+    sources, targets, projections, w, lam = make(torch.float32)
+    wanted = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    with torch.inference_mode(inference):
+        unused = changed(torch.ones(3, 2, 5, 4))
+    targets = [target.requires_grad_() for target in targets]
+    found = feature_matching_loss([*sources, unused], [*targets, unused], projections, PAIRS, w, lam)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    pair = r"pair 0 \(source 0, target 0\): the"
+    with pytest.raises(TypeError, match=rf"{pair} source feature is torch\..*, use a dense tensor"):
+        feature_matching_loss([unused, *sources[1:]], targets, projections, PAIRS, w, lam)
+    with pytest.raises(TypeError, match=rf"{pair} target feature is torch\..*, use a dense tensor"):
+        feature_matching_loss(sources, [changed(targets[0].detach()), targets[1]], projections, PAIRS, w, lam)
 
 
 def test_source_that_requires_grad_takes_the_reference():
@@ -341,6 +409,13 @@ def test_beta_may_be_a_tensor():
     one, each = torch.tensor(0.5), torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0])
     assert torch.equal(feature_matching_loss(*arguments, one), feature_matching_loss(*arguments, 0.5))
     assert torch.equal(feature_matching_loss(*arguments, each), feature_matching_loss(*arguments, each.tolist()))
+
+
+@pytest.mark.parametrize("beta", [np.array(0.5), np.float32(0.5), np.full(5, 0.5), [np.array(0.5)] * 5])
+def test_beta_may_be_numpys(beta):
+    sources, targets, projections, w, lam = make()
+    arguments = sources, targets, projections, PAIRS, w, lam
+    assert torch.equal(feature_matching_loss(*arguments, beta), feature_matching_loss(*arguments, 0.5))
 
 
 def test_a_source_from_inference_mode():

@@ -1,5 +1,7 @@
 """The drop-in modules: the authors' keys, calls, outputs and None cases."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -137,6 +139,11 @@ def test_non_square_maps():
     assert weights[1].shape == (2, 3)
 
 
+def test_an_empty_batch_has_weights_for_no_image():
+    weights, lambdas = MetaNetworks(SOURCE, PAIRS)([torch.zeros(0, 2, 8, 8), torch.zeros(0, 3, 4, 4)])
+    assert [w.shape for w in weights] == [(0, 2), (0, 3), (0, 3)] and lambdas[0].shape == (0, 1)
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"pairs\[0\] = \(2, 0\): source index 2 is out of range"):
         FeatureMatching(SOURCE, TARGET, [(2, 0)])
@@ -148,6 +155,19 @@ def test_errors():
         WeightNetwork(SOURCE, PAIRS)([torch.zeros(1, 2, 3, 3)])
     with pytest.raises(ValueError, match="pairs is empty"):
         WeightNetwork(SOURCE, [])
+    with pytest.raises(ValueError, match=r"weight_type=\['relu6'\] is not known, choose one of const, relu6"):
+        LossWeightNetwork(SOURCE, PAIRS, ["relu6"])
+    with pytest.raises(TypeError, match=r"pairs must be a list .*, not set"):
+        MetaNetworks(SOURCE, set(PAIRS))
+
+
+@pytest.mark.parametrize("weight_type", ["relu6", "const"])
+def test_what_biases_start_at_is_a_number(weight_type):
+    for init in ("a", "1", [1.0]):
+        with pytest.raises(TypeError, match=rf"init must be a number, not {re.escape(repr(init))}"):
+            LossWeightNetwork(SOURCE, PAIRS, weight_type, init)
+    with pytest.raises(ValueError, match="init is too large for a float"):
+        LossWeightNetwork(SOURCE, PAIRS, weight_type, 10**400)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +178,9 @@ def test_errors():
         ([2, "a"], TypeError, r"source_channels\[1\] must be an integer, not 'a'"),
         ([2, 4.0], TypeError, r"source_channels\[1\] must be an integer, not 4\.0"),
         ([2, None], TypeError, r"source_channels\[1\] must be an integer, not None"),
+        ([2, True], TypeError, r"source_channels\[1\] must be an integer, not True"),
+        ({2, 3}, TypeError, "source_channels must be a list of numbers of channels, not set"),
+        ({0: 2, 1: 3}, TypeError, "source_channels must be a list of numbers of channels, not dict"),
         ([2, 0], ValueError, r"source_channels\[1\] must be at least 1, not 0"),
         ([2, -1], ValueError, r"source_channels\[1\] must be at least 1, not -1"),
     ],
@@ -219,11 +242,23 @@ def test_wrong_sources_are_told_in_every_none_case(change, error, message, what)
         ),
         (lambda s: [s[0], None], TypeError, r"pair 1 .*: source_features\[1\] must be a tensor .*, not NoneType"),
         (lambda s: [s[0].long(), s[1]], TypeError, r"pair 0 .*: source_features\[0\] is torch.int64, use float32"),
+        (
+            lambda s: [s[0][:, :, :0], s[1]],
+            ValueError,
+            r"pair 0 .*: source_features\[0\] has shape \(3, 2, 0, 8\): it has no pixels",
+        ),
+        (lambda s: [s[0].to_sparse(), s[1]], TypeError, r"\[0\] is torch.sparse_coo, use a dense tensor"),
+        (
+            lambda s: [torch.nested.nested_tensor(list(s[0]), layout=torch.strided), s[1]],
+            TypeError,
+            r"source_features\[0\] must be a tensor \(B, 2, H, W\), not a nested one",
+        ),
         (lambda s: None, TypeError, "source_features must be a list of tensors .*, not NoneType"),
         (lambda s: dict(enumerate(s)), TypeError, "source_features must be a list of tensors .*, not dict"),
     ],
 )
 @pytest.mark.parametrize("network", [WeightNetwork, LossWeightNetwork, MetaNetworks])
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*")
 def test_weight_networks_name_wrong_sources(change, error, message, network):
     with pytest.raises(error, match=message):
         network(SOURCE, PAIRS)(change(features()[0]))
