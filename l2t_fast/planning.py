@@ -1,6 +1,8 @@
 """``plan``: which algorithm the CPU kernels take for each target layer, and what it costs."""
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,9 +10,11 @@ import torch
 from torch import Tensor
 
 from l2t_fast import _native
-from l2t_fast.functional import checked_pairs, features_side
+from l2t_fast.functional import check_tensor, checked_pairs, features_side
 
 Work = Literal["gradient", "hessian_vector"]
+
+_ADDRESSABLE = 2**47  # bytes: no memory is larger, and the planner's sums of products stay within an int64
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,9 @@ def plan(
         dtype: of the feature maps; the computation is in float64 for float64, else in float32 ("gram": in float64).
 
     Raises:
-        ValueError: a shape that is not (B, C, H, W), no pair, an index out of range, an unknown ``work`` or ``dtype``.
-        TypeError: a pair that is not two integers.
+        ValueError: a shape that is not (B, C, H, W), has no channels or no pixels, or is too large for any memory, no
+            pair, an index out of range, an unknown ``work`` or ``dtype``.
+        TypeError: no list, what is neither a tensor nor a shape, or a pair that is not two integers.
         RuntimeError: this installation has no native code.
     """
     if _native.extension is None:
@@ -91,18 +96,43 @@ def plan(
         raise ValueError(f'work must be "gradient" or "hessian_vector", not {work!r}')
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, not {dtype}")
-    sources = [_shape("source_features", i, feature) for i, feature in enumerate(source_features)]
-    targets = [_shape("target_features", i, feature) for i, feature in enumerate(target_features)]
+    sources = _shapes("source_features", source_features, dtype)
+    targets = _shapes("target_features", target_features, dtype)
     batches = {shape[0] for shape in sources + targets}
     if len(batches) > 1:
         raise ValueError(f"all feature maps must have one batch size, not {sorted(batches)}")
     pairs = checked_pairs(pairs, features_side("source", len(sources)), features_side("target", len(targets)))
+    for p, (m, n) in enumerate(pairs):
+        _check_size(f"pairs[{p}] = ({m}, {n}): a projection's weight", (sources[m][1], targets[n][1]), dtype)
     layers = _native.extension.plan(sources, targets, pairs, dtype.itemsize, work == "hessian_vector")
     return Plan(tuple(LayerPlan(**{**layer, "pairs": tuple(layer["pairs"])}) for layer in layers))
 
 
-def _shape(name: str, index: int, feature: Tensor | Sequence[int]) -> list[int]:
-    shape = [int(size) for size in (feature.shape if isinstance(feature, Tensor) else feature)]
+def _shapes(name: str, features: Sequence[Tensor | Sequence[int]], dtype: torch.dtype) -> list[tuple[int, ...]]:
+    if not isinstance(features, Iterable) or isinstance(features, (Mapping, Set)):
+        raise TypeError(f"{name} must be a list of tensors or shapes (B, C, H, W), not {type(features).__name__}")
+    return [_shape(f"{name}[{i}]", feature, dtype) for i, feature in enumerate(features)]
+
+
+def _shape(name: str, feature: Tensor | Sequence[int], dtype: torch.dtype) -> tuple[int, ...]:
+    if isinstance(feature, Tensor):
+        check_tensor(name, feature, "a tensor (B, C, H, W)")
+        feature = feature.shape
+    try:
+        if isinstance(feature, (str, bytes, Mapping, Set)):  # bytes are integers, a set has an order of its own
+            raise TypeError
+        shape = tuple(operator.index(size) for size in feature)
+    except TypeError:
+        raise TypeError(f"{name} must be a tensor or four integers (B, C, H, W), not {feature!r}") from None
     if len(shape) != 4 or min(shape) < 0:
-        raise ValueError(f"{name}[{index}] must be of shape (B, C, H, W), not {tuple(shape)}")
+        raise ValueError(f"{name} must be of shape (B, C, H, W), not {shape}")
+    if 0 in shape[1:]:
+        raise ValueError(f"{name} has shape {shape}: it has no channels or no pixels")
+    _check_size(name, shape, dtype)
     return shape
+
+
+def _check_size(name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+    # Sizes beside an empty batch are multiplied too.
+    if math.prod(max(size, 1) for size in shape) * dtype.itemsize > _ADDRESSABLE:
+        raise ValueError(f"{name} of shape {shape} is larger than any memory, 2^47 bytes")

@@ -40,6 +40,16 @@ def test_workspace_is_small_against_the_maps_and_tensors_serve_as_shapes():
         (([(2, 3, 4, 4)], [(1, 3, 4, 4)], [(0, 0)]), {}, "one batch size"),
         (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 1)]), {}, r"pairs\[0\] = \(0, 1\): target index 1 is out of range"),
         (([(2, 3, 4, 4)], [(2, 3, 4, 4)], []), {}, "pairs is empty"),
+        (([(2, 0, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {}, r"source_features\[0\] has .* no channels or no pixels"),
+        (([(2, 3, 4, 4)], [(2, 3, 0, 4)], [(0, 0)]), {}, r"target_features\[0\] has .* no channels or no pixels"),
+        (([(2, 10**30, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {}, r"source_features\[0\] of .* larger than any memory"),
+        (([(2, 3, 4, 4)], [(2, 3, 2**31, 2**31)], [(0, 0)]), {}, r"target_features\[0\] of .* larger than any memory"),
+        (([(0, 2**62, 4, 4)], [(0, 3, 4, 4)], [(0, 0)]), {}, r"source_features\[0\] of .* larger than any memory"),
+        (
+            ([(1, 2**30, 1, 1)], [(1, 2**30, 1, 1)], [(0, 0)]),
+            {},
+            r"pairs\[0\] = \(0, 0\): a projection's weight of shape \(1073741824, 1073741824\) is larger",
+        ),
         (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {"work": "backward"}, "work must be"),
         (([(2, 3, 4, 4)], [(2, 3, 4, 4)], [(0, 0)]), {"dtype": torch.int32}, "dtype must be"),
     ],
@@ -49,7 +59,30 @@ def test_errors_name_what_was_wrong(arguments, options, message):
         plan(*arguments, **options)
 
 
-@pytest.mark.parametrize("pairs", [None, [(0, 0, 0)], [(0.0, 0)], ["00"]])
+@pytest.mark.parametrize("shape", [(2, 3.9, 4, 5), "2345", b"2345", {2, 3, 4, 5}, {2: 3, 4: 5}, None, 3])
+def test_shapes_are_four_integers_each(shape):
+    with pytest.raises(TypeError, match=r"source_features\[1\] must be a tensor or four integers \(B, C, H, W\), not"):
+        plan([(2, 3, 4, 4), shape], [(2, 3, 4, 4)], [(0, 0)])
+
+
+@pytest.mark.parametrize("shapes", [None, 3, {0: (2, 3, 4, 4)}, {(2, 3, 4, 4)}])
+def test_shapes_are_a_list(shapes):
+    with pytest.raises(TypeError, match="target_features must be a list of tensors or shapes"):
+        plan([(2, 3, 4, 4)], shapes, [(0, 0)])
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*")
+def test_a_nested_tensor_has_no_shape():
+    nested = torch.nested.nested_tensor([torch.zeros(3, 4, 4)] * 2, layout=torch.strided)
+    with pytest.raises(TypeError, match=r"source_features\[0\] must be a tensor .*, not a nested one"):
+        plan([nested], [(2, 3, 4, 4)], [(0, 0)])
+
+
+def test_an_empty_batch_is_planned():
+    assert plan([(0, 3, 4, 4)], [(0, 3, 4, 4)], [(0, 0)]).flops == 0
+
+
+@pytest.mark.parametrize("pairs", [None, {(0, 0)}, [(0, 0, 0)], [(0.0, 0)], ["00"]])
 def test_pairs_are_two_integers_each(pairs):
     with pytest.raises(
         TypeError, match=r"must be (a list of \(source index|two integers \(source index), target index"
