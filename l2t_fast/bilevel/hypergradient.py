@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from l2t_fast.bilevel.problem import BilevelProblem
 from l2t_fast.bilevel.transposition import transposed
 from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
+from l2t_fast.functional import listed_features
 
 METHODS = ("exact", "finite_difference", "double_backward")
 
@@ -96,7 +97,8 @@ def hypergradient(
             "finite_difference" hooks in the target's backward pass, a compiled function, or writing in place without a
             derivative into what has one; with several ranks, batch normalisation of target that was not synchronized.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
-            steps or accumulation no whole one; source_features, or what target or meta returns, is not what it must be.
+            steps or accumulation no whole one; target, matching or meta is no module, x or y no tensor;
+            source_features, or what target, matching or meta returns, is not what it must be.
         RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or a module uses
             ``torch.utils.checkpoint``, which would run again by parameters that the look-ahead has left by then.
     """
@@ -111,8 +113,15 @@ def hypergradient(
         raise RuntimeError(
             "hypergradient differentiates, which torch.inference_mode() forbids; torch.no_grad() is fine"
         )
-    if isinstance(source_features, Tensor) or not isinstance(source_features, Iterable):
-        raise TypeError(f"source_features must be a list of tensors (B, C, H, W), not {type(source_features).__name__}")
+    for name, module in (("target", target), ("matching", matching), ("meta", meta)):
+        _check_type(name, module, nn.Module, "a torch.nn.Module")
+    if isinstance(source_features, Tensor):  # it has rows, which are no maps
+        raise TypeError("source_features must be a list of tensors (B, C, H, W), not Tensor")
+    source_features = listed_features("source_features", source_features)
+    for i, feature in enumerate(source_features):
+        _check_type(f"source_features[{i}]", feature, Tensor, "a tensor (B, C, H, W)")
+    _check_type("x", x, Tensor, "a tensor of images (B, ...)")
+    _check_type("y", y, Tensor, "a tensor of labels (B,)")
     differences = method == "finite_difference"
     problems = [
         BilevelProblem(target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece)
@@ -127,6 +136,11 @@ def hypergradient(
                 return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
             with _full_float32():
                 return transposed(problems, meta, source_features, steps, FiniteDifference(capturable=capturable))
+
+
+def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
 
 
 def _whole(name: str, value: int) -> int:

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import numbers
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from l2t_fast.bilevel.lookahead import RandomState, SGDSettings
 from l2t_fast.distributed.batch_norm import unsynchronized
 from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
+from l2t_fast.functional import checked_number
 
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
@@ -57,7 +58,7 @@ class BilevelProblem:
         self._target, self._matching = target, matching
         self._target_buffers, self._matching_buffers = _by_name(target, "buffers"), _by_name(matching, "buffers")
         self._source_features = [s.detach() for s in source_features]
-        self._x, self._y, self._beta = x, y, beta * part.matched_share
+        self._x, self._y, self._beta = x, y, checked_number("beta", beta) * part.matched_share
         self._part = part
         alone = unsynchronized(target) if part.group.size > 1 else None
         if alone is not None:
@@ -148,13 +149,20 @@ class BilevelProblem:
         """The meta networks' channel and pair weights of source maps, of several pieces too."""
         with self.autocast():
             found = _call(meta, {}, _by_name(meta, "buffers"), (source_features,))[0]
-        weights = _pair(found, "meta", "(channel_weights, pair_weights)")
-        if not all(w is None or _many(w) for w in weights):
-            raise TypeError(
-                "meta must return (channel_weights, pair_weights), each a list or None, not "
-                f"({', '.join(type(w).__name__ for w in weights)})"
-            )
-        return weights
+            weights = _pair(found, "meta", "(channel_weights, pair_weights)")
+            if not all(w is None or _many(w) for w in weights):
+                raise TypeError(
+                    "meta must return (channel_weights, pair_weights), each a list or None, not "
+                    f"({', '.join(type(w).__name__ for w in weights)})"
+                )
+            listed = [None if w is None else list(w) for w in weights]  # of a generator, under autocast too
+        for name, tensors in zip(("channel_weights", "pair_weights"), listed, strict=True):
+            for p, tensor in enumerate(tensors or ()):
+                if not isinstance(tensor, Tensor):
+                    raise TypeError(
+                        f"meta must return lists of tensors, but its {name}[{p}] is a {type(tensor).__name__}"
+                    )
+        return listed
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Mean cross-entropy of logits (B, classes) against the batch's labels."""
@@ -223,7 +231,10 @@ class BilevelProblem:
         slots = zip(self._matching_slots, matching_parameters, strict=True)
         parameters = {name: parameter for (_, names), parameter in slots for name in names}
         arguments = (self._source_features, features, channel_weights, self._beta_argument(), pair_weights)
-        return _call(self._matching, parameters, self._matching_buffers, arguments)[0]
+        loss = _call(self._matching, parameters, self._matching_buffers, arguments)[0]
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"matching must return the loss, a tensor, not a {type(loss).__name__}")
+        return loss
 
     def _beta_argument(self) -> float | list[float]:
         # The authors' FeatureMatching indexes beta by the pair, ours takes both.
@@ -308,8 +319,8 @@ def _pair(found: Any, module: str, wanted: str) -> Any:
 
 
 def _many(found: Any) -> bool:
-    """Whether it is a list of tensors or its like, of which a tensor is none though it has rows."""
-    return isinstance(found, Iterable) and not isinstance(found, Tensor)
+    """Whether it is a list of tensors or its like: no tensor, which has rows, and nothing without an order."""
+    return isinstance(found, Iterable) and not isinstance(found, (Tensor, Mapping, Set))
 
 
 def _call(

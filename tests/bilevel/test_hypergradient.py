@@ -282,9 +282,46 @@ def test_numbers_that_are_no_whole_ones(name, value):
 
 def test_source_features_that_are_no_list():
     problem = make_problem()
-    for maps, given in ((None, "NoneType"), (problem[4][0], "Tensor")):
+    maps = problem[4]
+    for wrong in (None, maps[0], dict(enumerate(maps)), set(maps), iter(maps)):
+        given = type(wrong).__name__
         with pytest.raises(TypeError, match=rf"source_features must be a list of tensors \(B, C, H, W\), not {given}"):
-            hypergradient(*problem[:4], maps, *problem[5:])
+            hypergradient(*problem[:4], wrong, *problem[5:])
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (0, lambda target: None, r"target must be a torch\.nn\.Module, not NoneType"),
+        (0, lambda target: target.forward, r"target must be a torch\.nn\.Module, not method"),
+        (1, lambda matching: None, r"matching must be a torch\.nn\.Module, not NoneType"),
+        (1, lambda matching: lambda *given: matching(*given), r"matching must be a torch\.nn\.Module, not function"),
+        (2, lambda meta: None, r"meta must be a torch\.nn\.Module, not NoneType"),
+        (2, lambda meta: lambda maps: meta(maps), r"meta must be a torch\.nn\.Module, not function"),
+        (4, lambda maps: [maps[0], maps[1].numpy()], r"source_features\[1\] must be a tensor .*, not ndarray"),
+        (5, lambda x: x.numpy(), r"x must be a tensor of images \(B, \.\.\.\), not ndarray"),
+        (5, lambda x: None, r"x must be a tensor of images \(B, \.\.\.\), not NoneType"),
+        (6, lambda y: y.tolist(), r"y must be a tensor of labels \(B,\), not list"),
+    ],
+)
+def test_arguments_of_another_type(place, wrong, message):
+    problem = list(make_problem())
+    problem[place] = wrong(problem[place])
+    with pytest.raises(TypeError, match=message):
+        hypergradient(*problem)
+
+
+@every_way
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_lists_may_be_other_ordered_things(way, accumulation):
+    """A dictionary's values as source features, and generators as what phi returns."""
+    problem = make_problem()
+    arguments = {"accumulation": accumulation, **WAYS[way][0]}
+    wanted = hypergradient(*problem, **arguments)
+    weights_of = problem[2].forward
+    problem[2].forward = lambda maps: tuple((weight for weight in weights) for weights in weights_of(maps))
+    found = hypergradient(*problem[:4], dict(enumerate(problem[4])).values(), *problem[5:], **arguments)
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
 
 
 @every_way
@@ -295,6 +332,7 @@ def test_source_features_that_are_no_list():
         (lambda logits, maps: (logits, maps, 1), r"return \(logits, features\), not a tuple of 3"),
         (lambda logits, maps: (maps, logits), r"a tensor and a list of maps, not \(list, Tensor\)"),
         (lambda logits, maps: (None, maps), r"a tensor and a list of maps, not \(NoneType, list\)"),
+        (lambda logits, maps: (logits, dict(enumerate(maps))), r"a tensor and a list of maps, not \(Tensor, dict\)"),
     ],
 )
 def test_what_a_target_must_return(way, returned, message):
@@ -314,6 +352,8 @@ def test_what_a_target_must_return(way, returned, message):
         (lambda weights: weights, r"return \(channel_weights, pair_weights\), not a list of 4"),
         (lambda weights: weights[:2], r"each a list or None, not \(Tensor, Tensor\)"),
         (lambda weights: weights[0], r"return \(channel_weights, pair_weights\), not a Tensor"),
+        (lambda weights: (set(weights), None), r"each a list or None, not \(set, NoneType\)"),
+        (lambda weights: (weights, [None] * 4), r"return lists of tensors, but its pair_weights\[0\] is a NoneType"),
     ],
 )
 def test_what_phi_must_return(returned, message):
@@ -324,8 +364,18 @@ def test_what_phi_must_return(returned, message):
         hypergradient(*problem)
 
 
+@every_way
+def test_what_matching_must_return(way):
+    problem = make_problem()
+    problem[1].forward = lambda *given: None
+    with pytest.raises(TypeError, match="matching must return the loss, a tensor, not a NoneType"):
+        hypergradient(*problem, **WAYS[way][0])
+
+
 def test_errors_name_what_is_wrong():
     problem = make_problem()
+    with pytest.raises(ValueError, match="beta is too large for a float"):
+        hypergradient(*problem, beta=10**400)
     with pytest.raises(ValueError, match="method='fast' is not known, choose one of"):
         hypergradient(*problem, method="fast")
     with pytest.raises(ValueError, match="steps=-1 look-ahead steps"):
