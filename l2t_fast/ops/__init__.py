@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from l2t_fast import _native
-from l2t_fast.ops import reference
+from l2t_fast.ops import batching, reference  # noqa: F401  (batching registers with the native operators)
 
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 ENVIRONMENT_VARIABLE = "L2T_FAST_BACKEND"

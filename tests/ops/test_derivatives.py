@@ -453,6 +453,24 @@ def test_function_transforms_raise(exact_backend):
         torch.func.vmap(function, (0, *[None] * (len(inputs) - 1)))(inputs[0][None], *inputs[1:])
 
 
+def test_batches_of_adjoints_are_refused_in_words(backend):
+    problem = draw_sizes("neither divides", dtype=torch.float32).map(lambda t: t.to(backend.device)).requiring_grad()
+    loss = problem.loss(backend.matching_loss)
+    gradients = torch.autograd.grad(loss, problem.inputs, create_graph=True)
+    message = r'the fused matching loss cannot be differentiated under vmap .* or backend="reference"'
+
+    def derivative(adjoint):
+        return torch.autograd.grad(loss, problem.inputs, adjoint, retain_graph=True)
+
+    adjoints = torch.ones(2, device=backend.device)
+    with pytest.raises(NotImplementedError, match=message):
+        torch.autograd.grad(loss, problem.inputs, adjoints, retain_graph=True, is_grads_batched=True)
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.vmap(derivative)(adjoints)
+    with pytest.raises(NotImplementedError, match=message):
+        torch.autograd.grad(gradients[0], problem.inputs, torch.stack([gradients[0]] * 2), is_grads_batched=True)
+
+
 def test_the_answer_of_an_empty_direction_is_zero(exact_backend):
     problem = draw_sizes(RICH)
     answer = solve(exact_backend.matching_loss, problem, [torch.zeros_like(t) for t in problem.inputs])

@@ -12,6 +12,7 @@ by either.
 import torch
 
 from l2t_fast import _native  # noqa: F401  (loads the native code)
+from l2t_fast.ops.batching import refuse_batches
 from l2t_fast.ops.triton import launching
 from l2t_fast.ops.triton.arguments import Arguments, empty_results, in_memory, needed, scaled
 
@@ -80,6 +81,7 @@ for _name, _compute, _meta in (
     _LIBRARY.impl(_name, _compute if launching.INTERPRETED else _no_cpu, "CPU")
     _LIBRARY.impl(_name, _meta, "Meta")
 _LIBRARY.impl("matching_loss", _loss_alone, "CompositeExplicitAutograd")
+refuse_batches(_LIBRARY)
 
 # Native code has registered them, where it is loaded.
 if not torch._C._dispatch_has_kernel_for_dispatch_key("l2t_fast_triton::matching_loss", "Autograd"):
