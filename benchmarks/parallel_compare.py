@@ -41,7 +41,7 @@ from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report.statistics import summarise
 from l2t_fast.transfer.compare import LastImages, parse_method, trainings
 from l2t_fast.transfer.progress import TrainingProgress
-from l2t_fast.transfer.run import makes_source, pretrained_source
+from l2t_fast.transfer.run import Pretraining, makes_source
 from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.trainer import Trainer
 
@@ -99,7 +99,7 @@ def planned(config: CompareConfig, epochs_at: dict[int, int]) -> list[TrainConfi
     source = config.source
     if makes_source(config, [parse_method(entry)[0] for entry in config.methods]):
         with TrainingProgress(Console(quiet=True)) as progress:
-            source = pretrained_source(config, out / "source", progress)
+            source = Pretraining(config, out / "source", progress).finish()
     write_config(config, out / "config.yaml")
     runs = sorted(trainings(config, source), key=lambda training: training.data.per_class or 0)
     return [dataclasses.replace(run, epochs=epochs_at.get(run.data.per_class, run.epochs)) for run in runs]

@@ -19,7 +19,7 @@ from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOp
 from l2t_fast.parsing import read_config
 from l2t_fast.report.statistics import paired_difference, summarise
 from l2t_fast.transfer.progress import TrainingProgress
-from l2t_fast.transfer.run import pretrained_source
+from l2t_fast.transfer.run import Pretraining
 from l2t_fast.transfer.trainer import Trainer
 
 #: What each way sets; all else is the embedded configuration's.
@@ -47,7 +47,7 @@ def main() -> None:
     commit = code_commit()  # of what runs, whatever is edited meanwhile
     rows: list[dict[str, Any]] = []
     with TrainingProgress(epoch_lines=False, runs=options.seeds * len(VARIANTS) + 1) as progress:
-        source = pretrained_source(config, options.runs / "source", progress)
+        source = Pretraining(config, options.runs / "source", progress).finish()
         for seed in range(options.seeds):
             for variant in VARIANTS:
                 rows.append(train(config, source, variant, seed, options.runs, commit, progress))

@@ -181,6 +181,23 @@ def test_a_mistake_is_one_sentence_and_leaves_no_folder(train, tmp_path, capsys,
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--target.model", "nope"], "there is no network 'nope'"),
+        (["train", "--pairs", "abc"], "pairs: 'abc' is neither single"),
+        (["train", "--data.per_class", "100000"], "fewer than per_class = 100000"),
+        (["compare", "--target.model", "nope"], "there is no network 'nope'"),
+        (["compare", "--per_class", "[2, 100000]"], "fewer than per_class = 100000"),
+    ],
+)
+def test_a_mistake_costs_no_training_of_the_embedded_source(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("the source was trained"))
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert_one_sentence(capsys, said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("epohs: 3", "unknown key epohs, did you mean epochs?"),

@@ -13,10 +13,11 @@ from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOp
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.files import held, write_text
+from l2t_fast.models import Checkpoint
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import find_method, split_scheme
 from l2t_fast.transfer.progress import TrainingProgress
-from l2t_fast.transfer.run import makes_source, pretrained_source, run_once
+from l2t_fast.transfer.run import Pretraining, makes_source, run_once
 from l2t_fast.transfer.run_folder import RunFolder, check_same_config, read_rows, writing
 from l2t_fast.transfer.trainer import Trainer
 from l2t_fast.yaml_files import read_yaml
@@ -60,12 +61,16 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
     pretrains = makes_source(config, [name for name, _ in methods.values()])
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
-        source = pretrained_source(config, out / "source", shown) if pretrains else config.source
+        pretraining = Pretraining(config, out / "source", shown) if pretrains else None
+        source = config.source if pretraining is None else pretraining.source
         images = LastImages()
         _check_finished(config, source)
-        _check_setups(config, source, shown, images)
+        # With the source as it is now, so that a mistake is told before it is trained.
+        _check_setups(config, source, shown, images, None if pretraining is None else pretraining.weights())
         with held(out):
             _check_comparison(config)  # another process may have begun one meanwhile
+            if pretraining is not None:
+                pretraining.finish()
             with writing(out):
                 write_config(config, out / "config.yaml")
             rows: list[dict[str, Any]] = []
@@ -138,12 +143,18 @@ def _check_finished(config: CompareConfig, source: SourceConfig) -> None:
             folder.check_same(training)
 
 
-def _check_setups(config: CompareConfig, source: SourceConfig, progress: TrainingProgress, images: LastImages) -> None:
+def _check_setups(
+    config: CompareConfig,
+    source: SourceConfig,
+    progress: TrainingProgress,
+    images: LastImages,
+    untrained: Checkpoint | None,
+) -> None:
     """Set up one run a method, with the most images, so that a mistake is told now and not after hours."""
     largest = {training.label: training for training in trainings(config, source) if training.seed == config.seeds[0]}
     for training in largest.values():
         if not RunFolder(training.folder()).result.exists():
-            Trainer(training, progress, load=images.load)
+            Trainer(training, progress, load=images.load, untrained=untrained)
 
 
 def _attempt(training: TrainConfig, progress: TrainingProgress, images: LastImages) -> dict[str, Any]:

@@ -65,29 +65,47 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
         self.tensorboard = path / "tensorboard"
+        self._of_training = (self.metrics, self.pair_weights, self.channel_weights, self.log_file)
 
     def open(self, config: TrainConfig, device: torch.device, *, resume: bool) -> None:
         """Make the folder for a new run, or check that it holds the run to continue.
 
         Raises:
-            L2TFastError: another run or somebody's own files are there, its configuration differs, or the folder cannot
-                be written.
+            L2TFastError: as `check`, or the folder cannot be written.
         """
-        try:
-            if self.last.exists() or self.result.exists():
-                if not resume:
-                    raise L2TFastError(
-                        f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
-                    )
+        self.check(config, resume=resume)
+        with self._written():
+            if not self._holds_run():
+                self._begin(config, device)
+
+    def check(self, config: TrainConfig, *, resume: bool) -> None:
+        """Look whether a run can begin or go on in the folder, and write nothing.
+
+        Raises:
+            L2TFastError: another run or somebody's own files are there, or its configuration differs.
+        """
+        with self._written():
+            if not self._holds_run():
+                self._check_free()
+            elif resume:
                 self.check_same(config)
             else:
-                self._begin(config, device)
+                raise L2TFastError(
+                    f"{self.path} already holds a run: continue it with --resume, or name another folder with --out"
+                )
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
 
-    def _begin(self, config: TrainConfig, device: torch.device) -> None:
-        of_training = (self.metrics, self.pair_weights, self.channel_weights, self.log_file)
-        own = (self.config, self.environment, *of_training)
+    def _holds_run(self) -> bool:
+        return self.last.exists() or self.result.exists()
+
+    def _check_free(self) -> None:
+        own = (self.config, self.environment, *self._of_training)
         # A run begins with its folder of checkpoints: without one, files of these names are somebody's own.
         foreign = None if self.last.parent.is_dir() else next((path.name for path in own if path.exists()), None)
         if foreign is not None:
@@ -99,8 +117,10 @@ class RunFolder:
                 f"{self.best.parent} holds a {self.best.name} but no {self.last.name} to continue from: put "
                 f"{self.last.name} back, or name another folder with --out"
             )
+
+    def _begin(self, config: TrainConfig, device: torch.device) -> None:
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        for stale in of_training:
+        for stale in self._of_training:
             stale.unlink(missing_ok=True)
         write_config(config, self.config)
         write_json(environment(device), self.environment)

@@ -160,18 +160,21 @@ class FrozenSources(nn.Module):
         return outputs
 
 
-def load_sources(sources: Mapping[str, SourceConfig], data: DataBundle) -> FrozenSources:
+def load_sources(
+    sources: Mapping[str, SourceConfig], data: DataBundle, weights: Checkpoint | None = None
+) -> FrozenSources:
     """The sources with their weights, taking `data`'s images.
 
     Args:
         sources: by name; a single one's name appears in messages only.
         data: the target's images.
+        weights: taken instead of what the sources' checkpoints hold.
 
     Raises:
         L2TFastError: a checkpoint is not named, not there or of another network; a package or published weights are
             missing; the images do not suit a source.
     """
-    loaded = {name: load_source(name, config, data) for name, config in sources.items()}
+    loaded = {name: load_source(name, config, data, weights) for name, config in sources.items()}
     scale(loaded, sources, data)
     return FrozenSources(loaded)
 
@@ -195,10 +198,10 @@ def _some_images(data: DataBundle, count: int) -> Tensor:
     return found[0].cpu()
 
 
-def load_source(name: str, config: SourceConfig, data: DataBundle) -> FrozenSource:
-    """One source with its weights, without the scales of `unit_rms`; errors as of `load_sources`."""
+def load_source(name: str, config: SourceConfig, data: DataBundle, weights: Checkpoint | None = None) -> FrozenSource:
+    """One source with its weights, without the scales of `unit_rms`; arguments and errors as of `load_sources`."""
     key = config_key(name)
-    checkpoint = _checkpoint(key, config)
+    checkpoint = _checkpoint(key, config) if weights is None else weights
     num_classes = config.num_classes if config.num_classes is not None else checkpoint.num_classes
     if num_classes is None:
         raise L2TFastError(f"{key}.num_classes is not set, and {checkpoint.shown} does not tell it: set it")

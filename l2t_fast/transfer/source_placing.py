@@ -11,6 +11,7 @@ from l2t_fast.config import TransferOptions
 from l2t_fast.data import DataBundle
 from l2t_fast.distributed.group import Group
 from l2t_fast.distributed.source_plan import PLANS, Load, Plan, bytes_of, choose, output_bytes, plans
+from l2t_fast.models import Checkpoint
 from l2t_fast.transfer.methods import Method
 from l2t_fast.transfer.source import FrozenSources, load_source, scale
 from l2t_fast.transfer.source_sharing import SourceSharing
@@ -41,19 +42,26 @@ class UnplacedSources:
         options: the run's configuration.
         data: the target's images.
         check: called with each source's name and the source, before its weights go.
+        untrained: as `load_sources` takes weights.
 
     Attributes:
         sources: all of them, on PyTorch's "meta" device.
     """
 
-    def __init__(self, options: TransferOptions, data: DataBundle, check: Callable[[str, nn.Module], None]) -> None:
-        self._options, self._data = options, data
+    def __init__(
+        self,
+        options: TransferOptions,
+        data: DataBundle,
+        check: Callable[[str, nn.Module], None],
+        untrained: Checkpoint | None = None,
+    ) -> None:
+        self._options, self._data, self._untrained = options, data, untrained
         image = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
         self.weights: list[int] = []
         self.maps: list[int] = []
         described = {}
         for name, config in options.named_sources().items():
-            source = load_source(name, config, data)
+            source = load_source(name, config, data, untrained)
             check(name, source)
             self.weights.append(bytes_of(source.state_dict().values()))
             self.maps.append(output_bytes(source, image))
@@ -64,7 +72,7 @@ class UnplacedSources:
         """Give `sources` the weights of those that this rank owns, on the CPU; None is all of them."""
         options = self._options.named_sources()
         loaded = {
-            name: load_source(name, options[name], self._data)
+            name: load_source(name, options[name], self._data, self._untrained)
             for i, name in enumerate(self.sources.names)
             if owners is None or owners[i] == group.rank
         }

@@ -17,7 +17,7 @@ from l2t_fast.distributed.group import ALONE, Group, PeerError
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import held
 from l2t_fast.interrupts import kept_interrupts
-from l2t_fast.models import build_model
+from l2t_fast.models import Checkpoint, build_model, from_state_dict
 from l2t_fast.transfer.device import check_backend, choose_device
 from l2t_fast.transfer.event_file import EventFile
 from l2t_fast.transfer.image_size import check_image_size
@@ -44,6 +44,7 @@ class Trainer:
         group: the ranks that train together, each with a part of every batch, so that a step is that of one process on
             the joined batch. Rank 0 writes the folder; all read it. Every rank calls the same methods.
         load: makes the images of their configuration; several runs may share them, one after the other.
+        untrained: stands for the weights of a source that is not trained yet, where only the set-up is tried.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Trainer:
         resume: bool = False,
         group: Group = ALONE,
         load: Callable[[DataConfig], DataBundle] = load_data,
+        untrained: Checkpoint | None = None,
     ) -> None:
         config.check()
         if config.threads is not None:
@@ -87,10 +89,10 @@ class Trainer:
         self.pair_layers: list[tuple[str, str]] = []
         if method_class.needs_source:
             if group.size > 1 and method_class.runs_source and config.may_share_sources():
-                unplaced = UnplacedSources(config, self.data, self._check_source_image_size)
+                unplaced = UnplacedSources(config, self.data, self._check_source_image_size, untrained)
                 self.source = unplaced.sources
             else:
-                self.source = load_sources(config.named_sources(), self.data).to(self.device)
+                self.source = load_sources(config.named_sources(), self.data, untrained).to(self.device)
                 for name, part in zip(config.named_sources(), self.source.parts, strict=True):
                     self._check_source_image_size(name, part)
             if method_class.default_pairs is not None:
@@ -162,6 +164,14 @@ class Trainer:
             self.group.steady = False
             self.progress.finish()
         return result
+
+    def weights(self) -> Checkpoint:
+        """The target as it is now, as `read_checkpoint` gives it of a checkpoint."""
+        return dataclasses.replace(
+            from_state_dict(self.target.state_dict(), f"the {self.config.target.model} as it is"),
+            num_classes=self.data.num_classes,
+            normalization=(self.data.mean, self.data.std),
+        )
 
     def describe(self) -> str:
         """The run in one line."""

@@ -180,6 +180,28 @@ def test_a_mistake_is_told_before_the_first_run(make_compare, monkeypatch):
     assert not Path(config.out).exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target": TargetConfig("nope")}, "there is no network 'nope'"),
+        ({"pairs": "abc"}, "'abc' is neither single"),
+        ({"pairs": ["9:0"]}, "the source has maps 0 to 2"),
+        ({"per_class": [4, 100000]}, "fewer than per_class = 100000"),
+        ({"methods": ["scratch", "fm", "fine-tune"]}, "fine-tune needs a source of the target's architecture"),
+    ],
+)
+def test_a_mistake_is_told_before_the_source_is_trained(make_compare, monkeypatch, changes, said):
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("a source or a run began"))
+    config = make_compare(**changes)
+    if "pairs" in changes:
+        config.methods = ["scratch", "l2t-ww"]
+    with pytest.raises(L2TFastError, match=said):
+        compare(config, progress())
+    assert not Path(config.out).exists()
+    with held(Path(config.out)), pytest.raises(L2TFastError, match="compare is in use by another process"):
+        compare(make_compare(), progress())
+
+
 def test_methods_at_one_number_and_seed_share_the_images_and_get_the_same_result(make_compare, monkeypatch, no_page):
     loads = []
 
