@@ -35,6 +35,8 @@ at::Tensor on_cpu(const at::Tensor& tensor) {
   const at::Tensor same =
       at::from_blob(const_cast<void*>(tensor.const_data_ptr()), tensor.sizes(), tensor.strides(), options);
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) same.unsafeGetTensorImpl()->set_wrapped_number(true);
+  if (tensor.is_neg()) same._set_neg(true);
+  if (tensor.is_conj()) same._set_conj(true);
   return same;
 }
 
