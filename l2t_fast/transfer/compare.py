@@ -69,8 +69,12 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
         _check_setups(config, source, shown, images, None if pretraining is None else pretraining.weights())
         with held(out):
             _check_comparison(config)  # another process may have begun one meanwhile
-            if pretraining is not None:
-                pretraining.finish()
+            if pretraining is not None and not pretraining.finished:
+                left = [t.method for t in trainings(config, source) if not RunFolder(t.folder()).result.exists()]
+                if makes_source(config, left):
+                    pretraining.finish()
+                else:  # somebody has removed the source, which nobody needs any more
+                    shown.skip()
             with writing(out):
                 write_config(config, out / "config.yaml")
             rows: list[dict[str, Any]] = []

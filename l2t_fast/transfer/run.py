@@ -53,9 +53,14 @@ def run(
             # Set up with the source as it is now, and the folder looked at, so that a mistake is told before the source
             # is trained. The networks are made anew then, from the same seed; the images, which may be many, are kept.
             images = Trainer(config, progress, group=group, load=load, untrained=pretraining.weights()).data
-            with held(config.folder()) if group.leads else contextlib.nullcontext():
+            folder = RunFolder(config.folder())
+            with held(folder.path) if group.leads else contextlib.nullcontext():
                 if group.leads:
-                    RunFolder(config.folder()).check(config, resume=resume)
+                    folder.check(config, resume=resume)
+                group.wait()
+                if folder.result.exists():  # somebody has removed the source, which nobody needs any more
+                    progress.message(f"{folder.path} is finished already")
+                    return folder.read_result()
                 pretraining.finish()
     read = load if images is None else lambda _: images
     return Trainer(config, progress, resume=resume, group=group, load=read).fit()
@@ -141,7 +146,13 @@ class Pretraining:
             if _finished_before(training, self._label, progress) is None:
                 self._trainer = Trainer(training, progress, resume=True, group=group)
         best = RunFolder(folder).best
-        num_classes = read_checkpoint(best).num_classes if self._trainer is None else self._trainer.data.num_classes
+        if self._trainer is not None:
+            num_classes = self._trainer.data.num_classes
+        else:
+            try:
+                num_classes = read_checkpoint(best).num_classes
+            except L2TFastError as error:
+                raise L2TFastError(f"{error}, or remove {folder} to have the source pretrained again") from error
         self.source = dataclasses.replace(options.source, checkpoint=str(best), num_classes=num_classes)
 
     @property

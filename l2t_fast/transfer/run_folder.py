@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import math
@@ -71,7 +72,7 @@ class RunFolder:
         """Make the folder for a new run, or check that it holds the run to continue.
 
         Raises:
-            L2TFastError: as `check`, or the folder cannot be written.
+            L2TFastError: as `check`.
         """
         self.check(config, resume=resume)
         with self._written():
@@ -82,9 +83,12 @@ class RunFolder:
         """Look whether a run can begin or go on in the folder, and write nothing.
 
         Raises:
-            L2TFastError: another run or somebody's own files are there, or its configuration differs.
+            L2TFastError: another run or somebody's own files are there, its configuration differs, or the folder cannot
+                be written.
         """
         with self._written():
+            if self.path.exists() and not os.access(self.path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if not self._holds_run():
                 self._check_free()
             elif resume:

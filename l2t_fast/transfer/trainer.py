@@ -162,6 +162,7 @@ class Trainer:
             raise
         finally:
             self.group.steady = False
+            self.group.ending = lambda reason: None  # which outlives this trainer, and would keep it
             self.progress.finish()
         return result
 

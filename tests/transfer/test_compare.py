@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,20 @@ def test_all_methods_and_seeds_from_one_source(make_compare):
     single = json.loads((out / "runs" / "fm-single-seed0" / "result.json").read_text())
     assert len(single["pairs"]) == 1
     assert (out / "source" / "checkpoints" / "best.pt").exists()
+
+
+def test_a_source_that_was_removed_is_made_again_for_runs_that_need_it_alone(make_compare, monkeypatch, no_page):
+    config = make_compare(methods=["l2t-ww"], seeds=[0])
+    compare(config, progress())
+    source = Path(config.out) / "source"
+    shutil.rmtree(source)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "fit", lambda trainer: pytest.fail("a source or a run began"))
+        assert not compare(config, progress()).failures
+    config.methods = ["l2t-ww", "scratch"]
+    assert not compare(config, progress()).failures and not source.exists()
+    config.methods = ["l2t-ww", "scratch", "fm"]
+    assert not compare(config, progress()).failures and source.exists()
 
 
 def test_finished_runs_are_skipped_and_interrupted_ones_continue(make_compare, monkeypatch, no_page):

@@ -1,5 +1,8 @@
 """A source that is made on the spot: mistakes about the run are told before it is trained, and nothing else changes."""
 
+import gc
+import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,31 @@ def test_a_source_that_was_interrupted_goes_on(on_the_spot, quiet, tmp_path):
     results = [run(config, progress=quiet) for config in (straight, broken)]
     assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
     assert run(straight, resume=True, progress=quiet) == results[0]
+
+
+def test_a_finished_run_needs_its_source_no_more(on_the_spot, quiet, monkeypatch):
+    config = on_the_spot()
+    result = run(config, progress=quiet)
+    shutil.rmtree(config.folder() / "source")
+    monkeypatch.setattr(Trainer, "train_batch", lambda *_: pytest.fail("a step was made"))
+    assert run(config, resume=True, progress=quiet) == result
+    with pytest.raises(L2TFastError, match="run already holds a run"):
+        run(config, progress=quiet)
+
+
+def test_the_trainer_of_the_source_is_let_go(on_the_spot, quiet, tmp_path):
+    pretraining = Pretraining(on_the_spot(), tmp_path / "source", quiet)
+    trainer = weakref.ref(pretraining._trainer)
+    pretraining.finish()
+    gc.collect()
+    assert trainer() is None
+
+
+def test_a_damaged_source_of_a_run_s_own_may_be_removed(on_the_spot, quiet, tmp_path):
+    Pretraining(on_the_spot(), tmp_path / "source", quiet).finish()
+    (tmp_path / "source" / "checkpoints" / "best.pt").write_bytes(b"")
+    with pytest.raises(L2TFastError, match=r"or remove \S+source to have the source pretrained again"):
+        Pretraining(on_the_spot(), tmp_path / "source", quiet)
 
 
 def test_the_untrained_weights_say_of_the_source_what_its_checkpoint_will(on_the_spot, quiet, tmp_path):
