@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from l2t_fast.errors import L2TFastError
 
-OK, WRONG, OUT_OF_MEMORY, UNSUPPORTED = "ok", "wrong", "out of memory", "unsupported"
+STATUSES = OK, WRONG, OUT_OF_MEMORY, UNSUPPORTED = "ok", "wrong", "out of memory", "unsupported"
 #: The part of a step that comes before it, and is measured by itself.
 DATA = "data"
 
@@ -101,7 +102,7 @@ def check_output(path: Path) -> None:
     """Raise L2TFastError if rows cannot be appended to a file, of what can be known before they are measured."""
     try:
         if path.exists() and path.stat().st_size:
-            _check_header(path)
+            _read(path)
         folder = next(parent for parent in path.parents if parent.exists())
         if not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
             reason = errno.EACCES if folder.is_dir() else errno.ENOTDIR
@@ -114,13 +115,14 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Add rows to a CSV file, which is made if it is missing.
 
     Raises:
-        L2TFastError: the file has other columns, or cannot be written. Nothing is changed then.
+        L2TFastError: the file has other columns or ends inside a row, or it cannot be written. It is as it was then,
+            and a new one is gone.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     try:
         if path.exists() and path.stat().st_size:
-            _check_header(path)
+            _read(path)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             writer.writerow(COLUMNS)
@@ -131,8 +133,12 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
             with path.open("a", newline="", encoding="utf-8") as file:
                 file.write(text.getvalue())
         except OSError:
-            if before is not None:
-                os.truncate(path, before)  # no part of a row stays
+            # No part of a row stays. What went wrong first is what is told.
+            with contextlib.suppress(OSError):
+                if before is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    os.truncate(path, before)
             raise
     except OSError as error:
         raise L2TFastError(f"rows cannot be written to {path}: {error.strerror or error}") from error
@@ -142,21 +148,40 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a CSV file that :func:`append_rows` wrote, oldest first.
 
     Raises:
-        L2TFastError: there is no such file, or it has other columns, or a cell is no number where one is due.
+        L2TFastError: there is no such file, it has other columns or ends inside a row, or a row is none that
+            :func:`append_rows` writes.
     """
     try:
-        _check_header(path)
-        with path.open(newline="", encoding="utf-8") as file:
-            return [_row(path, line, cells) for line, cells in enumerate(csv.DictReader(file), start=2)]
+        return [_row(path, line, cells) for line, cells in _read(path)]
     except OSError as error:
         raise L2TFastError(f"rows cannot be read from {path}: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> list[tuple[int, list[str]]]:
+    """The cells of each row below the header, and the line that they begin in; only of a file that ends with a row."""
+    # A cell that was cut short can still be a number, so what no newline ends is not believed.
+    whole, newline, cut = path.read_bytes().rpartition(b"\n")
+    lines = whole.count(b"\n") + len(newline)
+    try:
+        reader = csv.reader(io.StringIO((whole + newline if newline else cut).decode(), newline=""), strict=True)
     except UnicodeDecodeError as error:
         raise L2TFastError(f"{path} is not text in UTF-8, so it holds no rows of `l2t-fast bench run`") from error
+    begin, rows = 1, []
+    try:
+        _check_header(path, tuple(next(reader, ())))
+        begin = reader.line_num + 1
+        for cells in reader:
+            if cells:  # not an empty line
+                rows.append((begin, cells))
+            begin = reader.line_num + 1
+    except csv.Error as error:  # such as a quote that nothing closes
+        raise L2TFastError(f"{path}, line {begin}: no whole row begins there ({error}), remove it") from error
+    if cut:
+        raise L2TFastError(f"{path} ends inside line {lines + 1}: remove that line, part of it may be missing")
+    return rows
 
 
-def _check_header(path: Path) -> None:
-    with path.open(newline="", encoding="utf-8") as file:
-        found = tuple(next(csv.reader(file), ()))
+def _check_header(path: Path, found: tuple[str, ...]) -> None:
     if found == COLUMNS:
         return
     missing, unknown = [c for c in COLUMNS if c not in found], [c for c in found if c not in COLUMNS]
@@ -167,15 +192,28 @@ def _check_header(path: Path) -> None:
     )
 
 
-def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
+def _row(path: Path, line: int, cells: list[str]) -> Row:
+    if len(cells) != len(COLUMNS):
+        raise L2TFastError(f"{path}, line {line}: {len(cells)} cells are there, {len(COLUMNS)} are due")
     values = {}
-    for name in COLUMNS:
-        cell = cells.get(name)
+    for name, cell in zip(COLUMNS, cells, strict=True):
         try:
-            values[name] = None if cell in (None, "") else _PARSERS[_TYPES[name]](cell)
+            values[name] = None if cell == "" else _PARSERS[_TYPES[name]](cell)
         except ValueError as error:
             raise L2TFastError(f"{path}, line {line}: {name} is {cell!r}, a number is due there") from error
-    return Row(**values)
+    row = Row(**values)
+    if row.status not in STATUSES:
+        raise L2TFastError(
+            f"{path}, line {line}: status is {row.status or ''!r}, one of {', '.join(STATUSES)} is due there"
+        )
+    due = ["threads", "batch", "pairs"] + ["size"] * (row.sweep is not None)
+    if row.status == OK:
+        # A part of a step has a median alone.
+        due += ["median_ms"] if row.part else ["median_ms", "p20_ms", "p80_ms"]
+    for name in due:
+        if getattr(row, name) is None:
+            raise L2TFastError(f"{path}, line {line}: {name} is '', a number is due there")
+    return row
 
 
 def _cell(value: object) -> str:

@@ -6,7 +6,7 @@ import resource
 import pytest
 
 from l2t_fast.bench.compare import compare, rows_of
-from l2t_fast.bench.rows import COLUMNS, OUT_OF_MEMORY, WRONG, append_rows, read_rows
+from l2t_fast.bench.rows import COLUMNS, OUT_OF_MEMORY, WRONG, append_rows, check_output, read_rows
 from l2t_fast.errors import L2TFastError
 from tests.bench.fake_rows import fake_row
 
@@ -32,9 +32,33 @@ def test_a_full_disk_leaves_no_part_of_a_row(tmp_path):
     try:
         with pytest.raises(L2TFastError, match=r"rows cannot be written to .*: File too large"):
             append_rows(path, [fake_row(), fake_row()])
+        new = tmp_path / "new.csv"
+        with pytest.raises(L2TFastError, match=r"rows cannot be written to .*: File too large"):
+            append_rows(new, [fake_row() for _ in range(50)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_rows(path) == [fake_row()]
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("note", [None, 'a "quote"\nand \u00b2 lines\n'])
+def test_a_file_that_ends_inside_a_row_is_neither_believed_nor_added_to(tmp_path, note):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [fake_row()])
+    first = path.stat().st_size
+    append_rows(path, [fake_row(note=note)])
+    text = path.read_bytes()
+    for size in range(first + 1, len(text)):
+        path.write_bytes(text[:size])
+        for use in (read_rows, check_output, lambda path: append_rows(path, [fake_row()])):
+            with pytest.raises(
+                L2TFastError, match=r"(ends inside line [345]: remove that|line 3: no whole row begins there)"
+            ):
+                use(path)
+        assert path.read_bytes() == text[:size]
+    path.write_bytes(text[: text.index(b"\n")])  # a header, which a first row would be joined to
+    with pytest.raises(L2TFastError, match="ends inside line 1: remove"):
+        append_rows(path, [fake_row()])
 
 
 def test_a_file_with_other_columns_is_left_alone(tmp_path):
@@ -57,6 +81,39 @@ def test_a_cell_that_is_no_number(tmp_path):
         read_rows(path)
     with pytest.raises(L2TFastError, match="No such file"):
         read_rows(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("status", "okay", "status is 'okay', one of ok, wrong, out of memory, unsupported is due there"),
+        ("status", "", "status is '', one of ok"),
+        ("median_ms", "", "median_ms is '', a number is due there"),
+        ("p20_ms", "", "p20_ms is '', a number is due there"),
+        ("threads", "", "threads is '', a number is due there"),
+        ("size", "", "size is '', a number is due there"),
+        ("note", "a,b", f"{len(COLUMNS) + 1} cells are there, {len(COLUMNS)} are due"),
+    ],
+)
+def test_a_row_that_no_run_writes(tmp_path, column, cell, message):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [fake_row(), fake_row(sweep="pairs", size=16)])
+    *before, last = path.read_text().splitlines()
+    cells = last.split(",")
+    cells[COLUMNS.index(column)] = cell
+    path.write_text("\n".join([*before, ",".join(cells), ""]))
+    with pytest.raises(L2TFastError, match=f"line 3: {message}"):
+        read_rows(path)
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [fake_row(note="two\nlines"), fake_row(part="rest", p20_ms=None, p80_ms=None)])
+    assert len(read_rows(path)) == 2
+    with path.open("a") as file:
+        file.write("\n1,2\n")
+    with pytest.raises(L2TFastError, match="line 6: 2 cells are there"):
+        read_rows(path)
 
 
 def test_regressions_by_ratio():
