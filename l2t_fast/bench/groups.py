@@ -77,7 +77,7 @@ def newest(rows: Iterable[Row]) -> list[Group]:
             key=lambda row: order.index(row.provider) if row.provider in order else len(order),
         )
         if whole:
-            groups.append(Group(tuple(whole), tuple(row for row in last if row.part is not None)))
+            groups.append(Group(tuple(whole), tuple(row for row in last if row.part is not None and row.status == OK)))
     return groups
 
 
@@ -129,17 +129,20 @@ def machine_key(row: Row) -> tuple[str, int, str]:
     return row.device, row.threads, row.flags
 
 
-def conditions_line(rows: Sequence[Row]) -> str:
-    """Where, with what and when rows were measured, in one sentence."""
+def conditions_line(groups: Sequence[Group]) -> str:
+    """Where, with what and when rows were measured, in one sentence; of those without a figure only if all are."""
+    rows = [row for group in groups for row in group.rows]
+    rows = [row for row in rows if row.status == OK] or rows
 
     def several(values: Iterable[object]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
     days = sorted({row.run[:10] for row in rows})
+    repeats = several(row.repeats for row in rows)
     return (
         f"{several(row.device for row in rows)}, {several(row.capability for row in rows)}, "
         f"threads: {several(row.threads for row in rows)}; PyTorch {several(row.torch for row in rows)}, "
         f"Python {several(row.python for row in rows)}; commit {several(row.commit or row.version for row in rows)}; "
-        f"{several(row.flags for row in rows)}; medians of {several(row.repeats for row in rows)} calls in turns; "
+        f"{several(row.flags for row in rows)}; {repeats and f'medians of {repeats} calls in turns; '}"
         f"{' to '.join(dict.fromkeys((days[0], days[-1])))}"
     )

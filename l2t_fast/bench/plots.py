@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from l2t_fast.bench.groups import LABELS, Curve, Group, conditions_line, curves, label
-from l2t_fast.bench.rows import OK, OUT_OF_MEMORY
+from l2t_fast.bench.rows import OUT_OF_MEMORY
 from l2t_fast.bench.tables import LOSS_MODE_NAMES
 from l2t_fast.report.figure import Plot, drawing, save_plot
 from l2t_fast.report.style import DASHES, LIGHT, MARKERS, LineStyle
@@ -242,14 +242,19 @@ def _curves(axes: Axes, drawn: Sequence[Curve]) -> None:
             text += f", out of memory at {curve.exhausted_at}"
         line = {"color": mark.color, "marker": mark.marker, "linestyle": mark.dashes, "label": text}
         axes.plot(curve.sizes, curve.milliseconds, **line)
+    timed = any(curve.milliseconds for curve in drawn)  # else memory ran out everywhere
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    if timed:
+        axes.set_yscale("log")
     _plain_numbers(axes, "x")
     _plain_numbers(axes, "y")
     sizes = sorted({s for c in drawn for s in (*c.sizes, *([c.exhausted_at] if c.exhausted_at else ()))})
     axes.set_xticks(sizes)
     axes.minorticks_off()
     axes.legend(loc="upper left")
+    if not timed:
+        axes.set_yticks([])
+        return
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
 
@@ -260,4 +265,4 @@ def _plain_numbers(axes: Axes, which: str) -> None:
 
 
 def _caption(groups: Sequence[Group]) -> str:
-    return conditions_line([row for group in groups for row in group.rows if row.status == OK]) + "."
+    return conditions_line(groups) + "."

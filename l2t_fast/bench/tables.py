@@ -50,10 +50,6 @@ def _by_machine(groups: Iterable[Group]) -> list[list[Group]]:
     return list(parts.values())
 
 
-def _conditions(groups: Sequence[Group]) -> str:
-    return conditions_line([row for group in groups for row in group.rows if row.status == OK])
-
-
 def _main(groups: Sequence[Group], *modes: str) -> list[Group]:
     return [g for g in groups if g.first.mode in modes and g.first.sweep is None]
 
@@ -113,7 +109,7 @@ def _summary(groups: Sequence[Group]) -> Table | None:
         f"{names[0]}, {_sizes(groups, names[0])}".strip(", "),
         f"{names[1]}, {_sizes(groups, names[1])}".strip(", "),
     ]
-    return Table("Summary", ["float32", *titles], lines, _conditions(used))
+    return Table("Summary", ["float32", *titles], lines, conditions_line(used))
 
 
 def _sizes(groups: Sequence[Group], workload: str) -> str:
@@ -146,7 +142,7 @@ def _loss(groups: Sequence[Group]) -> Table | None:
             )
     header = ["workload", "features", "work", "provider", "median ms", "p20 to p80", "times ours"]
     header += ["of the roofline", "peak MiB", "results MiB", "error"]
-    return Table("Matching loss", header, cells, _conditions(used)) if cells else None
+    return Table("Matching loss", header, cells, conditions_line(used)) if cells else None
 
 
 def _steps(mode: str, title: str, baseline: str) -> Callable[[Sequence[Group]], Table | None]:
@@ -169,7 +165,7 @@ def _steps(mode: str, title: str, baseline: str) -> Callable[[Sequence[Group]], 
                 )
         header = ["set-up", "provider", "median ms", "p20 to p80", f"faster than {label(baseline)}"]
         header += ["peak MiB", "process MiB", "error"]
-        return Table(title, header, cells, _conditions(used)) if cells else None
+        return Table(title, header, cells, conditions_line(used)) if cells else None
 
     return make
 
@@ -189,7 +185,7 @@ def _parts(groups: Sequence[Group]) -> Table | None:
             told = f"**sum** (the step without the clock{data}: {_ms(whole)} ms)"
             cells.append([*where, told, f"{total:.0f}", "100%"])
     header = ["set-up", "provider", "part", "ms", "share"]
-    return Table("Where a step's time goes", header, cells, _conditions(used)) if cells else None
+    return Table("Where a step's time goes", header, cells, conditions_line(used)) if cells else None
 
 
 def _setup(groups: Sequence[Group]) -> Table | None:
@@ -203,7 +199,7 @@ def _setup(groups: Sequence[Group]) -> Table | None:
         if row.first_call_ms
     ]
     header = ["workload", "mode", "provider", "set-up and first call, ms"]
-    return Table("Set-up and first call", header, cells, _conditions(used)) if cells else None
+    return Table("Set-up and first call", header, cells, conditions_line(used)) if cells else None
 
 
 def _scaling(groups: Sequence[Group]) -> Table | None:
@@ -224,16 +220,16 @@ def _scaling(groups: Sequence[Group]) -> Table | None:
             ]
         )
     header = ["axis", "workload", "work", "provider", "size: ms", "exponent", "out of memory"]
-    return Table("Scaling", header, cells, _conditions(used)) if cells else None
+    return Table("Scaling", header, cells, conditions_line(used)) if cells else None
 
 
 def _peaks(groups: Sequence[Group]) -> Table | None:
     used = _main(groups, "peak")
     cells = []
-    for row in (row for group in used for row in group.rows):
+    for row in (row for group in used for row in group.rows if row.status == OK):
         rate = f"{row.flop / row.p20_ms / 1e6:.0f} GFLOP/s" if row.flop else f"{row.bytes / row.p20_ms / 1e6:.0f} GB/s"
         cells.append([f"{row.workload}, {row.dtype}", rate])
-    return Table("Peaks of this device", ["", "measured"], cells, _conditions(used)) if cells else None
+    return Table("Peaks of this device", ["", "measured"], cells, conditions_line(used)) if cells else None
 
 
 _MAKERS: dict[str, Callable[[Sequence[Group]], Table | None]] = {

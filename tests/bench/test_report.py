@@ -71,6 +71,24 @@ def test_tables_say_what_has_no_figure():
     assert "| product 2 x 2, float32 | 556 GFLOP/s |" in made["peaks"][0].markdown()
 
 
+def test_without_any_figure_there_are_tables_and_pictures_all_the_same(tmp_path):
+    shared = {"status": "out of memory", "median_ms": None}
+    rows = [fake_row(mode=mode, **shared) for mode in ("second_order", "step", "hypergradient", "peak")]
+    rows.append(fake_row(mode="step", part="rest", **shared))
+    rows += [fake_row(mode=mode, sweep="pairs", size=16, **shared) for mode in ("forward", "second_order")]
+    rows.append(fake_row(sweep="batch", size=16, status="wrong", median_ms=None, first_call_ms=5.0))
+    groups = newest(rows)
+    made = tables(groups)
+    assert {name for name, same in made.items() if same} == {"loss", "step", "hypergradient", "scaling"}
+    for name in ("loss", "step", "hypergradient", "scaling"):
+        (table,) = made[name]
+        assert "Some processor (2 cores)" in table.conditions and table.conditions.endswith("cold cache; 2020-01-01")
+    plots = draw(groups, tmp_path)
+    assert [plot.name for plot in plots] == ["bench_scaling_pairs"]
+    assert "out of memory at 16" in plots[0].svg
+    assert_self_contained(Page(render_page(groups, made, plots, [tmp_path / "rows.csv"])))
+
+
 def test_machines_do_not_share_a_table():
     rows = fake_rows()
     others = [dataclasses.replace(row, device="Another") for row in rows]
