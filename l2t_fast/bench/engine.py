@@ -112,7 +112,7 @@ def _check(contender: Contender, tolerance: float, protocol: Protocol) -> dict[s
             error = contender.error()
         tolerance = tolerance if contender.approximation is None else contender.approximation
     except Exception as problem:
-        if not is_exhaustion(problem):
+        if not is_exhaustion(problem, limited=limit is not None):
             raise
         if protocol.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -34,6 +34,9 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 # The last: a tensor from before the profile was freed in it, and rightly does not count.
 _KINETO_LOG = re.compile(r"SyncActivityProfilerHandler|DeviceProperties\.cpp|allocated before the profiling started")
+_EXHAUSTED = ("can't allocate memory", "std::bad_alloc")
+# Of work that oneDNN does not support it cannot create the primitive's descriptor.
+_ONEDNN_FAILED = re.compile(r"could not create a (primitive(?! descriptor)|memory object)")
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,16 @@ def at_most(extra_bytes: int | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def is_exhaustion(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; on a CPU, PyTorch has no class for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in str(error) for text in ("can't allocate memory", "std::bad_alloc")
-    )
+def is_exhaustion(error: BaseException, *, limited: bool) -> bool:
+    """Whether an exception says that memory ran out; on a CPU, PyTorch has no class for it.
+
+    ``limited`` tells whether it was raised inside :func:`at_most` with a limit. oneDNN does not say why it could not
+    create something: under a limit that is taken for want of memory, without one for a fault.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return any(said in text for said in _EXHAUSTED) or (limited and _ONEDNN_FAILED.search(text) is not None)
 
 
 def available() -> int | None:

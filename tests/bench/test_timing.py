@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from l2t_fast.bench.memory import available, peak
+from l2t_fast.bench.memory import available, is_exhaustion, peak
 from l2t_fast.bench.timing import FLUSH_BYTES, Run, Stopwatch, Times, alternate
 
 CPU = torch.device("cpu")
@@ -88,3 +88,41 @@ def test_process_peak_of_known_allocations(call, least, most):
 
 def test_available_memory_is_a_number():
     assert available() is None or available() > 2**20
+
+
+@pytest.mark.parametrize(
+    ("error", "with_limit", "without"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True, True),
+        (MemoryError(), True, True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True, True),
+        (RuntimeError("std::bad_alloc"), True, True),
+        (RuntimeError("could not create a primitive"), True, False),
+        (RuntimeError("could not create a memory object"), True, False),
+        (RuntimeError("could not create a primitive descriptor for the matmul primitive."), False, False),
+        (RuntimeError("shapes do not fit"), False, False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error, with_limit, without):
+    assert (is_exhaustion(error, limited=True), is_exhaustion(error, limited=False)) == (with_limit, without)
+
+
+_ONEDNN_UNDER_A_LIMIT = """
+import torch
+from l2t_fast.bench.memory import at_most, is_exhaustion
+
+images, kernel = torch.zeros(16, 64, 112, 112, dtype=torch.bfloat16), torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16)
+try:
+    with at_most(0):
+        torch.nn.functional.conv2d(images, kernel, padding=1)
+except RuntimeError as error:
+    assert is_exhaustion(error, limited=True), error
+else:
+    raise SystemExit("there was memory enough")
+"""
+
+
+def test_a_convolution_that_the_limit_stops_says_so():
+    """In a process of its own: free memory that other tests left on the heap is not limited."""
+    done = subprocess.run([sys.executable, "-c", _ONEDNN_UNDER_A_LIMIT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
