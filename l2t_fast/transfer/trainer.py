@@ -157,12 +157,12 @@ class Trainer:
                 while self.reached.epoch < self.config.epochs:
                     self._run_epoch(events, check_interrupt)
                 result = self._conclude()
+            self.group.ending = lambda reason: None  # the group outlives this trainer, and would keep it
         except (Exception, KeyboardInterrupt) as error:
             self._log_stop(error)
             raise
         finally:
             self.group.steady = False
-            self.group.ending = lambda reason: None  # which outlives this trainer, and would keep it
             self.progress.finish()
         return result
 
