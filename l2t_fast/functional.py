@@ -18,7 +18,8 @@ Projection = tuple[Tensor, Tensor | None]
 
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = {Tensor, nn.Parameter}
-_UNORDERED = (Mapping, Set)
+#: What holds things in no order that somebody gave them.
+UNORDERED = (Mapping, Set)
 _checked = getattr(_native.extension, "checked", None)  # None without native code
 
 
@@ -255,11 +256,11 @@ def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]
         TypeError: what has no order, or an entry that is not two integers.
     """
     checked = []
-    if not isinstance(pairs, Iterable) or isinstance(pairs, _UNORDERED):
+    if not isinstance(pairs, Iterable) or isinstance(pairs, UNORDERED):
         raise TypeError(f"pairs must be a list of (source index, target index), not {type(pairs).__name__}")
     for p, pair in enumerate(pairs):
         try:
-            if isinstance(pair, _UNORDERED):
+            if isinstance(pair, UNORDERED):
                 raise TypeError
             m, n = pair
             m, n = operator.index(m), operator.index(n)
@@ -308,7 +309,7 @@ def listed_features(name: str, features: Collection[Tensor]) -> Sequence[Tensor]
 
 def has_order(values: object) -> bool:
     """Whether it holds a known number of things, one after the other: no number, set, dictionary or iterator."""
-    if isinstance(values, _UNORDERED):
+    if isinstance(values, UNORDERED):
         return False
     try:
         len(values)
@@ -416,7 +417,7 @@ def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
         beta = beta.tolist()
     if isinstance(beta, Real):
         return [checked_number("beta", beta)] * count
-    if not isinstance(beta, Iterable) or isinstance(beta, (str, bytes, *_UNORDERED)):
+    if not isinstance(beta, Iterable) or isinstance(beta, (str, bytes, *UNORDERED)):
         raise TypeError(f"beta must be a number or one number a pair, not {beta!r}")
     betas = [b if type(b) is float else checked_number(f"beta[{p}]", b) for p, b in enumerate(beta)]
     if len(betas) != count:

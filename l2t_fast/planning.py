@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2t_fast import _native
-from l2t_fast.functional import check_tensor, checked_pairs, features_side
+from l2t_fast.functional import UNORDERED, check_tensor, checked_pairs, features_side
 
 Work = Literal["gradient", "hessian_vector"]
 
@@ -109,7 +109,7 @@ def plan(
 
 
 def _shapes(name: str, features: Sequence[Tensor | Sequence[int]], dtype: torch.dtype) -> list[tuple[int, ...]]:
-    if not isinstance(features, Iterable) or isinstance(features, (Mapping, Set)):
+    if not isinstance(features, Iterable) or isinstance(features, UNORDERED):
         raise TypeError(f"{name} must be a list of tensors or shapes (B, C, H, W), not {type(features).__name__}")
     return [_shape(f"{name}[{i}]", feature, dtype) for i, feature in enumerate(features)]
 
@@ -119,7 +119,7 @@ def _shape(name: str, feature: Tensor | Sequence[int], dtype: torch.dtype) -> tu
         check_tensor(name, feature, "a tensor (B, C, H, W)")
         feature = feature.shape
     try:
-        if isinstance(feature, (str, bytes, Mapping, Set)):  # bytes are integers, a set has an order of its own
+        if isinstance(feature, (str, bytes, *UNORDERED)):  # bytes are integers, a set has an order of its own
             raise TypeError
         shape = tuple(operator.index(size) for size in feature)
     except TypeError:

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import numbers
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from l2t_fast.bilevel.lookahead import RandomState, SGDSettings
 from l2t_fast.distributed.batch_norm import unsynchronized
 from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
-from l2t_fast.functional import checked_number
+from l2t_fast.functional import UNORDERED, checked_number
 
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
@@ -320,7 +320,7 @@ def _pair(found: Any, module: str, wanted: str) -> Any:
 
 def _many(found: Any) -> bool:
     """Whether it is a list of tensors or its like: no tensor, which has rows, and nothing without an order."""
-    return isinstance(found, Iterable) and not isinstance(found, (Tensor, Mapping, Set))
+    return isinstance(found, Iterable) and not isinstance(found, (Tensor, *UNORDERED))
 
 
 def _call(
