@@ -16,7 +16,7 @@ from l2t_fast.bench.engine import Protocol
 from l2t_fast.bench.loss_suite import measure_loss
 from l2t_fast.bench.losses import LOSS_PROVIDERS, why_not
 from l2t_fast.bench.roofline import measure_peaks
-from l2t_fast.bench.rows import Row, append_rows
+from l2t_fast.bench.rows import WRONG, Row, append_rows
 from l2t_fast.bench.workloads import WORKLOADS
 
 # the cheapest first; torch.compile takes its time over 128 pairs
@@ -74,7 +74,7 @@ def main() -> int:
     wrong = 0
     for rows in measured:
         append_rows(arguments.rows, rows)
-        wrong += sum(row.status == "wrong" for row in rows)
+        wrong += sum(row.status == WRONG for row in rows)
         for row in rows:
             time = "" if row.median_ms is None else f"{row.median_ms:.3f} ms"
             peak = "" if row.peak_mib is None else f", peak {row.peak_mib:.1f} MiB"

@@ -94,7 +94,7 @@ def default_rows() -> Path:
 def _run(options: Namespace) -> int:
     from l2t_fast.bench.engine import Protocol
     from l2t_fast.bench.memory import available
-    from l2t_fast.bench.rows import append_rows, check_output
+    from l2t_fast.bench.rows import WRONG, append_rows, check_output
     from l2t_fast.transfer.device import choose_device
 
     for name, least in (("repeats", 1), ("batch", 1), ("threads", 1), ("memory_limit", 0)):
@@ -120,7 +120,7 @@ def _run(options: Namespace) -> int:
         check_output(output)
     wrong = 0
     for rows in _measured(options, protocol):
-        wrong += sum(row.status == "wrong" for row in rows)
+        wrong += sum(row.status == WRONG for row in rows)
         if not options.check:
             append_rows(output, rows)
             print("\n".join(_line(row, rows) for row in rows), flush=True)

@@ -13,7 +13,7 @@ from l2t_fast.bench.engine import Contender, Protocol, measure
 from l2t_fast.bench.errors import largest_error
 from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS, Loss, why_not
 from l2t_fast.bench.roofline import Peaks
-from l2t_fast.bench.rows import UNSUPPORTED, Row
+from l2t_fast.bench.rows import OUT_OF_MEMORY, UNSUPPORTED, Row
 from l2t_fast.bench.timing import Run
 from l2t_fast.bench.truth import truth
 from l2t_fast.bench.work import work_of
@@ -122,7 +122,7 @@ def sweep_loss(
                 for rows in measure_loss(case, [mode], left, protocol, None):
                     yield [dataclasses.replace(row, sweep=axis, size=size) for row in rows]
                     if axis != "threads":
-                        exhausted |= {(mode, row.provider) for row in rows if row.status == "out of memory"}
+                        exhausted |= {(mode, row.provider) for row in rows if row.status == OUT_OF_MEMORY}
     finally:
         torch.set_num_threads(threads)
 
