@@ -13,10 +13,12 @@ class L2TFastError(Exception):
     """
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether memory, of the GPU or the machine, was too small."""
-    # On the CPU, PyTorch has no exception class for it.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # On the CPU, PyTorch has no exception class for it: a RuntimeError carries its allocator's or C++'s own words.
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(said in str(error) for said in ("can't allocate memory", "std::bad_alloc"))
 
 
 def one_sentence(error: Exception) -> str:

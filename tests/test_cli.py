@@ -241,7 +241,14 @@ def test_files_and_folders_that_are_not_there(tmp_path, capsys):
     assert_one_sentence(capsys, "trian")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
 def test_too_little_memory_is_one_sentence(train, monkeypatch, capsys, error):
     def raise_it(*args, **kwargs):
         raise error

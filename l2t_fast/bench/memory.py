@@ -27,6 +27,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from l2t_fast.bench.timing import Run
+from l2t_fast.errors import out_of_memory
 
 T = TypeVar("T")
 
@@ -34,7 +35,6 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 # The last: a tensor from before the profile was freed in it, and rightly does not count.
 _KINETO_LOG = re.compile(r"SyncActivityProfilerHandler|DeviceProperties\.cpp|allocated before the profiling started")
-_EXHAUSTED = ("can't allocate memory", "std::bad_alloc")
 # Of work that oneDNN does not support it cannot create the primitive's descriptor.
 _ONEDNN_FAILED = re.compile(r"could not create a (primitive(?! descriptor)|memory object)")
 
@@ -158,15 +158,12 @@ def at_most(extra_bytes: int | None) -> Iterator[None]:
 
 
 def is_exhaustion(error: BaseException, *, limited: bool) -> bool:
-    """Whether an exception says that memory ran out; on a CPU, PyTorch has no class for it.
+    """Whether an exception says that memory ran out, or may say so.
 
     ``limited`` tells whether it was raised inside :func:`at_most` with a limit. oneDNN does not say why it could not
     create something: under a limit that is taken for want of memory, without one for a fault.
     """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return any(said in text for said in _EXHAUSTED) or (limited and _ONEDNN_FAILED.search(text) is not None)
+    return out_of_memory(error) or (limited and _ONEDNN_FAILED.search(str(error)) is not None)
 
 
 def available() -> int | None:
