@@ -29,7 +29,6 @@ def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) ->
     height = max(3.3, 0.7 + LABEL_HEIGHT * len(comparison.methods))
     with drawing(NARROW, height) as figure:
         axes = figure.subplots()
-        last_epoch = 0
         for method in comparison.methods:
             runs, partial = _runs_with_curve(comparison.runs_of(method))
             if not runs:
@@ -47,7 +46,6 @@ def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) ->
             any_partial |= partial
             shown = mean[np.isfinite(mean)]
             ends.append((method, float(shown[-1])))
-            last_epoch = max(last_epoch, int(epochs[-1]))
         if not ends:
             return None
         axes.set(xlabel="epoch", ylabel="validation accuracy")

@@ -20,12 +20,10 @@ class OwnPairs:
     Attributes:
         chosen: their indices among all pairs; none is possible
         source_maps: indices of the maps of the rank's sources among those of all sources
-        group: the ranks
     """
 
     chosen: Sequence[int]
     source_maps: Sequence[int]
-    group: Group
 
 
 class SourceSharing:
@@ -53,7 +51,7 @@ class SourceSharing:
         owner_of_map = [o for o, maps in zip(self._owners, self._maps_per_source, strict=True) for _ in range(maps)]
         mine = [m for m, owner in enumerate(owner_of_map) if owner == self._group.rank]
         chosen = [p for p, (m, _) in enumerate(pairs) if owner_of_map[m] == self._group.rank]
-        return OwnPairs(chosen, mine, self._group)
+        return OwnPairs(chosen, mine)
 
     @torch.no_grad()
     def run(self, x: Tensor, part: Part, sizes: Sequence[int], accumulation: int = 1) -> SourceOutput:
