@@ -165,9 +165,7 @@ class GramPlanner:
         for layer in layers:
             layer.pairs.sort(key=lambda p: self._sort_key(layer, p))
             smaller = [p for p in layer.pairs if not self._is_own(layer, p)]
-            self.groups[layer.target] = [
-                Group(*size, list(pairs), {}) for size, pairs in groupby(smaller, lambda p: self._size(p))
-            ]
+            self.groups[layer.target] = [Group(*size, list(pairs), {}) for size, pairs in groupby(smaller, self._size)]
 
     def _size(self, p: int) -> tuple[int, int]:
         a = self.planner.arguments
