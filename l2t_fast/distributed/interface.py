@@ -5,14 +5,10 @@ says 127.0.1.1): its address means nothing to the others.
 """
 
 import contextlib
+import fcntl
 import socket
 import struct
 from collections.abc import Iterator
-
-try:
-    import fcntl
-except ImportError:  # no Unix, where torchrun's jobs do not run either
-    fcntl = None
 
 #: Environment variable of gloo: the interface's name.
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -50,8 +46,6 @@ def _own_address(address: str) -> str | None:
 
 def _interfaces() -> Iterator[tuple[str, str, int]]:
     """(name, IPv4 address, flags) of each interface that has an address."""
-    if fcntl is None:
-        return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
