@@ -52,7 +52,7 @@ class Run:
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
     """Column name -> float64 array (epochs,), in the order of the epochs, one row an epoch."""
     pair_weights: dict[Pair, dict[int, float]] = field(default_factory=dict)
-    """lambda of each pair: epoch -> mean over that epoch's batches; 0 is before the first step."""
+    """lambda of each pair: epoch -> mean over that epoch's images; 0 is before the first step."""
     channel_weights: dict[Pair, np.ndarray] = field(default_factory=dict)
     """w of each pair, (C_m,), mean over the validation set."""
     config: dict[str, Any] = field(default_factory=dict)

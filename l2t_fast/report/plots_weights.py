@@ -81,7 +81,7 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
         if names:
             missing += " Σ is the sum over the pairs of a source."
         caption = (
-            f"λ of each layer pair for {method_label(method)}, mean over the batches of the best-validation epoch; "
+            f"λ of each layer pair for {method_label(method)}, mean over the images of the best-validation epoch; "
             f"{over}. λ lies between 0 (the pair is not used) and 6, and starts around 1. Darker is larger, from 0 to "
             f"{largest:.2f}.{missing} {_distance_from_start(used)} {conditions}"
         )
