@@ -81,8 +81,8 @@ class SGDSettings:
     ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None]:
         """`step` of several parameters, without a graph: as many kernels as for one.
 
-        All of them have a momentum buffer, or none has (None). New are the parameters only: ``gradients``'s memory
-        becomes the buffers'.
+        All of them have a momentum buffer, or none has (None). ``gradients`` is written over: the new
+        buffers may lie in its memory.
         """
         if self.weight_decay:
             torch._foreach_add_(gradients, theta, alpha=self.weight_decay)
