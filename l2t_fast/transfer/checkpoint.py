@@ -21,10 +21,9 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         L2TFastError: the disk is full or cannot be written; what stood at `path` before is untouched.
     """
+    # In memory first: given a path, PyTorch reports a full disk as "unexpected pos 704 vs 598".
     buffer = io.BytesIO()
-    torch.save(
-        state, buffer
-    )  # in memory first: given a path, PyTorch reports a full disk as "unexpected pos 704 vs 598"
+    torch.save(state, buffer)
     try:
         write_whole(buffer.getbuffer(), path)
     except OSError as error:
