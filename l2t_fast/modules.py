@@ -164,7 +164,7 @@ class LossWeightNetwork(nn.ModuleList):
         pairs: per pair (source index, target index).
         weight_type: the activation, one of "relu6" (the paper's), "relu", "relu-avg" (features divided by C_m first),
             "elu", "sigmoid", "tanh", "softplus"; or "const", one learned number a pair that sees no features.
-        init: what the biases start at; None leaves PyTorch's default.
+        init: what the biases start at; None leaves PyTorch's default. "const" has none and starts at lambda = ln 2.
 
     Raises:
         ValueError: an unknown ``weight_type``, or a pair whose source has no channel count.
