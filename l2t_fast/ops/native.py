@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2t_fast import _native  # noqa: F401  (loads the operators)
-from l2t_fast.ops.slots import flat, needs_of
+from l2t_fast.ops.slots import flat, needs_of, spread
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -53,7 +53,7 @@ def loss_and_gradients(
     loss, gradients = torch.ops.l2t_fast.matching_forward(
         list(sources), list(targets), list(weights), list(biases), alpha, flat(pairs), list(needs)
     )
-    return loss, _spread(gradients, needs)
+    return loss, spread(gradients, needs)
 
 
 def hessian_vector_product(
@@ -73,9 +73,4 @@ def hessian_vector_product(
     products = torch.ops.l2t_fast.matching_hvp(
         list(sources), list(targets), list(weights), list(biases), alpha, flat(pairs), list(directions), list(needs)
     )
-    return _spread(products, needs)
-
-
-def _spread(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    following = iter(tensors)
-    return [next(following) if need else None for need in needs]
+    return spread(products, needs)

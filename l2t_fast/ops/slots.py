@@ -20,6 +20,12 @@ def needs_of(
     return [slot is not None and slot.requires_grad for slot in slots]
 
 
+def spread(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    """One entry a slot: the next of ``tensors`` where it is needed, else None."""
+    following = iter(tensors)
+    return [next(following) if need else None for need in needs]
+
+
 def flat(pairs: Sequence[tuple[int, int]]) -> list[int]:
     """m0, n0, m1, n1, ..."""
     return [index for pair in pairs for index in pair]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from l2t_fast.ops.slots import spread
 from l2t_fast.ops.triton.arguments import Arguments, needed, scale_in_place
 
 OPS = torch.ops.l2t_fast_triton
@@ -128,14 +129,8 @@ def _scaled_hvp(grad_loss: Tensor | None, arguments: Arguments, directions: list
     # a gradient, whose type a direction has, may be wider than its input
     directions = [d if d is None else d.to(t.dtype) for d, t in zip(directions, arguments.slots, strict=True)]
     directions[-1] = scaled(directions[-1])
-    products = iter(OPS.matching_hvp(*_flat(arguments), directions, arguments.needs))
-    slots = [next(products) if need else None for need in arguments.needs]
+    slots = spread(OPS.matching_hvp(*_flat(arguments), directions, arguments.needs), arguments.needs)
     return [*slots[:-1], scaled(slots[-1])]
-
-
-def _spread(needs: Sequence[bool], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    following = iter(tensors)
-    return [next(following) if need else None for need in needs]
 
 
 def _wanted(ctx, arguments: Arguments, edge: int) -> list[bool]:
@@ -180,7 +175,7 @@ class _MatchingBackward(Function):
             (grad_grad_loss,) = (
                 _NoThirdDerivative.apply(compute, *depends_on) if _requires_grad(depends_on) else compute()
             )
-        slots = _spread(arguments.needs, directions)
+        slots = spread(directions, arguments.needs)
         wanted = replace(arguments, needs=_wanted(ctx, arguments, 4))
         products = _scaled_hvp(grad_loss, wanted, slots)
         own = [product for product, slot in zip(products, arguments.slots, strict=True) if slot is not None]
@@ -233,15 +228,15 @@ class _MatchingForward(Function):
         if grad_loss is not None:
             consume = not ctx.hooked and _may_consume(grad_loss, gradients)  # a hook may hold them without a sign
             asked = [need and want for need, want in zip(needs, wanted, strict=True)]
-            made = _spread(needs, gradients)
+            made = spread(gradients, needs)
             chosen = [gradient.detach() for gradient, ask in zip(made, asked, strict=True) if ask]
             if consume:
                 scale_in_place(chosen, grad_loss)
             else:
                 chosen = OPS.matching_backward(grad_loss, chosen, *_flat(arguments), asked)
-            slots = _spread(asked, chosen)
+            slots = spread(chosen, asked)
         # only for callers of the operator itself that differentiate the gradients it returned
-        products = _scaled_hvp(None, replace(arguments, needs=wanted), _spread(needs, directions))
+        products = _scaled_hvp(None, replace(arguments, needs=wanted), spread(directions, needs))
         own = []
         for tensor, slot, product in zip(arguments.slots, slots, products, strict=True):
             if tensor is not None:
