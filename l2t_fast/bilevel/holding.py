@@ -149,7 +149,7 @@ class NoteHeld(_Counting):
             self._switch(args[0])
         place = self._place(function)
         note: Note | None = None
-        if function in _POOLING and _plain(args, kwargs):
+        if function in _POOLING and _input(args, kwargs).dim() == 4:  # one that returns indices is another function
             result, indices = _POOLING[function](*args, **kwargs)
             note = _Largest(indices, _input(args, kwargs).shape[2:].numel())
         else:
@@ -298,8 +298,3 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 def _input(args: Arguments, kwargs: Named) -> Tensor:
     return kwargs["input"] if "input" in kwargs else args[0]
-
-
-def _plain(args: Arguments, kwargs: Named) -> bool:
-    """A call on a batch that returns the maxima alone: return_indices is the seventh argument of max_pool2d."""
-    return _input(args, kwargs).dim() == 4 and not kwargs.get("return_indices", False) and len(args) < 7
