@@ -60,7 +60,9 @@ def rows_of(name: str) -> list[Row]:
     Raises:
         L2TFastError: there is no such file, or no row of the commit in it.
     """
-    path, _, commit = name.partition("@")
+    path, at, commit = name.rpartition("@")
+    if not at or Path(name).is_file():  # a folder or a file may have an @ in its name
+        path, commit = name, ""
     rows = read_rows(Path(path))
     if commit:
         found = [row for row in rows if (row.commit or "").startswith(commit)]

@@ -151,3 +151,11 @@ def test_rows_of_one_commit(tmp_path):
     assert len(rows_of(str(path))) == 2
     with pytest.raises(L2TFastError, match="no row of commit 999, it has abc1234, def5678"):
         rows_of(f"{path}@999")
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(tmp_path):
+    path = tmp_path / "runs@home" / "rows.csv"
+    path.parent.mkdir()
+    append_rows(path, [fake_row(commit="abc1234"), fake_row(commit="def5678", median_ms=2.0)])
+    assert [row.median_ms for row in rows_of(f"{path}@def")] == [2.0]
+    assert len(rows_of(str(path))) == 2
