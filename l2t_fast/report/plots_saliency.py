@@ -161,7 +161,7 @@ def _caption(maps: SaliencyMaps, kinds: list[str]) -> str:
             f" Grad-CAM: which pixels{layer} speak for the true class, laid over the image in grey; where nothing is "
             "laid over it, none does."
         )
-    return text + " Each map is scaled by its own largest value, so brightness cannot be compared between maps."
+    return text + " Each map has a scale of its own, so brightness cannot be compared between maps."
 
 
 def _fitted(picture: np.ndarray) -> np.ndarray:

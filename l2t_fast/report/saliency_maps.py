@@ -26,7 +26,7 @@ class Looked:
         seed: of the run
         predicted: (images,) class that the network finds most probable
         probability: (images,) probability that it gives to the true class, in 0 ... 1
-        maps: name of a kind of map -> uint8 (images, height, width), 255 where the map of an image is largest
+        maps: name of a kind of map -> uint8 (images, height, width), 255 where the map of an image is brightest
         per_class: training images a class; None is all, or not known
     """
 
