@@ -92,9 +92,12 @@ def test_wrapped_checkpoints_load(network, tmp_path, key, prefix):
 
 
 def test_extra_layers_of_the_authors_files_are_left_out(tmp_path):
-    network = build_model("vgg5bn", 4)
-    torch.save(network.state_dict() | {"alphas.0": torch.zeros(3), "w1.bias": torch.zeros(16)}, tmp_path / "a.pt")
-    load_weights(network, tmp_path / "a.pt")
+    saved = build_model("vgg5bn", 4).state_dict()
+    torch.save(saved | {"alphas.0": torch.zeros(3), "w1.bias": torch.zeros(16)}, tmp_path / "a.pt")
+    other = build_model("vgg5bn", 4)
+    load_weights(other, tmp_path / "a.pt")
+    for name, value in saved.items():
+        assert torch.equal(other.state_dict()[name], value)
 
 
 def test_published_densenets_load(tmp_path):
