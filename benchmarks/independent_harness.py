@@ -7,7 +7,6 @@ compare with ``l2t-fast bench run --modes forward_backward --warm_cache`` in the
 """
 
 import argparse
-import csv
 import statistics
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 import torch.utils.benchmark as timing
 from torch import Tensor
 
+from benchmarks.csv_rows import append
 from l2t_fast import feature_matching_loss
 from l2t_fast.environment import describe_environment
 
@@ -86,10 +86,7 @@ def main() -> None:
             device = environment["machine"]["processor"], environment["versions"]["torch"], threads
             date = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", environment["l2t_fast"]["commit"]
             row = [*date, *device, workload, batch, name, f"{median:.2f}", options.timings]
-            new = not options.output.exists()
-            with open(options.output, "a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerows(([FIELDS] if new else []) + [row])
+            append([dict(zip(FIELDS, row, strict=True))], options.output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ plan beside what all plans send; ``held`` is the networks', optimizers' and grad
 """
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ import torch.multiprocessing as multiprocessing
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.csv_rows import append
 from l2t_fast.bench.memory import peak
 from l2t_fast.bench.timing import Run
 from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig
@@ -35,7 +35,7 @@ from l2t_fast.transfer import Trainer, TrainingProgress
 
 SOURCES, RANKS, BATCH = 8, 4, 32
 FIELDS = ("date", "commit", "device", "torch", "sources", "pairs", "ranks", "batch", "plan", "rank")
-NUMBERS = ("sent_mb", "common_mb", "counted_mb", "held_mib", "peak_mib")
+FIELDS += ("sent_mb", "common_mb", "counted_mb", "held_mib", "peak_mib")
 
 
 def configuration(folder: Path, plan: str) -> TrainConfig:
@@ -109,16 +109,11 @@ def main() -> None:
         rows = [row for i in range(RANKS) for row in torch.load(folder / f"rows-{i}.pt", weights_only=True)]
     # What all plans send alike: all of what `images` sends but what the planner counts for it.
     common = {row[2]: row[3] - row[4] for row in rows if row[1] == "images"}
-    new = not options.output.exists()
-    with open(options.output, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if new:
-            writer.writerow((*FIELDS, *NUMBERS))
-        for pairs, plan, number, sent, counted, *memory in sorted(rows, key=lambda row: (PLANS.index(row[1]), row[2])):
-            numbers = [f"{v:.1f}" for v in (sent, common[number], counted, *memory)]
-            row = [*date, *machine, SOURCES, pairs, RANKS, BATCH, plan, number, *numbers]
-            writer.writerow(row)
-            print(*row[-8:])
+    for pairs, plan, number, sent, counted, *memory in sorted(rows, key=lambda row: (PLANS.index(row[1]), row[2])):
+        numbers = [f"{v:.1f}" for v in (sent, common[number], counted, *memory)]
+        row = [*date, *machine, SOURCES, pairs, RANKS, BATCH, plan, number, *numbers]
+        append([dict(zip(FIELDS, row, strict=True))], options.output)
+        print(*row[-8:])
 
 
 if __name__ == "__main__":
