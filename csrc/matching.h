@@ -21,7 +21,7 @@ struct Pair {
   int64_t alpha_begin;  // first of the pair's C_m columns in the packed alpha
 };
 
-// Everything the loss depends on. Already checked by check_problem: shapes agree, indices are in range, one device.
+// Everything the loss depends on. Already checked by checked_problem: shapes agree, indices are in range, one device.
 struct MatchingProblem {
   std::vector<at::Tensor> sources;  // (B, C_m, H_m, W_m), any strides; float64, float32, bfloat16 or float16
   std::vector<at::Tensor> targets;  // (B, C_n, H_n, W_n), any strides; several pairs may share one
@@ -38,13 +38,6 @@ struct Needs {
   std::vector<bool> weights;  // one a pair
   std::vector<bool> biases;   // one a pair; never true where the pair has no bias
   bool alpha = false;
-
-  bool any() const {
-    for (const auto* list : {&targets, &weights, &biases})
-      for (const bool wanted : *list)
-        if (wanted) return true;
-    return alpha;
-  }
 };
 
 // One tensor per differentiable input, in the order of MatchingProblem. As a result (gradient, Hessian-vector
