@@ -5,7 +5,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "build_info.h"

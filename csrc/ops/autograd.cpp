@@ -13,6 +13,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "arguments.h"
 #include "edges.h"
 
