@@ -34,7 +34,7 @@ def feature_matching_loss(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Weighted channel-wise feature matching, for all layer pairs at once (Jang et al. 2019, equations 2 and 3).
+    """Weighted channel-wise feature matching, for all layer pairs at once (Jang et al. 2019, section 2).
 
     For a pair p = (m, n), with r the 1x1 projection of the pair and S~ the source map resized bilinearly (half-pixel
     centres, no antialias) to the target map's P = H_n * W_n pixels::

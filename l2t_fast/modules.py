@@ -126,7 +126,7 @@ def _weight_and_bias(projection: nn.Module) -> Projection:
 
 
 class WeightNetwork(nn.ModuleList):
-    """*What* to transfer: w = softmax(f(GAP(S^m))), one linear layer C_m -> C_m a pair (paper, section 2.2).
+    """*What* to transfer: w = softmax(f(GAP(S^m))), one linear layer C_m -> C_m a pair (paper, section 2).
 
     Weights and biases start at 0, so that every channel starts with weight 1 / C_m.
     """
@@ -157,7 +157,7 @@ _PAIR_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class LossWeightNetwork(nn.ModuleList):
-    """*Where* to transfer: lambda = ReLU6(g(GAP(S^m))), one linear layer C_m -> 1 a pair (paper, section 2.2).
+    """*Where* to transfer: lambda = ReLU6(g(GAP(S^m))), one linear layer C_m -> 1 a pair (paper, section 2).
 
     Args:
         source_channels: C_m of every source map, by its index.

@@ -36,7 +36,7 @@ def hypergradient(
     capturable: bool = False,
     part: Part = WHOLE,
 ) -> list[Tensor]:
-    """d cross-entropy(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on cross-entropy (section 2.3).
+    """d cross-entropy(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on cross-entropy (section 2).
 
     All steps, and the cross-entropy at their end, use the one batch (x, y). The SGD is the optimizer's: learning rate,
     momentum with its present buffers, dampening, Nesterov and weight decay of each parameter group. A parameter that a

@@ -19,7 +19,7 @@ def resolve_pairs(
 
     Args:
         pairs: "single" (last with last), "one-to-one" (first with first and so on, as far as both go), "all-to-all"
-            (paper, section 3.1), the first two for each source by itself; or "SOURCE:TARGET" entries, as a list or
+            (paper, section 3), the first two for each source by itself; or "SOURCE:TARGET" entries, as a list or
             joined by commas, each side a layer's name or its index, which counts through all sources.
         source_layers: names of the sources' feature maps, in order, one source after the other.
         target_layers: names of the target's feature maps, in order.

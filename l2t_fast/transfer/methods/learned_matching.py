@@ -18,7 +18,7 @@ class LearnedMatching(FeatureMatchingMethod):
     """Feature matching whose weights phi are learned so that matching lowers the target's cross-entropy.
 
     After each real step: T look-ahead steps on beta times the matching loss and one on the cross-entropy, not kept; the
-    gradient of the cross-entropy at the end point with respect to phi; an Adam step on phi (paper, section 2.3 and
+    gradient of the cross-entropy at the end point with respect to phi; an Adam step on phi (paper, section 2 and
     algorithm 1). All with the batch of the real step.
 
     Args:
