@@ -16,8 +16,9 @@ from l2t_fast.bench.engine import Protocol
 from l2t_fast.bench.loss_suite import measure_loss
 from l2t_fast.bench.losses import LOSS_PROVIDERS, why_not
 from l2t_fast.bench.roofline import measure_peaks
-from l2t_fast.bench.rows import WRONG, Row, append_rows
+from l2t_fast.bench.rows import WRONG, Row, append_rows, check_output
 from l2t_fast.bench.workloads import WORKLOADS
+from l2t_fast.errors import L2TFastError
 
 # the cheapest first; torch.compile takes its time over 128 pairs
 LOSS_WORKLOADS = ("cifar", "imagenet", "multi_source_128")
@@ -29,8 +30,12 @@ DTYPE = "float32"
 def loss_rows(workloads: list[str], protocol: Protocol, providers: list[str] | None) -> Iterator[list[Row]]:
     peaks, rows = measure_peaks(protocol, DTYPE)
     yield rows
-    can_run = [name for name in LOSS_PROVIDERS if why_not(name, "forward", DTYPE, protocol.device) is None]
-    providers = [name for name in can_run if providers is None or name in providers]
+    wanted = [name for name in LOSS_PROVIDERS if providers is None or name in providers]
+    reasons = {name: why_not(name, "forward", DTYPE, protocol.device) for name in wanted}
+    for name, reason in reasons.items():
+        if reason is not None:
+            protocol.progress(f"{name} is left out: {reason}")
+    providers = [name for name, reason in reasons.items() if reason is None]
     for name in workloads:
         case = WORKLOADS[name].case(protocol.device, dtype=DTYPE, layout="NCHW")
         yield from measure_loss(case, MODES, providers, protocol, peaks)
@@ -64,6 +69,11 @@ def main() -> int:
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("error: PyTorch sees no CUDA GPU", file=sys.stderr)
+        return 2
+    try:
+        check_output(arguments.rows)
+    except L2TFastError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     protocol = Protocol(device, repeats=arguments.repeats, progress=lambda line: print(line, flush=True))
     if arguments.what == "loss":
