@@ -3,17 +3,20 @@
     make gpu            # or: python3 benchmarks/gpu.py --output FOLDER
 
 Stages run one after the other, each in a process of its own with a time limit, so that one that fails or hangs costs
-the others nothing: the environment, the native build, the tests (those of backends that need a GPU among them),
+the others nothing: the native build, the environment, the tests (those of backends that need a GPU among them),
 compute-sanitizer's memcheck and racecheck on small problems, the benchmarks of the matching loss and of a training
-step. The folder then holds the rows, summary.md, and all logs in logs.tgz. It works in a checkout, whether or not the
-package is installed.
+step. The folder then holds the rows, summary.md, and all logs in logs.tgz, also of a run that is interrupted. It works
+in a checkout, whether or not the package is installed.
 """
 
 import argparse
 import contextlib
 import csv
+import datetime
+import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,12 +24,14 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 9 * 60 - 15  # in all; the rest is for the summary
 LOG_BYTES = 200_000  # of each log; what is cut off is its middle
+GRACE = 5  # seconds in which pytest tells what has failed until it was stopped
 
 #: Tests that cannot even be collected without a package that not every machine with a GPU has.
 NEEDED_BY = {
@@ -45,8 +50,19 @@ NEEDED_BY = {
     "captum": ["tests/saliency"],
 }
 
+#: Tests of GPU code that need no GPU, and take the time of those that do: `make test` has them.
+WITHOUT_GPU = [
+    "tests/ops/cuda/test_emulated.py",
+    "tests/ops/cuda/test_gram.py",
+    "tests/ops/triton/test_interpreter.py",
+    "tests/ops/triton/test_resources.py",
+]
+
 #: Every process of a stage inherits this variable, wherever else it belongs.
 MARK = "L2T_FAST_GPU_STAGE"
+
+
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -73,22 +89,29 @@ def stages(output: Path) -> list[Stage]:
     rows = str(output / "rows.csv")
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     cores = os.cpu_count() or 1
-    quiet = ["-q", "--tb=short", "-p", "no:warnings", "-p", "no:benchmark", "--continue-on-collection-errors"]
-    tests = [*python, "-m", "pytest", *quiet, "-n", str(min(8, cores))]
+    # Not `-p no:warnings`: pytest would not know its own mark `filterwarnings`, and collect no file that has it.
+    quiet = ["-q", "--tb=short", "--disable-warnings", "-p", "no:benchmark", "--continue-on-collection-errors"]
+    tests = [*python, "-m", "pytest", *quiet, *(["-n", str(min(8, cores))] if is_installed("xdist") else [])]
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     checked = [[sanitizer, "--tool", tool, "--error-exitcode", "9", *python] for tool in ("memcheck", "racecheck")]
     # PyTorch's allocator hands out parts of large blocks, whose borders the sanitizer would not see.
     no_blocks = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    describe = "from l2t_fast import environment as e; print(e.format_environment(e.describe_environment()))"
+    # A backend that is missing ends it with a sentence: benchmarks leave it out, and its tests are skipped.
+    describe = (
+        "import sys; from l2t_fast import environment as e, ops; "
+        "print(e.format_environment(e.describe_environment())); "
+        "sys.exit('; '.join(f'{b}: {why}' for b in ops.FUSED['cuda'] if (why := ops.why_unavailable(b))) or None)"
+    )
     loss = [*python, "-m", "benchmarks.gpu_rows", "loss", rows, "--workloads"]
     forms = [*python, "-m", "benchmarks.gpu_profile", "--backends", "cuda", "--forms", "direct", "gram"]
     one_mode = ["--modes", "forward_backward"]
     step = [*python, "-m", "benchmarks.gpu_rows", "step", rows, "--workloads"]
-    missing = [name for name in NEEDED_BY if importlib.util.find_spec(name) is None]
+    missing = [name for name in NEEDED_BY if not is_installed(name)]
     left_out = [path for name in missing for path in NEEDED_BY[name]]
+    gpu_tests = [*tests, "tests/ops", *(f"--ignore={path}" for path in WITHOUT_GPU)]
     return [
-        Stage("environment", 15, [*python, "-c", describe], {}),
         Stage("build", 90, [*python, "setup.py", "build_ext", "--inplace"], {}),
+        Stage("environment", 15, [*python, "-c", describe], {}),
         Stage("loss_imagenet", 45, [*loss, "imagenet"], {}),
         Stage("loss_cifar", 45, [*loss, "cifar"], {}),
         Stage("step_cifar", 40, [*step, "cifar", "--repeats", "10"], {}),
@@ -102,14 +125,14 @@ def stages(output: Path) -> list[Stage]:
         ),
         Stage("forms", 22, [*forms, "--workloads", "imagenet", "multi_source_128"], {}),
         Stage("forms_bfloat16", 8, [*forms, "--workloads", "imagenet", "--dtypes", "bfloat16", *one_mode], {}),
-        Stage("tests_cuda", 50, [*tests, "tests/ops", "-k", "cuda and not triton"], one_thread),
+        Stage("tests_cuda", 50, [*gpu_tests, "-k", "cuda and not triton"], one_thread),
         Stage("tests_graph", 45, [*tests, "tests/transfer/test_step_graph_gpu.py"], one_thread),
         Stage("memcheck", 25, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
         Stage("racecheck", 20, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
         Stage(
             "tests_triton",
             19,
-            [*tests, "tests/ops", "-k", "triton"],
+            [*gpu_tests, "-k", "triton"],
             one_thread,
             "every mixture of types is compiled anew: what is left when the time is up was not tested",
         ),
@@ -123,6 +146,18 @@ def stages(output: Path) -> list[Stage]:
     ]
 
 
+def is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def missing_packages() -> list[str]:
+    """What pyproject.toml asks for, tests included, and this Python has not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], "pytest", "pytest-xdist", "captum"]
+    names = [re.match(r"[\w.-]+", requirement)[0] for requirement in wanted]
+    return [name for name in names if not any(importlib.metadata.distributions(name=name))]
+
+
 def run(stage: Stage, logs: Path, left: float) -> Outcome:
     """Run one stage, its output in a log. When it returns, no process of it is left."""
     limit = min(stage.seconds, left)
@@ -133,20 +168,26 @@ def run(stage: Stage, logs: Path, left: float) -> Outcome:
     environment = os.environ | {"PYTHONPATH": path} | stage.variables | {MARK: mark}
     began = time.monotonic()
     log = logs / f"{stage.name}.log"
-    with log.open("w") as file:
-        try:
+    try:
+        with log.open("w") as file:
             process = subprocess.Popen(
                 stage.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
-        except OSError as error:
-            return Outcome(stage, f"did not start: {error.strerror}", 0.0, "")
-        try:
-            code = process.wait(limit)
-            status = "ok" if code == 0 else f"exit code {code}"
-        except subprocess.TimeoutExpired:
-            status = f"stopped after {limit:.0f} s"
-        finally:
-            end(process, mark)
+    except OSError as error:
+        return Outcome(stage, f"did not start: {error.filename or log}: {error.strerror}", 0.0, "")
+    try:
+        code = process.wait(limit)
+        status = "ok" if code == 0 else f"exit code {code}"
+    except subprocess.TimeoutExpired:
+        status = f"stopped after {limit:.0f} s"
+        if "pytest" in stage.command:  # it has printed dots so far, no failure
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.send_signal(signal.SIGINT)
+                process.wait(GRACE)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    finally:
+        end(process, mark)
     text = log.read_text(errors="replace")
     if len(text) > LOG_BYTES:
         text = f"{text[: LOG_BYTES // 4]}\n[...]\n{text[-LOG_BYTES * 3 // 4 :]}"
@@ -191,15 +232,28 @@ def pack(logs: Path, archive: Path) -> None:
             packed.add(log, log.name)
 
 
-def summary(outcomes: list[Outcome], rows: Path) -> str:
+def keep(outcomes: list[Outcome], logs: Path, output: Path, since: str) -> str:
+    """Write logs and summary. Where that fails it is said, and the stages go on: their outcomes are printed too."""
+    text = summary(outcomes, output / "rows.csv", since)
+    try:
+        (output / "summary.md").write_text(text)
+        pack(logs, output / "logs.tgz")
+    except OSError as error:
+        print(f"error: results cannot be written to {output}: {error.strerror}", file=sys.stderr, flush=True)
+    return text
+
+
+def summary(outcomes: list[Outcome], rows: Path, since: str = "") -> str:
     lines = ["# Run on a GPU", "", "| stage | status | seconds | last line |", "|---|---|---|---|"]
     for outcome in outcomes:
         last = outcome.last_line.replace("|", "/")[:120]
         lines.append(f"| {outcome.stage.name} | {outcome.status} | {outcome.seconds:.0f} | {last} |")
     notes = [f"* {outcome.stage.name}: {outcome.stage.note}." for outcome in outcomes if outcome.stage.note]
     lines += ["", *notes] if notes else []
+    if missing := missing_packages():
+        lines += ["", f"Not installed: {', '.join(missing)}. What imports them fails or was left out."]
     if rows.exists():
-        lines += ["", *ratio_table(rows)]
+        lines += ["", *ratio_table(rows, since)]
     return "\n".join(lines) + "\n"
 
 
@@ -207,10 +261,11 @@ def summary(outcomes: list[Outcome], rows: Path) -> str:
 OURS = ("cuda", "triton", "exact")
 
 
-def ratio_table(rows: Path) -> list[str]:
-    """Medians, and how many times longer than ours every provider of the same run takes."""
+def ratio_table(rows: Path, since: str = "") -> list[str]:
+    """Medians, and how many times longer than ours every provider of the same run takes; of runs that began since."""
     with rows.open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if row["median_ms"] and not row["part"] and row["mode"] != "peak"]
+        new = [row for row in csv.DictReader(file) if row.get("run", "") >= since]  # old ones may have other columns
+    found = [row for row in new if row["median_ms"] and not row["part"] and row["mode"] != "peak"]
     lines = [
         f"Ours is the first of {', '.join(OURS)} in a run.",
         "",
@@ -235,24 +290,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("OUT") or str(ROOT / "build" / "gpu")
     parser.add_argument("--output", type=Path, default=Path(default), help="folder for rows, summary and logs")
-    parser.add_argument("--stages", nargs="+", help="some of the stages only")
+    parser.add_argument("--stages", nargs="+", metavar="STAGE", help="some of the stages only")
     arguments = parser.parse_args()
     output = arguments.output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    chosen = stages(output)
+    names = [stage.name for stage in chosen]
+    if unknown := [name for name in arguments.stages or [] if name not in names]:
+        parser.error(f"no stage is named {', '.join(unknown)}: they are {', '.join(names)}")
+    chosen = [stage for stage in chosen if not arguments.stages or stage.name in arguments.stages]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "summary.md").write_text("")  # no older one stays
+    except OSError as error:
+        parser.error(f"results cannot be written to {output}: {error.strerror}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process of a stage outlives this one
+    return run_all(chosen, output)
+
+
+def run_all(chosen: list[Stage], output: Path) -> int:
+    began, since = time.monotonic(), datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
-        logs = Path(folder)
-        for stage in stages(output):
-            if arguments.stages and stage.name not in arguments.stages:
-                continue
+        for stage in chosen:
             print(f"{stage.name} ...", flush=True)
-            outcomes.append(run(stage, logs, SECONDS - (time.monotonic() - began)))
-            last = outcomes[-1]
+            last = run(stage, Path(folder), SECONDS - (time.monotonic() - began))
+            outcomes.append(last)
             print(f"{stage.name}: {last.status}, {last.seconds:.0f} s, {last.last_line}", flush=True)
-            pack(logs, output / "logs.tgz")
-            (output / "summary.md").write_text(summary(outcomes, output / "rows.csv"))
-    print((output / "summary.md").read_text())
+            text = keep(outcomes, Path(folder), output, since)
+            if last.status == INTERRUPTED:
+                break
+    print(text)
     return 0 if all(outcome.status == "ok" for outcome in outcomes) else 1
 
 

@@ -1,5 +1,6 @@
 """`make gpu` without a GPU: stages that fail or hang cost the others nothing, and the summary says what happened."""
 
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -34,6 +35,48 @@ def test_nothing_outlives_a_stage(tmp_path, code):
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
+def test_tests_that_are_stopped_say_what_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 60)  # for a machine with other work
+    file = tmp_path / "test_some.py"
+    file.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_endless(): time.sleep(600)\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    outcome = gpu.run(gpu.Stage("tests", 8, command, {}), tmp_path, 60)
+    assert outcome.status == "stopped after 8 s" and outcome.last_line.startswith("1 failed")
+    assert "assert 1 == 2" in (tmp_path / "tests.log").read_text()
+
+
+def test_an_interrupted_run_leaves_what_there_is(tmp_path):
+    interrupts = "import os, signal, time; print('at work', flush=True); os.kill(os.getppid(), signal.SIGINT)"
+    stages = [stage("first", "pass"), stage("second", f"{interrupts}; time.sleep(600)"), stage("third", "pass")]
+    assert gpu.run_all(stages, tmp_path) == 1
+    text = (tmp_path / "summary.md").read_text()
+    assert "| first | ok |" in text and "| second | interrupted |" in text and "third" not in text
+    with tarfile.open(tmp_path / "logs.tgz") as packed:
+        assert packed.extractfile("second.log").read() == b"at work\n"
+
+
+def test_a_folder_that_cannot_be_written_to_stops_no_stage(tmp_path, capsys):
+    gone = tmp_path / "gone"
+    assert gpu.run_all([stage("first", "print('one')"), stage("second", "print('two')")], gone) == 0
+    told = capsys.readouterr()
+    assert "| second | ok |" in told.out and told.err.count(f"cannot be written to {gone}: No such file") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stages", "tests", "nosuch"], "no stage is named nosuch: they are build, "),
+        (["--output", __file__], "test_gpu.py: File exists"),
+    ],
+    ids=["stage", "output"],
+)
+def test_what_cannot_begin_is_told(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert message in capsys.readouterr().err
+
+
 def test_a_long_log_loses_its_middle(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "LOG_BYTES", 400)
     outcome = gpu.run(stage("long", "for i in range(1000): print(i)"), tmp_path, 60)
@@ -55,12 +98,27 @@ def test_what_went_wrong_is_told(tmp_path, change, status):
 
 def test_a_command_that_is_not_there(tmp_path):
     missing = gpu.Stage("sanitizer", 60, ["/nowhere/compute-sanitizer"], {})
-    assert gpu.run(missing, tmp_path, 60).status.startswith("did not start")
+    assert gpu.run(missing, tmp_path, 60).status.startswith("did not start: /nowhere/compute-sanitizer: ")
 
 
 def test_every_stage_fits_into_the_nine_minutes_or_comes_last(tmp_path):
     stages = gpu.stages(tmp_path)
     assert sum(s.seconds for s in stages[:-1]) < gpu.SECONDS < 9 * 60
+
+
+def test_without_xdist_tests_run_in_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "is_installed", lambda module: False)
+    assert not any("-n" in s.command for s in gpu.stages(tmp_path))
+
+
+def test_files_with_marks_are_collected(tmp_path):
+    """With the options of the stages, strict about unknown ones."""
+    file = tmp_path / "test_marked.py"
+    file.write_text("import pytest\n@pytest.mark.filterwarnings('ignore')\ndef test_one(): pass\n")
+    tests = next(s.command for s in gpu.stages(tmp_path) if s.name == "tests")
+    options = ["-c", str(gpu.ROOT / "pyproject.toml"), "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run([*tests[: tests.index("tests")], *options], capture_output=True, text=True)
+    assert "1 passed" in done.stdout and done.returncode == 0, done.stdout + done.stderr
 
 
 def row(provider, median_ms, **others):
@@ -89,3 +147,18 @@ def test_the_summary_has_ratios_within_a_run(tmp_path):
     assert "| cifar | 128 | forward_backward | eager | 4.000 | 8.00 | 50 | 5.00 |  |" in text
     assert "| cifar | 128 | forward_backward | eager | 9.000 |  |" in text
     assert "compile" not in text
+
+
+def test_the_summary_is_of_this_run_alone(tmp_path):
+    """Rows of earlier runs stay in the file, and their columns may be another version's."""
+    rows = tmp_path / "rows.csv"
+    append_rows(rows, [row("cuda", 1.0, run="2026-01-01T00:00:00Z"), row("cuda", 2.0, run="2026-01-02T00:00:00Z")])
+    text = gpu.summary([], rows, "2026-01-01T12:00:00Z")
+    assert "| cuda | 2.000 |" in text and "| cuda | 1.000 |" not in text
+    rows.write_text("time\n1\n")
+    assert "| cuda |" not in gpu.summary([], rows, "2026-01-01T12:00:00Z")
+
+
+def test_the_summary_names_packages_that_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.importlib.metadata, "distributions", lambda name: [] if name == "rich" else ["one"])
+    assert "Not installed: rich." in gpu.summary([], tmp_path / "rows.csv")
