@@ -81,15 +81,17 @@ def main() -> int:
     else:
         workloads = arguments.workloads or list(STEP_WORKLOADS)
         measured = step_rows(workloads, protocol, arguments.providers, arguments.parts)
-    wrong = 0
+    wrong: list[str] = []
     for rows in measured:
         append_rows(arguments.rows, rows)
-        wrong += sum(row.status == WRONG for row in rows)
         for row in rows:
             time = "" if row.median_ms is None else f"{row.median_ms:.3f} ms"
             peak = "" if row.peak_mib is None else f", peak {row.peak_mib:.1f} MiB"
             name = f"{row.workload} {row.mode} {row.provider} {row.part or ''}".rstrip()
             print(f"{name}: {row.status} {time}{peak}", flush=True)
+            wrong += [name] if row.status == WRONG else []
+    if wrong:
+        print(f"wrong: {', '.join(wrong)}")
     return 1 if wrong else 0
 
 
