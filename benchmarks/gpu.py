@@ -25,6 +25,7 @@ import tarfile
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,9 +182,7 @@ def run(stage: Stage, logs: Path, left: float) -> Outcome:
     except subprocess.TimeoutExpired:
         status = f"stopped after {limit:.0f} s"
         if "pytest" in stage.command:  # it has printed dots so far, no failure
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.send_signal(signal.SIGINT)
-                process.wait(GRACE)
+            interrupt(process, mark)
     except KeyboardInterrupt:
         status = INTERRUPTED
     finally:
@@ -196,6 +195,21 @@ def run(stage: Stage, logs: Path, left: float) -> Outcome:
     return Outcome(stage, status, time.monotonic() - began, lines[-1] if lines else "")
 
 
+def interrupt(process: subprocess.Popen, mark: str) -> None:
+    """Have pytest print what it found. It would wait for tests in its workers first, for 10 s, so these are killed."""
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    kill(pid for pid in marked(mark) if pid != process.pid)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended by itself
+            os.kill(pid, signal.SIGKILL)
+
+
 def end(process: subprocess.Popen, mark: str) -> None:
     """Kill a stage and whatever it started, also what has a session of its own, as workers of compilers have."""
     if process.poll() is None:
@@ -203,9 +217,7 @@ def end(process: subprocess.Popen, mark: str) -> None:
         process.wait()
     for _ in range(20):  # a process may have started another one meanwhile
         found = marked(mark)
-        for pid in found:
-            with contextlib.suppress(OSError):  # it has ended by itself
-                os.kill(pid, signal.SIGKILL)
+        kill(found)
         if not found:
             return
         time.sleep(0.1)
