@@ -1,5 +1,6 @@
 """Named feature maps of any network, torchvision's among them, by forward hooks on its modules."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.models.named_maps import check_layers, input_normalisation
 
 TORCHVISION_PREFIX = "torchvision:"
@@ -41,7 +43,8 @@ class _HookedMaps:
         def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
             def hook(module: nn.Module, inputs: tuple, output: object) -> None:
                 feature_map = self._to_map(module, output)
-                maps[name] = feature_map.clone() if name in self._changed_later else feature_map
+                if feature_map is not None:
+                    maps[name] = feature_map.clone() if name in self._changed_later else feature_map
 
             return hook
 
@@ -51,6 +54,12 @@ class _HookedMaps:
         finally:
             for handle in handles:
                 handle.remove()
+        for name in self.feature_names:
+            if name not in maps:
+                raise L2TFastError(
+                    f"the layer {name!r} gave no feature map for images {tuple(x.shape)}: choose one that runs in "
+                    "training as in evaluation, whatever the images' size"
+                )
         return logits, [maps[name] for name in self.feature_names]
 
 
@@ -66,20 +75,31 @@ def with_feature_maps(
     """Make ``network``, in place, return named feature maps beside its logits, and return it.
 
     ``layers`` are module names (``network.named_modules()``) whose outputs are maps (B, C, H, W), or become such by
-    ``to_map(module, output)``. The network then follows the contract of ``NamedMapsNetwork``: ``forward(x) -> (logits,
-    maps)``, ``feature_names``, ``feature_channels``. Parameter names stay as they are, modules that work in place are
-    set to work out of place, and SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their
-    backward (of attention's too, so a transformer with ``nn.MultiheadAttention`` can be a source only). Maps that the
-    network's own code overwrites afterwards are copied first. One forward pass on zeros of ``image_size`` finds the
-    channels.
+    ``to_map(module, output)``, which is asked of every module and says None where there is no map. The network then
+    follows the contract of ``NamedMapsNetwork``: ``forward(x) -> (logits, maps)``, ``feature_names``,
+    ``feature_channels``. Parameter names stay as they are, modules that work in place are set to work out of place, and
+    SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their backward (of attention's too, so a
+    transformer with ``nn.MultiheadAttention`` can be a source only). Maps that the network's own code overwrites
+    afterwards are copied first. One forward pass on zeros of ``image_size`` finds the channels.
 
-    Called again, it chooses other maps. Raises ``L2TFastError`` if a layer does not exist or gives no map.
+    Called again, it chooses other maps. Raises ``L2TFastError`` if a layer does not exist or gives no map, the network
+    or ``to_map`` fails on the zeros, or the network cannot be given maps: it has an attribute of those names already,
+    or a ``forward`` of its own beside its class's (``torch.compile`` sets one: compile afterwards).
     """
     name = name or type(network).__name__
+    _check_free(name, network)
     to_map = to_map or getattr(network, "_to_map", _plain_map)
     _make_differentiable(network)
-    probed = probe(network, in_channels, image_size, to_map)
-    check_layers(name, layers, list(probed))
+    try:
+        probed = probe(network, in_channels, image_size, to_map)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise L2TFastError(
+            f"{name} fails on zeros (1, {in_channels}, {image_size}, {image_size}), or its to_map does: "
+            f"{one_sentence(error)}; in_channels and image_size must be those of its images"
+        ) from error
+    check_layers(name, layers, list(probed), dict(network.named_modules()))
     network.feature_names = list(layers)
     network.feature_channels = [probed[layer].shape[1] for layer in layers]
     if not hasattr(network, "input_mean"):
@@ -90,6 +110,21 @@ def with_feature_maps(
     if not issubclass(plain, _HookedMaps):
         network.__class__ = type(plain.__name__, (_HookedMaps, plain), {})
     return network
+
+
+def _check_free(name: str, network: nn.Module) -> None:
+    if isinstance(network, _HookedMaps):
+        return
+    for attribute in ("feature_names", "feature_channels", "_to_map", "_changed_later"):
+        if hasattr(network, attribute):
+            raise L2TFastError(
+                f"{name} has an attribute {attribute!r} already, which its feature maps need: rename it, or choose the "
+                "maps of a NamedMapsNetwork when it is built"
+            )
+    if "forward" in vars(network):
+        raise L2TFastError(
+            f"{name} has a forward of its own beside its class's, as torch.compile sets one: give it feature maps first"
+        )
 
 
 class _SiLU(nn.Module):
@@ -219,7 +254,8 @@ def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) 
     was_training = network.training
     network.eval()
     try:
-        like = next(network.parameters())
+        tensors = itertools.chain(network.parameters(), network.buffers())
+        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
         zeros = torch.zeros(1, in_channels, image_size, image_size, dtype=like.dtype, device=like.device)
         with torch.no_grad():
             network(zeros)

@@ -1,7 +1,7 @@
 """Networks that return named feature maps beside their logits, and the choice of maps by name."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,19 +64,29 @@ def input_normalisation(in_channels: int) -> tuple[tuple[float, ...] | None, tup
     return (IMAGENET_MEAN, IMAGENET_STD) if in_channels == 3 else (None, None)
 
 
-def check_layers(model_name: str, layers: Sequence[str], available: Sequence[str] | dict[str, int]) -> None:
-    """Raise an ``L2TFastError`` if a layer is not among those ``available``, is named twice, or none is named."""
+def check_layers(
+    model_name: str, layers: Sequence[str], available: Sequence[str] | dict[str, int], modules: Container[str] = ()
+) -> None:
+    """Raise an ``L2TFastError`` if a layer is not among those ``available``, is named twice, or none is named.
+
+    ``modules`` are names that there are, whether or not they give a map.
+    """
     if isinstance(layers, str) or not layers:
         raise L2TFastError(f"the layers of {model_name} must be a list of at least one name, not {layers!r}")
     for i, name in enumerate(layers):
         if name not in available:
-            raise L2TFastError(f"{model_name} has no layer {name!r}: {suggestion(name, list(available))}")
+            wrong = f"{model_name} has no layer {name!r}"
+            if name in modules:
+                wrong = f"the layer {name!r} of {model_name} gives no feature map (B, C, H, W)"
+            raise L2TFastError(f"{wrong}: {suggestion(name, list(available))}")
         if name in layers[:i]:
             raise L2TFastError(f"the layer {name!r} of {model_name} is named twice: name each layer once")
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
     """The end of a sentence that says which names come close to ``name``, or which there are."""
+    if not known:
+        return "there is none to choose"
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:
         return "the closest names are " + ", ".join(close)

@@ -225,6 +225,79 @@ def test_any_network_can_be_given_feature_maps():
     assert maps[0].min() < 0 <= maps[1].min()  # the first map is still from before the ReLU
 
 
+class Tokens(nn.Module):
+    """(B, 3, 8, 8) -> tokens (B, 4, 5), layer by layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 5, 4, stride=4)
+        self.block = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_tokens_become_maps():
+    network = Tokens()
+    side_by_side = lambda module, output: output.transpose(1, 2).unflatten(2, (2, 2)) if output.ndim == 3 else None  # noqa: E731
+    with_feature_maps(network, ["block"], image_size=8, to_map=side_by_side)
+    x = torch.randn(2, 3, 8, 8)
+    _, (feature_map,) = network(x)
+    tokens = network.block(network.patches(x).flatten(2).transpose(1, 2))
+    assert feature_map.shape == (2, 5, 2, 2)
+    assert torch.equal(feature_map[:, :, 1, 0], tokens[:, 2])
+
+
+def test_a_network_needs_no_parameters():
+    network = with_feature_maps(nn.Sequential(nn.AvgPool2d(2)), ["0"])
+    assert network.feature_channels == [3]
+
+
+class OnlyInEvaluation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sometimes = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return x if self.training else self.sometimes(x)
+
+
+def with_attribute(name):
+    network = Tokens()
+    setattr(network, name, nn.Identity())
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "sentence"),
+    [
+        (Tokens(), {}, "the layer 'block' of Tokens gives no feature map (B, C, H, W): the names are patches"),
+        (nn.Sequential(), {}, "Sequential has no layer 'block': there is none to choose"),
+        (Tokens(), {"in_channels": 1}, "Tokens fails on zeros (1, 1, 8, 8), or its to_map does: Given groups=1"),
+        (
+            Tokens(),
+            {"to_map": lambda module, output: output.unflatten(2, (2, 2))},
+            "in_channels and image_size must be those of its images",
+        ),
+        (with_attribute("feature_names"), {}, "Tokens has an attribute 'feature_names' already"),
+        (with_attribute("_to_map"), {}, "Tokens has an attribute '_to_map' already"),
+        (build_model("resnet8", 5), {}, "choose the maps of a NamedMapsNetwork when it is built"),
+        (torch.compile(Tokens()), {}, "OptimizedModule has a forward of its own beside its class's"),
+    ],
+)
+def test_networks_that_cannot_be_given_maps_are_told_why(network, options, sentence):
+    with pytest.raises(L2TFastError) as error:
+        with_feature_maps(network, ["block"], image_size=8, **options)
+    assert sentence in str(error.value)
+
+
+def test_a_layer_that_stops_to_run_is_named():
+    network = with_feature_maps(OnlyInEvaluation(), ["sometimes"], image_size=8)
+    with pytest.raises(L2TFastError, match=r"'sometimes' gave no feature map for images \(2, 3, 8, 8\)"):
+        network.train()(torch.randn(2, 3, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -240,7 +313,10 @@ def test_any_network_can_be_given_feature_maps():
         (lambda: build_model("resnet20", 5, layers="layer1.0"), "must be a list of at least one name, not 'layer1.0'"),
         (lambda: build_model("resnet20", 5, layers=["layer1.0", "layer1.0"]), "'layer1.0' of resnet20 is named twice"),
         (lambda: build_model("torchvision:resnet18", 5, layers=["layer5"]), "the closest names are layer4"),
-        (lambda: build_model("torchvision:resnet18", 5, layers=["fc"]), "has no layer 'fc'"),
+        (
+            lambda: build_model("torchvision:resnet18", 5, layers=["fc"]),
+            "the layer 'fc' of torchvision:resnet18 gives no feature map (B, C, H, W): the names are conv1",
+        ),
         (lambda: build_model("resnet20", 0), "cannot have 0 classes"),
         (lambda: build_model("resnet20", 5, in_channels=0), "cannot have 0 input channels"),
     ],
