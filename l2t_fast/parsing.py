@@ -18,6 +18,8 @@ from l2t_fast.yaml_files import parse_yaml, read_yaml
 
 #: What the types of plain values are called in messages.
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+#: What those that may be left out are called.
+_OPTIONAL = _KINDS | {"list[int]": "a list of whole numbers", "list[str]": "a list of names"}
 
 Config = TypeVar("Config", bound=TransferOptions)
 
@@ -162,6 +164,11 @@ def _sentence(message: str, known: list[str]) -> str:
     if wrong_value := re.search(r'Parser key "([^"]+)":\s*(.*)', message, re.DOTALL):
         key, reason = wrong_value.groups()
         if value := re.search(r"Given value: (.*)", reason):
+            optional = re.search(r"Subtypes: \[(?:<class ')?([\w\[\]]+)(?:'>)?, <class 'NoneType'>\]", reason)
+            if optional and optional[1].startswith("list[") and "Given value type: <class 'list'>" not in reason:
+                return f"{key} takes a list, --{key} '[{value[1]}]'"
+            if optional and optional[1] in _OPTIONAL:
+                return f"{key} is {value[1]}, it must be {_OPTIONAL[optional[1]]}, or null"
             hint = " (in YAML a pair needs quotes: '1:2')" if key == "pairs" else ""
             return f"{key}: {value[1]} is not what it takes, see --help{hint}"
         if alone := re.search(r"Expected a <class 'list'>. Got value: (.*)", reason):
