@@ -6,13 +6,9 @@ import torch
 from torchvision.models import get_model_weights
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models.efficientnet_lite import (
-    EFFICIENTNET_LITE0,
-    INPUT_MEAN,
-    INPUT_STD,
-    efficientnet_lite0_weights,
-)
+from l2t_fast.models.efficientnet_lite import INPUT_MEAN, INPUT_STD, efficientnet_lite0_weights
 from l2t_fast.models.hooked import TORCHVISION_PREFIX
+from l2t_fast.models.registry import network_kind
 from l2t_fast.models.timm_networks import TIMM_PREFIX, timm_package
 from l2t_fast.models.weights import Checkpoint, from_state_dict, read_checkpoint
 from l2t_fast.text import printable
@@ -24,14 +20,16 @@ def published_checkpoint(name: str) -> Checkpoint:
     ``efficientnet-lite0`` has them in its package. Those of ``torchvision:NAME`` (its DEFAULT weights) and of
     ``timm:NAME`` are downloaded to where torch.hub and Hugging Face keep such files, unless they are there.
 
-    Raises ``L2TFastError`` if a package or the weights are missing, or they cannot be downloaded.
+    Raises ``L2TFastError`` if there is no such network, a package or the weights are missing, or they cannot be
+    downloaded.
     """
-    if name == EFFICIENTNET_LITE0:
+    kind = network_kind(name)
+    if kind == "efficientnet-lite":
         checkpoint = read_checkpoint(efficientnet_lite0_weights())
         return dataclasses.replace(checkpoint, normalization=(INPUT_MEAN, INPUT_STD))
-    if name.startswith(TORCHVISION_PREFIX):
+    if kind == "torchvision":
         return _torchvision(name)
-    if name.startswith(TIMM_PREFIX):
+    if kind == "timm":
         return _timm(name)
     raise L2TFastError(f"{name} has no published weights that l2t-fast can find by itself: name a checkpoint file")
 

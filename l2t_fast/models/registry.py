@@ -19,7 +19,7 @@ from l2t_fast.models.hooked import (
 )
 from l2t_fast.models.named_maps import suggestion
 from l2t_fast.models.resnet import CifarResNet, TinyImageNetResNet32
-from l2t_fast.models.timm_networks import TIMM_PREFIX, build_timm, timm_layer_names
+from l2t_fast.models.timm_networks import TIMM_PREFIX, build_timm, check_timm_name, timm_layer_names
 from l2t_fast.models.vgg import VGG5_PLAN, VGG9_PLAN, VggBatchNorm
 
 # Each is called with (num_classes, in_channels, layers).
@@ -44,7 +44,7 @@ def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Se
     for what, value in (("classes", num_classes), ("input channels", in_channels)):
         if value < 1:
             raise L2TFastError(f"{name} cannot have {value} {what}: at least 1 is needed")
-    kind = _kind(name)
+    kind = network_kind(name)
     if kind == "own":
         return _OWN[name](num_classes, in_channels, layers)
     if kind == "efficientnet-lite":
@@ -60,7 +60,7 @@ def list_models() -> list[str]:
 
 def layer_names(name: str) -> list[str]:
     """The layers of a network whose maps ``build_model`` can return, in the order of computation."""
-    kind = _kind(name)
+    kind = network_kind(name)
     if kind == "own":
         return list(_OWN[name](1).layer_channels())
     if kind == "efficientnet-lite":
@@ -68,16 +68,20 @@ def layer_names(name: str) -> list[str]:
     return timm_layer_names(name) if kind == "timm" else torchvision_layer_names(name)
 
 
-def _kind(name: str) -> str:
+def network_kind(name: str) -> str:
+    """own, efficientnet-lite, torchvision or timm; ``L2TFastError`` for a name that none of them has."""
     if name in _OWN:
         return "own"
     if name == EFFICIENTNET_LITE0:
         return "efficientnet-lite"
     if name.startswith(TIMM_PREFIX):
+        check_timm_name(name)
         return "timm"
     known = list_models()
     if name in known:
         return "torchvision"
+    if TORCHVISION_PREFIX + name in known:
+        raise L2TFastError(f"there is no network {name!r}: torchvision's is called {TORCHVISION_PREFIX}{name}")
     if name.startswith(TORCHVISION_PREFIX):
         known = [model for model in known if model.startswith(TORCHVISION_PREFIX)]
     raise L2TFastError(f"there is no network {name!r}: {suggestion(name, known)}")

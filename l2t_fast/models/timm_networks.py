@@ -19,6 +19,16 @@ def timm_package(model_name: str) -> ModuleType:
     return optional_module("timm", model_name, "timm")
 
 
+def check_timm_name(model_name: str) -> None:
+    """``L2TFastError`` if timm has no such network; the tag behind the dot is not looked at."""
+    known = timm_package(model_name).list_models()
+    name = model_name.removeprefix(TIMM_PREFIX).split(".")[0]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"the closest names are {', '.join(TIMM_PREFIX + n for n in near)}" if near else "see timm.list_models()"
+        raise L2TFastError(f"there is no network {model_name!r}: {hint}")
+
+
 def build_timm(
     model_name: str, num_classes: int, in_channels: int = 3, layers: Sequence[str] | None = None
 ) -> nn.Module:
@@ -42,10 +52,6 @@ def timm_layer_names(model_name: str) -> list[str]:
 def _plain_timm(model_name: str, num_classes: int, in_channels: int) -> nn.Module:
     timm = timm_package(model_name)
     name = model_name.removeprefix(TIMM_PREFIX)
-    if name.split(".")[0] not in timm.list_models():
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
-        hint = f"the closest names are {', '.join(TIMM_PREFIX + n for n in near)}" if near else "see timm.list_models()"
-        raise L2TFastError(f"there is no network {model_name!r}: {hint}")
     try:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels)
     except RuntimeError as error:  # an unknown tag behind the dot

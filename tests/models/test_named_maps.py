@@ -9,7 +9,15 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, layer_names, list_models, with_feature_maps
+from l2t_fast.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_model,
+    layer_names,
+    list_models,
+    published_checkpoint,
+    with_feature_maps,
+)
 
 CIFAR_MAPS = [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
 
@@ -303,6 +311,13 @@ def test_a_layer_that_stops_to_run_is_named():
     [
         (lambda: build_model("resnet33", 5), "there is no network 'resnet33': the closest names are resnet3"),
         (lambda: build_model("torchvision:resnet19", 5), "closest names are torchvision:resnet18"),
+        (lambda: build_model("resnet18", 5), "no network 'resnet18': torchvision's is called torchvision:resnet18"),
+        (
+            lambda: published_checkpoint("torchvision:resnet19"),
+            "no network 'torchvision:resnet19': the closest names are",
+        ),
+        (lambda: published_checkpoint("resnet33"), "there is no network 'resnet33': the closest names are resnet3"),
+        (lambda: published_checkpoint("resnet32"), "resnet32 has no published weights"),
         (lambda: build_model("", 5), "there is no network ''"),
         (lambda: layer_names("vgg99"), "there is no network 'vgg99'"),
         (

@@ -198,6 +198,12 @@ def test_unknown_timm_networks_are_named(name, said):
         build_model(name, 5)
 
 
+@needs_timm
+def test_the_published_weights_of_no_network_are_not_tried_again():
+    with pytest.raises(L2TFastError, match=r"no network 'timm:resnet19': the closest names are timm:resnet18"):
+        published_checkpoint("timm:resnet19")
+
+
 @pytest.mark.parametrize(
     ("module", "call", "said"),
     [
