@@ -24,6 +24,9 @@ class SweepRow:
     """Whether no method has a higher mean at that N."""
 
 
+_SEVERAL = "several methods"  # what stands for those that share the highest mean at an N
+
+
 def rank_levels(comparison: Comparison) -> dict[int | None, list[MethodResult]]:
     """``rank_methods`` at each N."""
     return {level: rank_methods(comparison.at(level)) for level in comparison.levels}
@@ -52,21 +55,25 @@ def judge_sweep(levels: Levels) -> Verdict:
         return Verdict("No run has a test accuracy yet, so there is nothing to compare.")
     first: dict[str, list[int | None]] = {}
     for level, results in with_results.items():
-        first.setdefault(results[0].label, []).append(level)
+        best = [result.label for result in results if result.test.n and result.test.mean == results[0].test.mean]
+        first.setdefault(best[0] if len(best) == 1 else _SEVERAL, []).append(level)
     if len({result.label for results in levels.values() for result in results}) == 1:
         reached = ", ".join(
             f"{percent(results[0].test.mean)} at {level_name(level)}" for level, results in with_results.items()
         )
         return Verdict(f"{next(iter(first))} reaches {reached}; there is no other method to compare it with.")
-    leader = max(first, key=lambda label: len(first[label]))
+    leader = max(first, key=lambda label: (label != _SEVERAL, len(first[label])))
+    numbers = f"{len(with_results)} numbers N of training images a class"
+    if leader == _SEVERAL:
+        return Verdict(f"No method alone has the highest mean test accuracy at any of the {numbers}.", details)
     clear = [level for level in first[leader] if verdicts[level].clear]
     ahead = f"it is clearly ahead at {_names(clear)}" if clear else "it is clearly ahead at none of them"
     others = [f"{label} at {_names(where)}" for label, where in first.items() if label != leader]
     rest = f" The highest elsewhere: {'; '.join(others)}." if others else ""
     every = "every one of the " if len(first[leader]) == len(with_results) else f"{len(first[leader])} of the "
     return Verdict(
-        f"{leader} has the highest mean test accuracy at {every}{len(with_results)} numbers N of training images a "
-        f"class{'' if not others else f' ({_names(first[leader])})'}; {ahead}.{rest}",
+        f"{leader} has the highest mean test accuracy at {every}{numbers}"
+        f"{'' if not others else f' ({_names(first[leader])})'}; {ahead}.{rest}",
         details,
         len(clear) == len(with_results),
     )

@@ -91,6 +91,27 @@ def test_who_is_ahead_differs_between_numbers(tmp_path):
     assert [row.best for row in rows] == [[True, True, False], [False, False, True]]
 
 
+@pytest.mark.parametrize(
+    ("fm", "said"),
+    [
+        ([0.5, 0.5], "No method alone has the highest mean test accuracy at any of the 2 numbers N of training images"),
+        (
+            [0.6, 0.5],
+            "FM has the highest mean test accuracy at 1 of the 2 numbers N of training images a class (N = 5)",
+        ),
+    ],
+)
+def test_equal_means_put_no_method_first(tmp_path, fm, said):
+    fake_comparison(tmp_path, ("scratch", "fm"), (0,), 2, per_class=(5, 10))
+    for folder in (tmp_path / "runs").iterdir():
+        accuracy = fm["n10" in folder.name] if folder.name.startswith("fm") else 0.5
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"test_accuracy": accuracy}))
+    headline = judge_sweep(rank_levels(read_comparison(tmp_path))).headline
+    assert headline.startswith(said)
+    assert ("The highest elsewhere: several methods at N = 10." in headline) == (fm[0] > fm[1])
+
+
 def test_one_method_or_no_result(tmp_path):
     fake_comparison(tmp_path, ("fm",), (0,), 2, accuracies={"fm": [0.5]}, per_class=(5, 10))
     levels = rank_levels(read_comparison(tmp_path))
