@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -112,6 +114,9 @@ def _check(contender: Contender, tolerance: float, protocol: Protocol) -> dict[s
             error = contender.error()
         tolerance = tolerance if contender.approximation is None else contender.approximation
     except Exception as problem:
+        if _compiler_failed(problem):
+            reason = str(problem).strip().partition("\n\n")[0]  # PyTorch's advice for debugging it follows
+            return {"status": UNSUPPORTED, "note": textwrap.shorten(f"torch.compile failed: {reason}", 150)}
         if not is_exhaustion(problem, limited=limit is not None):
             raise
         if protocol.device.type == "cuda":
@@ -124,6 +129,13 @@ def _check(contender: Contender, tolerance: float, protocol: Protocol) -> dict[s
         "tolerance": tolerance,
         "first_call_ms": 1e3 * seconds,
     }
+
+
+def _compiler_failed(problem: Exception) -> bool:
+    """Whether torch.compile could not compile, for want of a C++ compiler for example."""
+    # imported already where it was raised, and slow to import anywhere else
+    compiler = sys.modules.get("torch._dynamo.exc")
+    return compiler is not None and isinstance(problem, compiler.TorchDynamoException)
 
 
 def _told(columns: Mapping[str, object]) -> str:

@@ -61,6 +61,19 @@ def test_compile_is_right_and_first_order_only():
     assert hessian.status == UNSUPPORTED and "twice" in hessian.note
 
 
+def test_a_compiler_that_fails_is_told_in_its_row(monkeypatch):
+    def broken(graph, inputs):
+        raise PermissionError("c++ is not to be had " * 50)
+
+    added = LOSS_PROVIDERS | {
+        "compile": LossProvider(lambda: torch.compile(lambda t: t.target_features[0].sum(), backend=broken))
+    }
+    monkeypatch.setattr("l2t_fast.bench.loss_suite.LOSS_PROVIDERS", added)
+    ((eager, compiled),) = measure_loss(TINY.case(CPU), ["forward"], ["eager", "compile"], CHECK, None)
+    assert eager.status == OK
+    assert compiled.status == UNSUPPORTED and "c++ is not to be had" in compiled.note and len(compiled.note) <= 150
+
+
 def test_truth_is_the_derivative_of_the_loss():
     case = Workload("w", 2, 2, ((3, 4, 4), (2, 2, 2)), ((4, 4, 4), (3, 3, 5)), ((0, 0), (1, 1), (1, 0))).case(CPU)
     tensors = case.tensors(CPU)
