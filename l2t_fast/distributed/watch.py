@@ -233,18 +233,21 @@ class Watch:
         """Say `sentence` if nobody has said anything yet, then end this process; and a hung one that is at hand."""
         if not self._ending.acquire(blocking=False):
             return
-        if sentence and (self._first(self._store, sentence) if stored else self._next == 0):
+        speaks = bool(sentence) and (self._first(self._store, sentence) if stored else self._next == 0)
+        if speaks:
             say(f"error: {sentence}, training stops{self.hint}")
-            if self._next == 0 and self._ended:  # the rank that leads cannot write it down
-                self._group.ending(sentence)
+        if hung and self._process_end is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                signal.pidfd_send_signal(self._process_end, signal.SIGKILL)
+            self._ended = True
+        if speaks and self._next == 0 and self._ended:  # the rank that leads cannot write it down
+            self._group.ending(sentence)
         if stored:
             with contextlib.suppress(RuntimeError):
                 if not sentence:
                     self._store.add("told", 1)
                 if self._rank == 0:
                     self._group.ending(self._store.get("reason").decode())
-        if hung and self._process_end is not None:
-            signal.pidfd_send_signal(self._process_end, signal.SIGKILL)
         time.sleep(_GRACE)
         if not self._stopping.is_set():
             self.exit(FAILED, self._store)

@@ -214,8 +214,10 @@ def test_patience_must_be_a_number(monkeypatch):
         join_job()
 
 
-def command_line(rank: int, size: int, port: int, folder: Path, arguments: list[str]) -> None:
-    become_rank(rank, size, port)
+def command_line(
+    rank: int, size: int, port: int, folder: Path, arguments: list[str], patience: float | None = None
+) -> None:
+    become_rank(rank, size, port, patience)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), number)
     sys.exit(main(arguments))
@@ -250,6 +252,7 @@ def test_a_mistake_is_told_once(tmp_path):
     ("victim", "number", "said"),
     [
         (0, signal.SIGKILL, r"rank 0 of 2 \(process \d+ on .*\) was killed or crashed"),
+        (0, signal.SIGSTOP, r"rank 0 of 2 \(process \d+ on .*\) hangs: its store has not answered for 6 s"),
         (1, signal.SIGKILL, r"rank 1 of 2 \(process \d+ on .*\) was killed or crashed"),
         (1, signal.SIGINT, "interrupted: the same command with --resume continues where it stopped"),
     ],
@@ -257,8 +260,10 @@ def test_a_mistake_is_told_once(tmp_path):
 def test_the_log_says_once_why_a_run_stopped(tmp_path, victim, number, said):
     out, port = tmp_path / "run", free_port()
     options = ["train", "--method", "scratch", "--epochs", "100000", "--out", str(out)]
+    patience = 6.0 if number == signal.SIGSTOP else None
     ranks = [
-        CONTEXT.Process(target=command_line, args=(rank, 2, port, tmp_path, options), daemon=True) for rank in range(2)
+        CONTEXT.Process(target=command_line, args=(rank, 2, port, tmp_path, options, patience), daemon=True)
+        for rank in range(2)
     ]
     for rank in ranks:
         rank.start()
