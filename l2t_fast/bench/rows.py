@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import errno
 import io
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -210,9 +211,15 @@ def _row(path: Path, line: int, cells: list[str]) -> Row:
     if row.status == OK:
         # A part of a step has a median alone.
         due += ["median_ms"] if row.part else ["median_ms", "p20_ms", "p80_ms"]
+        if row.mode == "peak" and row.bytes is None:
+            due.append("flop")
     for name in due:
-        if getattr(row, name) is None:
-            raise L2TFastError(f"{path}, line {line}: {name} is '', a number is due there")
+        value = getattr(row, name)
+        # A peak has no pairs, and a part of a step may take no time.
+        may_be_zero = name == "pairs" or (row.part is not None and name == "median_ms")
+        if value is None or not (0 < value < math.inf or (may_be_zero and value == 0)):
+            wanted = "a number" if value is None else "a number above 0"
+            raise L2TFastError(f"{path}, line {line}: {name} is {_cell(value)!r}, {wanted} is due there")
     return row
 
 

@@ -92,6 +92,11 @@ def test_a_cell_that_is_no_number(tmp_path):
         ("p20_ms", "", "p20_ms is '', a number is due there"),
         ("threads", "", "threads is '', a number is due there"),
         ("size", "", "size is '', a number is due there"),
+        ("size", "0", "size is '0', a number above 0 is due there"),
+        ("median_ms", "nan", "median_ms is 'nan', a number above 0 is due there"),
+        ("p80_ms", "inf", "p80_ms is 'inf', a number above 0 is due there"),
+        ("p20_ms", "-1", "p20_ms is '-1', a number above 0 is due there"),
+        ("mode", "peak", "flop is '', a number is due there"),
         ("note", "a,b", f"{len(COLUMNS) + 1} cells are there, {len(COLUMNS)} are due"),
     ],
 )
@@ -108,7 +113,7 @@ def test_a_row_that_no_run_writes(tmp_path, column, cell, message):
 
 def test_lines_are_those_of_the_file(tmp_path):
     path = tmp_path / "rows.csv"
-    append_rows(path, [fake_row(note="two\nlines"), fake_row(part="rest", p20_ms=None, p80_ms=None)])
+    append_rows(path, [fake_row(note="two\nlines"), fake_row(part="rest", median_ms=0.0, p20_ms=None, p80_ms=None)])
     assert len(read_rows(path)) == 2
     with path.open("a") as file:
         file.write("\n1,2\n")
