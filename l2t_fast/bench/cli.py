@@ -119,11 +119,18 @@ def _run(options: Namespace) -> int:
     if not options.check:
         check_output(output)
     wrong = 0
-    for rows in _measured(options, protocol):
-        wrong += sum(row.status == WRONG for row in rows)
-        if not options.check:
-            append_rows(output, rows)
-            print("\n".join(_line(row, rows) for row in rows), flush=True)
+    written = False
+    try:
+        for rows in _measured(options, protocol):
+            wrong += sum(row.status == WRONG for row in rows)
+            if not options.check:
+                append_rows(output, rows)
+                written = True
+                print("\n".join(_line(row, rows) for row in rows), flush=True)
+    except KeyboardInterrupt as pressed:
+        if not written:
+            raise
+        raise KeyboardInterrupt(f"interrupted: the rows of what was finished are in {output}") from pressed
     if not options.check:
         print(f"rows appended to {output}")
     if wrong:

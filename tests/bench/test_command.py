@@ -3,7 +3,8 @@
 import pytest
 
 from l2t_fast.bench.rows import read_rows
-from l2t_fast.cli import main
+from l2t_fast.cli import INTERRUPTED, main
+from tests.bench.fake_rows import fake_row
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,15 @@ def test_a_wrong_result_is_an_exit_code(tmp_path, monkeypatch):
     monkeypatch.setattr("l2t_fast.bench.loss_suite.TOLERANCES", {"float32": 0.0})
     run = ["bench", "run", "--workloads", "tiny", "--modes", "forward_backward", "--providers", "eager", "--check"]
     assert main(run) == 1
+
+
+def test_ctrl_c_tells_where_finished_rows_are(tmp_path, monkeypatch, capsys):
+    def measured(*_):
+        yield [fake_row(peak_mib=1.0)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2t_fast.bench.cli._measured", measured)
+    rows = tmp_path / "rows.csv"
+    assert main(["bench", "run", "--output", str(rows)]) == INTERRUPTED
+    assert capsys.readouterr().err.strip() == f"interrupted: the rows of what was finished are in {rows}"
+    assert read_rows(rows) == [fake_row(peak_mib=1.0)]
