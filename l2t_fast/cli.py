@@ -1,5 +1,6 @@
 """The command ``l2t-fast``: train | compare | inspect | saliency | bench | env."""
 
+import io
 import sys
 import traceback
 import warnings
@@ -7,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 
 from l2t_fast.bench.cli import add_bench_commands, bench
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
@@ -23,6 +23,7 @@ from l2t_fast.text import printable
 from l2t_fast.transfer import run
 from l2t_fast.transfer.compare import compare
 from l2t_fast.transfer.inspect import inspect_run
+from l2t_fast.transfer.progress import Output
 
 #: What an interruption is told with. Not a command to paste: how the ranks of a job were started is not known.
 _RESUME_HINTS = {
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. A mistake is one sentence; ``--debug`` adds the traceback."""
     # PyTorch compiles some of its own derivatives with torch.jit.script and warns users that it is deprecated.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal without UTF-8 has no sign for ends no comparison
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             job.set_hint(resume_hint)
             return job.leave(_run(command, options, job))
     except KeyboardInterrupt as error:
-        return job.end(f"\ninterrupted{resume_hint}", INTERRUPTED, error)
+        return job.end(f"\n{str(error) or 'interrupted'}{resume_hint}", INTERRUPTED, error)
     except SystemExit as request:  # --help
         job.leave(request.code or 0)
         raise
@@ -89,7 +92,7 @@ def _train(options: Namespace, group: Group) -> None:
 def _compare(options: Namespace) -> int:
     config = to_config(options, CompareConfig)
     outcome = compare(config)
-    Console().print(results_table(Path(config.out)))
+    Output().print(results_table(Path(config.out)))
     print(f"the page with plots and conditions: {outcome.page}")
     for label, sentence in outcome.failures.items():
         print(f"error: {label}: {sentence}", file=sys.stderr)
@@ -97,7 +100,7 @@ def _compare(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> None:
-    inspect_run(Path(options.run), Console())
+    inspect_run(Path(options.run), Output())
 
 
 def _saliency(options: Namespace) -> None:

@@ -6,6 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 
+class OutputClosed(KeyboardInterrupt):
+    """Nobody reads what is printed any more, as in ``l2t-fast train | head -1``. It is no run's failure."""
+
+    def __init__(self) -> None:
+        super().__init__("interrupted, since nobody reads the output any more")
+
+
 @contextlib.contextmanager
 def kept_interrupts() -> Iterator[Callable[[], None]]:
     """Let Ctrl-C leave this block as KeyboardInterrupt, whatever the code in it made of the exception.

@@ -365,3 +365,23 @@ def test_interrupt_that_pytorch_turned_into_another_error(monkeypatch, capsys):
     assert main(["env"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_output_that_nobody_reads_any_more(train, tmp_path, monkeypatch, capsys):  # l2t-fast train | head -1
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert train("--method", "scratch") == cli.INTERRUPTED
+    told = "interrupted, since nobody reads the output any more"
+    err = capsys.readouterr().err.strip()
+    assert err == f"{told}: the same command with --resume continues where it stopped"
+    assert told in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_terminal_without_utf_8(config, tmp_path, monkeypatch):
+    arguments = ["compare", "--config", str(config), "--methods", "[scratch]", "--seeds", "[0]"]
+    with open(tmp_path / "shown", "w", encoding="latin-1") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        assert main([*arguments, "--out", str(tmp_path / "comparison")]) == 0
+    assert "Scratch" in (tmp_path / "shown").read_text(encoding="latin-1")

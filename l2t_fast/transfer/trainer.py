@@ -402,7 +402,9 @@ class Trainer:
         """Say in log.txt why the run stopped, unless the log itself cannot be written."""
         if self.group.leads and not isinstance(error, PeerError):  # the reason comes from another rank
             self._log_reason(
-                "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+                str(error) or "interrupted"
+                if isinstance(error, KeyboardInterrupt)
+                else f"{type(error).__name__}: {error}"
             )
 
     def _log_reason(self, reason: str) -> None:
