@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from l2t_fast.bilevel.problem import BilevelProblem, cut_weights, gradients
+from l2t_fast.bilevel.second_order import RightSecondDerivatives
 
 
 def double_backward(
@@ -20,7 +21,8 @@ def double_backward(
     theta = [p.detach().requires_grad_() for p in problem.theta]
     buffers = problem.buffers
     for t in range(steps + 1):
-        losses = [p.lookahead_loss(theta, *w, last=t == steps) for p, w in zip(problems, pieces, strict=True)]
+        with RightSecondDerivatives():
+            losses = [p.lookahead_loss(theta, *w, last=t == steps) for p, w in zip(problems, pieces, strict=True)]
         found = problem.joined(gradients(sum(losses), theta, create_graph=True))
         theta, buffers = problem.step(theta, found, buffers)
     cross_entropy = sum(p.cross_entropy(p.run_target(theta)[0]) for p in problems)

@@ -4,7 +4,8 @@ while a graph is built that will be differentiated twice.
 Convolution is that of :mod:`l2t_fast.convolution`; the values and first derivatives of the others are those of
 PyTorch's own kernels. PyTorch's second derivative of batch normalisation is some thirty passes over the feature map,
 here it is two (csrc/batch_norm.h has the formulas). Rectifiers and max-pooling have none but zeros, for which PyTorch
-makes whole maps, and keeps them until the pass comes back to the layer.
+makes whole maps, and keeps them until the pass comes back to the layer. That of ``torch._weight_norm`` is wrong
+(PyTorch 2.14), so that one is replaced for "double_backward" too.
 """
 
 import functools
@@ -41,6 +42,13 @@ class CheapSecondDerivatives(_Replacing):
 
     def __init__(self) -> None:
         super().__init__(_REPLACED)
+
+
+class RightSecondDerivatives(_Replacing):
+    """While active, weight normalisation is differentiated twice as its formula is, and the others by PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__(_WEIGHT_NORM)
 
 
 class SmallPooling(_Replacing):
@@ -100,6 +108,12 @@ def _max_pool2d(
     return _MaxPooling.apply(input, (*windows, ceil_mode))
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """`torch._weight_norm`, whose second derivative of PyTorch's is wrong: its formula as it stands."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+_WEIGHT_NORM: dict[Callable, Callable[..., Tensor | None]] = {torch._weight_norm: _weight_norm}
 _POOLING: dict[Callable, Callable[..., Tensor | None]] = {F.max_pool2d: _max_pool2d, torch.max_pool2d: _max_pool2d}
 #: What CheapSecondDerivatives replaces, by the function that modules call.
 _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
@@ -111,6 +125,7 @@ _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
     **_POOLING,
+    **_WEIGHT_NORM,
 }
 
 
