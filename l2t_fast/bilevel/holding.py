@@ -231,7 +231,10 @@ class _Largest:
         self._indices = small(indices, pixels)
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
-        return _Taken.apply(_input(args, kwargs), self._indices)
+        x = _input(args, kwargs)
+        if is_transformed(x):  # which no torch.autograd.Function of ours may see
+            return x.flatten(2).gather(2, self._indices.flatten(2).long()).view(self._indices.shape)
+        return _Taken.apply(x, self._indices)
 
 
 class _Taken(torch.autograd.Function):

@@ -31,8 +31,10 @@ class _Replacing(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # Dynamo would trace the Functions, and loses second derivatives of theirs without a word.
-        replaced = None if torch.compiler.is_compiling() else self._functions.get(function)
+        # Dynamo would trace the Functions, and loses second derivatives of theirs without a word; torch.func transforms
+        # refuse them.
+        plain = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+        replaced = None if plain else self._functions.get(function)
         result = replaced(*args, **(kwargs or {})) if replaced else None
         return function(*args, **(kwargs or {})) if result is None else result
 
