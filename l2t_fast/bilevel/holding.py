@@ -81,6 +81,8 @@ _RECTIFIERS: dict[Callable, Callable[..., Pieces]] = {
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
 }
+#: What writes running statistics, its second and third argument, out of autograd's sight.
+_NORMALISATIONS = (F.batch_norm, F.instance_norm)
 _IN_PLACE = (torch.relu_, Tensor.relu_)
 _ALIASING = (Tensor.detach, torch.detach, Tensor.data.__get__)
 _POOLING = {
@@ -135,6 +137,7 @@ class NoteHeld(_Counting):
         self._hidden = False  # in a torch.autograd.Function that switches grad mode itself
         self._switches: list[tuple[bool, bool, bool]] = []  # grad mode and the two before each
         self._aliases: list[Tensor] = []  # what detach and .data returned
+        self._statistics: dict[int, Tensor] = {}  # that this pass may have written, by their identity
 
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Arguments = (), kwargs: dict[str, Any] | None = None
@@ -149,6 +152,8 @@ class NoteHeld(_Counting):
             self._switch(args[0])
         place = self._place(function)
         note: Note | None = None
+        given = enumerate(_tensors([*args, *kwargs.values()]))
+        read = {i: t.detach().clone() for i, t in given if id(t) in self._statistics}
         if function in _POOLING and _input(args, kwargs).dim() == 4:  # one that returns indices is another function
             result, indices = _POOLING[function](*args, **kwargs)
             note = _Largest(indices, _input(args, kwargs).shape[2:].numel())
@@ -166,6 +171,11 @@ class NoteHeld(_Counting):
             written = args[0]
             if any(written is alias for alias in self._aliases) or (self._stopped and written.requires_grad):
                 self.refusal = "writes in place, without a derivative, into what has one"
+        if function in _NORMALISATIONS:
+            running = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
+            self._statistics |= {id(t): t for t in running if t is not None}
+        if read:
+            note = _Statistics(read, note)
         if note is not None:
             self.notes[place] = note
         return result
@@ -288,6 +298,19 @@ class _Constant:
         if isinstance(made, Tensor):
             return held[0]
         return type(made)(held) if len(held) == len(made) else made
+
+
+class _Statistics:
+    """The running statistics among a call's tensors, by their place, and what else the call is held to."""
+
+    def __init__(self, values: Mapping[int, Tensor], note: Note | None) -> None:
+        self._values, self._note = values, note
+
+    def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Any:
+        for i, given in enumerate(_tensors([*args, *kwargs.values()])):
+            if i in self._values:
+                given.data.copy_(self._values[i])  # as they were written: no graph that has saved them is told
+        return function(*args, **kwargs) if self._note is None else self._note.replay(function, args, kwargs)
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
