@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from l2t_fast import _native
 from l2t_fast.convolution import MADE_OF, batch_norm_gradients, conv2d, refuse_third_derivative, two
-from l2t_fast.ops import why_unavailable
+from l2t_fast.ops import inside_transform, why_unavailable
 
 
 class _Replacing(TorchFunctionMode):
@@ -33,7 +33,7 @@ class _Replacing(TorchFunctionMode):
     ) -> Any:
         # Dynamo would trace the Functions, and loses second derivatives of theirs without a word; torch.func transforms
         # refuse them.
-        plain = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+        plain = torch.compiler.is_compiling() or inside_transform()
         replaced = None if plain else self._functions.get(function)
         result = replaced(*args, **(kwargs or {})) if replaced else None
         return function(*args, **(kwargs or {})) if result is None else result

@@ -201,7 +201,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
                 'detach it, or use backend="reference"'
             )
         _check_devices(name, named_by, [t.device for t in (*sources, *others)])
-        if _inside_transform():
+        if inside_transform():
             raise ValueError(f'{named_by}{name!r} does not run inside torch.func transforms, use backend="reference"')
         if name in FUSED["cuda"] and any(t.dtype == torch.float64 for t in (*sources, *others)):
             raise TypeError(f'{named_by}{name!r} has no float64, use backend="reference"')
@@ -213,7 +213,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
         return Choice("reference", "the tensors are on more than one device")
     if learns_source:
         return Choice("reference", "a source feature requires grad, and the fused backends give it none")
-    if _inside_transform() or any(is_transformed(t) for t in tensors):
+    if inside_transform() or any(is_transformed(t) for t in tensors):
         return Choice("reference", "the fused backends do not run inside torch.func transforms or forward-mode AD")
     choice = backend_for_device(devices.pop())
     if choice.backend in FUSED["cuda"] and any(t.dtype == torch.float64 for t in tensors):
@@ -221,7 +221,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     return choice
 
 
-def _inside_transform() -> bool:
+def inside_transform() -> bool:
     """Whether a torch.func transform runs, whose operators wrap tensors that it was not given too."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
