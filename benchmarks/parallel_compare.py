@@ -61,13 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     options, rest = own.parse_known_args(arguments)
     if options.rows.exists():
         raise L2TFastError(f"{options.rows} exists: name another file with --rows")
+    if not options.rows.parent.is_dir():  # told now, and not when the first run has finished
+        raise L2TFastError(f"--rows {options.rows}: there is no folder {options.rows.parent}, make it or name another")
+    if options.workers < 1:
+        raise L2TFastError(f"--workers is {options.workers}, it must be 1 or more")
     parser = new_parser()
     add_config_options(parser, CompareConfig)
     config = to_config(parse(parser, rest), CompareConfig)
     config.check()
-    runs = planned(
-        config, {int(n): int(epochs) for n, _, epochs in (text.partition("=") for text in options.epochs_at)}
-    )
+    runs = planned(config, read_epochs(options.epochs_at, config))
     images: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     failed = 0
@@ -82,8 +84,22 @@ def main(arguments: list[str] | None = None) -> int:
         append([{name: value for name, value in rows[-1].items() if name != "label"}], options.rows)
         print(f"{at}: test {result['test_accuracy']:.2%}, {result['seconds']:.1f} s", flush=True)
     print(f"{len(rows)} of {len(runs)} runs finished in {time.monotonic() - began:.0f} s")
-    print(table(rows))
+    if rows:
+        print(table(rows))
     return 2 if failed else 0
+
+
+def read_epochs(texts: list[str], config: CompareConfig) -> dict[int, int]:
+    """What --epochs_at says: epochs by N."""
+    numbers = {str(n): n for n in config.per_class or [config.data.per_class] if n is not None}
+    found: dict[int, int] = {}
+    for text in texts:
+        n, _, epochs = text.partition("=")
+        if n not in numbers or not (epochs.isascii() and epochs.isdigit() and int(epochs) > 0):
+            known = f"with an N of {', '.join(numbers)}" if numbers else "which takes an N, and there is no --per_class"
+            raise L2TFastError(f"--epochs_at {text}: it must be N=EPOCHS, {known}, and 1 epoch or more")
+        found[numbers[n]] = int(epochs)
+    return found
 
 
 def image_counts(config: DataConfig) -> dict[str, int]:

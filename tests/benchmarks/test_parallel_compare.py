@@ -49,9 +49,25 @@ def test_a_run_that_was_ended_before_its_result_begins_anew(arguments, tmp_path,
     assert (run / "result.json").exists()
 
 
+@pytest.mark.parametrize("text", ["x=3", "8", "8=", "8=0", "8=-1", "8=1.5", "9=3"])
+def test_epochs_at_no_n_or_no_number_are_told_first(text, arguments, tmp_path):
+    with pytest.raises(L2TFastError, match=f"--epochs_at {text}: it must be N=EPOCHS, with an N of 8, 4, and 1 epoch"):
+        main(["--seconds", "300", "--epochs_at", text, *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_would_lose_the_rows_is_told_first(arguments, tmp_path):
+    with pytest.raises(L2TFastError, match=f"there is no folder {tmp_path / 'missing'}"):
+        main(["--seconds", "300", *arguments, "--rows", str(tmp_path / "missing" / "rows.csv")])
+    with pytest.raises(L2TFastError, match="--workers is 0, it must be 1 or more"):
+        main(["--seconds", "300", *arguments, "--workers", "0"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_time_ends_the_processes(arguments, tmp_path, capsys):
     assert main(["--workers", "1", "--seconds", "0", *arguments]) == 0
-    assert "0 of 2 runs finished" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0 of 2 runs finished" in out and "| method |" not in out
     assert not (tmp_path / "rows.csv").exists()
     for process in multiprocessing.active_children():
         process.join(10)
