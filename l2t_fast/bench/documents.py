@@ -12,6 +12,7 @@ from l2t_fast.files import write_text
 
 _MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n)(?P<text>.*?)(<!-- /bench -->)", re.DOTALL)
 _OPENING = re.compile(r"<!-- bench:[\w-]+ -->")
+_CLOSING = "<!-- /bench -->"
 EMPTY = "*Not measured yet.*"
 
 
@@ -21,7 +22,7 @@ def fill(path: Path, tables: Mapping[str, Sequence[Table]]) -> bool:
     Returns whether the document changed.
 
     Raises:
-        L2TFastError: a marker that is not closed, or names a table that there is none of.
+        L2TFastError: a marker that is not closed or not opened, or names a table that there is none of.
     """
     try:
         before = path.read_text(encoding="utf-8")
@@ -29,6 +30,8 @@ def fill(path: Path, tables: Mapping[str, Sequence[Table]]) -> bool:
         raise L2TFastError(f"{path}: {error.strerror or error}") from error
     if len(_OPENING.findall(before)) != len(_MARKED.findall(before)):
         raise L2TFastError(f"{path} has a marker <!-- bench:NAME --> without <!-- /bench --> after it")
+    if before.count(_CLOSING) > len(_MARKED.findall(before)):  # a table that nothing renews any more
+        raise L2TFastError(f"{path} has a marker {_CLOSING} without <!-- bench:NAME --> before it")
 
     def replaced(match: re.Match[str]) -> str:
         name = match["name"]

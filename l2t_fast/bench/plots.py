@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from l2t_fast.bench.groups import LABELS, Curve, Group, conditions_line, curves, label
-from l2t_fast.bench.rows import OUT_OF_MEMORY
-from l2t_fast.bench.tables import LOSS_MODE_NAMES
+from l2t_fast.bench.rows import LOSS_MODE_NAMES, OUT_OF_MEMORY
 from l2t_fast.report.figure import Plot, drawing, save_plot
 from l2t_fast.report.style import DASHES, LIGHT, MARKERS, LineStyle
 

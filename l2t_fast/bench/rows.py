@@ -18,6 +18,12 @@ from l2t_fast.errors import L2TFastError
 STATUSES = OK, WRONG, OUT_OF_MEMORY, UNSUPPORTED = "ok", "wrong", "out of memory", "unsupported"
 #: The part of a step that comes before it, and is measured by itself.
 DATA = "data"
+#: Modes of the matching loss -> what tables call them. They alone are measured along a sweep.
+LOSS_MODE_NAMES = {
+    "forward": "loss",
+    "forward_backward": "loss and gradient",
+    "second_order": "loss, gradient, Hessian-vector product",
+}
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,12 @@ def _row(path: Path, line: int, cells: list[str]) -> Row:
         raise L2TFastError(
             f"{path}, line {line}: status is {row.status or ''!r}, one of {', '.join(STATUSES)} is due there"
         )
+    for name in ("run", "device", "workload", "mode", "provider"):  # a peak has no layout
+        if getattr(row, name) is None:
+            raise L2TFastError(f"{path}, line {line}: {name} is '', it must be there")
+    if row.sweep is not None and row.mode not in LOSS_MODE_NAMES:
+        modes = ", ".join(LOSS_MODE_NAMES)
+        raise L2TFastError(f"{path}, line {line}: mode is {row.mode!r}, one of {modes} is due there in a sweep")
     due = ["threads", "batch", "pairs"] + ["size"] * (row.sweep is not None)
     if row.status == OK:
         # A part of a step has a median alone.

@@ -6,14 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from l2t_fast.bench.groups import Group, conditions_line, curves, label, machine_key
-from l2t_fast.bench.rows import DATA, OK, Row
+from l2t_fast.bench.rows import DATA, LOSS_MODE_NAMES, OK, Row
 from l2t_fast.report.wording import DASH
-
-LOSS_MODE_NAMES = {
-    "forward": "loss",
-    "forward_backward": "loss and gradient",
-    "second_order": "loss, gradient, Hessian-vector product",
-}
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def test_markers(tmp_path):
         ("<!-- bench:nothing -->\n<!-- /bench -->", "asks for the table 'nothing', there are summary, peaks"),
         ("<!-- bench:loss -->\n", "without <!-- /bench --> after it"),
         ("<!-- bench:loss -->\n<!-- bench:step -->\n<!-- /bench -->", "without <!-- /bench --> after it"),
+        ("was a marker\n<!-- /bench -->\n", "without <!-- bench:NAME --> before it"),
     ],
 )
 def test_wrong_markers(tmp_path, text, message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -96,7 +97,9 @@ def test_a_cell_that_is_no_number(tmp_path):
         ("median_ms", "nan", "median_ms is 'nan', a number above 0 is due there"),
         ("p80_ms", "inf", "p80_ms is 'inf', a number above 0 is due there"),
         ("p20_ms", "-1", "p20_ms is '-1', a number above 0 is due there"),
-        ("mode", "peak", "flop is '', a number is due there"),
+        ("mode", "step", "mode is 'step', one of forward, forward_backward, second_order is due there in a sweep"),
+        ("mode", "", "mode is '', it must be there"),
+        ("run", "", "run is '', it must be there"),
         ("note", "a,b", f"{len(COLUMNS) + 1} cells are there, {len(COLUMNS)} are due"),
     ],
 )
@@ -108,6 +111,18 @@ def test_a_row_that_no_run_writes(tmp_path, column, cell, message):
     cells[COLUMNS.index(column)] = cell
     path.write_text("\n".join([*before, ",".join(cells), ""]))
     with pytest.raises(L2TFastError, match=f"line 3: {message}"):
+        read_rows(path)
+
+
+def test_the_recorded_rows_can_be_read():
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "rows.csv"
+    assert {"peak", "step", "forward_backward"} <= {row.mode for row in read_rows(path)}
+
+
+def test_a_peak_without_a_rate(tmp_path):
+    path = tmp_path / "rows.csv"
+    append_rows(path, [fake_row(mode="peak")])
+    with pytest.raises(L2TFastError, match="line 2: flop is '', a number is due there"):
         read_rows(path)
 
 
