@@ -57,11 +57,14 @@ def judge_sweep(levels: Levels) -> Verdict:
     for level, results in with_results.items():
         best = [result.label for result in results if result.test.n and result.test.mean == results[0].test.mean]
         first.setdefault(best[0] if len(best) == 1 else _SEVERAL, []).append(level)
-    if len({result.label for results in levels.values() for result in results}) == 1:
+    compared = [result for results in levels.values() for result in results]
+    if len({result.label for result in compared if result.test.n}) == 1:
         reached = ", ".join(
             f"{percent(results[0].test.mean)} at {level_name(level)}" for level, results in with_results.items()
         )
-        return Verdict(f"{next(iter(first))} reaches {reached}; there is no other method to compare it with.")
+        alone = len({result.label for result in compared}) == 1
+        other = "there is no other method" if alone else "there is no other method with a result yet"
+        return Verdict(f"{next(iter(first))} reaches {reached}; {other} to compare it with.")
     leader = max(first, key=lambda label: (label != _SEVERAL, len(first[label])))
     numbers = f"{len(with_results)} numbers N of training images a class"
     if leader == _SEVERAL:

@@ -112,6 +112,16 @@ def test_equal_means_put_no_method_first(tmp_path, fm, said):
     assert ("The highest elsewhere: several methods at N = 10." in headline) == (fm[0] > fm[1])
 
 
+def test_where_all_other_methods_failed_there_is_none_to_compare_with(swept):
+    for folder in (swept / "runs").iterdir():
+        if not folder.name.startswith("scratch"):
+            (folder / "result.json").unlink()
+    said = "Scratch reaches 51.0 % at N = 50, 56.0 % at N = 100, 61.0 % at N = 1000; "
+    said += "there is no other method with a result yet to compare it with."
+    headline = judge_sweep(rank_levels(read_comparison(swept))).headline
+    assert headline.replace("\N{NO-BREAK SPACE}", " ") == said
+
+
 def test_one_method_or_no_result(tmp_path):
     fake_comparison(tmp_path, ("fm",), (0,), 2, accuracies={"fm": [0.5]}, per_class=(5, 10))
     levels = rank_levels(read_comparison(tmp_path))
