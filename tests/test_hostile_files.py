@@ -300,6 +300,16 @@ def test_a_hostile_state_to_resume_from(copied, what):
     assert re.search(said, sentence) and sentence.isprintable() and len(sentence) < 600
 
 
+def test_a_state_that_was_cut_short_says_what_to_do(copied):
+    folder, config = copied
+    last = folder / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:3000])
+    with pytest.raises(L2TFastError, match=r"cut short or of another kind: put it back as it was, or remove .*run to"):
+        run(config, resume=True, progress=quiet())
+    shutil.rmtree(folder)  # as it says
+    assert run(config, resume=True, progress=quiet())["epochs"] == config.epochs
+
+
 BEST = {
     "another shape": (
         lambda s: s["model"].update({first_weight(s): torch.zeros(1)}),
@@ -377,6 +387,17 @@ def test_hostile_files_in_a_folder_are_one_sentence(finished, tmp_path, capsys, 
         run(TrainConfig(**{**vars(finished), "out": str(tmp_path / "run")}), resume=True, progress=quiet())
     except L2TFastError as error:
         assert name in str(error)
+
+
+def test_a_result_that_is_no_json_says_what_to_do(finished, tmp_path):
+    shutil.copytree(finished.out, tmp_path / "run")
+    config, result = TrainConfig(**{**vars(finished), "out": str(tmp_path / "run")}), tmp_path / "run" / "result.json"
+    before = json.loads(result.read_text())
+    result.write_text("{no")
+    with pytest.raises(L2TFastError, match=r"result\.json is damaged: it is no JSON \(.*\); remove it to run again"):
+        run(config, resume=True, progress=quiet())
+    result.unlink()  # as it says
+    assert run(config, resume=True, progress=quiet())["test_accuracy"] == before["test_accuracy"]
 
 
 def test_tables_of_other_pairs_are_one_sentence(finished, tmp_path, capsys):

@@ -183,8 +183,10 @@ class RunFolder:
         """What result.json holds."""
         try:
             result = json.loads(self.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise L2TFastError(f"{self.result} cannot be read: {error}") from error
+        except OSError as error:
+            raise L2TFastError(f"{self.result} cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise L2TFastError(f"{self.result} is damaged: it is no JSON ({error}); remove it to run again") from error
         for name, kind in RESULT.items():
             found = result.get(name) if isinstance(result, dict) else None
             # A comparison that is also wrong of NaN, and of integers that no float holds.

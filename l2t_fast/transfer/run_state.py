@@ -86,16 +86,21 @@ class RunState:
         Raises:
             L2TFastError: the file is damaged or of another run, or best.pt is, or it is missing.
         """
-        state = load_checkpoint(self._folder.last)
+        # Not last.pt alone: a best.pt without it belongs to nothing that could go on.
+        remedy = f"put it back as it was, or remove {self._folder.path} to train from the beginning"
+        try:
+            state = load_checkpoint(self._folder.last)
+        except L2TFastError as error:
+            raise L2TFastError(f"{error}: {remedy}") from error
         try:
             reached = self._take(state, epochs)
         except (KeyError, IndexError, AttributeError, TypeError, RuntimeError, ValueError, OverflowError) as error:
             raise L2TFastError(
-                f"{self._folder.last} does not fit this run, though its config.yaml does: {error}"
+                f"{self._folder.last} does not fit this run, though its config.yaml does ({error}): {remedy}"
             ) from error
         spoiled = self.first_non_finite()
         if spoiled is not None:
-            raise L2TFastError(f"{self._folder.last} holds NaN or infinite values in {spoiled}")
+            raise L2TFastError(f"{self._folder.last} holds NaN or infinite values in {spoiled}: {remedy}")
         if self._group.leads:
             self._restore_best(state)
             self._folder.forget_after(reached.epoch)
