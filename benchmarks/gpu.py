@@ -62,7 +62,7 @@ WITHOUT_GPU = [
 #: Every process of a stage inherits this variable, wherever else it belongs.
 MARK = "L2T_FAST_GPU_STAGE"
 
-
+#: Status of a stage, after which no other one runs.
 INTERRUPTED = "interrupted"
 
 

@@ -242,19 +242,23 @@ class _Largest:
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
         x = _input(args, kwargs)
-        if is_transformed(x):  # which no torch.autograd.Function of ours may see
-            return x.flatten(2).gather(2, self._indices.flatten(2).long()).view(self._indices.shape)
-        return _Taken.apply(x, self._indices)
+        taken = _taken if is_transformed(x) else _Taken.apply  # a transform refuses our Functions
+        return taken(x, self._indices)
+
+
+def _taken(x: Tensor, indices: Tensor) -> Tensor:
+    """Pixels of maps (B, C, H, W) by their numbers."""
+    return x.flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
 
 
 class _Taken(torch.autograd.Function):
-    """Pixels of maps (B, C, H, W) by their numbers; for its derivative it saves those, as small as they are."""
+    """`_taken`; for its derivative it saves the numbers, as small as they are."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.size = x.shape
-        return x.flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
+        return _taken(x, indices)
 
     @staticmethod
     @once_differentiable
