@@ -28,27 +28,30 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
   const double element = double(element_bytes(products)), terms = row_bytes / element;
   const double channels = padded(target.channels, gram_height);  // as tiles have them
   const double pixels = double(target.height) * target.width, columns = padded(pixels, tile_width);
-  // Of sources of the target's size, and of smaller ones at theirs: rows as S~ T^T pads them, a pair at a time, and as
-  // the sums over them do. `floats` are those of smaller maps.
-  double rows = 0, own_rows = 0, own_terms = 0, small = 0, small_terms = 0, floats = 0;
-  double groups = 0, group_pixels = 0, resized = 0;
+  // Of sources of the target's size, behind T's own, and of smaller ones at theirs: rows as products with T pad them, a
+  // pair to half a tile, and as the sums over them do. `floats` are those of smaller maps.
+  double rows = 0, own_rows = padded(target.channels, rows_of_half), own_terms = 0, small = 0, small_terms = 0;
+  double floats = 0, groups = 0, group_pixels = 0, resized = 0, group_rows = 0;
   bool weights = false, weights_move = false;
   for (size_t p = 0; p < pairs.size(); ++p) {
     const Pair& pair = pairs[p];
     weights |= pair.weight_result.data != nullptr;
     weights_move |= pair.weight_direction.data != nullptr;
     rows += pair.channels;
-    const double as_rows = padded(pair.channels, tile_width), as_terms = padded(pair.channels, terms);
+    const double as_rows = padded(pair.channels, rows_of_half), as_terms = padded(pair.channels, terms);
     if (pair.resize == Pair::Resize::none) {
       own_rows += as_rows;
       own_terms += as_terms;
       continue;
     }
     const double own = double(pair.height) * pair.width;
-    small += as_rows * padded(own, terms);
+    const bool begins = !p || pairs[p - 1].height != pair.height || pairs[p - 1].width != pair.width;
+    if (begins) group_rows = 0;
+    small += (padded(group_rows + as_rows, tile_width) - padded(group_rows, tile_width)) * padded(own, terms);
+    group_rows += as_rows;
     small_terms += as_terms * padded(own, tile_width);
     floats += pair.channels * own;
-    if (p && pairs[p - 1].height == pair.height && pairs[p - 1].width == pair.width) continue;
+    if (!begins) continue;
     // the source pixels that a tile of columns takes of: the rows it crosses, and their neighbours
     const double crossed = double(tile_width) / target.width * pair.height / target.height + 2;
     resized += padded(std::min<double>(crossed, pair.height) * pair.width, terms);
@@ -74,7 +77,7 @@ bool gram_pays(int64_t batch, const Target& target, const std::vector<Pair>& pai
   const double own_floats = own_terms * pixels;
   const double arithmetic =
       2 * channels *
-      (of_maps * (exact * (padded(target.channels, tile_width) + own_rows) * pixels + nearly_exact * small) +
+      (of_maps * (exact * padded(own_rows, tile_width) * pixels + nearly_exact * small) +
        exact * of_sources * small_terms + 3 * (of_projections + of_factors) * channels * all_rows +
        own_product * columns * (of_targets * channels + of_sources * own_terms + (of_sources > 0) * resized));
   const double bytes = element * (((3 + 2 * groups) * of_maps + maps + of_targets) * target.channels * pixels +

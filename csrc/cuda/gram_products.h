@@ -23,16 +23,17 @@ class GramProducts : GramTiles<M> {
  public:
   using Tiles::Tiles;
 
-  // T T^T, or with a pair S T^T, of T or its direction: a tile of rows and T's channels, in shares of the pixels.
-  L2T_FAST_KERNEL void multiply_maps(const Pair* pair, int which, int item) {
+  // T T^T and S T^T of sources of the target's size, or of a group of smaller ones S (T U)^T; of T or its direction: a
+  // tile of rows and T's channels, in shares of the pixels.
+  L2T_FAST_KERNEL void multiply_maps(const Group* small, int which, int item) {
     const Gram& gram = target_.gram;
-    const int channels = target_.channels, rows = pair ? pair->channels : channels;
-    const Map map = pair ? pair->source : target_.map;
-    const Group* const small = pair ? small_group_of(*pair) : nullptr;
+    const int channels = target_.channels;
     const int pixels = small ? small->height * small->width : target_.height * target_.width;
     const int shares = small ? 1 : gram.shares;
     const int first_channel = next(item, tiles(channels, height)) * height;
-    const int first_row = next(item, tiles(rows, tile_width)) * tile_width, part = next(item, shares), sample = item;
+    const int first_half = next(item, tiles(small ? small->halves : gram.halves, 2)) * 2;
+    const int part = next(item, shares), sample = item;
+    const Half halves[2] = {half_of(small, first_half, sample), half_of(small, first_half + 1, sample)};
     const int count = tiles(pixels, terms);
     const int begin = int(int64_t(count) * part / shares),
               of_pixels = int(int64_t(count) * (part + 1) / shares) - begin;
@@ -54,19 +55,19 @@ class GramProducts : GramTiles<M> {
             fill_map<true, height>(a, which ? target_.direction : target_.map, sample, first_channel, channels, pixel,
                                    pixels);
           }
-          fill_map<true, tile_width>(b, map, sample, first_row, rows, pixel, pixels);
+          L2T_FAST_UNROLL
+          for (int h = 0; h < 2; ++h)
+            fill_lines<true, tile_width, rows_of_half>(b, h, halves[h].from + pixel, halves[h].by_row,
+                                                       halves[h].at_once, halves[h].rows, pixels - pixel);
         },
         [](int, Element*, Element*) {});
-    float* const to =
-        (small ? gram.small_products[which] +
-                     (int64_t(sample) * (target_.rows - gram.own_rows) - gram.own_rows) * channels
-               : gram.products[which] +
-                     ((int64_t(part) * problem_.batch + sample) * (channels + gram.own_rows) + (pair ? channels : 0)) *
-                         channels) +
-        (pair ? int64_t(pair->first_row) * channels : 0);
+    float* const to = small ? gram.small_products[which] + int64_t(sample) * (target_.rows - gram.own_rows) * channels
+                            : gram.products[which] +
+                                  (int64_t(part) * problem_.batch + sample) * (channels + gram.own_rows) * channels;
     for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) {
-      const int channel = first_channel + i, row = first_row + j;
-      if (channel < channels && row < rows) to[int64_t(row) * channels + channel] = sum;
+      const Half& half = halves[half_at(j)];
+      const int channel = first_channel + i, row = row_of_half(j);
+      if (channel < channels && row < half.rows) to[int64_t(half.first + row) * channels + channel] = sum;
     });
   }
 
@@ -160,11 +161,25 @@ class GramProducts : GramTiles<M> {
   }
 
  private:
-  L2T_FAST_KERNEL const Group* small_group_of(const Pair& pair) const {
-    if (pair.first_row < target_.gram.own_rows) return nullptr;
-    const Group* group = problem_.groups + target_.gram.first_group;
-    while (group->height != pair.height || group->width != pair.width) ++group;
-    return group;
+  // Rows of one map, of T or of a pair's source, that a half of a tile has: none beyond the last.
+  struct Half {
+    const Element* from;  // the sample's, in its first row
+    int by_row, at_once, rows;
+    int first;  // among the lines of the products
+  };
+  L2T_FAST_KERNEL Half half_of(const Group* small, int number, int sample) const {
+    const Gram& gram = target_.gram;
+    const Group* const group = small ? small : gram.own_rows ? &own_group() : nullptr;
+    const bool of_target = !group || (!small && number < tiles(target_.channels, rows_of_half));
+    const Pair* const pair =
+        of_target ? nullptr : problem_.pairs + last_that_begins(group->first_pair, group->pairs, [=, this](int p) {
+                                return problem_.pairs[p].first_half <= number;
+                              });
+    const Map& map = pair ? pair->source : target_.map;
+    const int row = (pair ? number - pair->first_half : number) * rows_of_half;
+    const int rows = (pair ? pair->channels : target_.channels) - row;
+    const int before = !pair ? 0 : pair->first_row + (small ? -gram.own_rows : target_.channels);
+    return {at(map, sample, rows > 0 ? row : 0), map.channel, map.at_once, rows, before + row};
   }
 
   // A tile of dT, and of what sums its products are: tiles of a factor times T (in K2 another one times vT before it),
@@ -237,11 +252,16 @@ class GramProducts : GramTiles<M> {
   template <bool along_pixels, int length>
   L2T_FAST_KERNEL void fill_map(Element* tile, const Map& map, int sample, int first_channel, int channels,
                                 int first_pixel, int pixels) {
-    const int left = pixels - first_pixel, channels_left = channels - first_channel, by_channel = map.channel;
-    fill<along_pixels, length, length>(
-        m_, tile, 0, at(map, sample, first_channel) + first_pixel, map_type, map.at_once,
-        [=](int within) { return within < left ? within : -1; },
-        [=](int line) { return line < channels_left ? line * by_channel : -1; });
+    fill_lines<along_pixels, length, length>(tile, 0, at(map, sample, first_channel) + first_pixel, map.channel,
+                                             map.at_once, channels - first_channel, pixels - first_pixel);
+  }
+  // The same, or a half of it, from its first element on.
+  template <bool along_pixels, int length, int count>
+  L2T_FAST_KERNEL void fill_lines(Element* tile, int half, const Element* from, int by_channel, int at_once,
+                                  int channels, int pixels) {
+    fill<along_pixels, length, count>(
+        m_, tile, half, from, map_type, at_once, [=](int within) { return within < pixels ? within : -1; },
+        [=](int line) { return line < channels ? line * by_channel : -1; });
   }
   static L2T_FAST_KERNEL const Element* at(const Map& map, int sample, int channel) {
     return static_cast<const Element*>(map.data) + sample * map.sample + int64_t(channel) * map.channel;
@@ -325,18 +345,15 @@ L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& l
   using Kind = Segment::Kind;
   const Segment& segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
-  const Pair* const pair = segment.kind == Kind::source_products ? problem.pairs + segment.index : nullptr;
-  const Group* const group = segment.kind == Kind::grow ? problem.groups + segment.index : nullptr;
-  GramProducts<Mode, M> products(m, problem,
-                                 problem.targets[pair    ? pair->target
-                                                 : group ? group->target
-                                                         : segment.index]);
+  const bool of_group = segment.kind == Kind::source_products || segment.kind == Kind::grow;
+  const Group* const group = of_group ? problem.groups + segment.index : nullptr;
+  GramProducts<Mode, M> products(m, problem, problem.targets[group ? group->target : segment.index]);
   if (segment.kind == Kind::factor)
     products.multiply_weights(segment.which, item);
-  else if (group)
+  else if (segment.kind == Kind::grow)
     products.grow(*group, item);
   else
-    products.multiply_maps(pair, segment.which, item);
+    products.multiply_maps(group, segment.which, item);
 }
 
 // Mode: Tf32 or Bfloat16.

@@ -178,17 +178,22 @@ class Planner {
     const int64_t rows = target.rows, channels = target.channels;
     const auto end = groups_.begin() + gram.first_group + gram.groups;
     gram.own_rows = 0;
+    gram.halves = int32_t(cut(channels, rows_of_half));
     for (auto group = end - gram.groups; group != end; ++group) {
       group->first_row = pairs_[group->first_pair].first_row;
+      const bool own = group->height == target.height && group->width == target.width;
       int32_t tiles = 0;
+      group->halves = own ? gram.halves : 0;
       for (int p = group->first_pair; p < group->first_pair + group->pairs; ++p) {
         pairs_[p].first_tile = tiles;
+        pairs_[p].first_half = group->halves;
         tiles += int32_t(cut(pairs_[p].channels, terms()));
+        group->halves += int32_t(cut(pairs_[p].channels, rows_of_half));
       }
       const Pair& last = pairs_[group->first_pair + group->pairs - 1];
       group->rows = last.first_row + last.channels - group->first_row;
       group->stride = int32_t(stride_of(pixels(*group)));
-      if (group->height == target.height && group->width == target.width) gram.own_rows = group->rows;
+      if (own) gram.own_rows = group->rows, gram.halves = group->halves;
     }
     // A sample's Q and sums of E have a part for each tile of channels.
     target.part_samples = int32_t(batch_);
@@ -199,9 +204,8 @@ class Planner {
     const int64_t blocks = 2 * chip_.processors;
     target.splits = int32_t(std::clamp<int64_t>(blocks / (channel_tiles(target) * cut(rows, tile_width)), 1, batch_));
     if (wants_weights(target)) places.weight_sums = take_floats(target.splits * rows * channels);
-    const int64_t tiles = cut(channels, tile_width) + cut(gram.own_rows, tile_width);
-    gram.shares = int32_t(std::clamp<int64_t>(blocks / (batch_ * channel_tiles(target) * tiles), 1,
-                                              std::max<int64_t>(1, cut(pixels(target), terms()) / fewest_tiles)));
+    gram.shares = int32_t(std::clamp<int64_t>(chip_.processors / (batch_ * channel_tiles(target) * cut(gram.halves, 2)),
+                                              1, std::max<int64_t>(1, cut(pixels(target), terms()) / fewest_tiles)));
     const Terms terms = terms_of(target);
     for (int which = 0; which < 2; ++which) {
       if (!which || wishes_.coefficients) places.gram.coefficients[which] = take_floats(batch_ * rows);
@@ -407,14 +411,12 @@ class Planner {
         if (terms.factors[which])
           put(products, Kind::factor, n, tiles * cut(channels, tile_width), cut(target.rows, this->terms()));
         if (!terms.maps[which]) continue;
-        put(products, Kind::target_products, n, tiles * cut(channels, tile_width) * shares, sum_of_pixels);
+        put(products, Kind::target_products, n, tiles * cut(target.gram.halves, 2) * shares, sum_of_pixels);
         for (int g = target.gram.first_group; g < target.gram.first_group + target.gram.groups; ++g) {
           const Group& group = groups_[g];
-          const bool small = is_small(group);
-          if (small) put(planes, Kind::shrink, g, chunks, 4);
-          for (int p = group.first_pair; p < group.first_pair + group.pairs; ++p)
-            put(products, Kind::source_products, p, tiles * cut(pairs_[p].channels, tile_width) * (small ? 1 : shares),
-                small ? cut(pixels(group), this->terms()) : sum_of_pixels);
+          if (!is_small(group)) continue;
+          put(planes, Kind::shrink, g, chunks, 4);
+          put(products, Kind::source_products, g, tiles * cut(group.halves, 2), cut(pixels(group), this->terms()));
         }
       }
       which = 0;

@@ -12,6 +12,7 @@ inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles 
 inline constexpr int reserved_bytes = 3200;                            // of shared memory, beside tiles: see lines.h
 
 inline constexpr int gram_height = 64;         // of the Gram form: channels of a tile
+inline constexpr int rows_of_half = 64;        // of the Gram form: of one map, in products with T
 inline constexpr int planes_of_block = 16;     // of the Gram form: channels that a block sums up or shrinks
 inline constexpr int constants_of_block = 64;  // of the Gram form: channels whose constants a block sums up
 inline constexpr int most_side = 1024;         // of the Gram form: a map's height and width, by the room for an axis
@@ -53,8 +54,10 @@ struct Pair {
   Vector bias, bias_direction, bias_result;
   int32_t channels, height, width;  // of the source
   int32_t target;
-  int32_t first_row;   // among the rows of its target
-  int32_t first_tile;  // in the Gram form: of the tiles of its group's rows, each of one pair
+  int32_t first_row;  // among the rows of its target
+  // In the Gram form the rows of its group, for a target's size with T's before them, are cut pair by pair:
+  int32_t first_tile;  // of those along a sum
+  int32_t first_half;  // of halves of tiles in products with T
   int64_t column;      // first of its columns in the coefficients
   enum class Resize : int32_t { none, products, taps };
   Resize resize;  // none: the map lies as the target's tiles do; products: a small source, by the tensor cores
@@ -80,6 +83,7 @@ struct Gram {
   float* constant;              // (batch, channels): W^T 2 alpha b, or what it moves by
   int32_t shares;               // that the pixels of T T^T and S T^T are summed in
   int32_t own_rows;             // of sources of the target's size, which come first
+  int32_t halves;               // of tiles, of rows of T and of these sources
   int32_t first_group, groups;  // no groups: the direct form
   bool adds;                    // dT is added to what the direct form has left of other pairs
 };
@@ -89,6 +93,7 @@ struct Group {
   int32_t target, first_pair, pairs;
   int32_t first_row, rows;
   int32_t height, width;
+  int32_t halves;   // of tiles, of rows
   int32_t stride;   // of a row of the following: the pixels, up to a multiple of 16 bytes; zeros beyond them
   void* shrunk[2];  // (batch, channels, stride): T U, vT U; in bfloat16 (2, batch, channels, stride), it and its rest.
                     // Null, as the next, for sources of the target's size
@@ -150,8 +155,8 @@ struct Segment {
   };
   Kind kind;
   int32_t first;  // number of its first item in the launch
-  int32_t index;  // of a part (differences, target, projection), a group (source_planes, shrink, grow), a pair (pack,
-                  // source_products, weight, bias) or a target
+  int32_t index;  // of a part (differences, target, projection), a group (source_planes, source_products, shrink,
+                  // grow), a pair (pack, weight, bias) or a target
   int32_t which;  // 1: of a direction (shrink, target_products, source_products, factor), in low tiles (target)
 };
 

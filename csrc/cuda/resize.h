@@ -52,7 +52,7 @@ L2T_FAST_KERNEL void subtract_resized(M& m, Sums<blocks>& sums, const From& from
         const int pixel = begin + number * terms_of_tile;
         fill(a, pixel);
         const int line = m.thread() / 2, part = m.thread() % 2 * half;
-        const int column = columns == tile_width ? line : line % 32 < 16 ? line / 32 * 16 + line % 16 : tile_width;
+        const int column = columns == tile_width ? line : half_at(line) ? tile_width : row_of_half(line);
         L2T_FAST_UNROLL
         for (int piece = 0; piece < half / vector<Element>; ++piece)
           m.zero16(b + place<true, tile_width, Element>(line, part / vector<Element> + piece));

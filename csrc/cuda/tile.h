@@ -367,6 +367,10 @@ L2T_FAST_KERNEL int spread(int row, int half) {
     return row / 16 * 32 + row % 16 + 16 * half;
 }
 
+// The half that such a row of the tile is of, and which of its rows it is.
+L2T_FAST_KERNEL int half_at(int row) { return row / 16 % 2; }
+L2T_FAST_KERNEL int row_of_half(int row) { return row / 32 * 16 + row % 16; }
+
 // Where the piece lies that holds place `within` of line `line`, of a tile or of a half of it.
 template <bool AlongSum, int length, int count, class Element>
 L2T_FAST_KERNEL int place_of(int line, int within, int half) {
