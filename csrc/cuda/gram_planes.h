@@ -14,9 +14,9 @@ struct Moments {
 };
 
 // A warp's lines of columns' sums, as many of the result's rows as fit: at least one.
-L2T_FAST_BOTH constexpr int line_length(int side) { return side > 512 ? side : 512; }
+L2T_FAST_BOTH constexpr int line_length(int side) { return side > 1024 ? side : 1024; }
 L2T_FAST_BOTH constexpr int axis_bytes(int side) {
-  return side * int(sizeof(float)) + (side + 4) * int(sizeof(int32_t)) + side * int(sizeof(Moments));
+  return side * int(sizeof(float)) + (side + 4) * int(sizeof(int32_t)) + (side + 4) * int(sizeof(Moments));
 }
 L2T_FAST_BOTH constexpr int planes_bytes(int side) {
   return threads / 32 * line_length(side) * int(sizeof(float)) + 2 * axis_bytes(side);
@@ -24,8 +24,7 @@ L2T_FAST_BOTH constexpr int planes_bytes(int side) {
 
 template <class M>
 class GramPlanes {
-  static constexpr int warps = threads / 32;
-  static constexpr int planes_of_warp = planes_of_block / warps;
+  static constexpr int warps = threads / 32, at_once = 4;  // rows that are read before the first is used
 
  public:
   // `side`: of the longest target of the launch
@@ -34,8 +33,8 @@ class GramPlanes {
 
   // Sums over the pixels of T, and of vT.
   L2T_FAST_KERNEL void sum_target(int item) {
-    const int first = begin(item, target_.channels), pixels = target_.height * target_.width;
-    for_each_plane(first, target_.channels, [=, this](int channel) {
+    const int pixels = target_.height * target_.width;
+    for_each_plane(item, planes_of_block, target_.channels, [=, this](int channel) {
       const float sum = sum_plane(target_.map, channel, pixels).sum;
       const float moved = target_.direction.data ? sum_plane(target_.direction, channel, pixels).sum : 0.f;
       write_sums(channel, {sum, moved});
@@ -44,18 +43,15 @@ class GramPlanes {
 
   // Sums over the pixels of S~ and S~^2, for the rows of a group.
   L2T_FAST_KERNEL void sum_sources(const Group& group, int item) {
-    const int first = begin(item, group.rows);
     const bool resized = group.shrunk[0];
     if (resized) {
-      find_axis(0, group.height, target_.height);
-      find_axis(1, group.width, target_.width);
-      find_squares(0, group.height);
-      find_squares(1, group.width);
-      m_.barrier();
+      find_axes(group);
+      find_squares(group);
     }
-    for_each_plane(first, group.rows, [=, this](int within) {
+    for_each_plane(item, group.planes_of_block, group.rows, [=, this](int within) {
       const int row = group.first_row + within;
-      const Pair& pair = *pair_of(problem_, target_, row);
+      const Pair& pair = problem_.pairs[last_that_begins(
+          group.first_pair, group.pairs, [=, this](int p) { return problem_.pairs[p].first_row <= row; })];
       const int channel = row - pair.first_row;
       write_sums(target_.channels + row, resized ? sum_resized_plane(pair.source, channel, group.height, group.width)
                                                  : sum_plane(pair.source, channel, group.height * group.width));
@@ -72,31 +68,27 @@ class GramPlanes {
 
   template <Type type>
   L2T_FAST_KERNEL void shrink(const Group& group, int which, int item) {
-    const int first = begin(item, target_.channels), lane = m_.thread() % 32, warp = m_.thread() / 32;
-    find_axis(0, group.height, target_.height);
-    find_axis(1, group.width, target_.width);
-    float* const line = lines() + warp * line_length(side_);
-    const int width = target_.width, pixels = group.height * group.width;
-    const int rows = line_length(side_) / width < group.height ? line_length(side_) / width : group.height;
-    for (int turn = 0; turn < planes_of_warp && first + turn * warps < target_.channels; ++turn) {
-      const int channel = first + turn * warps + warp;
-      const bool lives = channel < target_.channels;
-      const auto* const plane = static_cast<const Stored<type>*>(
-          plane_of(which ? target_.direction : target_.map, sample_, lives ? channel : first));
+    find_axes(group);
+    const int lane = m_.thread() % 32, width = target_.width, pixels = group.height * group.width;
+    float* const line = lines() + m_.thread() / 32 * line_length(side_);
+    const int rows = tiles(group.height, tiles(group.height, line_length(side_) / width));
+    const Map& map = which ? target_.direction : target_.map;
+    for_each_turn(item, planes_of_block, target_.channels, [=, this, &group, &map](int channel, bool lives) {
+      const auto* const plane = static_cast<const Stored<type>*>(plane_of(map, sample_, lives ? channel : 0));
       const int64_t begin = (int64_t(sample_) * target_.channels + channel) * group.stride;
       for (int y = 0; y < group.height; y += rows) {
-        const int some = group.height - y < rows ? group.height - y : rows;
-        for (int x = lane; x < width; x += 64) gather_columns<type>(plane, x, y, y + some, line);
+        const int end = group.height - y < rows ? group.height : y + rows;
+        for (int x = lane; x < width && lives; x += 64) gather_columns<type>(plane, x, y, end, line);
         m_.barrier();
-        for (int i = lane; i < some * group.width && lives; i += 32) {
-          const int row = i / group.width;
-          keep_shrunk(group, which, begin + y * group.width + i,
-                      gather_line(i - row * group.width, line + row * width));
+        if (lives) {
+          gather_lines(line, end - y, group.width, [=, this, &group](int row, int x, float value) {
+            keep_shrunk<type>(group, which, begin + ((y + row) * group.width + x), value);
+          });
         }
         m_.barrier();
       }
-      if (lives && lane < group.stride - pixels) keep_shrunk(group, which, begin + pixels + lane, 0);
-    }
+      if (lives && lane < group.stride - pixels) keep_shrunk<type>(group, which, begin + pixels + lane, 0);
+    });
   }
 
   // W^T 2 alpha b of a sample; in K2 what it moves by. A row's factors are computed by one thread for all channels, and
@@ -163,108 +155,143 @@ class GramPlanes {
   L2T_FAST_KERNEL Moments* moments(int axis) const { return reinterpret_cast<Moments*>(begins(axis) + side_ + 4); }
   L2T_FAST_KERNEL float* lines() const { return reinterpret_cast<float*>(m_.shared()); }
 
-  // The lower neighbours of target pixels do not skip a source pixel, because these are fewer.
-  L2T_FAST_KERNEL void find_axis(int axis, int from, int to) {
-    for (int t = m_.thread(); t < to; t += threads) {
-      const Tap at = tap(t, from, to);
-      uppers(axis)[t] = at.inside ? at.share : 0.f;
-      if (!t || tap(t - 1, from, to).lower < at.lower) begins(axis)[at.lower] = t;
-    }
-    if (m_.thread() == 0) begins(axis)[from] = to;
+  // Half of the block sees to the rows, half to the columns: function(axis, thread, threads, pixels of the source, and
+  // of the target).
+  template <class Function>
+  L2T_FAST_KERNEL void for_both_axes(const Group& group, const Function& function) {
+    constexpr int half = threads / 2;
+    const int thread = m_.thread(), axis = thread / half;
+    function(axis, thread % half, half, axis ? group.width : group.height, axis ? target_.width : target_.height);
     m_.barrier();
   }
 
+  // The lower neighbours of target pixels do not skip a source pixel, because these are fewer.
+  L2T_FAST_KERNEL void find_axes(const Group& group) {
+    for_both_axes(group, [this](int axis, int thread, int step, int from, int to) {
+      for (int t = thread; t < to; t += step) {
+        const Tap at = tap(t, from, to);
+        uppers(axis)[t] = at.inside ? at.share : 0.f;
+        if (!t || tap(t - 1, from, to).lower < at.lower) begins(axis)[at.lower] = t;
+      }
+      if (thread == 0) begins(axis)[from] = to;
+    });
+  }
+
+  // Behind the last pixel stand zeros.
+  L2T_FAST_KERNEL void find_squares(const Group& group) {
+    for_both_axes(group, [this](int axis, int thread, int step, int from, int) {
+      const float* const upper = uppers(axis);
+      for (int x = thread; x <= from; x += step) {
+        const int32_t* const begin = begins(axis) + x;
+        Moments sums{0, 0, 0};
+        for (int t = x ? begin[-1] : begin[0]; t < begin[0] && x < from; ++t) {
+          sums.sum += upper[t];
+          sums.square += upper[t] * upper[t];
+        }
+        for (int t = begin[0]; x < from && t < begin[1]; ++t) {
+          const float own = 1 - upper[t];
+          sums.sum += own;
+          sums.square += own * own;
+          sums.next += own * upper[t];
+        }
+        moments(axis)[x] = sums;
+      }
+    });
+  }
+
   // Of the columns x and x + 32, what the result's rows [first, last) take of the plane's rows, into lines of the
-  // plane's width. A plane's row is read once, for the result's rows above and below it, and four rows at a time, so
+  // plane's width. A plane's row is read once, for the result's rows above and below it, and some rows at a time, so
   // that not each is waited for.
   template <Type type>
   L2T_FAST_KERNEL void gather_columns(const Stored<type>* plane, int x, int first, int last, float* line) const {
-    constexpr int at_once = 4;
-    const int width = target_.width, right = x + 32 < width ? 32 : 0;
-    const float* const upper = uppers(0);
+    const int width = target_.width, bottom = target_.height - 1, right = x + 32 < width ? 32 : 0;
     const int32_t* const begin = begins(0);
-    const int own = begin[first], end = begin[last];
-    int next = first, next_begin = own;  // the result's row whose own rows begin next, and the first of them
+    int y = first ? first - 1 : 0, t = begin[y], end = begin[y + 1];  // the row above gives to the first one too
+    const float* upper = uppers(0) + t;
+    float* to = line + x;
     float here[2] = {}, below[2] = {};
-    const auto write = [&](int y) {
-      float* const to = line + (y - first) * width + x;
-      to[0] = here[0];
-      if (right) to[32] = here[1];
-    };
-    for (int t = first ? begin[first - 1] : own; t < end; t += at_once) {
+    while (true) {
       Stored<type> values[at_once][2];
       L2T_FAST_UNROLL
       for (int k = 0; k < at_once; ++k) {
-        const auto* const row = plane + (t + k < end ? t + k : t) * width + x;
+        const auto* const row = plane + ((t + k < bottom ? t + k : bottom) * width + x);
         values[k][0] = m_.read(row);
         values[k][1] = m_.read(row + right);
       }
       L2T_FAST_UNROLL
       for (int k = 0; k < at_once; ++k) {
-        if (t + k >= end) break;
-        if (t + k == next_begin) {  // what was gathered for the row below is its own from here on
-          if (next > first) write(next - 1);
-          ++next;
-          next_begin = next < last ? begin[next] : end;
-          L2T_FAST_UNROLL
-          for (int side = 0; side < 2; ++side) here[side] = below[side], below[side] = 0;
-        }
-        const float share = upper[t + k];
+        const float share = upper[k], own = 1 - share;
         L2T_FAST_UNROLL
         for (int side = 0; side < 2; ++side) {
           const float value = widened<type>(m_, values[k][side]);
-          here[side] += (1 - share) * value;
+          here[side] += own * value;
           below[side] += share * value;
         }
+        if (t + k + 1 < end) continue;
+        if (y >= first) {
+          to[0] = here[0];
+          if (right) to[32] = here[1];
+          to += width;
+        }
+        if (++y == last) return;
+        end = begin[y + 1];
+        L2T_FAST_UNROLL
+        for (int side = 0; side < 2; ++side) here[side] = below[side], below[side] = 0;
       }
+      t += at_once;
+      upper += at_once;
     }
-    write(last - 1);
   }
 
-  // What the result's pixel x takes of a line: first of those that have it as their upper neighbour.
-  L2T_FAST_KERNEL float gather_line(int x, const float* line) const {
+  // What `across` pixels of the result's rows take of as many lines: keep(row, pixel, value). Some rows share what is
+  // asked of a pixel; where lines are short, a warp has several of them side by side.
+  template <class Keep>
+  L2T_FAST_KERNEL void gather_lines(const float* line, int rows, int across, const Keep& keep) const {
+    const int lane = m_.thread() % 32, lanes = across < 32 ? across : 32, beside = 32 / lanes, width = target_.width;
     const float* const upper = uppers(1);
-    const int32_t* const begin = begins(1) + x;
-    const int own = begin[0], end = begin[1];
-    int t = x ? begin[-1] : own;
-    float sum = 0;
-    for (; t < own; ++t) sum += upper[t] * line[t];
-    for (; t < end; ++t) sum += (1 - upper[t]) * line[t];
-    return sum;
-  }
-
-  L2T_FAST_KERNEL void find_squares(int axis, int from) {
-    const float* const upper = uppers(axis);
-    for (int x = m_.thread(); x < from; x += threads) {
-      const int32_t* const begin = begins(axis) + x;
-      Moments sums{0, 0, 0};
-      for (int t = x ? begin[-1] : begin[0]; t < begin[0]; ++t) {
-        sums.sum += upper[t];
-        sums.square += upper[t] * upper[t];
+    const int begin_row = lane / lanes;
+    for (int x = lane - begin_row * lanes; x < across && begin_row < beside; x += 32) {
+      const int32_t* const begin = begins(1) + x;
+      const int before = x ? begin[-1] : begin[0], own = begin[0], end = begin[1];
+      for (int row = begin_row; row < rows; row += at_once * beside) {
+        const float* from[at_once];
+        float sums[at_once] = {};
+        L2T_FAST_UNROLL
+        for (int k = 0; k < at_once; ++k)
+          from[k] = line + ((row + k * beside < rows ? row + k * beside : row) * width + before);
+        const auto add = [&](float share) {
+          L2T_FAST_UNROLL
+          for (int k = 0; k < at_once; ++k) sums[k] += share * *from[k]++;
+        };
+        L2T_FAST_UNROLL_BY(1)
+        for (int t = before; t < own; ++t) add(upper[t]);
+        L2T_FAST_UNROLL_BY(1)
+        for (int t = own; t < end; ++t) add(1 - upper[t]);
+        L2T_FAST_UNROLL
+        for (int k = 0; k < at_once; ++k)
+          if (row + k * beside < rows) keep(row + k * beside, x, sums[k]);
       }
-      for (int t = begin[0]; t < begin[1]; ++t) {
-        const float own = 1 - upper[t];
-        sums.sum += own;
-        sums.square += own * own;
-        sums.next += own * upper[t];
-      }
-      moments(axis)[x] = sums;
     }
   }
 
-  L2T_FAST_KERNEL int begin(int item, int planes) {
-    const int chunks = (planes + planes_of_block - 1) / planes_of_block;
+  // Planes of the item, a warp one at a time: function(plane, whether there is one).
+  template <class Function>
+  L2T_FAST_KERNEL void for_each_turn(int item, int of_block, int planes, const Function& function) {
+    const int chunks = tiles(planes, of_block);
     sample_ = item / chunks;
-    return item % chunks * planes_of_block;
+    const int first = item % chunks * of_block;
+    L2T_FAST_UNROLL_BY(1)
+    for (int begin = first; begin < first + of_block && begin < planes; begin += warps) {
+      const int plane = begin + m_.thread() / 32;
+      function(plane, plane < planes);
+    }
   }
 
   template <class Function>
-  L2T_FAST_KERNEL void for_each_plane(int first, int planes, const Function& function) {
-    L2T_FAST_UNROLL_BY(1)
-    for (int turn = 0; turn < planes_of_warp; ++turn) {
-      const int plane = first + turn * warps + m_.thread() / 32;
-      if (plane < planes) function(plane);
-    }
+  L2T_FAST_KERNEL void for_each_plane(int item, int of_block, int planes, const Function& function) {
+    for_each_turn(item, of_block, planes, [&function](int plane, bool lives) {
+      if (lives) function(plane);
+    });
   }
 
   // A channel's pixels, in line.
@@ -274,15 +301,16 @@ class GramPlanes {
   }
 
   // In bfloat16 two of them, so that what cancels later has the digits of both.
+  template <Type type>
   L2T_FAST_KERNEL void keep_shrunk(const Group& group, int which, int64_t at, float value) {
-    if (target_.map.type == Type::float32) {
-      static_cast<float*>(group.shrunk[which])[at] = value;
-      return;
+    auto* const to = static_cast<Stored<type>*>(group.shrunk[which]) + at;
+    if constexpr (type == Type::float32) {
+      *to = value;
+    } else {
+      const uint16_t bits = m_.to_bfloat16(value);
+      to[0] = bits;
+      to[problem_.batch * target_.channels * group.stride] = m_.to_bfloat16(value - widened<type>(m_, bits));
     }
-    auto* const to = static_cast<uint16_t*>(group.shrunk[which]);
-    to[at] = m_.to_bfloat16(value);
-    const float rest = value - m_.as_float(uint32_t(to[at]) << 16);
-    to[problem_.batch * target_.channels * group.stride + at] = m_.to_bfloat16(rest);
   }
 
   struct PlaneSums {
@@ -321,22 +349,39 @@ class GramPlanes {
   }
 
   // Each pixel times what it becomes: sum S~^2 = s^T (U^T U) s, where U^T U reaches to the next pixel along each axis.
-  // At the edge the share of the next one is 0, and any pixel will do.
+  // A lane walks down a column, and where rows are short a warp has several stretches of them side by side, each of
+  // which looks at the row after its own, too. At the edge the share of the next one is 0, and any pixel will do.
   template <Type type>
-  L2T_FAST_KERNEL PlaneSums sum_resized_plane(const void* plane, int height, int width) {
+  L2T_FAST_KERNEL PlaneSums sum_resized_plane(const void* data, int height, int width) {
+    const int lane = m_.thread() % 32, lanes = width < 32 ? width : 32, stretch = lane / lanes;
+    const int rows = tiles(height, 32 / lanes), begin = stretch * rows;
+    const int end = begin + rows < height ? begin + rows : height;
     float sum = 0, square = 0;
-    for (int i = m_.thread() % 32; i < height * width; i += 32) {
-      const int y = i / width, x = i - y * width, right = x + 1 < width ? 1 : 0, left = x > 0 ? 1 : 0;
-      const int down = y + 1 < height ? width : 0;
-      const float value = load<type>(m_, plane, i), beside = load<type>(m_, plane, i + right);
-      const float under = load<type>(m_, plane, i + down), after = load<type>(m_, plane, i + down + right),
-                  before = load<type>(m_, plane, i + down - left);
-      const Moments of_row = moments(0)[y], along = moments(1)[x];
-      const float next_before = left ? moments(1)[x - left].next : 0.f;
-      const float row = along.square * value + 2 * along.next * beside;
-      const float below = along.square * under + along.next * after + next_before * before;
-      sum += of_row.sum * along.sum * value;
-      square += value * (of_row.square * row + 2 * of_row.next * below);
+    for (int x = lane - stretch * lanes; x < width && begin < height; x += 32) {
+      const int right = x + 1 < width ? 1 : 0;
+      const auto* const column = static_cast<const Stored<type>*>(data) + x;
+      const Moments along = moments(1)[x];
+      float of_column = 0, above = 0, beside_above = 0;
+      for (int first = begin; first <= end; first += at_once) {
+        Stored<type> values[at_once][2];
+        L2T_FAST_UNROLL
+        for (int k = 0; k < at_once; ++k) {
+          const auto* const at = column + (first + k < height ? first + k : height - 1) * width;
+          values[k][0] = m_.read(at);
+          values[k][1] = m_.read(at + right);
+        }
+        L2T_FAST_UNROLL
+        for (int k = 0; k < at_once; ++k) {
+          const Moments of_row = moments(0)[first + k < end ? first + k : height];
+          const float value = widened<type>(m_, values[k][0]);
+          const float beside = along.next * widened<type>(m_, values[k][1]), next = along.square * value + beside;
+          of_column += of_row.sum * value;
+          square += (of_row.square * value) * (next + beside) + above * next + beside_above * value;
+          above = 2 * of_row.next * value;
+          beside_above = 2 * of_row.next * beside;
+        }
+      }
+      sum += along.sum * of_column;
     }
     return sum_of_warp({sum, square});
   }

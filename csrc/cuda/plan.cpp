@@ -193,6 +193,13 @@ class Planner {
       const Pair& last = pairs_[group->first_pair + group->pairs - 1];
       group->rows = last.first_row + last.channels - group->first_row;
       group->stride = int32_t(stride_of(pixels(*group)));
+      // Of small maps more, as long as every processor has its blocks: what a block finds out first is the same for
+      // all.
+      const auto blocks = [&](int32_t planes) { return batch_ * cut(group->rows, planes); };
+      group->planes_of_block = planes_of_block;
+      while (group->planes_of_block * pixels(*group) < 1 << 13 &&
+             blocks(2 * group->planes_of_block) >= 2 * chip_.processors)
+        group->planes_of_block *= 2;
       if (own) gram.own_rows = group->rows, gram.halves = group->halves;
     }
     // A sample's Q and sums of E have a part for each tile of channels.
@@ -403,7 +410,7 @@ class Planner {
       }
       for (int g = target.gram.first_group; g < target.gram.first_group + target.gram.groups; ++g) {
         const Group& group = groups_[g];
-        put(planes, Kind::source_planes, g, batch_ * cut(group.rows, planes_of_block), 1);
+        put(planes, Kind::source_planes, g, batch_ * cut(group.rows, group.planes_of_block), 1);
         if (is_small(group) && terms.sources)
           put(products, Kind::grow, g, tiles * cut(group.stride, tile_width), cut(group.rows, this->terms()));
       }

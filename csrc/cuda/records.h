@@ -13,7 +13,7 @@ inline constexpr int reserved_bytes = 3200;                            // of sha
 
 inline constexpr int gram_height = 64;         // of the Gram form: channels of a tile
 inline constexpr int rows_of_half = 64;        // of the Gram form: of one map, in products with T
-inline constexpr int planes_of_block = 16;     // of the Gram form: channels that a block sums up or shrinks
+inline constexpr int planes_of_block = 16;     // of the Gram form: T's channels that a block sums up or shrinks
 inline constexpr int constants_of_block = 64;  // of the Gram form: channels whose constants a block sums up
 inline constexpr int most_side = 1024;         // of the Gram form: a map's height and width, by the room for an axis
 inline constexpr int weights_of_thread = 4;    // that it packs, or whose gradients it sums up
@@ -93,8 +93,9 @@ struct Group {
   int32_t target, first_pair, pairs;
   int32_t first_row, rows;
   int32_t height, width;
-  int32_t halves;   // of tiles, of rows
-  int32_t stride;   // of a row of the following: the pixels, up to a multiple of 16 bytes; zeros beyond them
+  int32_t halves;           // of tiles, of rows
+  int32_t planes_of_block;  // that a block sums up
+  int32_t stride;           // of a row of the following: the pixels, up to a multiple of 16 bytes; zeros beyond them
   void* shrunk[2];  // (batch, channels, stride): T U, vT U; in bfloat16 (2, batch, channels, stride), it and its rest.
                     // Null, as the next, for sources of the target's size
   void* grown;      // (batch, channels, stride): W^T 2 alpha S, or what it moves by; of the tiles' type
