@@ -248,7 +248,8 @@ class _Largest:
 
 def _taken(x: Tensor, indices: Tensor) -> Tensor:
     """Pixels of maps (B, C, H, W) by their numbers."""
-    return x.flatten(2).gather(2, indices.flatten(2).long()).view(indices.shape)
+    # No view, which a rectifier behind the pooling could not write to in place if a Function returned it.
+    return torch.ops.aten._unsafe_view(x.flatten(2).gather(2, indices.flatten(2).long()), indices.shape)
 
 
 class _Taken(torch.autograd.Function):

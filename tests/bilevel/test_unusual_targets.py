@@ -262,6 +262,7 @@ MIDDLES = {
     "mapped": mapped,
     "at the kink": at_the_kink,
     "hardswish": F.hardswish,
+    "pooled, then in place": lambda a: F.relu(F.max_pool2d(a, 3, 1, 1).add_(0.2), inplace=True),
     "gate": lambda a: a * F.relu6(a + 3) / 6,
 }
 
