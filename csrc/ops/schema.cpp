@@ -2,6 +2,7 @@
 //
 // All are functional: outputs alias neither inputs nor each other. "slots" and the meaning of needs, directions and the
 // returned lists: arguments.h.
+#include <c10/core/impl/COW.h>
 #include <torch/library.h>
 
 #include "../cuda/emulation.h"
@@ -71,6 +72,15 @@ std::vector<at::Tensor> backward_scale(const at::Tensor& grad_loss, at::TensorLi
   return scaled(gradients, grad_loss);
 }
 
+// Whether copy on write can take a tensor: not its memory from elsewhere, a file's or NumPy's, which a hook on saved
+// tensors may hand out.
+bool clones_lazily(const at::Tensor& tensor) {
+  const c10::StorageImpl& storage = *tensor.storage().unsafeGetStorageImpl();
+  const bool known =
+      c10::impl::cow::has_simple_data_ptr(storage) || c10::impl::cow::is_cow_data_ptr(storage.data_ptr());
+  return known && tensor.is_non_overlapping_and_dense();
+}
+
 // Times one is the usual case, and all that a double backward needs of this operator is the graph: such a copy is made
 // only if somebody writes to it or to the original (copy on write).
 std::vector<at::Tensor> backward_cpu(const at::Tensor& grad_loss, at::TensorList gradients, at::TensorList sources,
@@ -81,8 +91,7 @@ std::vector<at::Tensor> backward_cpu(const at::Tensor& grad_loss, at::TensorList
   std::vector<at::Tensor> copies;
   copies.reserve(gradients.size());
   for (const auto& gradient : gradients)
-    copies.push_back(gradient.is_non_overlapping_and_dense() ? at::_lazy_clone(gradient)
-                                                             : at::mul(gradient, grad_loss));
+    copies.push_back(clones_lazily(gradient) ? at::_lazy_clone(gradient) : at::mul(gradient, grad_loss));
   return copies;
 }
 

@@ -307,6 +307,18 @@ def test_saved_tensor_hooks_are_honoured(exact_backend, held):
     assert kept and all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))
 
 
+def test_saved_tensors_may_come_back_in_memory_of_another_library(exact_backend):
+    """As from a hook that writes them to files: copy on write does not take such memory."""
+    problem = draw_sizes(RICH).requiring_grad()
+    directions = draw_directions(problem)
+    wanted = truth(problem, directions)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().copy(), torch.from_numpy):
+        loss = problem.loss(exact_backend.matching_loss)
+        found = torch.autograd.grad(loss, problem.inputs, create_graph=True)
+        close(found, wanted.gradients)
+        close(torch.autograd.grad(found, problem.inputs, directions), wanted.products)
+
+
 class Recorder(TorchDispatchMode):
     """Keeps every tensor that an operator returns."""
 
