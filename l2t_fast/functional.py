@@ -85,6 +85,8 @@ def feature_matching_loss(
     sources, targets = source_features, target_features
     if len(used) < len(sources):  # what no pair uses takes no part, whatever it requires
         sources = [source if m in used else source.detach() for m, source in enumerate(sources)]
+    if forward_ad._current_level >= 0 and choice.backend != "reference":
+        sources, targets = _without_tangents(sources, pairs, 0), _without_tangents(targets, pairs, 1)
     if not arguments.uniform:
         sources, pairs = _without_misfits(sources, pairs, 0, alpha)
         targets, pairs = _without_misfits(targets, pairs, 1, alpha)
@@ -206,6 +208,12 @@ def _savable(sources: Sequence[Tensor]) -> Sequence[Tensor]:
 def _viewed(source: Tensor) -> Tensor:
     view = torch.empty(0, dtype=source.dtype, device=source.device)
     return view.set_(source.untyped_storage(), source.storage_offset(), source.shape, source.stride())
+
+
+def _without_tangents(features: Sequence[Tensor], pairs: list[tuple[int, int]], side: int) -> list[Tensor]:
+    """The maps, those that no pair uses without forward-mode tangents, which the fused operators would refuse."""
+    used = {pair[side] for pair in pairs}
+    return [f if i in used else forward_ad.unpack_dual(f).primal for i, f in enumerate(features)]
 
 
 def _without_misfits(

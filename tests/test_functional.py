@@ -310,6 +310,23 @@ def test_a_source_that_no_pair_uses_may_require_grad(backend):
     assert torch.autograd.grad(loss, [target, sources[-1]], allow_unused=True)[1] is None
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_map_that_no_pair_uses_may_carry_a_tangent(backend, side):
+    if backend == "cpu" and l2t_fast.explain_backend("cpu").backend != "cpu":
+        pytest.skip("needs the native kernels")
+    sources, targets, projections, w, lam = make()
+    target = targets[0].requires_grad_()
+    wanted = feature_matching_loss(sources, targets, projections, PAIRS, w, lam)
+    maps = (sources, targets)[side]
+    with torch.autograd.forward_ad.dual_level():
+        maps.append(torch.autograd.forward_ad.make_dual(torch.zeros_like(maps[0]), torch.ones_like(maps[0])))
+        loss = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, backend=backend)
+        assert torch.autograd.forward_ad.unpack_dual(loss).tangent is None
+    assert torch.equal(loss, wanted)
+    assert torch.equal(*(torch.autograd.grad(value, target)[0] for value in (loss, wanted)))
+
+
 def test_environment_variable_replaces_auto(monkeypatch):
     x = torch.zeros(1)
     monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
