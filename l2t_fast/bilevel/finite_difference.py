@@ -66,13 +66,13 @@ class FiniteDifference:
         theta_bar: Sequence[Tensor],
         weight_bars: Sequence[Tensor],
     ) -> None:
-        usual = self._epsilon(problem, step.theta, direction)
+        usual, length = self._epsilon(problem, step.theta, direction)
         factor = 1.0 if step.last else self._factor
         epsilon = usual * factor
         moved = _plus(step.theta, direction, epsilon, own=step.own)
         differences = self._differences(problem, head_weights, step, moved)
         if not self._capturable:
-            wanted = min(factor * self._lacking(problem, step, differences), LARGEST_FACTOR)
+            wanted = min(factor * self._lacking(problem, step, differences, length), LARGEST_FACTOR)
             if wanted > factor:
                 del differences  # the pass needs their memory
                 moved = _plus(moved, direction, usual * wanted - epsilon, own=True)
@@ -101,22 +101,29 @@ class FiniteDifference:
         return [t.sub_(here) for t, here in zip(there, step.kept, strict=True)]
 
     @staticmethod
-    def _lacking(problem: BilevelProblem, step: Step, differences: Sequence[Tensor]) -> float:
-        """How many times larger epsilon must be so that rounding does not show; 1 where it does not."""
+    def _lacking(problem: BilevelProblem, step: Step, differences: Sequence[Tensor], length: Tensor) -> float:
+        """How many times larger epsilon must be so that rounding does not show; 1 where it does not.
+
+        ``length``: of the direction, without which there is no difference; else one of 0 is rounding's, and infinitely
+        too small.
+        """
         count = len(differences) if step.first else len(step.theta)
-        there, here = problem.lengths_of_shares(differences[:count], step.kept[:count]).tolist()
+        lengths = problem.lengths_of_shares(differences[:count], step.kept[:count])
+        there, here, along = torch.cat([lengths, length.reshape(1)]).tolist()
         unit = math.sqrt(torch.finfo(step.theta[0].dtype).eps)
-        if not 0 < there < LEAST_DIFFERENCE * unit * here:
+        if not (along > 0 and there < LEAST_DIFFERENCE * unit * here):
             return 1.0
-        return WANTED_DIFFERENCE * unit * here / there
+        return WANTED_DIFFERENCE * unit * here / there if there > 0 else math.inf
 
     @staticmethod
-    def _epsilon(problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
-        """A 0-dimensional tensor: its value is not read, which a GPU would have to wait for."""
+    def _epsilon(
+        problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """It and the direction's length, both (): their values are not read, which a GPU would have to wait for."""
         relative = RELATIVE_STEP * math.sqrt(torch.finfo(theta[0].dtype).eps)
         of_theta, length = problem.norms([p.detach() for p in theta], direction)
         epsilon = relative * of_theta / length
-        return torch.where(length > 0, epsilon, 1.0)  # no direction: the differences are 0
+        return torch.where(length > 0, epsilon, 1.0), length  # no direction: the differences are 0
 
 
 @torch.no_grad()

@@ -50,11 +50,20 @@ def test_where_rounding_shows_the_step_is_made_larger(monkeypatch):
     assert cosine(lost, exact) < 0.9 and passes == 9
 
 
-def test_without_a_direction_no_pass_is_made_again():
+def test_where_rounding_leaves_no_difference_the_step_is_made_larger(monkeypatch):
+    """Here all of the weights' gradients are the same bits at both points, which was taken for a gradient of 0."""
     problem = one_problem()
+    monkeypatch.setattr(finite_difference, "RELATIVE_STEP", 3e-7)
+    found = hypergradient(*problem, steps=1, method="finite_difference")
+    assert cosine(found, hypergradient(*problem, steps=1)) > 0.9
+
+
+def test_without_a_direction_no_pass_is_made_again():
+    problem, passes = one_problem(), []
     problem[3].param_groups[0]["lr"] = 0.0
+    problem[0].register_forward_hook(lambda *_: passes.append(1))
     found = hypergradient(*problem, method="finite_difference")
-    assert all(torch.equal(f, torch.zeros_like(f)) for f in found)
+    assert all(torch.equal(f, torch.zeros_like(f)) for f in found) and len(passes) == 3 + 1 + 3
 
 
 def test_float32_over_training():
