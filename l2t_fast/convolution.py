@@ -20,7 +20,7 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 
 from l2t_fast import _native
-from l2t_fast.ops import ENVIRONMENT_VARIABLE, is_transformed
+from l2t_fast.ops import ENVIRONMENT_VARIABLE, inside_dual_level, is_transformed
 
 
 class Geometry(NamedTuple):
@@ -97,7 +97,7 @@ def _conv2d_if_fast(*args: Any, **kwargs: Any) -> Tensor | None:
         return None
     # A tangent may come with a graph's gradient as well.
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if forward_ad._current_level >= 0 and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if inside_dual_level() and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return None
     if not any(is_transformed(t) for t in tensors):
         return _Convolution.apply(input, weight, bias, geometry)

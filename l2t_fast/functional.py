@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from l2t_fast import _native
 from l2t_fast.coefficients import Sizes, at_once, by_pair, native, native_serves
-from l2t_fast.ops import choose_backend, implementation
+from l2t_fast.ops import choose_backend, implementation, inside_dual_level
 
 Projection = tuple[Tensor, Tensor | None]
 
@@ -75,7 +75,7 @@ def feature_matching_loss(
     used = {m for m, _ in pairs}
     used_sources = [source_features[m] for m in sorted(used)]
     others = ()
-    if not arguments.uniform or forward_ad._current_level >= 0:
+    if not arguments.uniform or inside_dual_level():
         others = [target_features[n] for n in sorted({n for _, n in pairs})]
         others += [*weights, *(b for b in biases if b is not None)]
         others += [*(arguments.channel_weights or ()), *(arguments.pair_weights or ())]
@@ -85,7 +85,7 @@ def feature_matching_loss(
     sources, targets = source_features, target_features
     if len(used) < len(sources):  # what no pair uses takes no part, whatever it requires
         sources = [source if m in used else source.detach() for m, source in enumerate(sources)]
-    if forward_ad._current_level >= 0 and choice.backend != "reference":
+    if inside_dual_level() and choice.backend != "reference":
         sources, targets = _without_tangents(sources, pairs, 0), _without_tangents(targets, pairs, 1)
     if not arguments.uniform:
         sources, pairs = _without_misfits(sources, pairs, 0, alpha)
@@ -94,7 +94,7 @@ def feature_matching_loss(
     loss = implementation(choice.backend)
     if choice.backend == "reference":  # the others take a convolution's weight as it is
         weights = [weight.flatten(1) for weight in weights]
-    elif arguments.uniform and forward_ad._current_level < 0:  # found to be so by the native code, which is there then
+    elif arguments.uniform and not inside_dual_level():  # found to be so by the native code, which is there then
         by_triton = choice.backend == "triton"
         return _native.extension.matching_loss(sources, targets, weights, biases, alpha, pairs, by_triton)
     return loss(sources, targets, weights, biases, alpha, pairs)
@@ -178,7 +178,7 @@ def _coefficients(arguments: _Arguments, sources: Sequence[Tensor], targets: Seq
     )
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
     plain = arguments.uniform or _plain(chain(targets, what or (), where or ()))
-    if backend == "reference" or not plain or forward_ad._current_level >= 0:
+    if backend == "reference" or not plain or inside_dual_level():
         return by_pair(sizes, what, where, dtype, first.device)
     if (what or where) and native_serves(first.device):
         return native(sizes, what, where, dtype)

@@ -1,6 +1,7 @@
 """The fast 3x3 convolution: its operators against float64, and where it takes the place of PyTorch's."""
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.autograd import forward_ad
 from l2t_fast import _native, convolution
 from l2t_fast.bilevel.second_order import CheapSecondDerivatives
 from l2t_fast.convolution import fast_convolutions
+from l2t_fast.ops import own_dual_level
 
 CPU = torch.device("cpu")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -362,6 +364,24 @@ def test_tangents_of_a_gradient():
 
     wanted = run(torch.float64)
     assert (run(torch.float32) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+@needs_native
+def test_another_threads_dual_numbers_choose_no_kernel():
+    """PyTorch counts levels a process: a hypergradient's own, in one thread, must not change another's bits."""
+    x, w, *_ = tensors(SMALL)
+    made = []
+
+    def convolve():
+        with fast_convolutions(CPU):
+            made.append(F.conv2d(x, w.requires_grad_(), padding=1).grad_fn.name())
+
+    with own_dual_level():
+        convolve()  # here tangents may come along
+        thread = threading.Thread(target=convolve)
+        thread.start()
+        thread.join()
+    assert made == ["ConvolutionBackward0", "_ConvolutionBackward"]
 
 
 def test_the_reference_is_plain_pytorch(calls, monkeypatch):

@@ -27,6 +27,7 @@ from l2t_fast.bilevel.holding import HOOKS, SET_GRAD_ENABLED
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.second_order import CheapSecondDerivatives
 from l2t_fast.bilevel.transposition import HeadWeights, Step, edges, flat, pull_back_onto_
+from l2t_fast.ops import own_dual_level
 
 
 class Exact:
@@ -125,7 +126,7 @@ def _mixed_gradients(
     """
     slots = problem.matching_slots
     parameters = [step.theta[i] for i in slots]
-    with _DUAL_NUMBERS, forward_ad.dual_level():  # grad mode is on, as in the other passes, but nothing requires grad
+    with _DUAL_NUMBERS, own_dual_level():  # grad mode is on, as in the other passes, but nothing requires grad
         duals = [p.detach() for p in step.theta]
         for i in problem.target_slots:
             duals[i] = forward_ad.make_dual(duals[i], direction[i])

@@ -12,9 +12,11 @@ Every backend offers ``matching_loss(sources, targets, weights, biases, alpha, p
 The loss is a scalar of alpha's dtype, twice differentiable in targets, weights, biases and alpha.
 """
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -226,10 +228,31 @@ def inside_transform() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
+#: The thread that is in :func:`own_dual_level`, by its identity.
+_dual_thread: int | None = None
+
+
+@contextlib.contextmanager
+def own_dual_level() -> Iterator[None]:
+    """A level of dual numbers whose tensors no other thread gets: one thread at a time."""
+    global _dual_thread
+    _dual_thread = threading.get_ident()
+    try:
+        with forward_ad.dual_level():
+            yield
+    finally:
+        _dual_thread = None
+
+
+def inside_dual_level() -> bool:
+    """Whether tensors may carry tangents. PyTorch's level is the process's, and says nothing of a thread."""
+    return forward_ad._current_level >= 0 and _dual_thread in (None, threading.get_ident())
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a tensor carries a forward-mode tangent or is wrapped by a torch.func transform."""
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+    return inside_dual_level() and forward_ad.unpack_dual(tensor).tangent is not None
