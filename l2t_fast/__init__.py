@@ -1,5 +1,10 @@
 """Learning What and Where to Transfer, fast: frozen source networks into a new target network, on little data."""
 
+from l2t_fast.interrupts import end_at_once, starts_command
+
+if starts_command():
+    end_at_once()  # the imports below take seconds
+
 from importlib.metadata import PackageNotFoundError, version
 
 from l2t_fast.functional import feature_matching_loss

@@ -1,6 +1,5 @@
 """The command ``l2t-fast``: train | compare | inspect | saliency | bench | env."""
 
-import io
 import sys
 import traceback
 import warnings
@@ -8,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
 
 from l2t_fast.bench.cli import add_bench_commands, bench
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
@@ -15,7 +15,8 @@ from l2t_fast.distributed.group import Group
 from l2t_fast.distributed.job import Job, join_job
 from l2t_fast.environment import describe_environment, format_environment
 from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
-from l2t_fast.interrupts import kept_interrupts
+from l2t_fast.interrupts import OutputClosed, kept_interrupts, raise_again
+from l2t_fast.output import watched_output
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report import results_table
 from l2t_fast.saliency import explain_runs
@@ -23,7 +24,6 @@ from l2t_fast.text import printable
 from l2t_fast.transfer import run
 from l2t_fast.transfer.compare import compare
 from l2t_fast.transfer.inspect import inspect_run
-from l2t_fast.transfer.progress import Output
 
 #: What an interruption is told with. Not a command to paste: how the ranks of a job were started is not known.
 _RESUME_HINTS = {
@@ -39,21 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. A mistake is one sentence; ``--debug`` adds the traceback."""
     # PyTorch compiles some of its own derivatives with torch.jit.script and warns users that it is deprecated.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # what a terminal without UTF-8 has no sign for ends no comparison
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     resume_hint = ""
     job = Job()
     try:
-        with kept_interrupts():
+        raise_again()
+        with kept_interrupts(), watched_output():
             job = join_job()
             command, options = _parse(given)
             resume_hint = _RESUME_HINTS.get(command, "")
             job.set_hint(resume_hint)
             return job.leave(_run(command, options, job))
     except KeyboardInterrupt as error:
+        if isinstance(error, OutputClosed) and not resume_hint:
+            return INTERRUPTED  # `l2t-fast env | head -1`: its reader has what it wanted
         return job.end(f"\n{str(error) or 'interrupted'}{resume_hint}", INTERRUPTED, error)
     except SystemExit as request:  # --help
         job.leave(request.code or 0)
@@ -85,14 +86,15 @@ def _train(options: Namespace, group: Group) -> None:
         return
     print(
         f"{printable(result['method'])}: test accuracy {result['test_accuracy']:.2%} with the model of epoch "
-        f"{result['best_epoch']} (validation accuracy {result['validation_accuracy']:.2%})"
+        f"{result['best_epoch']} (validation accuracy {result['validation_accuracy']:.2%})",
+        flush=True,  # as long as the job of several ranks is one
     )
 
 
 def _compare(options: Namespace) -> int:
     config = to_config(options, CompareConfig)
     outcome = compare(config)
-    Output().print(results_table(Path(config.out)))
+    Console().print(results_table(Path(config.out)))
     print(f"the page with plots and conditions: {outcome.page}")
     for label, sentence in outcome.failures.items():
         print(f"error: {label}: {sentence}", file=sys.stderr)
@@ -100,7 +102,7 @@ def _compare(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> None:
-    inspect_run(Path(options.run), Output())
+    inspect_run(Path(options.run), Console())
 
 
 def _saliency(options: Namespace) -> None:

@@ -2,8 +2,39 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+
+
+def starts_command() -> bool:
+    """Whether Python was started as ``l2t-fast`` or ``python -m l2t_fast``: asked while this package is imported."""
+    # With -m, sys.argv[0] is that until the module is found, which is below this package.
+    by_name = sys.argv[0] == "-m" and any(a.removeprefix("-m") in ("l2t_fast", "l2t_fast.cli") for a in sys.orig_argv)
+    return by_name or sys.argv[0].rpartition("/")[2] == "l2t-fast"
+
+
+def end_at_once() -> None:
+    """Let Ctrl-C end this process without a word, until `raise_again`.
+
+    To import PyTorch takes seconds, and an interrupt meanwhile would be a traceback, or what its modules make of one.
+    """
+    global _ends_at_once
+    on_main_thread = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if on_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _ends_at_once = True
+
+
+def raise_again() -> None:
+    """Take back `end_at_once`: Ctrl-C is a KeyboardInterrupt from here on."""
+    global _ends_at_once
+    if _ends_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _ends_at_once = False
+
+
+_ends_at_once = False
 
 
 class OutputClosed(KeyboardInterrupt):

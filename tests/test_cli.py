@@ -1,5 +1,6 @@
 """The command line, in this process where nothing is killed, else in one of its own."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from l2t_fast import cli
+from l2t_fast.bench.cli import default_rows
 from l2t_fast.cli import main
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
 from l2t_fast.data import DataConfig
@@ -367,11 +369,17 @@ def test_interrupt_that_pytorch_turned_into_another_error(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_output_that_nobody_reads_any_more(train, tmp_path, monkeypatch, capsys):  # l2t-fast train | head -1
+@contextlib.contextmanager
+def unread():
+    """Standard output goes where nobody reads, as after ``| head -1`` has read its line."""
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w") as output, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", output)
+    with open(writing, "w") as output, contextlib.redirect_stdout(output):
+        yield
+
+
+def test_output_that_nobody_reads_any_more(train, tmp_path, capsys):  # l2t-fast train | head -1
+    with unread():
         assert train("--method", "scratch") == cli.INTERRUPTED
     told = "interrupted, since nobody reads the output any more"
     err = capsys.readouterr().err.strip()
@@ -385,3 +393,49 @@ def test_a_terminal_without_utf_8(config, tmp_path, monkeypatch):
         patch.setattr(sys, "stdout", output)
         assert main([*arguments, "--out", str(tmp_path / "comparison")]) == 0
     assert "Scratch" in (tmp_path / "shown").read_text(encoding="latin-1")
+
+
+@pytest.mark.parametrize("arguments", [["env"], ["inspect", "run"], ["bench", "compare", "rows.csv", "rows.csv"]])
+def test_what_only_shows_ends_silently_where_nobody_reads(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").add_metrics(dict.fromkeys(METRICS, 0.0) | {"epoch": 1})
+    (tmp_path / "rows.csv").write_bytes(default_rows().read_bytes())
+    with unread():
+        assert main(arguments) == cli.INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
+def test_help_that_nobody_reads(capsys):
+    with unread():
+        assert main(["train", "--help"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == ""
+
+
+def test_output_into_a_file_on_a_full_disk(capsys):
+    with open("/dev/full", "w") as output, contextlib.redirect_stdout(output):
+        assert main(["env"]) == 2
+    assert_one_sentence(capsys, "error: standard output cannot be written: No space left on device")
+
+
+def test_python_has_nothing_to_add_on_its_way_out():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "l2t_fast", "env"]
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (cli.INTERRUPTED, "")
+
+
+@pytest.mark.parametrize("way", ["module", "script"])
+def test_ctrl_c_while_pytorch_is_imported(tmp_path, way):
+    script = tmp_path / "l2t-fast"
+    script.write_text("import sys\nfrom l2t_fast.cli import main\nsys.exit(main())\n")
+    command = [sys.executable, *{"module": ["-m", "l2t_fast"], "script": [str(script)]}[way], "env"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=60), process.returncode) == ("", "", -signal.SIGINT)

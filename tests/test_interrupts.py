@@ -3,11 +3,12 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 import pytest
 
-from l2t_fast.interrupts import kept_interrupts
+from l2t_fast.interrupts import end_at_once, kept_interrupts, raise_again, starts_command
 
 
 def press():
@@ -60,3 +61,40 @@ def test_another_thread_sets_no_handler():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "starts"),
+    [
+        (["/somewhere/bin/l2t-fast", "env"], ["python3", "/somewhere/bin/l2t-fast", "env"], True),
+        (["-m", "env"], ["python3", "-m", "l2t_fast", "env"], True),
+        (["-m", "env"], ["python3", "-u", "-ml2t_fast.cli", "env"], True),
+        (["-m", "l2t_fast"], ["python3", "-m", "pytest", "tests/l2t_fast"], False),
+        (["/lib/pytest/__main__.py", "l2t_fast"], ["python3", "-m", "pytest", "l2t_fast"], False),
+        (["mine.py"], ["python3", "mine.py"], False),
+        ([""], ["python3"], False),
+    ],
+)
+def test_only_the_command_s_own_process_ends_at_once(monkeypatch, argv, orig_argv, starts):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert starts_command() == starts
+
+
+def test_what_ended_at_once_raises_again():
+    before = signal.getsignal(signal.SIGINT)
+    end_at_once()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    raise_again()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("own", [signal.SIG_IGN, lambda number, frame: None])
+def test_a_program_s_own_handler_stays(own):
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        end_at_once()
+        raise_again()
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -259,21 +259,23 @@ def _report(options: Namespace) -> int:
     own = [root / "README.md", root / "docs" / "performance.md"] if checkout and options.rows is None else []
     documents = own if options.documents is None else [Path(name) for name in options.documents]
     made = tables(groups)
-    for document in documents:
-        print(f"{document}: {'updated' if fill(document, made) else 'as it was'}")
+    # Told when all is written: who reads no further than the first line must not keep the rest from being done.
+    written = [f"{document}: {'updated' if fill(document, made) else 'as it was'}" for document in documents]
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(options.images) if options.images else root / "docs" / "images" if own else Path(scratch)
         plots = draw(groups, images)
         if images != Path(scratch):
-            print(f"{images}: {', '.join(f'{plot.name}.png' for plot in plots)}")
+            written.append(f"{images}: {', '.join(f'{plot.name}.png' for plot in plots)}")
     if options.html:
         page = Path(options.html)
         try:
             page.write_text(render_page(groups, made, plots, sources), encoding="utf-8")
         except OSError as error:
             raise L2TFastError(f"the page cannot be written to {page}: {error.strerror or error}") from error
-        print(f"{page}: the page with all figures and tables")
-    elif not documents:
+        written.append(f"{page}: the page with all figures and tables")
+    for line in written:
+        print(line)
+    if not options.html and not documents:
         for table in (table for same in made.values() for table in same):
             print(f"\n## {table.title}\n\n{table.markdown()}")
     return 0

@@ -1,6 +1,5 @@
 """What a person sees while training: bars on a terminal, plain lines elsewhere."""
 
-import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -9,21 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from l2t_fast.interrupts import OutputClosed
 from l2t_fast.text import printable
 
 #: Seconds between updates of the bar within an epoch, so that drawing stays far below the cost of a step.
 _INTERVAL = 0.2
-
-
-class Output(Console):
-    """Standard output."""
-
-    def on_broken_pipe(self) -> None:
-        """Rich leaves the program without a word here, in a job of several ranks in the middle of an exchange."""
-        with contextlib.suppress(SystemExit):
-            super().on_broken_pipe()
-        raise OutputClosed
 
 
 class TrainingProgress:
@@ -36,7 +24,7 @@ class TrainingProgress:
     """
 
     def __init__(self, console: Console | None = None, *, epoch_lines: bool = True, runs: int | None = None) -> None:
-        self.console = console or Output()
+        self.console = console or Console()
         self._epoch_lines = epoch_lines
         self._bars: Progress | None = None
         if self.console.is_terminal:
