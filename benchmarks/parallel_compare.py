@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -37,9 +38,10 @@ from benchmarks.training_rows import training_row
 from l2t_fast.config import CompareConfig, TrainConfig, write_config
 from l2t_fast.data import DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence
+from l2t_fast.files import held
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report.statistics import summarise
-from l2t_fast.transfer.compare import LastImages, parse_method, trainings
+from l2t_fast.transfer.compare import LastImages, check_comparison, check_finished, parse_method, trainings
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import Pretraining, makes_source
 from l2t_fast.transfer.run_folder import RunFolder
@@ -69,7 +71,15 @@ def main(arguments: list[str] | None = None) -> int:
     add_config_options(parser, CompareConfig)
     config = to_config(parse(parser, rest), CompareConfig)
     config.check()
-    runs = planned(config, read_epochs(options.epochs_at, config))
+    epochs_at = read_epochs(options.epochs_at, config)
+    check_comparison(config)
+    with held(Path(config.out)):  # not each run alone: a second command would call those of this one failed
+        check_comparison(config)
+        return make_rows(planned(config, epochs_at), options, began)
+
+
+def make_rows(runs: list[TrainConfig], options: argparse.Namespace, began: float) -> int:
+    """Do the runs until the time is over, and write a row for each that finishes; returns the exit code."""
     images: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     failed = 0
@@ -116,9 +126,11 @@ def planned(config: CompareConfig, epochs_at: dict[int, int]) -> list[TrainConfi
     if makes_source(config, [parse_method(entry)[0] for entry in config.methods]):
         with TrainingProgress(Console(quiet=True)) as progress:
             source = Pretraining(config, out / "source", progress).finish()
-    write_config(config, out / "config.yaml")
     runs = sorted(trainings(config, source), key=lambda training: training.data.per_class or 0)
-    return [dataclasses.replace(run, epochs=epochs_at.get(run.data.per_class, run.epochs)) for run in runs]
+    runs = [dataclasses.replace(run, epochs=epochs_at.get(run.data.per_class, run.epochs)) for run in runs]
+    check_finished(runs)
+    write_config(config, out / "config.yaml")
+    return runs
 
 
 class Worker:
@@ -127,7 +139,10 @@ class Worker:
     def __init__(self) -> None:
         self.connection, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=work, args=(theirs,), daemon=True)
+        # A terminal sends Ctrl-C to all processes; this one's parent sees to its end. It inherits that it ignores it.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.process.start()
+        signal.signal(signal.SIGINT, handler)
         theirs.close()
 
 
@@ -149,8 +164,11 @@ def attempt(training: TrainConfig, progress: TrainingProgress, images: LastImage
         if folder.result.exists():
             folder.check_same(training)
             return folder.read_result()
-        folder.best.unlink(missing_ok=True)  # of a run that was ended before its result: no last.pt goes with it
-        return UnsavedTrainer(training, progress, load=images.load).fit()
+        if not folder.last.exists():  # else it is a run of `l2t-fast compare`, which needs it to go on
+            folder.best.unlink(missing_ok=True)  # of a run that was ended before its result
+        result = UnsavedTrainer(training, progress, load=images.load).fit()
+        folder.failure.unlink(missing_ok=True)  # of the time before
+        return result
     except Exception as error:
         failure = {"method": training.label, "seed": training.seed, "problem": one_sentence(error)}
         folder.write_failure(failure, traceback.format_exc())
@@ -235,3 +253,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except L2TFastError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command with another --rows makes the runs that are missing", file=sys.stderr)
+        sys.exit(130)

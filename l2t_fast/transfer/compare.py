@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import io
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,18 +57,18 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
     config.check()
     methods = {entry: parse_method(entry) for entry in config.methods}
     out = Path(config.out)
-    _check_comparison(config)
+    check_comparison(config)
     pretrains = makes_source(config, [name for name, _ in methods.values()])
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
         pretraining = Pretraining(config, out / "source", shown) if pretrains else None
         source = config.source if pretraining is None else pretraining.source
         images = LastImages()
-        _check_finished(config, source)
+        check_finished(trainings(config, source))
         # With the source as it is now, so that a mistake is told before it is trained.
         _check_setups(config, source, shown, images, None if pretraining is None else pretraining.weights())
         with held(out):
-            _check_comparison(config)  # another process may have begun one meanwhile
+            check_comparison(config)  # another process may have begun one meanwhile
             if pretraining is not None and not pretraining.finished:
                 left = [t.method for t in trainings(config, source) if not RunFolder(t.folder()).result.exists()]
                 if makes_source(config, left):
@@ -132,16 +132,16 @@ def trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConf
                 yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
 
 
-def _check_comparison(config: CompareConfig) -> None:
+def check_comparison(config: CompareConfig) -> None:
     """Raise L2TFastError if the folder holds a comparison with other settings."""
     saved = Path(config.out) / "config.yaml"
     if saved.exists():
         check_same_config(saved, config, may_change=("out", "methods", "seeds", *_numbers_may_change(saved, config)))
 
 
-def _check_finished(config: CompareConfig, source: SourceConfig) -> None:
+def check_finished(runs: Iterable[TrainConfig]) -> None:
     """Nobody's finished run is made anew, or called failed, because it was made with other settings."""
-    for training in trainings(config, source):
+    for training in runs:
         folder = RunFolder(training.folder())
         if folder.result.exists():
             folder.check_same(training)

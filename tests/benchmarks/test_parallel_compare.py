@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.parallel_compare import main, table
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import held
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +51,35 @@ def test_a_run_that_was_ended_before_its_result_begins_anew(arguments, tmp_path,
     assert (run / "result.json").exists()
 
 
+def test_a_second_command_in_the_folder_ends_with_a_sentence(arguments, tmp_path, capsys):
+    with held(tmp_path / "out"), pytest.raises(L2TFastError, match="out is in use by another process: wait for it"):
+        main(["--workers", "1", "--seconds", "300", *arguments])
+    assert not list((tmp_path / "out").iterdir()) and not (tmp_path / "rows.csv").exists()
+
+
+def test_other_settings_are_told_first_and_no_run_is_called_failed(arguments, tmp_path, capsys):
+    own = ["--workers", "1", "--seconds", "300", *arguments, "--per_class", "[4]"]
+    assert main(own) == 0
+    (tmp_path / "rows.csv").unlink()
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(L2TFastError, match=r"out was made with lr: 0\.1, but now lr is 0\.2"):
+        main([*own, "--lr", "0.2"])
+    with pytest.raises(L2TFastError, match=r"seed0 was made with epochs: 2, but now epochs is 3"):
+        main([*own, "--epochs_at", "4=3"])
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+
+
+def test_an_interrupted_run_of_l2t_fast_compare_keeps_what_it_needs_to_go_on(arguments, tmp_path, capsys):
+    own = ["--workers", "1", "--seconds", "300", *arguments, "--per_class", "[4]"]
+    run = tmp_path / "out" / "runs" / "scratch-n4-seed0"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("last.pt", "best.pt"):
+        (run / "checkpoints" / name).write_bytes(b"of epoch 1")
+    assert main(own) == 2
+    assert "already holds a run: continue it with --resume" in capsys.readouterr().out
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+
+
 @pytest.mark.parametrize("text", ["x=3", "8", "8=", "8=0", "8=-1", "8=1.5", "9=3"])
 def test_epochs_at_no_n_or_no_number_are_told_first(text, arguments, tmp_path):
     with pytest.raises(L2TFastError, match=f"--epochs_at {text}: it must be N=EPOCHS, with an N of 8, 4, and 1 epoch"):
@@ -72,6 +103,28 @@ def test_time_ends_the_processes(arguments, tmp_path, capsys):
     for process in multiprocessing.active_children():
         process.join(10)
     assert not multiprocessing.active_children()
+
+
+def test_ctrl_c_ends_all_processes_with_a_sentence(arguments):
+    """As from a terminal, to the group of processes."""
+    own = [sys.executable, "-u", "-m", "benchmarks.parallel_compare", "--workers", "1", "--seconds", "600"]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    parent = subprocess.Popen(
+        [*own, *arguments, "--epochs", "100000"],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert appears((Path(arguments[3]) / "runs").exists)  # it trains
+        os.killpg(parent.pid, signal.SIGINT)
+        _, told = parent.communicate(timeout=60)  # until the processes that share the pipe are over
+    finally:
+        parent.kill()
+    assert parent.returncode == 130
+    assert told == "\ninterrupted: the same command with another --rows makes the runs that are missing\n"
 
 
 def test_a_killed_parent_takes_its_processes_along(arguments):
