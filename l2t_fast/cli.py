@@ -145,7 +145,7 @@ def _parser() -> ArgumentParser:
     comparison = new_parser(usage="l2t-fast compare [--config FILE] [--OPTION VALUE ...]")
     add_config_options(comparison, CompareConfig)
     commands.add_subcommand("compare", comparison, help="run methods x N x seeds; makes a table, plots and a page")
-    inspect = new_parser()
+    inspect = new_parser(usage="l2t-fast inspect RUN")
     inspect.add_argument("run", type=str, help="folder of a run or of a comparison")
     commands.add_subcommand("inspect", inspect, help="show a run as tables: accuracies, lambda, channels")
     saliency = new_parser(usage="l2t-fast saliency RUN [RUN ...] [--OPTION VALUE ...]")
@@ -158,10 +158,10 @@ def _parser() -> ArgumentParser:
     saliency.add_argument("--maps", type=str, default="last", help="feature maps for Grad-CAM: none | last | all")
     saliency.add_argument("--device", type=str, default="auto", help="auto | cpu | cuda | cuda:1 ...")
     commands.add_subcommand("saliency", saliency, help="show what the networks of runs look at, on the same images")
-    benchmarks = new_parser()
+    benchmarks = new_parser(usage="l2t-fast bench {run,report,compare} ...")
     commands.add_subcommand("bench", benchmarks, help="measure speed and memory, make tables, compare rows")
     add_bench_commands(benchmarks)
-    commands.add_subcommand("env", new_parser(), help="print versions, device, build and backend")
+    commands.add_subcommand("env", new_parser(usage="l2t-fast env"), help="print versions, device, build and backend")
     return top
 
 

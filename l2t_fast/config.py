@@ -47,7 +47,7 @@ class SourceConfig:
     Attributes:
         model: architecture, as `l2t_fast.models.build_model` names it
         checkpoint: file with its weights, or default for those published with torchvision:NAME, timm:NAME (both are
-            downloaded then) or efficientnet-lite0; every method but scratch needs one
+            downloaded then) or efficientnet-lite0; every method but scratch needs one, or pretrain
         num_classes: number of classes the checkpoint was trained on; null reads it off the checkpoint
         layers: names of the feature maps to match; null takes the architecture's own choice
         image_size: height and width that the target's images are resized to for it; null leaves theirs

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace
+from jsonargparse._actions import _ActionConfigLoad
 
 from l2t_fast.config import TransferOptions
 from l2t_fast.errors import L2TFastError
@@ -38,6 +39,9 @@ def add_config_options(parser: ArgumentParser, kind: type[TransferOptions]) -> N
         "the defaults below if --data.dataset names other images",
     )
     parser.add_class_arguments(kind)
+    for action in parser._actions:
+        if isinstance(action, _ActionConfigLoad):  # --source FILE, which `parse` refuses
+            action.help = SUPPRESS
 
 
 def to_config(options: Namespace, kind: type[Config]) -> Config:
@@ -75,6 +79,9 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     trees = []
     for path in _config_files(arguments):
         trees.append(read_yaml(path))
+        if not isinstance(trees[-1], dict):
+            found = {type(None): "is empty", list: "holds a list"}.get(type(trees[-1]), "holds a single value")
+            raise L2TFastError(f"{path} {found}, it must hold keys and their values, such as epochs: 3")
         _refuse_file_names(trees[-1], groups, f"{path}: ")
     for argument in arguments:
         if (name := argument.partition("=")[0].removeprefix("--")) in groups and argument.startswith("--"):
@@ -176,8 +183,13 @@ def _sentence(message: str, known: list[str]) -> str:
         if (plain := re.search(r"Expected a <class '(\w+)'>. Got value: (.*)", reason)) and plain[1] in _KINDS:
             return f"{key} is {'null' if plain[2] == 'None' else plain[2]}, it must be {_KINDS[plain[1]]}"
         return f"{key}: {' '.join(reason.split())}"
-    if message.strip() == "Unexpected config:":
-        return "the file given by --config is empty"
+    if missing := re.search(r"arguments are required: (.*)|expected \"([\w.]+)\" to be one of {(.*)}", message):
+        names, action, known = missing.groups()
+        if action:
+            return f"{action.rpartition('.')[0] or 'l2t-fast'} needs one of {', '.join(known.split(','))} behind it"
+        return (
+            f"what is missing: {', '.join(name.rpartition('.')[2].upper() for name in names.split(', '))}, see --help"
+        )
     return " ".join(message.split())
 
 

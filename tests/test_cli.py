@@ -209,7 +209,9 @@ def test_a_mistake_costs_no_training_of_the_embedded_source(tmp_path, monkeypatc
         ("epohs: 3", "unknown key epohs, did you mean epochs?"),
         ("data:\n  per_clas: 3", "unknown key data.per_clas, did you mean data.per_class?"),
         ("epochs: [1", "line 1"),
-        ("[1, 2]", "[1, 2]"),
+        ("[1, 2]", "wrong.yaml holds a list, it must hold keys and their values, such as epochs: 3"),
+        ("", "wrong.yaml is empty, it must hold keys and their values"),
+        ("epochs", "wrong.yaml holds a single value, it must hold keys and their values"),
         ("pairs: [0:1, 2:4]", "pairs: ['0:1', 124] is not what it takes, see --help (in YAML a pair needs quotes"),
     ],
 )
@@ -218,6 +220,40 @@ def test_a_mistake_in_a_file(tmp_path, capsys, text, said):
     path.write_text(text)
     assert main(["train", "--config", str(path)]) == 2
     assert_one_sentence(capsys, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspect"], "what is missing: RUN, see --help"),
+        (["bench", "compare", "before.csv"], "what is missing: AFTER, see --help"),
+        (["bench"], "bench needs one of run, report, compare behind it"),
+    ],
+)
+def test_what_a_command_lacks(capsys, arguments, said):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_help_offers_no_file_for_a_group_of_keys(capsys, command):
+    """--source FILE is refused."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert "--source.model MODEL" in shown and "--source CONFIG" not in shown and "--data CONFIG" not in shown
+
+
+@pytest.mark.parametrize("kept", ["", "source:", "source:\n  model: resn", "method: fm\n", "label: null\nse"])
+def test_a_configuration_that_was_cut_short_is_not_told_as_other_settings(train, tmp_path, capsys, kept):
+    assert train("--method", "fm", "--seed", "0") == 0
+    path = tmp_path / "run" / "config.yaml"
+    whole = path.read_text()
+    assert kept in whole
+    path.write_text(whole[: whole.index(kept) + len(kept)])
+    capsys.readouterr()
+    assert train("--method", "fm", "--seed", "0", "--resume") == 2
+    assert_one_sentence(capsys, "it is not known what this folder holds: ", str(path))
 
 
 @pytest.mark.parametrize(("command", "kind"), [("train", TrainConfig), ("compare", CompareConfig)])

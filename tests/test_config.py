@@ -219,7 +219,7 @@ def test_folders():
         (b"sources:\n  a: {image_size: big}\n", "sources: image_size cannot be big, see --source.image_size in --help"),
         (b"sources:\n  a: {model: 3}\n", "sources: model cannot be 3, see --source.model"),
         (b"sources:\n- model: x\n", "sources must be names, each with keys of a source below it: model"),
-        (b"", "the file given by --config is empty"),
+        (b"", "is empty, it must hold keys and their values"),
         (b"source: 3\n", "has a value where keys must stand below it"),
         (b"out: \xff\xfe\n", "not text in UTF-8"),
     ],

@@ -28,9 +28,10 @@ def add_bench_commands(parser: ArgumentParser) -> None:
     """Give the parser of ``l2t-fast bench`` its commands, once it is part of the parser of ``l2t-fast``."""
     commands = parser.add_subcommands(dest="action")
     run = new_parser(
+        usage="l2t-fast bench run [--OPTION VALUE ...]",
         description="Every provider is checked against float64 first; wrong ones get no time. Those that are left take "
         "turns. Each finished group of providers is appended to the rows at once. The defaults take about ten minutes "
-        "on two cores."
+        "on two cores.",
     )
     run.add_argument(
         "--modes",
@@ -60,11 +61,17 @@ def add_bench_commands(parser: ArgumentParser) -> None:
     )
     run.add_argument("--parts", action="store_true", help="also say where the time of a step goes")
     run.add_argument("--check", action="store_true", help="compare the results with float64 only, without timing")
-    run.add_argument("--output", help="CSV file that rows are appended to")
+    run.add_argument(
+        "--output",
+        help="CSV file that rows are appended to; in a checkout of the sources "
+        "benchmarks/results/rows.csv, elsewhere l2t_fast_bench.csv",
+    )
     commands.add_subcommand("run", run, help="measure, and append rows to a CSV file")
     report = new_parser(
+        usage="l2t-fast bench report [--OPTION VALUE ...]",
         description="Tables go between the markers <!-- bench:NAME --> and <!-- /bench --> of the documents, figures "
-        "into the folder of images. In a checkout of the sources, rows, documents and images are its own by default."
+        "into the folder of images. In a checkout of the sources, rows, documents and images are its own by default; "
+        "elsewhere, rows are l2t_fast_bench.csv, and tables are printed where there are no documents.",
     )
     report.add_argument("--rows", nargs="+", help="CSV files of `l2t-fast bench run`")
     report.add_argument("--documents", nargs="*", help="Markdown files with markers")
@@ -72,7 +79,8 @@ def add_bench_commands(parser: ArgumentParser) -> None:
     report.add_argument("--html", help="also write one self-contained page to this file")
     commands.add_subcommand("report", report, help="make tables, figures and a page from rows")
     comparison = new_parser(
-        description="Leaves with exit code 1 if a median or a peak of AFTER is more than --threshold times BEFORE's."
+        usage="l2t-fast bench compare BEFORE AFTER [--threshold RATIO]",
+        description="Leaves with exit code 1 if a median or a peak of AFTER is more than --threshold times BEFORE's.",
     )
     comparison.add_argument("before", help="CSV file, or FILE@COMMIT for the rows of one commit in it")
     comparison.add_argument("after", help="likewise")

@@ -12,7 +12,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model, load_weights
 from l2t_fast.parsing import read_config
 from l2t_fast.report.folder import read_comparison
-from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.run_folder import RunFolder, read_saved
 
 
 class FinishedRun(NamedTuple):
@@ -67,6 +67,7 @@ def load_target(run: FinishedRun, data: DataBundle) -> nn.Module:
 
 def _read(path: Path) -> FinishedRun:
     folder = RunFolder(path)
+    read_saved(folder.config)  # says if a part of it is missing
     return FinishedRun(folder, read_config(folder.config, TrainConfig))
 
 

@@ -3,7 +3,9 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import io
+import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,6 +59,8 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
     config.check()
     methods = {entry: parse_method(entry) for entry in config.methods}
     out = Path(config.out)
+    if out.exists() and not os.access(out, os.W_OK):  # told now, and not when the source is trained
+        raise L2TFastError(f"the folder {out} cannot be written: {os.strerror(errno.EACCES)}")
     check_comparison(config)
     pretrains = makes_source(config, [name for name, _ in methods.values()])
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains

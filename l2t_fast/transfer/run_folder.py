@@ -196,6 +196,24 @@ class RunFolder:
         return result
 
 
+def read_saved(path: Path) -> Mapping[str, Any]:
+    """The keys of the config.yaml that `write_config` left in a folder.
+
+    Raises:
+        L2TFastError: it cannot be read, or is not as it was written.
+    """
+    unknown = "it is not known what this folder holds"
+    try:
+        tree = read_yaml(path)
+    except L2TFastError as error:
+        raise L2TFastError(f"{unknown}: {error}") from error
+    if not isinstance(tree, Mapping):
+        raise L2TFastError(f"{unknown}: {path} is no table of keys")
+    if "out" not in tree:  # the last one, of every version: what else is missing would be taken for its default
+        raise L2TFastError(f"{unknown}: {path} is cut short, put it back as it was, or name another folder with --out")
+    return tree
+
+
 def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequence[str]) -> None:
     """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`.
 
@@ -203,13 +221,7 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
     that was pretrained for the run where the run's folder was moved. A key that the file lacks has come with a later
     version, whose default is what was done before.
     """
-    try:
-        tree = read_yaml(path)
-    except L2TFastError as error:
-        raise L2TFastError(f"it is not known what this folder holds: {error}") from error
-    if not isinstance(tree, Mapping):
-        raise L2TFastError(f"it is not known what this folder holds: {path} is no table of keys")
-    saved = _flatten(tree)
+    saved = _flatten(read_saved(path))
     asked = _flatten(config_tree(config))
     defaults = _flatten(config_tree(type(config)()))
     saved |= {key: defaults[key] for key in asked.keys() - saved.keys() if key in defaults}

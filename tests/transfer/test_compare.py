@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -215,6 +216,17 @@ def test_a_mistake_is_told_before_the_source_is_trained(make_compare, monkeypatc
     assert not Path(config.out).exists()
     with held(Path(config.out)), pytest.raises(L2TFastError, match="compare is in use by another process"):
         compare(make_compare(), progress())
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_source_is_trained(make_compare, monkeypatch):
+    """Though its folder of the source can."""
+    config = make_compare()
+    (Path(config.out) / "source").mkdir(parents=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != Path(config.out) and access(path, mode))
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("the source was trained"))
+    with pytest.raises(L2TFastError, match=f"the folder {config.out} cannot be written: Permission denied"):
+        compare(config)
 
 
 def test_methods_at_one_number_and_seed_share_the_images_and_get_the_same_result(make_compare, monkeypatch, no_page):
