@@ -106,6 +106,8 @@ def _inspect(options: Namespace) -> None:
 
 
 def _saliency(options: Namespace) -> None:
+    if options.out == "":
+        raise L2TFastError("--out is empty, it must be a folder, or . for the one you are in")
     made = explain_runs(
         [Path(run) for run in options.runs],
         None if options.out is None else Path(options.out),

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from scipy import optimize
 
+from l2t_fast.files import write_whole
 from l2t_fast.report.style import LIGHT
 
 NARROW = 4.6
@@ -75,7 +76,9 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
 def save_plot(figure: Figure, plots_dir: Path, name: str, title: str, caption: str) -> Plot:
     """Write ``plots_dir/name.png`` and give the figure back as a ``Plot``. Call inside ``drawing``."""
     plots_dir.mkdir(parents=True, exist_ok=True)
-    figure.savefig(plots_dir / f"{name}.png", dpi=160, metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=160, metadata={"Software": None})
+    write_whole(picture.getbuffer(), plots_dir / f"{name}.png")
     figure.set_layout_engine("none")  # the layout is found by now; to find it again takes as long as to draw
     text = io.StringIO()
     # The salt keeps ids of several figures in one page apart, and the same from run to run.

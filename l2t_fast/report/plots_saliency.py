@@ -10,8 +10,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
+from l2t_fast.errors import L2TFastError
 from l2t_fast.report.figure import NARROW, Plot, drawing, save_plot, short
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
 from l2t_fast.report.style import LIGHT, method_label, method_styles
@@ -29,12 +31,21 @@ LEFT = 38
 """Pixels on the left, for the names of the rows."""
 INCHES = 1.1
 """Width of a column."""
+MOST_LINES = 150
+"""Lines of cells in a figure: matplotlib draws no picture of 65,536 pixels or more."""
 COLORS = matplotlib.colormaps["inferno"]
 
 
 def saliency_figure(maps: SaliencyMaps, folder: Path) -> Path:
-    """Draw ``maps`` as ``saliency.png`` in ``folder`` and return its path."""
-    _draw(maps, folder, "")
+    """Draw ``maps`` as ``saliency.png`` in ``folder`` and return its path.
+
+    Raises:
+        L2TFastError: the folder cannot be written.
+    """
+    try:
+        _draw(maps, folder, "")
+    except OSError as error:
+        raise L2TFastError(f"{folder / 'saliency.png'} could not be written: {error.strerror or error}") from error
     return folder / "saliency.png"
 
 
@@ -42,15 +53,25 @@ def saliency_plot(comparison: Path, plots_dir: Path, conditions: str) -> Plot | 
     """The figure of the maps that ``l2t-fast saliency`` left in a comparison. None where it left none.
 
     Raises:
-        L2TFastError: its files are damaged.
+        L2TFastError: its files are damaged, or hold more than a figure can show.
     """
     maps = SaliencyMaps.read(comparison / FOLDER)
     return None if maps is None else _draw(maps, plots_dir, conditions)
 
 
+def check_height(images: int, kinds: int) -> None:
+    """Raise L2TFastError if a figure of so many images, each with `kinds` maps, would be too high to draw."""
+    if images * kinds > MOST_LINES:
+        raise L2TFastError(
+            f"{images} images with {kinds} kind{'s' * (kinds > 1)} of maps each are too many for a figure, which shows "
+            f"{MOST_LINES} lines: ask for {max(1, MOST_LINES // kinds)} images or fewer"
+        )
+
+
 def _draw(maps: SaliencyMaps, folder: Path, conditions: str) -> Plot:
     """One row of cells an image and kind of map, one column a run; the image itself stands on the left."""
     kinds = list(dict.fromkeys(kind for run in maps.runs for kind in run.maps))
+    check_height(len(maps.images), len(kinds))
     columns = 1 + len(maps.runs)
     block = TEXT + len(kinds) * (CELL + GAP)
     mosaic = np.zeros((len(maps.images) * block, columns * (CELL + GAP) - GAP, 4), np.uint8)
@@ -95,9 +116,11 @@ def _draw(maps: SaliencyMaps, folder: Path, conditions: str) -> Plot:
             """With names cut to as many characters as a column has room for."""
             drawn = axes.text(x, y, "", **{"fontsize": 9.5, "va": "bottom", "ha": "center"} | looks)
             room = (CELL + GAP) / inch * figure.dpi
+            # Without one to measure with, matplotlib makes one of the whole figure's size at every call.
+            measure = RendererAgg(1, 1, figure.dpi)
             for limit in range(MOST, FEWEST - 1, -1):
                 drawn.set_text(text(limit))
-                if drawn.get_window_extent().width <= room:
+                if drawn.get_window_extent(measure).width <= room:
                     break
 
         middles = [column * (CELL + GAP) + CELL / 2 for column in range(columns)]

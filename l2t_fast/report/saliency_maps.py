@@ -104,7 +104,8 @@ class SaliencyMaps:
             return maps
         except (L2TFastError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise L2TFastError(
-                f"{folder} holds damaged saliency maps ({error}): delete it and make them again"
+                f"{folder} holds damaged saliency maps ({error}): delete its saliency.json and make them again, "
+                "or name another folder with --out"
             ) from error
 
     def _check(self) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from l2t_fast.config import check_seed
 from l2t_fast.data import load_data
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import held
 from l2t_fast.report import build_report
-from l2t_fast.report.plots_saliency import saliency_figure
+from l2t_fast.report.plots_saliency import check_height, saliency_figure
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
 from l2t_fast.saliency.images import choose_images, pixels, read_images, test_set
 from l2t_fast.saliency.runs import FinishedRun, find_runs, is_comparison, load_target
@@ -52,7 +53,7 @@ def explain_runs(
 
     Raises:
         L2TFastError: captum is not installed; a folder is no finished run; the runs' test images differ, or differ
-            from those in ``out``.
+            from those in ``out``; there are too many for a figure; another process is in the folder.
     """
     from l2t_fast.saliency import attribution  # says in one sentence if captum is missing
 
@@ -68,10 +69,15 @@ def explain_runs(
             "--out is needed: without it the maps go into the comparison, and this is not one comparison"
         )
     folder = comparison / FOLDER if out is None else out
+    if folder.exists() and not folder.is_dir():
+        raise L2TFastError(f"{folder} is no folder, name another one with --out")
     _check_same_test_set(runs)
     data = load_data(dataclasses.replace(runs[0].config.data, cache=False))
     indices = choose_images(data.test.dataset.labels.tolist(), images, seed)
+    check_height(len(indices), 1 if maps == "none" else 2)  # all: at least
     x, y = read_images(data, indices)
+    shown = pixels(data, x)
+    _check_same_images(shown, folder)
     where = choose_device(device)
     result = SaliencyMaps(
         test_set=test_set(runs[0].config.data),
@@ -79,12 +85,14 @@ def explain_runs(
         indices=indices,
         labels=y.tolist(),
         class_names=data.class_names,
-        images=pixels(data, x),
+        images=shown,
         runs=[_look(run, indices, maps, where, attribution) for run in runs],
     )
-    _check_same_images(result, folder)
-    result.write(folder)
-    return saliency_figure(result, folder) if out is not None else build_report(comparison)
+    check_height(len(indices), len({kind for run in result.runs for kind in run.maps}))
+    with held(comparison if out is None else out):  # `l2t-fast compare` may be about to make the same page
+        _check_same_images(shown, folder)  # another process may have made some meanwhile
+        result.write(folder)
+        return saliency_figure(result, folder) if out is not None else build_report(comparison)
 
 
 def _look(run: FinishedRun, indices: Sequence[int], maps: str, device: torch.device, attribution) -> Looked:
@@ -132,10 +140,10 @@ def _check_same_test_set(runs: Sequence[FinishedRun]) -> None:
                 )
 
 
-def _check_same_images(result: SaliencyMaps, folder: Path) -> None:
+def _check_same_images(images: np.ndarray, folder: Path) -> None:
     """Raise L2TFastError if `folder` holds maps of other images."""
     before = SaliencyMaps.read(folder)
-    if before is not None and not np.array_equal(before.images, result.images):
+    if before is not None and not np.array_equal(before.images, images):
         raise L2TFastError(
             f"{folder} holds maps of {len(before.indices)} images drawn with seed {before.seed}, and these are others: "
             "ask for those, or name another folder with --out"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.report import build_report, plots_saliency
@@ -121,6 +122,39 @@ def test_a_full_disk_leaves_no_halves(tmp_path, monkeypatch):
         with pytest.raises(L2TFastError, match="could not be written: No space left on device"):
             maps_of(["saliency", "Grad-CAM"]).write(tmp_path)
     assert SaliencyMaps.read(tmp_path) is None and not list(tmp_path.glob("*.tmp*"))
+
+
+def test_a_full_disk_leaves_the_figure_as_it_was(tmp_path, monkeypatch):
+    before = saliency_figure(maps_of(["saliency"]), tmp_path).read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(L2TFastError, match=r"saliency\.png could not be written: No space left on device"):
+        saliency_figure(maps_of(["saliency", "Grad-CAM"]), tmp_path)
+    assert (tmp_path / "saliency.png").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["saliency.png"]
+
+
+def test_more_images_than_a_figure_can_show_do_not_keep_a_page_from_being_made(tmp_path):
+    """Drawing them took all the memory there was, each time the page was made."""
+    comparison = fake_comparison(tmp_path, methods=("scratch",), seeds=(0,), epochs=2)
+    maps = maps_of(["saliency"])
+    many = [0] * 151
+    (run,) = maps.runs
+    run = replace(run, predicted=many, probability=many, maps={"saliency": np.zeros((151, 2, 2), np.uint8)})
+    images = np.zeros((151, 2, 2, 1), np.uint8)
+    replace(maps, images=images, indices=many, labels=many, runs=[run]).write(comparison / FOLDER)
+    page = build_report(comparison).read_text()
+    assert "151 images with 1 kind of maps each are too many for a figure" in page
+    assert "<h2>What the networks look at" not in page
+
+
+def test_texts_are_measured_without_a_picture_of_the_figure_s_size(tmp_path, monkeypatch):
+    """One for each of them took 12 GB for 60 images."""
+    monkeypatch.setattr(Figure, "_get_renderer", lambda figure: pytest.fail("one was made"))
+    assert saliency_figure(maps_of(["saliency", "Grad-CAM"]), tmp_path).stat().st_size > 1000
 
 
 def test_runs_are_told_apart_by_seeds_and_numbers_of_images_where_they_differ(tmp_path):

@@ -10,6 +10,7 @@ import l2t_fast.saliency
 from l2t_fast.cli import main
 from l2t_fast.data import DataConfig, load_data
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import held
 from l2t_fast.models import build_model
 from l2t_fast.report.saliency_maps import SaliencyMaps
 from l2t_fast.saliency import _bytes, explain_runs
@@ -107,15 +108,44 @@ def test_mistakes_are_told_in_a_sentence(made, comparison, tmp_path, capsys):
         ([str(tmp_path / "nowhere"), "--out", str(tmp_path)], "is neither the folder of a finished run"),
         ([str(scratch), "--out", str(tmp_path), "--maps", "some"], "maps is 'some', it must be one of none, last, all"),
         ([str(scratch), "--out", str(tmp_path), "--images", "0"], "images is 0, it must be at least 1"),
+        ([str(scratch), "--out", str(tmp_path), "--images", "76"], "too many for a figure, which shows 150 lines: ask"),
+        ([str(scratch), "--out", str(tmp_path), "--images", "50", "--maps", "all"], "ask for 37 images or fewer"),
+        ([str(scratch), "--out", ""], "--out is empty, it must be a folder"),
+        ([str(scratch), "--out", str(scratch / "result.json")], "result.json is no folder"),
         ([str(comparison)], "there is no checkpoint"),
     ):
         assert main(["saliency", *arguments]) == 2
         error = capsys.readouterr().err
         assert said in error and len(error.splitlines()) == 1
+        assert not (tmp_path / "saliency.json").exists()
     for run in (comparison / "runs").iterdir():
         (run / "result.json").unlink()
     with pytest.raises(L2TFastError, match="is finished yet"):
         explain_runs([comparison])
+
+
+def test_maps_of_other_images_are_told_before_others_are_made(made, tmp_path, monkeypatch):
+    explain_runs([made / "runs" / "scratch-seed0"], tmp_path, images=3, maps="none")
+    monkeypatch.setattr(l2t_fast.saliency, "_look", lambda *given: pytest.fail("maps were made"))
+    with pytest.raises(L2TFastError, match="holds maps of 3 images drawn with seed 0, and these are others"):
+        explain_runs([made / "runs" / "scratch-seed0"], tmp_path, images=4, maps="none")
+
+
+def test_a_comparison_that_another_process_is_in_keeps_its_page(comparison, tmp_path):
+    with held(comparison):
+        with pytest.raises(L2TFastError, match="compare is in use by another process: wait for it, or name another"):
+            explain_runs([comparison], images=1, maps="none")
+        assert not (comparison / "saliency").exists()
+        explain_runs([comparison], tmp_path / "maps", images=1, maps="none")
+    assert (tmp_path / "maps" / "saliency.png").exists()
+
+
+def test_a_run_whose_configuration_was_cut_short_gives_no_maps(comparison, tmp_path):
+    path = comparison / "runs" / "scratch-seed0" / "config.yaml"
+    whole = path.read_text()
+    path.write_text(whole[: whole.index("data:")])  # what is left would be that of another data set
+    with pytest.raises(L2TFastError, match=r"config\.yaml is cut short"):
+        explain_runs([comparison], tmp_path / "maps", images=1)
 
 
 def test_a_best_network_that_cannot_be_believed(comparison, tmp_path):
