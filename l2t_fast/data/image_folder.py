@@ -8,6 +8,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from l2t_fast.data.images import FileImages
 from l2t_fast.data.raw import Pool, RawData
+from l2t_fast.data.torchvision_sets import stored_in
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 
@@ -17,6 +18,11 @@ def read_image_folder(folder: Path) -> RawData:
     if not folder.is_dir():
         raise L2TFastError(f"there is no folder {printable(folder)}: data_dir must hold images in one folder a class")
     if not (folder / "train").is_dir():
+        if stored := stored_in(folder):
+            raise L2TFastError(
+                f"{printable(folder)} holds {' and '.join(stored)} as torchvision stores it, not one folder of images "
+                f"a class: set dataset to {' or '.join(stored)}"
+            )
         pool, names = _folder_of_classes(folder)
         return RawData(pool, None, None, [printable(name) for name in names])
     if not (folder / "test").is_dir():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
 
 from l2t_fast.data.config import DataConfig
 from l2t_fast.data.raw import Pool, RawData
@@ -18,17 +19,24 @@ STATISTICS = {
     "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
 }
 
+KINDS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "stl10": datasets.STL10}
+
+
+def stored_in(folder: Path) -> list[str]:
+    """Which of these sets are in ``folder``, whole or not, as torchvision stores them."""
+    return [name for name, kind in KINDS.items() if (folder / kind.base_folder).is_dir()]
+
 
 def read_torchvision(config: DataConfig, folder: Path) -> RawData:
     """The set that ``config`` names, from ``folder``; downloaded into it if ``config`` says so."""
     pools = {}
     for part in ("train", "test"):
         try:
-            if config.dataset == "stl10":
-                data = datasets.STL10(folder, split=part, download=config.download)
+            kind = KINDS[config.dataset]
+            if kind is datasets.STL10:
+                data = kind(folder, split=part, download=config.download)
                 images, labels = torch.from_numpy(data.data), data.labels
             else:
-                kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.dataset]
                 data = kind(folder, train=part == "train", download=config.download)
                 images, labels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), data.targets
         except Exception as error:
@@ -37,11 +45,25 @@ def read_torchvision(config: DataConfig, folder: Path) -> RawData:
                 reason = printable(str(error).split("\n")[0])
                 problem = f"{config.dataset} could not be downloaded into {printable(folder)}: {reason}"
             else:
-                problem = (
-                    f"{config.dataset} is not in {printable(folder)}, or damaged there: name the folder that holds it "
-                    "as torchvision stores it, or set download to true"
-                )
+                problem = f"{config.dataset} cannot be read: {_what_is_wrong(KINDS[config.dataset], folder)}"
             raise L2TFastError(problem) from error
         pools[part] = Pool(images, np.asarray(labels, dtype=np.int64), f"{config.dataset} {part}")
     names = [printable(name) for name in data.classes]
     return RawData(pools["train"], None, pools["test"], names, statistics=STATISTICS[config.dataset])
+
+
+def _what_is_wrong(kind: type, folder: Path) -> str:
+    """Why torchvision does not find a set in ``folder``, and what would be right."""
+    base, shown = folder / kind.base_folder, printable(folder)
+    if not base.is_dir():
+        if folder.name == kind.base_folder and folder.is_dir():
+            return f"name the folder above {shown}, which holds {kind.base_folder}"
+        if (folder / kind.filename).is_file():
+            return f"unpack {kind.filename} in {shown}, or set download to true"
+        return f"{shown} has no folder {kind.base_folder}: name the one that does, or set download to true"
+    meta = [(kind.meta["filename"], kind.meta["md5"])] if hasattr(kind, "meta") else []
+    for name, md5 in [*kind.train_list, *kind.test_list, *meta]:
+        if not check_integrity(str(base / name), md5):
+            state = "damaged or not whole" if (base / name).is_file() else "missing"
+            return f"{printable(base / name)} is {state}: unpack {kind.filename} again, or set download to true"
+    return f"{printable(base)} is damaged: unpack {kind.filename} again, or set download to true"

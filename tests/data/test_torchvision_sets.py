@@ -104,15 +104,45 @@ def test_resized_crops_of_images_in_memory(stl10):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
 def test_a_data_set_that_is_not_there_is_not_fetched_silently(tmp_path, name, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *a, **k: pytest.fail("it was downloaded"))
-    with pytest.raises(L2TFastError, match=rf"^{name} is not in .*, or damaged there: .* set download to true$"):
+    with pytest.raises(
+        L2TFastError, match=rf"^{name} cannot be read: .*nowhere has no folder .* set download to true$"
+    ):
         load_data(DataConfig(name, str(tmp_path / "nowhere")))
 
 
-def test_a_damaged_data_set_is_named(cifar10):
-    path = cifar10[0] / datasets.CIFAR10.base_folder / "data_batch_2"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(L2TFastError, match=r"cifar10 is not in .*, or damaged there"):
+@pytest.mark.parametrize(
+    ("name", "length", "state"),
+    [
+        ("data_batch_2", 1000, "damaged or not whole"),
+        ("test_batch", 0, "damaged or not whole"),
+        ("batches.meta", None, "missing"),
+    ],
+)
+def test_what_is_damaged_or_missing_is_named(cifar10, name, length, state):
+    path = cifar10[0] / datasets.CIFAR10.base_folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if length is not None:
+        path.write_bytes(content[:length])
+    with pytest.raises(L2TFastError, match=rf"^cifar10 cannot be read: .*{name} is {state}: unpack cifar-10-python"):
         load_data(DataConfig("cifar10", str(cifar10[0])))
+
+
+def test_the_folder_itself_and_an_archive_that_is_still_packed(cifar10):
+    folder = cifar10[0] / datasets.CIFAR10.base_folder
+    with pytest.raises(L2TFastError, match=r"name the folder above .*cifar-10-batches-py, which holds"):
+        load_data(DataConfig("cifar10", str(folder)))
+    folder.rename(folder.with_name("elsewhere"))
+    (cifar10[0] / datasets.CIFAR10.filename).touch()
+    with pytest.raises(L2TFastError, match=r"unpack cifar-10-python\.tar\.gz in .*, or set download to true"):
+        load_data(DataConfig("cifar10", str(cifar10[0])))
+
+
+def test_images_in_torchvision_s_files_are_no_folder_of_classes(cifar10):
+    """The configuration for CIFAR-10 takes folders unless it is told otherwise."""
+    said = "holds cifar10 as torchvision stores it, not one folder of images a class: set dataset to cifar10$"
+    with pytest.raises(L2TFastError, match=said):
+        load_data(DataConfig("imagefolder", str(cifar10[0])))
 
 
 def test_a_download_that_fails_is_named(tmp_path, monkeypatch):
