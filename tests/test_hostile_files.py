@@ -97,7 +97,7 @@ CONFIGURATIONS = {
         "data:\n  classes: [1, 2]\npairs:\n- {a: 1, 'a': 2}",
         "has the key a twice, again in line 4",
     ),
-    "a list": ("- 1\n- 2", "Unexpected config|has a value where"),
+    "a list": ("- 1\n- 2", "holds a list, it must hold keys and their values"),
 }
 
 

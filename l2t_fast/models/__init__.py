@@ -2,7 +2,7 @@
 
 from l2t_fast.models.hooked import with_feature_maps
 from l2t_fast.models.named_maps import IMAGENET_MEAN, IMAGENET_STD, NamedMapsNetwork
-from l2t_fast.models.published import published_checkpoint
+from l2t_fast.models.published import has_published, published_checkpoint
 from l2t_fast.models.registry import build_model, layer_names, list_models
 from l2t_fast.models.weights import Checkpoint, from_state_dict, load_weights, read_checkpoint
 
@@ -13,6 +13,7 @@ __all__ = [
     "NamedMapsNetwork",
     "build_model",
     "from_state_dict",
+    "has_published",
     "layer_names",
     "list_models",
     "load_weights",

@@ -14,6 +14,11 @@ from l2t_fast.models.weights import Checkpoint, from_state_dict, read_checkpoint
 from l2t_fast.text import printable
 
 
+def has_published(name: str) -> bool:
+    """Whether the network ``name`` is of a kind whose weights `published_checkpoint` can find."""
+    return network_kind(name) in ("efficientnet-lite", "torchvision", "timm")
+
+
 def published_checkpoint(name: str) -> Checkpoint:
     """The published weights of the network ``name``, with the number of classes and the normalisation they take.
 

@@ -16,6 +16,7 @@ from l2t_fast.models import (
     IMAGENET_STD,
     Checkpoint,
     build_model,
+    has_published,
     load_weights,
     published_checkpoint,
     read_checkpoint,
@@ -232,9 +233,9 @@ def config_key(name: str) -> str:
 def _checkpoint(key: str, config: SourceConfig) -> Checkpoint:
     if config.checkpoint is None:
         also = "" if key != "source" else ", or set pretrain.data and pretrain.epochs to make a source"
+        published = f", or {PUBLISHED!r} for those published with it" if has_published(config.model) else ""
         raise L2TFastError(
-            f"{key}.checkpoint is not set: name the file with the weights of {config.model}, or {PUBLISHED!r} for "
-            f"those published with it{also}"
+            f"{key}.checkpoint is not set: name the file with the weights of {config.model}{published}{also}"
         )
     return published_checkpoint(config.model) if config.checkpoint == PUBLISHED else read_checkpoint(config.checkpoint)
 

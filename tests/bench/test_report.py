@@ -1,6 +1,8 @@
 """What `l2t-fast bench report` makes of rows: tables between markers, figures, and a page a browser shows."""
 
+import contextlib
 import dataclasses
+import os
 
 import pytest
 
@@ -159,6 +161,21 @@ def test_the_command(tmp_path, capsys):
     assert "## Whole training step" in capsys.readouterr().out
     assert main(["bench", "report", "--rows", str(tmp_path / "none.csv")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_all_files_are_written_where_nobody_reads_what_is_told(tmp_path, capsys):
+    rows, page = tmp_path / "rows.csv", tmp_path / "page.html"
+    documents = [tmp_path / name for name in ("first.md", "second.md")]
+    append_rows(rows, fake_rows())
+    for document in documents:
+        document.write_text("<!-- bench:step -->\n<!-- /bench -->\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", buffering=1) as output, contextlib.redirect_stdout(output):  # a line at a time
+        options = ["--rows", str(rows), "--documents", *map(str, documents), "--html", str(page)]
+        assert main(["bench", "report", *options]) == 130
+    assert all("published loop" in document.read_text() for document in documents) and page.exists()
+    assert capsys.readouterr().err == ""
 
 
 def test_the_compare_command(tmp_path, capsys):

@@ -251,12 +251,9 @@ def test_unit_rms_divides_each_map_by_one_number(digits, checkpoint):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (
-            SourceConfig("resnet8"),
-            r"sources.a.checkpoint is not set: name the file with the weights of resnet8, or 'def",
-        ),
+        (SourceConfig("resnet8"), r"sources.a.checkpoint is not set: name the file with the weights of resnet8$"),
         (SourceConfig("resnet8", "default"), "resnet8 has no published weights that l2t-fast can find by itself"),
-        (SourceConfig("torchvision:resnet18"), "sources.a.checkpoint is not set"),
+        (SourceConfig("torchvision:resnet18"), "the weights of torchvision:resnet18, or 'default' for those published"),
         (SourceConfig("resnet8", "/nowhere.pt"), "there is no checkpoint file /nowhere.pt"),
     ],
 )
