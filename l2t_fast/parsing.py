@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace
-from jsonargparse._actions import _ActionConfigLoad
 
 from l2t_fast.config import TransferOptions
 from l2t_fast.errors import L2TFastError
@@ -39,9 +38,10 @@ def add_config_options(parser: ArgumentParser, kind: type[TransferOptions]) -> N
         "the defaults below if --data.dataset names other images",
     )
     parser.add_class_arguments(kind)
+    flags = {flag for action in parser._actions for flag in action.option_strings}
     for action in parser._actions:
-        if isinstance(action, _ActionConfigLoad):  # --source FILE, which `parse` refuses
-            action.help = SUPPRESS
+        if any(flag.startswith(f"{own}.") for own in action.option_strings for flag in flags):
+            action.help = SUPPRESS  # --source FILE, which `parse` refuses
 
 
 def to_config(options: Namespace, kind: type[Config]) -> Config:
