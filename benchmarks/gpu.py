@@ -59,6 +59,15 @@ WITHOUT_GPU = [
     "tests/ops/triton/test_resources.py",
 ]
 
+#: Tests of training that are skipped without a GPU; none of the other stages' limits may leave them out.
+NEEDING_A_GPU = [
+    "tests/transfer/test_step_graph_gpu.py",
+    "tests/transfer/test_source.py::test_side_by_side_on_a_gpu_is_one_after_the_other",
+]
+
+#: Files beside tests/ops with tests that a GPU is a parameter of.
+ON_A_GPU_TOO = ["tests/bilevel/test_second_order.py", "tests/data/test_loader.py"]
+
 #: Every process of a stage inherits this variable, wherever else it belongs.
 MARK = "L2T_FAST_GPU_STAGE"
 
@@ -126,8 +135,8 @@ def stages(output: Path) -> list[Stage]:
         ),
         Stage("forms", 22, [*forms, "--workloads", "imagenet", "multi_source_128"], {}),
         Stage("forms_bfloat16", 8, [*forms, "--workloads", "imagenet", "--dtypes", "bfloat16", *one_mode], {}),
-        Stage("tests_cuda", 50, [*gpu_tests, "-k", "cuda and not triton"], one_thread),
-        Stage("tests_graph", 45, [*tests, "tests/transfer/test_step_graph_gpu.py"], one_thread),
+        Stage("tests_cuda", 50, [*gpu_tests, *ON_A_GPU_TOO, "-k", "cuda and not triton"], one_thread),
+        Stage("tests_graph", 45, [*tests, *NEEDING_A_GPU], one_thread),
         Stage("memcheck", 25, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
         Stage("racecheck", 20, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
         Stage(

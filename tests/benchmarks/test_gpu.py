@@ -1,5 +1,6 @@
 """`make gpu` without a GPU: stages that fail or hang cost the others nothing, and the summary says what happened."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -104,6 +105,15 @@ def test_a_command_that_is_not_there(tmp_path):
 def test_every_stage_fits_into_the_nine_minutes_or_comes_last(tmp_path):
     stages = gpu.stages(tmp_path)
     assert sum(s.seconds for s in stages[:-1]) < gpu.SECONDS < 9 * 60
+
+
+def test_no_file_with_tests_on_a_gpu_is_left_out(tmp_path):
+    """The stage of all tests leaves out those named for a GPU: other stages must name their files."""
+    commands = [s.command for s in gpu.stages(tmp_path) if s.name in ("tests_cuda", "tests_graph")]
+    named = [gpu.ROOT / argument.partition("::")[0] for command in commands for argument in command]
+    for path in (gpu.ROOT / "tests").rglob("test_*.py"):
+        if re.search(r"pytest\.param\(\"cuda\"|needs a (CUDA )?GPU", path.read_text()) and path != Path(__file__):
+            assert any(path.is_relative_to(name) for name in named), path
 
 
 def test_without_xdist_tests_run_in_one_process(tmp_path, monkeypatch):
