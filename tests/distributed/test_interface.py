@@ -33,8 +33,8 @@ done
 for i in 0 1; do
     ip netns exec m$i unshare --uts --pid --fork --mount-proc bash -c 'hostname machine'$i'; exec "$@"' machine \\
         "$PYTHON" -m torch.distributed.run --nnodes 2 --nproc-per-node 1 --node-rank $i --master-addr 10.7.0.1 \\
-        --master-port 29555 -m l2t_fast.cli train --method scratch --data.batch_size 256 --out "$OUT" "$@" \\
-        2>"$OUT.stderr$i" &
+        --master-port 29555 -m l2t_fast.cli train --method scratch --data.batch_size 256 --device cpu \\
+        --out "$OUT" "$@" 2>"$OUT.stderr$i" &
 done
 if [ -n "$PULLED" ]; then
     while ! grep -q "starts after epoch" "$OUT/log.txt" 2>/dev/null; do sleep 0.1; done

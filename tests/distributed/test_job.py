@@ -19,6 +19,7 @@ from tests.distributed.ranks import CONTEXT
 from tests.distributed.ranks import PATIENCE as TEST_PATIENCE
 
 FAILED = 2
+ON_CPU = ["--device", "cpu"]  # each rank would take a GPU of its own, and here may be one
 
 
 def free_port() -> int:
@@ -240,9 +241,10 @@ def run_command(folder: Path, *arguments: str, size: int = 2) -> tuple[list[int 
 
 def test_a_mistake_is_told_once(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    codes, said = run_command(tmp_path / "a", "train", "--method", "scratch", "--out", str(tmp_path / "file" / "run"))
+    train = ["train", "--method", "scratch", *ON_CPU]
+    codes, said = run_command(tmp_path / "a", *train, "--out", str(tmp_path / "file" / "run"))
     assert codes == [FAILED] * 2 and said.count("cannot be written: Not a directory") == 1
-    codes, said = run_command(tmp_path / "b", "train", "--method", "scratch", "--lr", "-1")
+    codes, said = run_command(tmp_path / "b", *train, "--lr", "-1")
     assert codes == [FAILED] * 2 and said.count("error: ") == 1 and "lr is -1" in said
     codes, said = run_command(tmp_path / "c", "env")
     assert codes == [FAILED] * 2 and said.count("env takes one process, but 2 ranks were started") == 1
@@ -259,7 +261,7 @@ def test_a_mistake_is_told_once(tmp_path):
 )
 def test_the_log_says_once_why_a_run_stopped(tmp_path, victim, number, said):
     out, port = tmp_path / "run", free_port()
-    options = ["train", "--method", "scratch", "--epochs", "100000", "--out", str(out)]
+    options = ["train", "--method", "scratch", "--epochs", "100000", *ON_CPU, "--out", str(out)]
     patience = 6.0 if number == signal.SIGSTOP else None
     ranks = [
         CONTEXT.Process(target=command_line, args=(rank, 2, port, tmp_path, options, patience), daemon=True)
@@ -281,7 +283,7 @@ def test_the_log_says_once_why_a_run_stopped(tmp_path, victim, number, said):
 def test_torchrun(tmp_path):
     out = tmp_path / "run"
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = ["--method", "scratch", "--epochs", "1", "--data.batch_size", "256", "--out", str(out)]
+    options = ["--method", "scratch", "--epochs", "1", "--data.batch_size", "256", *ON_CPU, "--out", str(out)]
     done = subprocess.run(
         [*program, "-m", "l2t_fast.cli", "train", *options],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
