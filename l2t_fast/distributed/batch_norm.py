@@ -246,10 +246,20 @@ def _wide(values: Tensor, x: Tensor) -> Tensor:
 
 def _affine(x: Tensor, mean: Tensor, scale: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
     """(x - mean) scale factor + shift, in one pass over x and in its dtype."""
-    # Eval mode's 1 / sqrt(variance + 0) is exactly 1 for a variance of 1.
-    if factor is None:
-        factor = torch.ones_like(scale)
-    return F.batch_norm(x, mean, torch.ones_like(scale), factor * scale, shift, eps=0.0, training=False)
+    ones = torch.ones_like(scale)
+    # Eval mode's 1 / sqrt(variance + eps) is exactly 1 for a variance of 1 and an eps of 0, which F.batch_norm refuses
+    # in PyTorch 2.11.
+    return torch.batch_norm(
+        x,
+        scale if factor is None else factor * scale,
+        shift,
+        mean,
+        ones,
+        training=False,
+        momentum=0.0,
+        eps=0.0,
+        cudnn_enabled=False,
+    )
 
 
 def _joint_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
