@@ -16,7 +16,7 @@ from l2t_fast.files import held
 from l2t_fast.models import Checkpoint, read_checkpoint
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.transfer.progress import TrainingProgress
-from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.run_folder import RunFolder, check_same_on_ranks
 from l2t_fast.transfer.trainer import Trainer
 
 
@@ -45,6 +45,7 @@ def run(
         with TrainingProgress(None if group.leads else Console(quiet=True)) as progress:
             return run(config, resume=resume, progress=progress, group=group, load=load)
     config.check()
+    check_same_on_ranks(config, group, resume=resume)
     images: DataBundle | None = None
     if makes_source(config, [config.method]):
         pretraining = Pretraining(config, config.folder() / "source", progress, group)

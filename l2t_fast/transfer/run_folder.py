@@ -17,6 +17,7 @@ import torch
 
 import l2t_fast
 from l2t_fast.config import TrainConfig, TransferOptions, config_tree, write_config
+from l2t_fast.distributed.group import Group
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import expand_user, opened_itself, write_text, write_whole
@@ -234,6 +235,28 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
                 f"{path.parent} was made with {key}: {saved.get(key)}, but now {key} is {asked.get(key)}: "
                 "ask for the same, or name another folder with --out"
             )
+
+
+#: What ranks may have of their own: where things lie on their machine, and how it reads and computes.
+_OF_A_MACHINE = ("out", "device", "threads", "data.data_dir", "data.splits", "data.workers", "data.cache")
+
+
+def check_same_on_ranks(config: TransferOptions, group: Group, *, resume: bool) -> None:
+    """Raise L2TFastError, the same on all ranks, if one was started with other options: a collective operation.
+
+    Most of these make no rank's tensors differ in size, nor the ranks' networks: all ranks would train on what one
+    asked for in one part and another in another.
+    """
+    own = {"resume": resume, **_flatten(config_tree(config))}
+    first, *others = (json.loads(data) for data in group.collect(json.dumps(own).encode(), everyone=True))
+    for rank, other in enumerate(others, start=1):
+        for key in sorted(first.keys() | other.keys()):
+            here, there = first.get(key), other.get(key)
+            both_files = key.endswith(".checkpoint") and None not in (here, there)
+            if here != there and key not in _OF_A_MACHINE and not both_files:
+                raise L2TFastError(
+                    f"{key} is {here} on rank 0, but {there} on rank {rank}: start all ranks with the same options"
+                )
 
 
 def _same_path(one: Any, other: Any) -> bool:

@@ -73,6 +73,7 @@ class Trainer:
         self.data = load(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
         if config.data.on_device:
             self.data.to(self.device)
+        self._check_same_images()
         self.data.take_part(group.rank, group.size)
         # The target is made first and the generators are seeded again in fit(), so that one seed gives every method the
         # same initial target and the same augmentation.
@@ -222,6 +223,16 @@ class Trainer:
             f"the GPU has too little memory for a step on {len(y)} images ({fits}), {self._kept()}: lower "
             "data.batch_size, or set accumulation to send the batch through in pieces"
         ) from problem
+
+    def _check_same_images(self) -> None:
+        """Raise L2TFastError if a rank has read others than rank 0, which the labels of all of them tell."""
+        parts = {"training": self.data.train, "validation": self.data.validation, "test": self.data.test}
+        name = self.group.disagreement({part: loader.dataset.labels for part, loader in parts.items()})
+        if name is not None:
+            raise L2TFastError(
+                f"the ranks do not read the same {name} images: data.data_dir and data.splits must hold the same files "
+                "on every machine"
+            )
 
     def _check_agreement(self) -> None:
         """Raise L2TFastError if the ranks do not hold the same, bit for bit, of the networks that all of them hold."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from l2t_fast.config import TrainConfig
+from l2t_fast.config import SourceConfig, TrainConfig
+from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed import ALONE, Group
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer import Trainer, TrainingProgress, run
@@ -139,3 +140,55 @@ def test_ranks_that_do_not_agree(make_config, tmp_path):  # noqa: F811
     found = run_ranks(2, tmp_path / "ranks", other_weights, make_config(method="scratch"))
     assert found[0] == found[1]
     assert found[0].startswith("after epoch 0, the ranks do not hold the same target classifier")
+
+
+def started_otherwise(group: Group, config: TrainConfig, changes: dict[str, dict]) -> dict[str, str]:
+    """What each rank says where rank 1 is started with one more option than rank 0."""
+    found = {}
+    for name, change in changes.items():
+        own = {**change, "data": dataclasses.replace(config.data, **change.get("data", {}))} if group.rank else {}
+        resume = own.pop("resume", False)
+        config_here = dataclasses.replace(config, **{"out": f"{config.out}-{name}", **own})
+        try:
+            run(config_here, resume=resume, progress=silent(), group=group)
+            found[name] = ""
+        except L2TFastError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_ranks_that_are_started_with_other_options(make_config, tmp_path):  # noqa: F811
+    changes = {
+        "beta": {"beta": 7.0},
+        "batch": {"data": {"batch_size": 15}},
+        "resume": {"resume": True},
+        "source": {"source": SourceConfig("resnet8")},
+        "machine": {"threads": 2, "data": {"workers": 1}},
+    }
+    config = make_config(method="fm", out=str(tmp_path / "run"), epochs=1)
+    first, second = run_ranks(2, tmp_path / "ranks", started_otherwise, config, changes)
+    assert first == second
+    assert first["beta"] == "beta is 0.5 on rank 0, but 7.0 on rank 1: start all ranks with the same options"
+    size = config.data.batch_size
+    assert first["batch"].startswith(f"data.batch_size is {size} on rank 0, but 15 on rank 1")
+    assert first["resume"].startswith("resume is False on rank 0, but True on rank 1")
+    assert first["source"].startswith(f"source.checkpoint is {config.source.checkpoint} on rank 0, but None on rank 1")
+    assert first["machine"] == ""  # each machine has its own
+    assert not any((tmp_path / f"run-{name}").exists() for name in changes if name != "machine")
+
+
+def other_images(group: Group, config: TrainConfig) -> str:
+    def load(options: DataConfig) -> DataBundle:
+        return load_data(dataclasses.replace(options, per_class=options.per_class - group.rank))
+
+    try:
+        Trainer(config, silent(), group=group, load=load)
+    except L2TFastError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_read_other_images(make_config, tmp_path):  # noqa: F811
+    found = run_ranks(2, tmp_path / "ranks", other_images, make_config(method="scratch"))
+    assert found[0] == found[1]
+    assert found[0].startswith("the ranks do not read the same training images: data.data_dir")
