@@ -282,8 +282,8 @@ def pieces(
 ) -> list[tuple[Part, list[Tensor], list[Tensor]]]:
     """A part's tensors in `number` pieces along their first dimension, which is the images, for one after the other.
 
-    Sizes differ by one at most. Ranks of a group make the same number of pieces, which may be empty then; a process
-    alone leaves empty ones out.
+    Sizes differ by one at most. Ranks of a group make the same number of pieces, and a rank's may be empty; one that no
+    rank has an image for is left out. With ``number`` above 1 it is a collective operation.
 
     Args:
         part: of the whole.
@@ -309,7 +309,9 @@ def pieces(
         (Part(part.group, len(own_piece[0]), joined, size), list(own_piece), list(matched_piece))
         for own_piece, matched_piece, size in zip(own_pieces, matched_pieces, sizes, strict=True)
     ]
-    return found if part.group.size > 1 else [p for p in found if p[0].images] or found[:1]
+    # Batch normalisation has no statistics of a piece that is empty on all ranks: the last pieces of a small batch.
+    most = max(part.sizes or part.group.each(len(own[0])))
+    return found[: max(most, 1)]
 
 
 def cut(count: int, number: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from l2t_fast.config import TrainConfig
+from l2t_fast.config import SourceConfig, TrainConfig
 from l2t_fast.distributed import ALONE, Group
 from l2t_fast.transfer import Trainer, TrainingProgress
 from tests.distributed.ranks import run_ranks
@@ -111,3 +111,29 @@ def test_steps_are_those_of_one_process(tmp_path, make_config, ranks, names):  #
             assert difference(together[0][single], truth, kind) < max(4 * own, 1e-6), (name, kind)
         assert difference(together[0][single], alone[single], "target") < 1e-6, name
         assert difference(together[0][single], alone[single], "method matching") < 1e-6, name
+
+
+def two_images(group: Group, configs: Sequence[TrainConfig]) -> list[dict]:
+    """What a step on a joined batch of two images leaves of the target, run by run."""
+    found = []
+    for config in configs:
+        trainer = Trainer(config, silent(), group=group)
+        for module in (trainer.source, trainer.target, trainer.method):
+            module.to(torch.float64)
+        x, y = (t[group.rank :: group.size][: 2 // group.size] for t in next(whole_batches(trainer)))
+        trainer.train_batch(x.double(), y, 2)
+        found.append(trainer.target.state_dict())
+    return found
+
+
+def test_pieces_that_no_rank_has_an_image_for_are_left_out(tmp_path, make_config):  # noqa: F811
+    sources = {name: make_config().source for name in "ab"}
+    plans = [{"sources": sources, "source": SourceConfig(), "source_plan": plan} for plan in ("images", "pairs")]
+    # Two ranks with an image each have one piece, of both images: what one process has that makes no pieces.
+    images, _ = two_images(ALONE, [make_config(method="l2t-w", **plan) for plan in plans])
+    pieces = [make_config(method="l2t-w", accumulation=3, **plan) for plan in plans]
+    for first, second in zip(*run_ranks(2, tmp_path / "ranks", two_images, pieces), strict=True):
+        assert int(first["features.1.num_batches_tracked"]) == 1
+        for name in images:
+            assert torch.equal(first[name], second[name]), name
+            torch.testing.assert_close(first[name], images[name], rtol=1e-9, atol=1e-11, msg=name)
