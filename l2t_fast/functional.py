@@ -264,8 +264,9 @@ def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]
         TypeError: what has no order, or an entry that is not two integers.
     """
     checked = []
-    if not isinstance(pairs, Iterable) or isinstance(pairs, UNORDERED):
-        raise TypeError(f"pairs must be a list of (source index, target index), not {type(pairs).__name__}")
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, *UNORDERED)):
+        found = f"the text {pairs!r}" if isinstance(pairs, str) else type(pairs).__name__
+        raise TypeError(f"pairs must be a list of (source index, target index), not {found}")
     for p, pair in enumerate(pairs):
         try:
             if isinstance(pair, UNORDERED):
@@ -418,7 +419,10 @@ def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
     given = beta if isinstance(beta, (list, tuple)) else [beta]
     for tensor in [b for b in given if type(b) is not float and isinstance(b, Tensor)]:
         if tensor.requires_grad:
-            raise TypeError("beta is a constant of the loss, but the tensor given requires grad")
+            raise TypeError(
+                "beta must be a number, or one for each pair: the tensor given requires grad, as pair weights do, which "
+                "are loss_weight of FeatureMatching and pair_weights of feature_matching_loss"
+            )
         if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type == "meta":
             raise TypeError(f"beta must be a number or one number a pair, not {tensor!r}")
     if not isinstance(beta, Real) and hasattr(beta, "tolist"):  # a tensor or an array, of one number too

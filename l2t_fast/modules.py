@@ -1,7 +1,8 @@
 """The paper's three learned parts as modules: projections, channel weights ("what") and pair weights ("where").
 
 ``FeatureMatching``, ``WeightNetwork`` and ``LossWeightNetwork`` keep the ``state_dict`` keys, the call and the outputs
-of the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their loop runs.
+of the classes of the same names in the L2T-ww authors' code, so that their checkpoints load and their loop runs. They
+are made from numbers of channels, where those take names of networks that they know.
 """
 
 import copy
@@ -163,8 +164,10 @@ class LossWeightNetwork(nn.ModuleList):
         source_channels: C_m of every source map, by its index.
         pairs: per pair (source index, target index).
         weight_type: the activation, one of "relu6" (the paper's), "relu", "relu-avg" (features divided by C_m first),
-            "elu", "sigmoid", "tanh", "softplus"; or "const", one learned number a pair that sees no features.
-        init: what the biases start at; None leaves PyTorch's default. "const" has none and starts at lambda = ln 2.
+            "elu", "sigmoid", "tanh", "softplus"; or "const", one learned number a pair that sees no features. The
+            authors' class has "relu" where none is named, and their script names one.
+        init: what the biases start at; None leaves PyTorch's default, and is the authors'. "const" has none and starts
+            at lambda = ln 2.
 
     Raises:
         ValueError: an unknown ``weight_type``, or a pair whose source has no channel count.
@@ -276,7 +279,7 @@ def _per_pair(
     source_features = listed_features("source_features", source_features)
     if len(source_features) <= max(m for m, _ in pairs):
         raise ValueError(
-            f"the pairs need source map {max(m for m, _ in pairs)}, but source_features holds {len(source_features)}"
+            f"the pairs need source_features[{max(m for m, _ in pairs)}], but it holds {len(source_features)} maps"
         )
     with autocast_off(layers[0].weight.device.type):
         means: dict[int, Tensor] = {}
@@ -309,6 +312,11 @@ def _checked_map(source: Tensor, p: int, pairs: Pairs, channels: int) -> Tensor:
 def _checked_pairs(pairs: Pairs, **channels: Sequence[int]) -> list[tuple[int, int]]:
     """The pairs, whose source index, and target index when target channels are given, must have a channel count."""
     for side, counts in channels.items():
+        if isinstance(counts, str):
+            raise TypeError(
+                f"{side}_channels must be a list of the {side} maps' numbers of channels, as [16, 32, 64], and not a "
+                f"network's name as in the authors' code: {counts!r}"
+            )
         if not has_order(counts):
             raise TypeError(f"{side}_channels must be a list of numbers of channels, not {type(counts).__name__}")
     sides = [(side, len(c), f"{side}_channels holds {len(c)} entries") for side, c in channels.items()]

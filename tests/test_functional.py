@@ -118,6 +118,7 @@ def test_empty_batch_is_zero_with_gradients():
         (lambda a: a.update(pairs=[]), ValueError, "pairs is empty"),
         (lambda a: a.update(pairs=[(0, 1, 2)]), TypeError, r"pairs\[0\] must be two integers"),
         (lambda a: a.update(pairs=[(0, 0.5)]), TypeError, r"pairs\[0\] must be two integers"),
+        (lambda a: a.update(pairs="0-0,1-1"), TypeError, "pairs must be a list of .*, not the text '0-0,1-1'"),
         (lambda a: a["projections"].pop(), ValueError, "projections has 4 entries for 5 pairs"),
         (
             lambda a: a["projections"].__setitem__(2, (torch.zeros(2, 5).double(), None)),

@@ -175,6 +175,7 @@ def test_what_biases_start_at_is_a_number(weight_type):
     [
         (None, TypeError, "source_channels must be a list of numbers of channels, not NoneType"),
         (4, TypeError, "source_channels must be a list of numbers of channels, not int"),
+        ("resnet32", TypeError, "source_channels must be a list .* not a network's name .*: 'resnet32'"),
         ([2, "a"], TypeError, r"source_channels\[1\] must be an integer, not 'a'"),
         ([2, 4.0], TypeError, r"source_channels\[1\] must be an integer, not 4\.0"),
         ([2, None], TypeError, r"source_channels\[1\] must be an integer, not None"),

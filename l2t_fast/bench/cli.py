@@ -158,6 +158,8 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
     from l2t_fast.bench.workloads import DTYPES, LAYOUTS
 
     loss_modes = [mode for mode in options.modes if mode in LOSS_MODES]
+    if options.shapes and not loss_modes:
+        raise L2TFastError(f"--shapes are those of the matching loss: name one of {', '.join(LOSS_MODES)} in --modes")
     step_modes = [mode for mode in options.modes if mode in STEP_MODES]
     known = {
         "loss": list(LOSS_PROVIDERS),

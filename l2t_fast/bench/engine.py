@@ -114,14 +114,14 @@ def _check(contender: Contender, tolerance: float, protocol: Protocol) -> dict[s
             error = contender.error()
         tolerance = tolerance if contender.approximation is None else contender.approximation
     except Exception as problem:
-        if _compiler_failed(problem):
+        if not is_exhaustion(problem, limited=limit is not None):
+            if not _compiler_failed(problem):
+                raise
             reason = str(problem).strip().partition("\n\n")[0]  # PyTorch's advice for debugging it follows
             return {"status": UNSUPPORTED, "note": textwrap.shorten(f"torch.compile failed: {reason}", 150)}
-        if not is_exhaustion(problem, limited=limit is not None):
-            raise
         if protocol.device.type == "cuda":
             torch.cuda.empty_cache()
-        note = None if limit is None else f"more than {limit / 2**30:.1f} GiB"
+        note = None if limit is None else f"more than {limit / 2**30:.3g} GiB"
         return {"status": OUT_OF_MEMORY, "note": note}
     return {
         "status": OK if error <= tolerance else WRONG,

@@ -36,7 +36,10 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 # The last: a tensor from before the profile was freed in it, and rightly does not count.
 _KINETO_LOG = re.compile(r"SyncActivityProfilerHandler|DeviceProperties\.cpp|allocated before the profiling started")
 # Of work that oneDNN does not support it cannot create the primitive's descriptor.
-_ONEDNN_FAILED = re.compile(r"could not create a (primitive(?! descriptor)|memory object)")
+_ONEDNN_FAILED = r"could not create a (primitive(?! descriptor)|memory object)"
+# What Python and torch.compile make of a MemoryError that something swallowed.
+_SWALLOWED = r"MemoryError|without (setting an )?exception( set)?$"
+_MAY_BE_MEMORY = re.compile(f"{_ONEDNN_FAILED}|{_SWALLOWED}", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -161,9 +164,10 @@ def is_exhaustion(error: BaseException, *, limited: bool) -> bool:
     """Whether an exception says that memory ran out, or may say so.
 
     ``limited`` tells whether it was raised inside :func:`at_most` with a limit. oneDNN does not say why it could not
-    create something: under a limit that is taken for want of memory, without one for a fault.
+    create something, nor others what became of a MemoryError: under a limit that is taken for want of memory, without
+    one for a fault.
     """
-    return out_of_memory(error) or (limited and _ONEDNN_FAILED.search(str(error)) is not None)
+    return out_of_memory(error) or (limited and _MAY_BE_MEMORY.search(str(error)) is not None)
 
 
 def available() -> int | None:

@@ -30,6 +30,7 @@ from tests.bench.fake_rows import fake_row
             "tiny has 4 pairs a source network, so 3 pairs are not possible",
         ),
         (["--shapes", "none.yaml"], "--shapes none.yaml cannot be read: No such file or directory"),
+        (["--shapes", "none.yaml", "--modes", "step"], "--shapes are those of the matching loss: name one of forward"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, options, message):

@@ -101,6 +101,9 @@ def test_available_memory_is_a_number():
         (RuntimeError("could not create a memory object"), True, False),
         (RuntimeError("could not create a primitive descriptor for the matmul primitive."), False, False),
         (RuntimeError("shapes do not fit"), False, False),
+        (RuntimeError("backend='inductor' raised:\nMemoryError:\n"), True, False),
+        (SystemError("<function f at 0x7f> returned NULL without setting an exception"), True, False),
+        (SystemError("error return without exception set"), True, False),
     ],
 )
 def test_what_says_that_memory_ran_out(error, with_limit, without):
