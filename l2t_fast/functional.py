@@ -420,8 +420,8 @@ def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
     for tensor in [b for b in given if type(b) is not float and isinstance(b, Tensor)]:
         if tensor.requires_grad:
             raise TypeError(
-                "beta must be a number, or one for each pair: the tensor given requires grad, as pair weights do, which "
-                "are loss_weight of FeatureMatching and pair_weights of feature_matching_loss"
+                "beta must be a number, or one for each pair: the tensor given requires grad, as pair weights do, "
+                "which are loss_weight of FeatureMatching and pair_weights of feature_matching_loss"
             )
         if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type == "meta":
             raise TypeError(f"beta must be a number or one number a pair, not {tensor!r}")

@@ -279,7 +279,7 @@ def _per_pair(
     source_features = listed_features("source_features", source_features)
     if len(source_features) <= max(m for m, _ in pairs):
         raise ValueError(
-            f"the pairs need source_features[{max(m for m, _ in pairs)}], but it holds {len(source_features)} maps"
+            f"the pairs need source_features[{max(m for m, _ in pairs)}], but that list holds {len(source_features)}"
         )
     with autocast_off(layers[0].weight.device.type):
         means: dict[int, Tensor] = {}

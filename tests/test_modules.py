@@ -151,7 +151,7 @@ def test_errors():
         FeatureMatching(SOURCE, TARGET, [(0, 5)])
     with pytest.raises(ValueError, match="weight_type='relu7' is not known, choose one of const, relu6"):
         LossWeightNetwork(SOURCE, PAIRS, "relu7")
-    with pytest.raises(ValueError, match="need source map 1, but source_features holds 1"):
+    with pytest.raises(ValueError, match=r"need source_features\[1\], but that list holds 1"):
         WeightNetwork(SOURCE, PAIRS)([torch.zeros(1, 2, 3, 3)])
     with pytest.raises(ValueError, match="pairs is empty"):
         WeightNetwork(SOURCE, [])
