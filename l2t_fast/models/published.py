@@ -16,7 +16,7 @@ from l2t_fast.text import printable
 
 def has_published(name: str) -> bool:
     """Whether the network ``name`` is of a kind whose weights `published_checkpoint` can find."""
-    return network_kind(name) in ("efficientnet-lite", "torchvision", "timm")
+    return network_kind(name) != "own"
 
 
 def published_checkpoint(name: str) -> Checkpoint:

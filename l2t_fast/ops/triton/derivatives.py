@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from l2t_fast.ops import inside_dual_level
 from l2t_fast.ops.slots import spread
 from l2t_fast.ops.triton.arguments import Arguments, needed, scale_in_place
 
@@ -73,7 +74,7 @@ def _requires_grad(tensors: Sequence[Tensor]) -> bool:
 
 
 def _check(arguments: Arguments, *others: Tensor | None) -> None:
-    if forward_ad._current_level >= 0:
+    if inside_dual_level():
         for tensor in (*arguments.sources, *_inputs(arguments), *needed(others)):
             if forward_ad.unpack_dual(tensor).tangent is not None:
                 raise NotImplementedError(_FORWARD_MODE)
