@@ -1,6 +1,6 @@
 """Where the time of the matching loss goes on a GPU: each kernel's time, the GPU's in all, and the host's.
 
-    python -m benchmarks.gpu_profile [--workloads cifar ...] [--backends cuda ...] [--forms auto direct gram]
+    python -m benchmarks.gpu_profile [--workloads cifar ...] [--backends cuda ...] [--forms auto direct gram] [--ieee]
 
 ``host`` is what a call takes to return, without waiting for the GPU; ``events`` what it takes between two CUDA events
 on a cold cache; ``graph`` the same of a replayed CUDA graph, in which the host takes no part. ``--forms`` compares the
@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["forward_backward", "second_order"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--kernels", type=int, default=12, help="so many kernels are listed")
+    parser.add_argument("--ieee", action="store_true", help="products in float32 as asked for without TF32")
     arguments = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = not arguments.ieee
     print(torch.cuda.get_device_name())
     for dtype in arguments.dtypes:
         for name in arguments.workloads:
