@@ -99,8 +99,7 @@ def native_serves(device: torch.device) -> bool:
         return False
     if device.type != "cuda":
         return device.type == "cpu"
-    with torch.cuda.device(device):
-        return why_unavailable("cuda") is None
+    return why_unavailable("cuda", device) is None
 
 
 def at_once(

@@ -352,10 +352,10 @@ def test_the_choice_that_is_told_is_the_environments(monkeypatch):
     monkeypatch.setenv("L2T_FAST_BACKEND", "quick")
     assert "refused: L2T_FAST_BACKEND='quick' is not a backend" in l2t_fast.explain_backend("cpu").reason
     monkeypatch.setenv("L2T_FAST_BACKEND", "cpu")
-    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda backend: None)
+    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda *_: None)
     assert l2t_fast.explain_backend("cpu") == ("cpu", "L2T_FAST_BACKEND=cpu asks for it")
     assert "'cpu' takes cpu tensors, but one is on cuda" in l2t_fast.explain_backend("cuda").reason
-    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda backend: "it was eaten")
+    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda *_: "it was eaten")
     assert "'cpu' is not available: it was eaten" in l2t_fast.explain_backend("cpu").reason
 
 
@@ -450,7 +450,7 @@ def test_a_source_from_inference_mode():
 
 
 def test_what_a_backend_named_by_hand_cannot_do(monkeypatch):
-    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda backend: None)
+    monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda *_: None)
     x = torch.zeros(1, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"backend=.triton. has no float64"):
         choose_backend("triton", [x], [x])

@@ -247,8 +247,8 @@ class _MaxPoolingBackward(torch.autograd.Function):
 
 
 @functools.cache
-def _has_cuda_kernel(device: int) -> bool:
-    if why_unavailable("cuda") is not None:
+def _has_cuda_kernel(device: torch.device) -> bool:
+    if why_unavailable("cuda", device) is not None:
         return False
     return torch._C._dispatch_has_kernel_for_dispatch_key("l2t_fast::batch_norm_double_backward", "CUDA")
 
@@ -256,7 +256,7 @@ def _has_cuda_kernel(device: int) -> bool:
 def _has_kernel(input: Tensor) -> bool:
     """Whether the native operator takes maps like this one."""
     if input.device.type == "cuda":
-        return input.dtype == torch.float32 and _has_cuda_kernel(input.device.index)
+        return input.dtype == torch.float32 and _has_cuda_kernel(input.device)
     known = input.dtype in (torch.float32, torch.float64)
     return input.device.type == "cpu" and known and _native.extension is not None
 

@@ -71,23 +71,26 @@ def implementation(backend: str) -> MatchingLoss:
     return native.matching_loss
 
 
-def why_unavailable(backend: str) -> str | None:
-    """Why a backend cannot run in this installation, or None when it can; a GPU's, on the current one."""
+def why_unavailable(backend: str, device: torch.device | None = None) -> str | None:
+    """Why a backend cannot run in this installation, or None when it can; a GPU's, on that one, or the current one."""
     if backend == "reference":
         return None
+    gpu = None if device is None or device.type != "cuda" else device.index
     asks_driver = (
         backend in FUSED["cuda"]
         and os.environ.get("TRITON_INTERPRET") != "1"
         and not torch.compiler.is_compiling()
         and torch.cuda.is_initialized()
     )
-    if asks_driver and (backend, torch.cuda.current_device()) in _found:
-        return None
-    problem = _why_no_triton() if backend == "triton" else _why_no_extension()
+    if asks_driver:
+        gpu = torch.cuda.current_device() if gpu is None else gpu
+        if (backend, gpu) in _found:
+            return None
+    problem = _why_no_triton(gpu) if backend == "triton" else _why_no_extension()
     if problem is None and backend == "cuda":
-        problem = _why_no_cuda()
+        problem = _why_no_cuda(gpu)
     if problem is None and asks_driver:
-        _found.add((backend, torch.cuda.current_device()))
+        _found.add((backend, gpu))
     return problem
 
 
@@ -98,46 +101,49 @@ def _why_no_extension() -> str | None:
     return problem
 
 
-def _why_no_cuda() -> str | None:
+def _why_no_cuda(gpu: int | None) -> str | None:
     if not hasattr(_native.extension, "kernel_image"):
         return "the native extension is built without CUDA kernels (no nvcc was found, or PyTorch has no CUDA)"
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA GPU"
-    problem = _why_too_old()
+    problem = _why_too_old(gpu)
     if problem is not None:
         return problem
-    device = torch.cuda.current_device()
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    gpu = torch.cuda.current_device() if gpu is None else gpu
+    shared = torch.cuda.get_device_properties(gpu).shared_memory_per_block_optin
     needed = _native.extension.cuda_shared_bytes
     if shared < needed:
-        return f"{torch.cuda.get_device_name()} has {shared} bytes of shared memory a block, {needed} are needed"
-    return _native.extension.kernel_image(device)["error"]
+        return f"{torch.cuda.get_device_name(gpu)} has {shared} bytes of shared memory a block, {needed} are needed"
+    if torch.compiler.is_compiling():  # a graph holds no call of native code; where no kernel runs, its launch says so
+        return None
+    return _native.extension.kernel_image(gpu)["error"]
 
 
-def _why_too_old() -> str | None:
-    if torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} is older than compute capability 8.0"
+def _why_too_old(gpu: int | None) -> str | None:
+    if torch.cuda.get_device_capability(gpu) < (8, 0):
+        return f"{torch.cuda.get_device_name(gpu)} is older than compute capability 8.0"
     return None
 
 
-def _why_no_triton() -> str | None:
+def _why_no_triton(gpu: int | None) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA GPU"
-    return _why_too_old()
+    return _why_too_old(gpu)
 
 
 def backend_for_device(device: torch.device | str) -> Choice:
     """What "auto" stands for with ordinary tensors on one device, where ``L2T_FAST_BACKEND`` names nothing else."""
-    kind = torch.device(device).type
+    device = torch.device(device)
+    kind = device.type
     if kind not in FUSED:
         return Choice("reference", f"there is no fused backend for {kind} tensors")
     problems = []
     for fused in FUSED[kind]:
-        problem = why_unavailable(fused)
+        problem = why_unavailable(fused, device)
         if problem is None:
             return Choice(fused, "; ".join([f"the fused {fused} backend serves {kind} tensors", *problems]))
         problems.append(f"the fused {fused} backend is not available: {problem}")
@@ -156,15 +162,15 @@ def explain_backend(device: torch.device | str) -> Choice:
     try:
         check_backend_name(name, named_by)
         if name != "reference":
-            _check_available(name, named_by)
+            _check_available(name, named_by, device)
             _check_devices(name, named_by, [device])
     except (ValueError, RuntimeError) as error:
         return Choice(name, f"calls are refused: {error}")
     return Choice(name, f"{named_by}{name} asks for it")
 
 
-def _check_available(name: str, named_by: str) -> None:
-    problem = why_unavailable(name)
+def _check_available(name: str, named_by: str, device: torch.device | None) -> None:
+    problem = why_unavailable(name, device)
     if problem is not None:
         raise RuntimeError(f"{named_by}{name!r} is not available: {problem}")
 
@@ -196,7 +202,7 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     sources, others = list(sources), list(others)
     learns_source = torch.is_grad_enabled() and any(s.requires_grad for s in sources)
     if name != "auto":
-        _check_available(name, named_by)
+        _check_available(name, named_by, sources[0].device if sources else None)
         if learns_source:
             raise ValueError(
                 f"{named_by}{name!r} gives no gradient for source features, but one requires grad; "

@@ -11,10 +11,9 @@ from tests.fake_gpu.build import ROOT, why_not
 
 QUICK = (
     *("tests/ops/cuda/test_gpu.py", "tests/ops/cuda/test_coefficients.py", "tests/transfer/test_step_graph_gpu.py"),
-    *(
-        "-k",
-        "stream_of or second_device or graph_replays or gpu- or scratch or (exact and plain) or (gram_form and flat)",
-    ),
+    *("tests/ops/test_operators.py", "-k"),
+    "stream_of or second_device or graph_replays or gpu- or scratch or (exact and plain) or (gram_form and flat) "
+    "or (without_graph_breaks and cuda)",
 )
 COMPILED = (
     *("tests/ops/cuda/test_gpu.py", "tests/ops/triton/test_gpu.py"),

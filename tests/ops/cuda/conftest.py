@@ -43,12 +43,12 @@ def gram_form() -> Iterator[None]:
         _native.extension.force_algorithm("auto")
 
 
-def fake_on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def fake_on_gpu(*shape: int, dtype: torch.dtype = torch.float32, gpu: int = 0) -> Tensor:
     """A tensor without data on a GPU that need not be there."""
     with pytest.MonkeyPatch.context() as real:
         real.setattr(torch.cuda, "is_available", lambda: False)  # or PyTorch 2.11 would look for its driver
         with FakeTensorMode():
-            return torch.empty(*shape, device="cuda", dtype=dtype)
+            return torch.empty(*shape, device=f"cuda:{gpu}", dtype=dtype)
 
 
 def same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:

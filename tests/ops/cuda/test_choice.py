@@ -18,8 +18,8 @@ def a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     properties = SimpleNamespace(shared_memory_per_block_optin=232_448)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     image = {"error": None}
@@ -47,7 +47,7 @@ def test_where_it_cannot_run_the_reason_is_told(a_gpu, monkeypatch):
     assert why_unavailable("cuda") == "no kernel image is available"
     a_gpu.properties.shared_memory_per_block_optin = 101_376
     assert why_unavailable("cuda") == "NVIDIA H100 has 101376 bytes of shared memory a block, 166912 are needed"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert why_unavailable("cuda") == "NVIDIA H100 is older than compute capability 8.0"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert why_unavailable("cuda") == "PyTorch sees no CUDA GPU"
@@ -64,6 +64,28 @@ def test_the_driver_is_asked_once_for_each_gpu(a_gpu, monkeypatch):
     assert why_unavailable("cuda") == "no kernel image is available"
     a_gpu.image["error"] = None
     assert why_unavailable("cuda") is None  # what does not run is asked again
+
+
+def test_the_gpu_that_tensors_are_on_is_asked(a_gpu, monkeypatch):
+    """Which need not be the current one, nor of its kind."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    small = SimpleNamespace(shared_memory_per_block_optin=101_376)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: small if gpu == 1 else a_gpu.properties)
+    assert l2t_fast.explain_backend("cuda:0").backend == "cuda"
+    assert l2t_fast.explain_backend("cuda:1").backend == "triton"
+    first, second = fake_on_gpu(2, 3, 4, 4), fake_on_gpu(2, 3, 4, 4, gpu=1)
+    assert choose_backend("auto", [first], [first]).backend == "cuda"
+    assert choose_backend("auto", [second], [second]).backend == "triton"
+    assert choose_backend("cuda", [first], [first]).backend == "cuda"
+    with pytest.raises(RuntimeError, match="has 101376 bytes of shared memory a block"):
+        choose_backend("cuda", [second], [second])
+
+
+def test_a_compiler_s_graph_does_not_ask_the_driver(a_gpu, monkeypatch):
+    """PyTorch's compiler would break its graph at native code."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(_native.extension, "kernel_image", lambda gpu: pytest.fail("the driver was asked"))
+    assert why_unavailable("cuda") is None
 
 
 @pytest.mark.parametrize(("name", "device"), [("cuda", "cpu"), ("cpu", "cuda")])

@@ -21,7 +21,7 @@ def a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(ops, "_found", set())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(_native, "why_unavailable", lambda: "there is no extension")
 
 
@@ -40,8 +40,8 @@ def test_auto_leaves_float64_to_the_reference(a_gpu, dtype, wanted):
 
 
 def test_without_triton_or_a_gpu_it_is_told(monkeypatch, a_gpu):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
     assert why_unavailable("triton") == "Tesla T4 is older than compute capability 8.0"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     x = torch.zeros(1)
