@@ -66,7 +66,7 @@ NEEDING_A_GPU = [
 ]
 
 #: Files beside tests/ops with tests that a GPU is a parameter of.
-ON_A_GPU_TOO = ["tests/bilevel/test_second_order.py", "tests/data/test_loader.py"]
+ON_A_GPU_TOO = ["tests/bilevel/test_second_order.py", "tests/data/test_loader.py", "tests/fuzz/test_fuzz.py"]
 
 #: Every process of a stage inherits this variable, wherever else it belongs.
 MARK = "L2T_FAST_GPU_STAGE"
