@@ -13,7 +13,7 @@ from l2t_fast.bench.workloads import WORKLOADS
 from l2t_fast.ops.triton import gram_planning, launching
 from l2t_fast.ops.triton.arguments import Arguments
 from l2t_fast.ops.triton.planning import Planner
-from l2t_fast.ops.triton.tiles import TABLES
+from l2t_fast.ops.triton.tiles import GRAM, TABLES
 from tests.ops.conftest import Backend
 from tests.ops.empty_workloads import empty_tensors
 from tests.ops.problems import (
@@ -130,9 +130,15 @@ def test_some_needs_and_some_directions(triton_backend, form, seed):
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
 
 
-def planner_of(name: str, dtype: torch.dtype = torch.float32, **changes) -> Planner:
-    """Of a benchmark's workload with features of a type, on an H100."""
+def planner_of(name: str, dtype: torch.dtype = torch.float32, batch: int | None = None, **changes) -> Planner:
+    """Of a benchmark's workload with features of a type, on an H100; ``batch``: of some of its samples."""
     tensors = empty_tensors(name, "meta")
+    some = slice(batch)
+    tensors = tensors._replace(
+        sources=[t[some] for t in tensors.sources],
+        targets=[t[some] for t in tensors.targets],
+        alpha=tensors.alpha[some],
+    )
     tensors = tensors._replace(
         **{maps: [t.to(dtype) for t in getattr(tensors, maps)] for maps in ("sources", "targets")}
     )
@@ -194,6 +200,28 @@ def test_sources_without_channels(triton_backend, form):
     form(True)
     found = launching.loss_and_gradient(Arguments(*problem.operator_arguments([True] * 4)))
     assert found.loss == 0 and not found.results[0].any()
+
+
+def codes_of(planner: Planner) -> set[tuple]:
+    """What Triton compiles for a plan."""
+    return {
+        (launch.kernel.__name__, launch.warps, launch.stages, *map(str, launch.constants.items()))
+        for launch in planner.plan().launches
+    }
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+@pytest.mark.parametrize("name", ["cifar", "imagenet"])
+def test_other_batches_compile_nothing_anew(name, precision):
+    """Unless a target takes another form."""
+    codes = [codes_of(planner_of(name, batch=batch, precision=precision)) for batch in (2, 3, 16, None)]
+    assert codes == codes[:1] * 4
+
+
+def test_a_single_sample_is_not_worth_its_launches():
+    assert not any(takes_it("imagenet", batch=1))
+    direct, gram = (codes_of(planner_of("imagenet", batch=batch)) for batch in (1, 2))
+    assert {code[0] for code in gram - direct} == {f"{kernel}_kernel" for kernel in GRAM}
 
 
 def test_never_where_all_of_float32_is_asked_for():
