@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of a map: kernels count them in 32 bits, up to the end of a tile.
+MOST_PIXELS = 2**31 - 1024
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,11 @@ def check(arguments: Arguments, directions: Sequence[Tensor | None] | None = Non
                 raise ValueError(
                     f"{what} feature {i} has shape {_shape(feature)} and alpha has shape {_shape(alpha)}; "
                     "one batch size is needed"
+                )
+            if feature.shape[2] * feature.shape[3] > MOST_PIXELS:
+                raise ValueError(
+                    f"{what} feature {i} has shape {_shape(feature)}; the triton backend takes maps of fewer than 2^31 "
+                    "pixels"
                 )
             _check_tensor(feature, alpha, f"{what} feature {i}")
     columns = 0

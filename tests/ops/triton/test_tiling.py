@@ -14,6 +14,7 @@ import triton.language as tl
 
 from l2t_fast.ops.triton import kernels, launching, planning
 from l2t_fast.ops.triton.arguments import Arguments, empty_results
+from l2t_fast.ops.triton.arguments import check as check_arguments
 from l2t_fast.ops.triton.tiles import TABLES
 from tests.ops.problems import Problem, assert_accurate, draw, draw_directions, laid_out, solve
 
@@ -140,6 +141,17 @@ def test_offsets_and_taps_beyond_32_bits():
     assert differences_index((300, 2, 2), (2, 2, 2), biases=far) == tl.int64
     assert differences_index((300, 2, 2), (2, 2, 2), weights=far[:, None].expand(300, 2)) == tl.int64
     assert differences_index((300, 2, 2), (2, 2, 2), alpha=far[None]) == tl.int64
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_more_pixels_than_are_counted_in_32_bits_are_refused(side):
+    large, small = (1, 2**16, 2**15), (1, 2, 2)
+    maps = ([large], [small]) if side == "source" else ([small], [large])
+    with torch.device("meta"):
+        sources, targets = ([torch.empty(1, *size) for size in sizes] for sizes in maps)
+        given = Arguments(sources, targets, [torch.empty(1, 1)], [None], torch.empty(1, 1), [0, 0], [False] * 4)
+    with pytest.raises(ValueError, match=f"{side} feature 0 .* takes maps of fewer than 2.31 pixels"):
+        check_arguments(given)
 
 
 def test_maps_of_different_dtypes(triton_backend):
