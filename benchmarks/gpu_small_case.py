@@ -8,7 +8,7 @@ import sys
 import torch
 
 from l2t_fast.ops import FUSED, implementation, why_unavailable
-from tests.ops.cuda.conftest import gram_form
+from tests.ops.cuda.conftest import direct_form, gram_form
 from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 
 PROBLEMS = (
@@ -17,13 +17,16 @@ PROBLEMS = (
 )
 
 
-def check_gram_form() -> None:
-    """The CUDA kernels that so small a problem does not take by itself."""
-    problem = draw(*PROBLEMS[1], batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
-    directions = draw_directions(problem)
-    with gram_form():
-        found = solve(implementation("cuda"), problem, directions)
-    assert_accurate(found, problem, directions, roundings=4 * 2**12)
+def check_tensor_cores() -> None:
+    """The CUDA kernels that so small a problem does not take by itself, or not in ieee float32: all are compiled."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for sizes in PROBLEMS:
+            problem = draw(*sizes, batch=3, dtype=dtype).map(lambda tensor: tensor.to("cuda"))
+            directions = draw_directions(problem)
+            for form in (direct_form, gram_form):
+                with form():
+                    found = solve(implementation("cuda"), problem, directions)
+                assert_accurate(found, problem, directions, roundings=4 * 2**12)
 
 
 def main() -> int:
@@ -38,7 +41,7 @@ def main() -> int:
             for name in backends:
                 assert_accurate(solve(implementation(name), problem, directions), problem, directions)
     if "cuda" in backends:
-        check_gram_form()
+        check_tensor_cores()
     print(f"{len(PROBLEMS)} problems agree with float64, on {' and '.join(backends)}")
     return 0
 

@@ -35,7 +35,20 @@ def emulated(emulate: Emulate) -> Backend:
 @contextmanager
 def gram_form() -> Iterator[None]:
     """The CUDA kernels' Gram form wherever it can serve, with tf32 allowed, without which it nowhere can."""
-    _native.extension.force_algorithm("gram")
+    with _form("gram"):
+        yield
+
+
+@contextmanager
+def direct_form() -> Iterator[None]:
+    """The CUDA kernels' direct form alone, with tf32 allowed."""
+    with _form("direct"):
+        yield
+
+
+@contextmanager
+def _form(name: str) -> Iterator[None]:
+    _native.extension.force_algorithm(name)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
             yield
