@@ -72,7 +72,7 @@ endif
 
 # Without setting anything up, so that it works on a machine with PyTorch and no network.
 gpu:  ## on a machine with a GPU: build, test, check memory accesses and measure, in 9 minutes; logs and rows in OUT or build/gpu
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) benchmarks/gpu.py $(ARGS)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m benchmarks.gpu $(ARGS)
 
 lint: $(READY)  ## check style: ruff, clang-format
 	$(BIN)/ruff check .

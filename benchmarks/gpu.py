@@ -1,16 +1,15 @@
 """Everything that only a GPU can tell, in one command that ends within nine minutes and needs no network.
 
-    make gpu            # or: python3 benchmarks/gpu.py --output FOLDER
+    make gpu            # or: python3 -m benchmarks.gpu --output FOLDER
 
-Stages run one after the other, each in a process of its own with a time limit, so that one that fails or hangs costs
-the others nothing: the native build, the environment, the tests (those of backends that need a GPU among them),
-compute-sanitizer's memcheck and racecheck on small problems, the benchmarks of the matching loss and of a training
-step. The folder then holds the rows, summary.md, and all logs in logs.tgz, also of a run that is interrupted. It works
-in a checkout, whether or not the package is installed.
+Stages run in processes of their own with a time limit, so that one that fails or hangs costs the others nothing: the
+native build, the environment, the benchmarks of the matching loss and of a training step, one after the other; then, at
+the same time, the tests (those of backends that need a GPU among them) and compute-sanitizer's memcheck and racecheck
+on small problems. The folder then holds the rows, summary.md, and all logs in logs.tgz, also of a run that is
+interrupted. It works in a checkout, whether or not the package is installed.
 """
 
 import argparse
-import contextlib
 import csv
 import datetime
 import importlib.metadata
@@ -19,20 +18,16 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.stage_processes import INTERRUPTED, ROOT, Outcome, Stage, run_together
+
 SECONDS = 9 * 60 - 15  # in all; the rest is for the summary
-LOG_BYTES = 200_000  # of each log; what is cut off is its middle
-GRACE = 5  # seconds in which pytest tells what has failed until it was stopped
 
 #: Tests that cannot even be collected without a package that not every machine with a GPU has.
 NEEDED_BY = {
@@ -68,40 +63,20 @@ NEEDING_A_GPU = [
 #: Files beside tests/ops with tests that a GPU is a parameter of.
 ON_A_GPU_TOO = ["tests/bilevel/test_second_order.py", "tests/data/test_loader.py", "tests/fuzz/test_fuzz.py"]
 
-#: Every process of a stage inherits this variable, wherever else it belongs.
-MARK = "L2T_FAST_GPU_STAGE"
 
-#: Status of a stage, after which no other one runs.
-INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command, its time limit in seconds, what else its environment holds, and what the summary says of it."""
-
-    name: str
-    seconds: int
-    command: list[str]
-    variables: dict[str, str]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    stage: Stage
-    status: str
-    seconds: float
-    last_line: str
-
-
-def stages(output: Path) -> list[Stage]:
+def rounds(output: Path) -> list[list[Stage]]:
+    """What runs one after the other, and in each what runs at the same time: whatever takes no times."""
     python = [sys.executable, "-u"]
     rows = str(output / "rows.csv")
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     cores = os.cpu_count() or 1
     # Not `-p no:warnings`: pytest would not know its own mark `filterwarnings`, and collect no file that has it.
     quiet = ["-q", "--tb=short", "--disable-warnings", "-p", "no:benchmark", "--continue-on-collection-errors"]
-    tests = [*python, "-m", "pytest", *quiet, *(["-n", str(min(8, cores))] if is_installed("xdist") else [])]
+
+    def tests(*arguments: str, share: int) -> list[str]:
+        workers = ["-n", str(min(8, max(1, cores // share)))] if is_installed("xdist") else []
+        return [*python, "-m", "pytest", *quiet, *workers, *arguments]
+
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     checked = [[sanitizer, "--tool", tool, "--error-exitcode", "9", *python] for tool in ("memcheck", "racecheck")]
     # PyTorch's allocator hands out parts of large blocks, whose borders the sanitizer would not see.
@@ -118,41 +93,50 @@ def stages(output: Path) -> list[Stage]:
     step = [*python, "-m", "benchmarks.gpu_rows", "step", rows, "--workloads"]
     missing = [name for name in NEEDED_BY if not is_installed(name)]
     left_out = [path for name in missing for path in NEEDED_BY[name]]
-    gpu_tests = [*tests, "tests/ops", *(f"--ignore={path}" for path in WITHOUT_GPU)]
+    gpu_tests = ["tests/ops", *(f"--ignore={path}" for path in WITHOUT_GPU)]
     return [
-        Stage("build", 90, [*python, "setup.py", "build_ext", "--inplace"], {}),
-        Stage("environment", 15, [*python, "-c", describe], {}),
-        Stage("loss_imagenet", 45, [*loss, "imagenet"], {}),
-        Stage("loss_cifar", 45, [*loss, "cifar"], {}),
-        Stage("step_cifar", 40, [*step, "cifar", "--repeats", "10"], {}),
-        Stage("step_imagenet", 65, [*step, "imagenet", "--repeats", "5"], {}),
-        Stage(
-            "loss_multi_source",
-            35,
-            [*loss, "multi_source_128", "--providers", "eager", "cuda", "triton"],
-            {},
-            "torch.compile is left out: it compiles 128 pairs for minutes",
-        ),
-        Stage("forms", 22, [*forms, "--workloads", "imagenet", "multi_source_128"], {}),
-        Stage("forms_bfloat16", 8, [*forms, "--workloads", "imagenet", "--dtypes", "bfloat16", *one_mode], {}),
-        Stage("tests_cuda", 50, [*gpu_tests, *ON_A_GPU_TOO, "-k", "cuda and not triton"], one_thread),
-        Stage("tests_graph", 45, [*tests, *NEEDING_A_GPU], one_thread),
-        Stage("memcheck", 25, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
-        Stage("racecheck", 20, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
-        Stage(
-            "tests_triton",
-            19,
-            [*gpu_tests, "-k", "triton"],
-            one_thread,
-            "every mixture of types is compiled anew: what is left when the time is up was not tested",
-        ),
-        Stage(
-            "tests",
-            120,
-            [*tests, "tests", "-k", "not triton and not cuda", *(f"--ignore={path}" for path in left_out)],
-            one_thread,
-            f"without {', '.join(left_out)}, which need {' and '.join(missing)}" if left_out else "",
-        ),
+        [Stage("build", 90, [*python, "setup.py", "build_ext", "--inplace"], {})],
+        [Stage("environment", 15, [*python, "-c", describe], {})],
+        [Stage("loss_imagenet", 45, [*loss, "imagenet"], {})],
+        [Stage("loss_cifar", 45, [*loss, "cifar"], {})],
+        [Stage("step_cifar", 40, [*step, "cifar", "--repeats", "10"], {})],
+        [Stage("step_imagenet", 65, [*step, "imagenet", "--repeats", "5"], {})],
+        [
+            Stage(
+                "loss_multi_source",
+                35,
+                [*loss, "multi_source_128", "--providers", "eager", "cuda", "triton"],
+                {},
+                "torch.compile is left out: it compiles 128 pairs for minutes",
+            )
+        ],
+        [Stage("forms", 22, [*forms, "--workloads", "imagenet", "multi_source_128"], {})],
+        [Stage("forms_bfloat16", 8, [*forms, "--workloads", "imagenet", "--dtypes", "bfloat16", *one_mode], {})],
+        [
+            Stage("memcheck", 150, [*checked[0], "-m", "benchmarks.gpu_small_case"], no_blocks),
+            Stage("racecheck", 150, [*checked[1], "-m", "benchmarks.gpu_small_case", "cuda"], no_blocks),
+            Stage(
+                "tests_cuda",
+                240,
+                tests(*gpu_tests, *ON_A_GPU_TOO, "-k", "cuda and not triton", share=4),
+                one_thread,
+            ),
+            Stage("tests_graph", 240, tests(*NEEDING_A_GPU, share=8), one_thread),
+            Stage(
+                "tests_triton",
+                240,
+                tests(*gpu_tests, "-k", "triton", share=2),
+                one_thread,
+                "every mixture of types is compiled anew: what is left when the time is up was not tested",
+            ),
+            Stage(
+                "tests",
+                240,
+                tests("tests", "-k", "not triton and not cuda", *(f"--ignore={path}" for path in left_out), share=2),
+                one_thread,
+                f"without {', '.join(left_out)}, which need {' and '.join(missing)}" if left_out else "",
+            ),
+        ],
     ]
 
 
@@ -168,84 +152,6 @@ def missing_packages() -> list[str]:
     return [name for name in names if not any(importlib.metadata.distributions(name=name))]
 
 
-def run(stage: Stage, logs: Path, left: float) -> Outcome:
-    """Run one stage, its output in a log. When it returns, no process of it is left."""
-    limit = min(stage.seconds, left)
-    if limit < 5:
-        return Outcome(stage, "no time left", 0.0, "")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    mark = f"{os.getpid()}-{stage.name}-{time.monotonic_ns()}"
-    environment = os.environ | {"PYTHONPATH": path} | stage.variables | {MARK: mark}
-    began = time.monotonic()
-    log = logs / f"{stage.name}.log"
-    try:
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                stage.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
-    except OSError as error:
-        return Outcome(stage, f"did not start: {error.filename or log}: {error.strerror}", 0.0, "")
-    try:
-        code = process.wait(limit)
-        status = "ok" if code == 0 else f"exit code {code}"
-    except subprocess.TimeoutExpired:
-        status = f"stopped after {limit:.0f} s"
-        if "pytest" in stage.command:  # it has printed dots so far, no failure
-            interrupt(process, mark)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    finally:
-        end(process, mark)
-    text = log.read_text(errors="replace")
-    if len(text) > LOG_BYTES:
-        text = f"{text[: LOG_BYTES // 4]}\n[...]\n{text[-LOG_BYTES * 3 // 4 :]}"
-        log.write_text(text)
-    lines = [line for line in text.splitlines() if line.strip()]
-    return Outcome(stage, status, time.monotonic() - began, lines[-1] if lines else "")
-
-
-def interrupt(process: subprocess.Popen, mark: str) -> None:
-    """Have pytest print what it found. It would wait for tests in its workers first, for 10 s, so these are killed."""
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    kill(pid for pid in marked(mark) if pid != process.pid)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
-
-
-def kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended by itself
-            os.kill(pid, signal.SIGKILL)
-
-
-def end(process: subprocess.Popen, mark: str) -> None:
-    """Kill a stage and whatever it started, also what has a session of its own, as workers of compilers have."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for _ in range(20):  # a process may have started another one meanwhile
-        found = marked(mark)
-        kill(found)
-        if not found:
-            return
-        time.sleep(0.1)
-
-
-def marked(mark: str) -> list[int]:
-    """The processes whose environment says that they belong to a stage."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended, or is somebody else's
-            continue
-        if wanted in variables:
-            found.append(int(folder.name))
-    return found
-
-
 def pack(logs: Path, archive: Path) -> None:
     """All logs in one file, written anew."""
     with tarfile.open(archive, "w:gz") as packed:
@@ -253,15 +159,13 @@ def pack(logs: Path, archive: Path) -> None:
             packed.add(log, log.name)
 
 
-def keep(outcomes: list[Outcome], logs: Path, output: Path, since: str) -> str:
+def keep(outcomes: list[Outcome], logs: Path, output: Path, since: str) -> None:
     """Write logs and summary. Where that fails it is said, and the stages go on: their outcomes are printed too."""
-    text = summary(outcomes, output / "rows.csv", since)
     try:
-        (output / "summary.md").write_text(text)
+        (output / "summary.md").write_text(summary(outcomes, output / "rows.csv", since))
         pack(logs, output / "logs.tgz")
     except OSError as error:
         print(f"error: results cannot be written to {output}: {error.strerror}", file=sys.stderr, flush=True)
-    return text
 
 
 def summary(outcomes: list[Outcome], rows: Path, since: str = "") -> str:
@@ -314,11 +218,12 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="some of the stages only")
     arguments = parser.parse_args()
     output = arguments.output.resolve()
-    chosen = stages(output)
-    names = [stage.name for stage in chosen]
+    chosen = rounds(output)
+    names = [stage.name for stages in chosen for stage in stages]
     if unknown := [name for name in arguments.stages or [] if name not in names]:
         parser.error(f"no stage is named {', '.join(unknown)}: they are {', '.join(names)}")
-    chosen = [stage for stage in chosen if not arguments.stages or stage.name in arguments.stages]
+    wanted = arguments.stages or names
+    chosen = [[stage for stage in stages if stage.name in wanted] for stages in chosen]
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "summary.md").write_text("")  # no older one stays
@@ -328,19 +233,19 @@ def main() -> int:
     return run_all(chosen, output)
 
 
-def run_all(chosen: list[Stage], output: Path) -> int:
+def run_all(chosen: list[list[Stage]], output: Path) -> int:
     began, since = time.monotonic(), datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
-        for stage in chosen:
-            print(f"{stage.name} ...", flush=True)
-            last = run(stage, Path(folder), SECONDS - (time.monotonic() - began))
-            outcomes.append(last)
-            print(f"{stage.name}: {last.status}, {last.seconds:.0f} s, {last.last_line}", flush=True)
-            text = keep(outcomes, Path(folder), output, since)
-            if last.status == INTERRUPTED:
+        for stages in filter(None, chosen):
+            print(f"{', '.join(stage.name for stage in stages)} ...", flush=True)
+            for last in run_together(stages, Path(folder), SECONDS - (time.monotonic() - began)):
+                outcomes.append(last)
+                print(f"{last.stage.name}: {last.status}, {last.seconds:.0f} s, {last.last_line}", flush=True)
+                keep(outcomes, Path(folder), output, since)
+            if any(outcome.status == INTERRUPTED for outcome in outcomes):
                 break
-    print(text)
+    print(summary(outcomes, output / "rows.csv", since))
     return 0 if all(outcome.status == "ok" for outcome in outcomes) else 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, stage_processes
 from l2t_fast.bench.rows import Row, append_rows
 
 
@@ -16,49 +16,55 @@ def stage(name: str, code: str, seconds: int = 60) -> gpu.Stage:
     return gpu.Stage(name, seconds, [sys.executable, "-c", code], {"STAGE": name})
 
 
+def run(one: gpu.Stage, logs: Path, left: float) -> gpu.Outcome:
+    (outcome,) = gpu.run_together([one], logs, left)
+    return outcome
+
+
 def test_a_stage_s_output_is_in_its_log(tmp_path):
-    outcome = gpu.run(stage("hello", "import os; print(os.environ['STAGE']); print('last'); print()"), tmp_path, 60)
+    outcome = run(stage("hello", "import os; print(os.environ['STAGE']); print('last'); print()"), tmp_path, 60)
     assert outcome.status == "ok" and outcome.last_line == "last"
     assert (tmp_path / "hello.log").read_text() == "hello\nlast\n\n"
 
 
 def test_a_stage_that_hangs_is_stopped_with_all_it_started(tmp_path):
     child = "import subprocess, sys; print('began', flush=True); subprocess.run(['sleep', '600'])"
-    outcome = gpu.run(stage("hangs", child, seconds=6), tmp_path, 600)
+    outcome = run(stage("hangs", child, seconds=6), tmp_path, 600)
     assert outcome.status == "stopped after 6 s" and outcome.last_line == "began"
 
 
 @pytest.mark.parametrize("code", ["", "import time; time.sleep(600)"], ids=["ends", "hangs"])
 def test_nothing_outlives_a_stage(tmp_path, code):
     child = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
-    outcome = gpu.run(stage("leaves", f"{child}; {code}", seconds=6), tmp_path, 600)
+    outcome = run(stage("leaves", f"{child}; {code}", seconds=6), tmp_path, 600)
     status = Path("/proc", outcome.last_line, "stat")
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
 def test_tests_that_are_stopped_say_what_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE", 60)  # for a machine with other work
+    monkeypatch.setattr(stage_processes, "GRACE", 60)  # for a machine with other work
     file = tmp_path / "test_some.py"
     file.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_endless(): time.sleep(600)\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    outcome = gpu.run(gpu.Stage("tests", 8, command, {}), tmp_path, 60)
+    outcome = run(gpu.Stage("tests", 8, command, {}), tmp_path, 60)
     assert outcome.status == "stopped after 8 s" and outcome.last_line.startswith("1 failed")
     assert "assert 1 == 2" in (tmp_path / "tests.log").read_text()
 
 
 def test_an_interrupted_run_leaves_what_there_is(tmp_path):
     interrupts = "import os, signal, time; print('at work', flush=True); os.kill(os.getppid(), signal.SIGINT)"
-    stages = [stage("first", "pass"), stage("second", f"{interrupts}; time.sleep(600)"), stage("third", "pass")]
-    assert gpu.run_all(stages, tmp_path) == 1
+    second = [stage("second", f"{interrupts}; time.sleep(600)"), stage("beside", "import time; time.sleep(600)")]
+    assert gpu.run_all([[stage("first", "pass")], second, [stage("third", "pass")]], tmp_path) == 1
     text = (tmp_path / "summary.md").read_text()
     assert "| first | ok |" in text and "| second | interrupted |" in text and "third" not in text
+    assert "| beside | interrupted |" in text
     with tarfile.open(tmp_path / "logs.tgz") as packed:
         assert packed.extractfile("second.log").read() == b"at work\n"
 
 
 def test_a_folder_that_cannot_be_written_to_stops_no_stage(tmp_path, capsys):
     gone = tmp_path / "gone"
-    assert gpu.run_all([stage("first", "print('one')"), stage("second", "print('two')")], gone) == 0
+    assert gpu.run_all([[stage("first", "print('one')")], [stage("second", "print('two')")]], gone) == 0
     told = capsys.readouterr()
     assert "| second | ok |" in told.out and told.err.count(f"cannot be written to {gone}: No such file") == 2
 
@@ -79,8 +85,8 @@ def test_what_cannot_begin_is_told(arguments, message, tmp_path, monkeypatch, ca
 
 
 def test_a_long_log_loses_its_middle(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "LOG_BYTES", 400)
-    outcome = gpu.run(stage("long", "for i in range(1000): print(i)"), tmp_path, 60)
+    monkeypatch.setattr(stage_processes, "LOG_BYTES", 400)
+    outcome = run(stage("long", "for i in range(1000): print(i)"), tmp_path, 60)
     text = (tmp_path / "long.log").read_text()
     assert outcome.last_line == "999" and text.startswith("0\n1\n") and len(text) < 450
     gpu.pack(tmp_path, tmp_path / "logs.tgz")
@@ -94,22 +100,45 @@ def test_a_long_log_loses_its_middle(tmp_path, monkeypatch):
 )
 def test_what_went_wrong_is_told(tmp_path, change, status):
     options = {"code": "pass", "left": 60} | change
-    assert gpu.run(stage("x", options["code"]), tmp_path, options["left"]).status == status
+    assert run(stage("x", options["code"]), tmp_path, options["left"]).status == status
 
 
 def test_a_command_that_is_not_there(tmp_path):
     missing = gpu.Stage("sanitizer", 60, ["/nowhere/compute-sanitizer"], {})
-    assert gpu.run(missing, tmp_path, 60).status.startswith("did not start: /nowhere/compute-sanitizer: ")
+    assert run(missing, tmp_path, 60).status.startswith("did not start: /nowhere/compute-sanitizer: ")
 
 
-def test_every_stage_fits_into_the_nine_minutes_or_comes_last(tmp_path):
-    stages = gpu.stages(tmp_path)
-    assert sum(s.seconds for s in stages[:-1]) < gpu.SECONDS < 9 * 60
+def all_stages(output: Path) -> list[gpu.Stage]:
+    return [one for together in gpu.rounds(output) for one in together]
+
+
+def test_stages_of_a_round_run_at_the_same_time(tmp_path):
+    """Each waits for the other one's file; one is stopped, one cannot start: both cost the others nothing."""
+    waits = (
+        "import pathlib, time; pathlib.Path('{0}').touch()\nwhile not pathlib.Path('{1}').exists(): time.sleep(0.01)"
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    together = [
+        stage("one", waits.format(one, two)),
+        stage("hangs", "import time; time.sleep(600)", seconds=5),
+        gpu.Stage("missing", 60, ["/nowhere/program"], {}),
+        stage("two", waits.format(two, one)),
+    ]
+    status = {outcome.stage.name: outcome.status for outcome in gpu.run_together(together, tmp_path, 60)}
+    assert status.pop("missing").startswith("did not start: ")
+    assert status == {"one": "ok", "two": "ok", "hangs": "stopped after 5 s"}
+
+
+def test_every_round_but_the_last_fits_into_the_nine_minutes(tmp_path):
+    *others, last = gpu.rounds(tmp_path)
+    assert all(len(together) == 1 for together in others), "what is timed runs alone"
+    assert sum(one.seconds for together in others for one in together) + 120 < gpu.SECONDS < 9 * 60
+    assert min(one.seconds for one in last) >= 120
 
 
 def test_no_file_with_tests_on_a_gpu_is_left_out(tmp_path):
     """The stage of all tests leaves out those named for a GPU: other stages must name their files."""
-    commands = [s.command for s in gpu.stages(tmp_path) if s.name in ("tests_cuda", "tests_graph")]
+    commands = [s.command for s in all_stages(tmp_path) if s.name in ("tests_cuda", "tests_graph")]
     named = [gpu.ROOT / argument.partition("::")[0] for command in commands for argument in command]
     for path in (gpu.ROOT / "tests").rglob("test_*.py"):
         if re.search(r"pytest\.param\(\"cuda\"|needs a (CUDA )?GPU", path.read_text()) and path != Path(__file__):
@@ -118,14 +147,14 @@ def test_no_file_with_tests_on_a_gpu_is_left_out(tmp_path):
 
 def test_without_xdist_tests_run_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "is_installed", lambda module: False)
-    assert not any("-n" in s.command for s in gpu.stages(tmp_path))
+    assert not any("-n" in s.command for s in all_stages(tmp_path))
 
 
 def test_files_with_marks_are_collected(tmp_path):
     """With the options of the stages, strict about unknown ones."""
     file = tmp_path / "test_marked.py"
     file.write_text("import pytest\n@pytest.mark.filterwarnings('ignore')\ndef test_one(): pass\n")
-    tests = next(s.command for s in gpu.stages(tmp_path) if s.name == "tests")
+    tests = next(s.command for s in all_stages(tmp_path) if s.name == "tests")
     options = ["-c", str(gpu.ROOT / "pyproject.toml"), "-p", "no:cacheprovider", str(file)]
     done = subprocess.run([*tests[: tests.index("tests")], *options], capture_output=True, text=True)
     assert "1 passed" in done.stdout and done.returncode == 0, done.stdout + done.stderr
