@@ -84,7 +84,7 @@ _RECTIFIERS: dict[Callable, Callable[..., Pieces]] = {
 #: What writes running statistics, its second and third argument, out of autograd's sight.
 _NORMALISATIONS = (F.batch_norm, F.instance_norm)
 _IN_PLACE = (torch.relu_, Tensor.relu_)
-_ALIASING = (Tensor.detach, torch.detach, Tensor.data.__get__)
+_SET_DATA = Tensor.data.__set__
 _POOLING = {
     F.max_pool2d: F.max_pool2d_with_indices,
     torch.max_pool2d: F.max_pool2d_with_indices,
@@ -136,7 +136,7 @@ class NoteHeld(_Counting):
         self._stopped = False  # by torch.no_grad() or its like
         self._hidden = False  # in a torch.autograd.Function that switches grad mode itself
         self._switches: list[tuple[bool, bool, bool]] = []  # grad mode and the two before each
-        self._aliases: list[Tensor] = []  # what detach and .data returned
+        self._aliases: list[Tensor] = []  # without a derivative, in the memory of what has one
         self._statistics: dict[int, Tensor] = {}  # that this pass may have written, by their identity
 
     def __torch_function__(
@@ -152,8 +152,10 @@ class NoteHeld(_Counting):
             self._switch(args[0])
         place = self._place(function)
         note: Note | None = None
-        given = enumerate(_tensors([*args, *kwargs.values()]))
-        read = {i: t.detach().clone() for i, t in given if id(t) in self._statistics}
+        given = list(_tensors([*args, *kwargs.values()]))
+        read = {i: t.detach().clone() for i, t in enumerate(given) if id(t) in self._statistics}
+        with_derivative = any(t.requires_grad for t in given)  # before the call, which may be detach_
+        versions = [_version(t) for t in (*given, *self._aliases)]
         if function in _POOLING and _input(args, kwargs).dim() == 4:  # one that returns indices is another function
             result, indices = _POOLING[function](*args, **kwargs)
             note = _Largest(indices, _input(args, kwargs).shape[2:].numel())
@@ -163,14 +165,13 @@ class NoteHeld(_Counting):
             # ReLU's kernel has its pieces' bits, those of others may round otherwise.
             by_pieces = note is not None and _RECTIFIERS[function] is not _relu
             result = note.replay(function, args, kwargs) if by_pieces else function(*args, **kwargs)
-        if self._lacks_derivative(function, result, args, kwargs):
+        written = [t for t, v in zip((*given, *self._aliases), versions, strict=True) if _version(t) != v]
+        replaced = function == _SET_DATA and given[0].requires_grad
+        if replaced or (self._visible() and self._unseen(written, given, with_derivative)):
+            self.refusal = "writes in place, without a derivative, into what has one"
+        if self._lacks_derivative(function, result, with_derivative):
             note = _Constant(result)
-            if function in _ALIASING:
-                self._aliases.append(result)
-        elif args and isinstance(args[0], Tensor) and (result is args[0] or function is Tensor.__setitem__):
-            written = args[0]
-            if any(written is alias for alias in self._aliases) or (self._stopped and written.requires_grad):
-                self.refusal = "writes in place, without a derivative, into what has one"
+            self._aliases += [t for t in _tensors([result]) if any(_aliases(t, g) for g in given)]
         if function in _NORMALISATIONS:
             running = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
             self._statistics |= {id(t): t for t in running if t is not None}
@@ -191,16 +192,28 @@ class NoteHeld(_Counting):
         if enabled and not self._hidden:
             self._stopped = not on
 
-    def _lacks_derivative(self, function: Callable, result: Any, args: Arguments, kwargs: Named) -> bool:
+    def _visible(self) -> bool:
+        """Whether grad mode is what the target says, not off inside of a `torch.autograd.Function`."""
+        switched_off = self._stopped or torch.is_inference_mode_enabled()
+        return not self._hidden and (switched_off or torch.is_grad_enabled())
+
+    def _unseen(self, written: Sequence[Tensor], given: Sequence[Tensor], with_derivative: bool) -> bool:
+        """Whether a call that has written to some tensors did so without a derivative, into what has one."""
+        # A version is that of all who share the memory: with a derivative, a call may write beneath an alias.
+        seen = with_derivative and not self._stopped
+        return any(
+            (self._stopped and t.requires_grad)
+            or (any(t is alias for alias in self._aliases) and (not seen or t is given[0]))
+            for t in written
+        )
+
+    def _lacks_derivative(self, function: Callable, result: Any, with_derivative: bool) -> bool:
         found = list(_tensors([result]))
         if any(t.requires_grad or is_transformed(t) for t in found):
             return False
         if not (found or isinstance(result, float) or function is Tensor.tolist):
             return False
-        # Inside of a torch.autograd.Function grad mode is off too, but its output has the derivative that it defines.
-        switched_off = self._stopped or torch.is_inference_mode_enabled()
-        visible = not self._hidden and (switched_off or torch.is_grad_enabled())
-        return visible and any(t.requires_grad for t in _tensors([*args, *kwargs.values()]))
+        return with_derivative and self._visible()
 
 
 class ReplayHeld(_Counting):
@@ -316,6 +329,18 @@ class _Statistics:
             if i in self._values:
                 given.data.copy_(self._values[i])  # as they were written: no graph that has saved them is told
         return function(*args, **kwargs) if self._note is None else self._note.replay(function, args, kwargs)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often its memory was written to, as far as PyTorch counts that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _aliases(tensor: Tensor, other: Tensor) -> bool:
+    """Whether a tensor is another one in the memory of ``other``."""
+    if tensor is other or not tensor.layout == other.layout == torch.strided:
+        return False
+    return tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:

@@ -169,6 +169,12 @@ def local_gradient_with_graph(a):
     return torch.tanh(a + 0.1 * h)
 
 
+def local_gradient_of_its_own(a):
+    h = a.detach().requires_grad_()
+    (g,) = torch.autograd.grad((h**3).sum(), h)
+    return torch.tanh(a + 0.1 * g)
+
+
 def retained(a):
     a.retain_grad()
     return torch.tanh(a)
@@ -251,6 +257,9 @@ MIDDLES = {
     "size before rectifier": size_before_rectifier,
     "local gradient": local_gradient,
     "local gradient with graph": local_gradient_with_graph,
+    "local gradient of its own": local_gradient_of_its_own,
+    "detached, of its own type": lambda a: torch.tanh(a / a.detach().to(a.dtype).std()),
+    "detached in place": lambda a: torch.tanh(a + (a * 2).detach_().mean()),
     "retained": retained,
     "logged": logged,
     "with graphs": with_graphs,
@@ -387,7 +396,44 @@ def half_without_graph(a):
     return torch.tanh(a)
 
 
-@pytest.mark.parametrize("between", [half_data, half_without_graph])
+def other_data(a):
+    a.data = 0.5 * a.data
+    return torch.tanh(a)
+
+
+def half_of_a_slice(a):
+    a.detach()[:, 0].mul_(0.5)
+    return torch.tanh(a)
+
+
+def half_of_a_slice_without_graph(a):
+    with torch.no_grad():
+        a[:, 0].mul_(0.5)
+    return torch.tanh(a)
+
+
+def half_in_a_list(a):
+    torch._foreach_mul_([a.detach()], 0.5)
+    return torch.tanh(a)
+
+
+def half_as_an_output(a):
+    torch.mul(a.detach(), 0.5, out=a.detach())
+    return torch.tanh(a)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        half_data,
+        half_without_graph,
+        other_data,
+        half_of_a_slice,
+        half_of_a_slice_without_graph,
+        half_in_a_list,
+        half_as_an_output,
+    ],
+)
 def test_what_differences_cannot_hold_is_refused(between):
     problem = make_problem(lambda: Middle(between))
     with pytest.raises(ValueError, match="writes in place, without a derivative, into what has one"):
