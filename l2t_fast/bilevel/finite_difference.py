@@ -45,7 +45,7 @@ class FiniteDifference:
         self._factor = 1.0  # of epsilon, for the steps on the matching loss: what the latest of them needed
 
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
-        noted = NoteHeld()
+        noted = NoteHeld(step.theta[0].dtype)
         found = _gradients(problem, head_weights, step, step.theta, noted)
         if noted.refusal is not None:
             raise ValueError(

@@ -126,10 +126,14 @@ class NoteHeld(_Counting):
     """While active, ``notes`` collects what the calls of a pass with a graph are held to.
 
     ``refusal`` says what the pass did that cannot be held, None if nothing, and ``remedy`` what to do.
+
+    Args:
+        dtype: the parameters', to whose rounding the distance of the two passes is fitted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
+        self._dtype = dtype
         self.notes: Notes = {}
         self.refusal: str | None = None
         self.remedy = "use method='exact'"
@@ -169,6 +173,9 @@ class NoteHeld(_Counting):
         replaced = function == _SET_DATA and given[0].requires_grad
         if replaced or (self._visible() and self._unseen(written, given, with_derivative)):
             self.refusal = "writes in place, without a derivative, into what has one"
+        coarser = [t.dtype for t in _tensors([result]) if t.requires_grad and _eps(t.dtype) > _eps(self._dtype)]
+        if coarser:
+            self.refusal = f"computes in {coarser[0]} with parameters in {self._dtype}"
         if self._lacks_derivative(function, result, with_derivative):
             note = _Constant(result)
             self._aliases += [t for t in _tensors([result]) if any(_aliases(t, g) for g in given)]
@@ -329,6 +336,10 @@ class _Statistics:
             if i in self._values:
                 given.data.copy_(self._values[i])  # as they were written: no graph that has saved them is told
         return function(*args, **kwargs) if self._note is None else self._note.replay(function, args, kwargs)
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def _version(tensor: Tensor) -> int:

@@ -94,8 +94,9 @@ def hypergradient(
 
     Raises:
         ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with
-            "finite_difference" hooks in the target's backward pass, a compiled function, or writing in place without a
-            derivative into what has one; with several ranks, batch normalisation of target that was not synchronized.
+            "finite_difference" hooks in the target's backward pass, a compiled function, writing in place without a
+            derivative into what has one, or computing in a lower precision than that of the parameters; with several
+            ranks, batch normalisation of target that was not synchronized.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, x or y no tensor;
             source_features, or what target, matching or meta returns, is not what it must be.

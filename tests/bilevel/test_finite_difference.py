@@ -12,6 +12,7 @@ from l2t_fast import FeatureMatching, MetaNetworks
 from l2t_fast.bilevel import finite_difference, hypergradient
 from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld, _added
 from l2t_fast.models import build_model
+from tests.bilevel.test_hypergradient import PlainNet, make_problem
 
 
 def cosine(found, wanted):
@@ -101,6 +102,30 @@ def test_autocast_does_not_spoil_it():
     assert cosine(found, exact) >= 0.999
 
 
+class InBfloat16(PlainNet):
+    """A pass of the target's own autocast, which is on whatever is outside."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+class InFloat32(PlainNet):
+    def forward(self, x):
+        return super().forward(x + self.first(x).float().mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("net", "dtype", "lower"),
+    [(InBfloat16, torch.float32, "bfloat16"), (InFloat32, torch.float64, "float32")],
+)
+def test_lower_precision_in_the_target_is_refused(net, dtype, lower):
+    problem = make_problem(net, warm=False, dtype=dtype)
+    with pytest.raises(ValueError, match=f"computes in torch.{lower} with parameters in {dtype}.*'exact'"):
+        hypergradient(*problem, method="finite_difference")
+    assert all(f.isfinite().all() for f in hypergradient(*problem))
+
+
 class Kinked(nn.Module):
     """Every way to write a ReLU, and both kinds of pooling call."""
 
@@ -113,7 +138,7 @@ def test_replay_is_the_same_function_where_it_was_noted():
     x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
     net = Kinked()
     plain = net(x)
-    with NoteHeld() as noted:
+    with NoteHeld(torch.float64) as noted:
         watched = net(x)
     with ReplayHeld(noted.notes):
         replayed = net(x)
@@ -125,7 +150,7 @@ def test_replay_is_the_same_function_where_it_was_noted():
 
 def test_replay_is_linear_across_kinks():
     x = torch.tensor([[[[-0.1, 0.2], [0.3, -0.4]]]], dtype=torch.float64)
-    with NoteHeld() as noted:
+    with NoteHeld(torch.float64) as noted:
         F.max_pool2d(F.relu(x), 2)
     with ReplayHeld(noted.notes):
         moved = F.max_pool2d(F.relu(x - 1.0), 2)
@@ -155,7 +180,7 @@ def test_rectifiers_are_held_to_their_pieces(name):
     x = torch.linspace(-9.3, 9.7, 40, dtype=torch.float64).view(2, 2, 10).requires_grad_()
     plain = rectify(x.clone())
     slope = torch.autograd.grad(plain.sum(), x)[0]
-    with NoteHeld() as noted:
+    with NoteHeld(torch.float64) as noted:
         rectify(x.clone())
     with ReplayHeld(noted.notes):
         copy = x.clone()
