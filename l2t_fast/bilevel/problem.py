@@ -429,12 +429,8 @@ def cut_weights(weights: HeadWeights, images: Sequence[int]) -> list[HeadWeights
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
-    """d loss / d inputs, with zeros where the loss does not depend on an input.
-
-    Without ``create_graph`` each has memory of its own, which the caller may overwrite.
-    """
-    present = pull_back([loss], None, inputs, create_graph=create_graph)
-    return present if create_graph else _apart(present)
+    """d loss / d inputs, as :func:`pull_back` makes it."""
+    return pull_back([loss], None, inputs, create_graph=create_graph)
 
 
 def pull_back(
@@ -444,7 +440,10 @@ def pull_back(
     *,
     create_graph: bool = False,
 ) -> list[Tensor]:
-    """Vector-Jacobian product, with zeros where no output depends on an input; None for the adjoint of a loss, 1."""
+    """Vector-Jacobian product, with zeros where no output depends on an input; None for the adjoint of a loss, 1.
+
+    Without ``create_graph`` each has memory of its own, which the caller may overwrite.
+    """
     reached = [i for i, output in enumerate(outputs) if output.requires_grad]
     asked = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
     found: dict[int, Tensor | None] = {}
@@ -455,7 +454,8 @@ def pull_back(
             [outputs[i] for i in reached], leaves, along, create_graph=create_graph, allow_unused=True
         )
         found = dict(zip(asked, made, strict=True))
-    return [torch.zeros_like(tensor) if found.get(i) is None else found[i] for i, tensor in enumerate(inputs)]
+    present = [torch.zeros_like(tensor) if found.get(i) is None else found[i] for i, tensor in enumerate(inputs)]
+    return present if create_graph else _apart(present)
 
 
 def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:

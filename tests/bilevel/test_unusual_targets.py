@@ -662,6 +662,30 @@ def test_a_matching_that_stops_gradients(way, steps):
 
 
 @every_way
+def test_each_parameter_of_phi_gets_memory_of_its_own(way):
+    class Shifted(nn.Module):
+        """Autograd has one gradient for both terms of a sum, and one number for all entries of what is summed up."""
+
+        def __init__(self, meta):
+            super().__init__()
+            self.meta = meta
+            self.left, self.right, self.summed = (nn.Parameter(torch.zeros(5, 1).double()) for _ in range(3))
+
+        def forward(self, maps):
+            weights, lambdas = self.meta(maps)
+            shift = self.left + self.right + self.summed.sum()
+            return weights, [w + shift for w in lambdas]
+
+    problem = list(make_problem())
+    problem[2] = Shifted(problem[2])
+    found = hypergradient(*problem, **WAYS[way][0])
+    wanted = [2 * gradient for gradient in found]
+    for gradient in found:  # as clipping does it
+        gradient.mul_(2)
+    assert all(map(torch.equal, found, wanted))
+
+
+@every_way
 def test_frozen_parameters_of_phi_get_zeros(way):
     problem = make_problem()
     meta = problem[2]
