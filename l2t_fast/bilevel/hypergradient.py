@@ -47,7 +47,7 @@ def hypergradient(
     pass to pass as in training (from the same start in each piece of an ``accumulation``). Not looked for, and wrong
     without a word: with all methods, hooks of parameters, which are not called, and a forward pass that writes to
     parameters; with "exact" and "double_backward", a function that is ``once_differentiable``, whose second derivative
-    counts as zero; with "exact" and "finite_difference", a ``torch.Generator`` of the target's own, and in a
+    counts as zero; with "exact" and "finite_difference", a random generator of the target's own, and in a
     ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a ``torch.autograd.Function`` whose
     backward pass is not its derivative (a straight-through estimator), and what stops gradients inside of a function
     of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward pass.
@@ -89,8 +89,8 @@ def hypergradient(
 
     Returns:
         One tensor a parameter of meta, in the order of ``meta.parameters()``; zeros where there is no dependence.
-        Parameters, buffers, their gradients and the optimizer's state are left bit for bit as they were. The random
-        generators advance as by steps + 2 forward passes.
+        Parameters, buffers, their gradients and the optimizer's state are left bit for bit as they were. PyTorch's,
+        NumPy's and Python's global random generators advance as by steps + 2 forward passes.
 
     Raises:
         ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with

@@ -13,9 +13,11 @@ gradients to None would skip it.
 """
 
 import functools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,16 +162,20 @@ def _all_add_(a: Sequence[Tensor], b: Sequence[Tensor], scale: Scale) -> Sequenc
 class RandomState:
     """The generators' state at one moment, so that a forward pass can be run again with the same dropout.
 
-    While a CUDA graph is captured, a moment is a place in what one replay draws: PyTorch counts from its beginning.
+    Python's and NumPy's are among them: there are networks that drop whole layers by these. While a CUDA graph is
+    captured, a moment is a place in what one replay draws: PyTorch counts from its beginning.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._python, self._numpy = random.getstate(), np.random.get_state()
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def restore(self) -> None:
         """Set the generators back to this moment."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)

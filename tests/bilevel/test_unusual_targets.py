@@ -1,8 +1,10 @@
 """Targets whose backward pass is not the plain derivative of their forward pass, and modules that keep state."""
 
 import functools
+import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -369,6 +371,31 @@ def test_equals_the_unrolled_loop(way, net, steps):
     wanted = naive_hypergradient(*problem, steps=steps, beta=0.5, seed=5)
     assert max(w.abs().max().item() for w in wanted) > 1e-8
     assert_close(found, wanted, WAYS[way][1])
+
+
+def drawn_by_python(a):
+    return a * random.random()
+
+
+def drawn_by_numpy(a):
+    return a * np.random.rand()
+
+
+@every_way
+@pytest.mark.parametrize("between", [drawn_by_python, drawn_by_numpy])
+def test_what_other_generators_draw(way, between):
+    def seed():
+        random.seed(5)
+        np.random.seed(5)
+
+    problem = make_problem(lambda: Middle(between))
+    seed()
+    found = hypergradient(*problem, **WAYS[way][0])
+    after = random.random(), np.random.rand()
+    seed()
+    wanted = naive_hypergradient(*problem, steps=2, beta=0.5)
+    assert_close(found, wanted, WAYS[way][1])
+    assert after == (random.random(), np.random.rand())
 
 
 @every_way
