@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from l2t_fast.bilevel.exact import Exact
 from l2t_fast.bilevel.finite_difference import FiniteDifference
@@ -100,7 +101,8 @@ def hypergradient(
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, x or y no tensor;
             source_features, or what target, matching or meta returns, is not what it must be.
-        RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or a module uses
+        RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or in
+            ``torch.nn.utils.parametrize.cached()``, which would keep what the first parameters made; or a module uses
             ``torch.utils.checkpoint``, which would run again by parameters that the look-ahead has left by then.
     """
     if method not in METHODS:
@@ -113,6 +115,11 @@ def hypergradient(
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "hypergradient differentiates, which torch.inference_mode() forbids; torch.no_grad() is fine"
+        )
+    if parametrize._cache_enabled:
+        raise RuntimeError(
+            "hypergradient gives modules other parameters, of which torch.nn.utils.parametrize.cached() would not make "
+            "their tensors anew; call it outside of that"
         )
     for name, module in (("target", target), ("matching", matching), ("meta", meta)):
         _check_type(name, module, nn.Module, "a torch.nn.Module")

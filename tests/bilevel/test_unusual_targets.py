@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from l2t_fast import FeatureMatching
@@ -588,6 +589,33 @@ def test_two_threads_at_once_change_no_bit():
     thread.join()
     other.join()
     assert all(map(torch.equal, found, wanted)) and len(found) == len(wanted)
+
+
+@every_way
+def test_parametrizations_that_are_not_made_anew_are_refused(way):
+    problem = make_problem(weight_norm)
+    with parametrize.cached(), pytest.raises(RuntimeError, match=r"parametrize\.cached\(\) .*call it outside of that"):
+        hypergradient(*problem, **WAYS[way][0])
+
+
+class CachingNet(PlainNet):
+    """One cache a pass."""
+
+    def forward(self, x):
+        with parametrize.cached():
+            return super().forward(x)
+
+
+@every_way
+def test_a_pass_may_cache_its_parametrizations(way):
+    def net():
+        made = CachingNet()
+        nn.utils.parametrizations.weight_norm(made.first[0])
+        return made
+
+    problem = make_problem(net)
+    found = hypergradient(*problem, **WAYS[way][0])
+    assert_close(found, naive_hypergradient(*problem, steps=2, beta=0.5), WAYS[way][1])
 
 
 def whole_compiled(problem, backend):
