@@ -99,8 +99,9 @@ def hypergradient(
             derivative into what has one, or computing in a lower precision than that of the parameters; with several
             ranks, batch normalisation of target that was not synchronized.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
-            steps or accumulation no whole one; target, matching or meta is no module, x or y no tensor;
-            source_features, or what target, matching or meta returns, is not what it must be.
+            steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel or
+            DistributedDataParallel, x or y no tensor; source_features, or what target, matching or meta returns, is not
+            what it must be.
         RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or in
             ``torch.nn.utils.parametrize.cached()``, which would keep what the first parameters made; or a module uses
             ``torch.utils.checkpoint``, which would run again by parameters that the look-ahead has left by then.
@@ -123,6 +124,11 @@ def hypergradient(
         )
     for name, module in (("target", target), ("matching", matching), ("meta", meta)):
         _check_type(name, module, nn.Module, "a torch.nn.Module")
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise TypeError(
+                f"{name} must be the module itself, not a {type(module).__name__}: give {name}.module, and part where "
+                "several ranks hold the batch"
+            )
     if isinstance(source_features, Tensor):  # it has rows, which are no maps
         raise TypeError("source_features must be a list of tensors (B, C, H, W), not Tensor")
     source_features = listed_features("source_features", source_features)

@@ -298,6 +298,7 @@ def test_source_features_that_are_no_list():
         (1, lambda matching: lambda *given: matching(*given), r"matching must be a torch\.nn\.Module, not function"),
         (2, lambda meta: None, r"meta must be a torch\.nn\.Module, not NoneType"),
         (2, lambda meta: lambda maps: meta(maps), r"meta must be a torch\.nn\.Module, not function"),
+        (0, nn.DataParallel, r"target must be the module itself, not a DataParallel: give target\.module"),
         (4, lambda maps: [maps[0], maps[1].numpy()], r"source_features\[1\] must be a tensor .*, not ndarray"),
         (5, lambda x: x.numpy(), r"x must be a tensor of images \(B, \.\.\.\), not ndarray"),
         (5, lambda x: None, r"x must be a tensor of images \(B, \.\.\.\), not NoneType"),
