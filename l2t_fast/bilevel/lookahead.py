@@ -42,7 +42,7 @@ class SGDSettings:
         if group.get("maximize"):
             raise ValueError("the optimizer maximizes (maximize=True), but the look-ahead minimizes the matching loss")
         lr = group["lr"]
-        beside_parameters = isinstance(lr, Tensor) and lr.device == group["params"][0].device
+        beside_parameters = isinstance(lr, Tensor) and all(lr.device == p.device for p in group["params"])
         return cls(
             lr=lr.detach().reshape(()) if beside_parameters else float(lr),
             momentum=float(group["momentum"]),

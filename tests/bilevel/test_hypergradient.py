@@ -182,6 +182,19 @@ def test_groups_and_frozen_parameters(way):
 
 
 @every_way
+def test_empty_groups_rates_in_tensors_and_momentum_of_some(way):
+    target, matching, meta, _, *batch = make_problem()
+    parameters = [*target.parameters(), *matching.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=torch.tensor(0.05, dtype=torch.float64), momentum=0.9, dampening=0.2)
+    optimizer.add_param_group({"params": []})
+    for p in parameters[::2]:
+        optimizer.state[p]["momentum_buffer"] = 0.1 * torch.randn_like(p)
+    problem = (target, matching, meta, optimizer, *batch)
+    found = hypergradient(*problem, **WAYS[way][0])
+    assert_close(found, naive_hypergradient(*problem, steps=2, beta=0.5), WAYS[way][1])
+
+
+@every_way
 def test_leaves_everything_as_it_was(way):
     problem = make_problem(net="dropout")
     target, matching, meta, optimizer = problem[:4]
