@@ -50,9 +50,14 @@ class BilevelProblem:
         autocast: bool = True,
         part: Part = WHOLE,
     ) -> None:
-        same_step = inspect.unwrap(getattr(type(optimizer), "step", None)) is inspect.unwrap(torch.optim.SGD.step)
-        if not isinstance(optimizer, torch.optim.SGD) or not same_step:
-            raise TypeError(f"optimizer must be torch.optim.SGD, not {type(optimizer).__name__}")
+        kind = type(optimizer)
+        if not isinstance(optimizer, torch.optim.SGD):
+            raise TypeError(f"optimizer must be torch.optim.SGD, not {kind.__name__}")
+        if inspect.unwrap(kind.step) is not inspect.unwrap(torch.optim.SGD.step):
+            raise TypeError(
+                f"optimizer must step as torch.optim.SGD does, but {kind.__name__} has a step of its own, which the "
+                "look-ahead would not take: give a torch.optim.SGD of the same parameters"
+            )
         if not isinstance(beta, numbers.Real):
             raise TypeError(f"beta must be one number, the weight of the matching loss, not {type(beta).__name__}")
         self._target, self._matching = target, matching

@@ -787,7 +787,7 @@ def test_beta_and_optimizers_that_do_not_fit():
         """Its step is SGD's."""
 
     parameters = [*problem[0].parameters(), *problem[1].parameters()]
-    with pytest.raises(TypeError, match=r"must be torch\.optim\.SGD, not Other"):
+    with pytest.raises(TypeError, match=r"must step as torch\.optim\.SGD does, but Other has a step of its own"):
         hypergradient(*problem[:3], Other(parameters, lr=0.1), *problem[4:])
     found = hypergradient(*problem[:3], Named(parameters, lr=0.1), *problem[4:])
     assert_close(found, hypergradient(*problem[:3], torch.optim.SGD(parameters, lr=0.1), *problem[4:]))
