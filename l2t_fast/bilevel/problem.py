@@ -380,6 +380,10 @@ def _uncompiled(module: nn.Module) -> Iterator[None]:
             part._compiled_call_impl = call
 
 
+_NO_CHECKPOINTS = (
+    "hypergradient cannot go through torch.utils.checkpoint, switch it off in the network; accumulation saves memory "
+    "too"
+)
 _enter_hooks = saved_tensors_hooks.__enter__
 _refusing = threading.Lock()
 #: The threads that are in a pass, by their identity.
@@ -388,10 +392,7 @@ _in_a_pass: set[int] = set()
 
 def _enter_unless_checkpoint(hooks: saved_tensors_hooks) -> Any:
     if type(hooks).__module__ == "torch.utils.checkpoint" and threading.get_ident() in _in_a_pass:
-        raise RuntimeError(
-            "hypergradient cannot go through torch.utils.checkpoint, switch it off in the network; accumulation "
-            "saves memory too"
-        )
+        raise RuntimeError(_NO_CHECKPOINTS)
     return _enter_hooks(hooks)
 
 
@@ -400,7 +401,7 @@ def _without_checkpoints() -> Iterator[None]:
     """Refuse `torch.utils.checkpoint`: it would run again when the module has its own parameters and buffers back.
 
     What it enters belongs to all threads, so that the first one in a pass puts the refusal there and the last one takes
-    it away. With use_reentrant=True there are no hooks, and autograd refuses itself.
+    it away. With use_reentrant=True there are no hooks, and autograd refuses it in :func:`pull_back`.
     """
     thread = threading.get_ident()
     with _refusing:
@@ -455,9 +456,14 @@ def pull_back(
     if reached and asked:
         along = None if adjoints is None else [adjoints[i] for i in reached]
         leaves = [inputs[i] for i in asked]
-        made = torch.autograd.grad(
-            [outputs[i] for i in reached], leaves, along, create_graph=create_graph, allow_unused=True
-        )
+        try:
+            made = torch.autograd.grad(
+                [outputs[i] for i in reached], leaves, along, create_graph=create_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise RuntimeError(_NO_CHECKPOINTS) from error  # PyTorch advises the other kind, which is refused as well
         found = dict(zip(asked, made, strict=True))
     present = [torch.zeros_like(tensor) if found.get(i) is None else found[i] for i, tensor in enumerate(inputs)]
     return present if create_graph else _apart(present)

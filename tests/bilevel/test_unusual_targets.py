@@ -338,9 +338,13 @@ def module_hook():
 
 
 class Checkpointed(PlainNet):
+    def __init__(self, use_reentrant=False) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
     def forward(self, x):
-        a = checkpoint(self.first, x, use_reentrant=False)
-        b = self.second(a)
+        a = self.first(x)
+        b = checkpoint(self.second, a, use_reentrant=self.use_reentrant)
         return self.fc(b.mean((2, 3))), [a, b]
 
 
@@ -520,10 +524,11 @@ def test_ordinary_targets_take_the_cheap_first_step(net, backend, monkeypatch):
 
 
 @every_way
-def test_checkpoints_are_refused(way):
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoints_are_refused(way, use_reentrant):
     with pytest.raises(RuntimeError, match=r"cannot go through torch\.utils\.checkpoint, switch it off"):
-        hypergradient(*make_problem(Checkpointed), **WAYS[way][0])
-    net = Checkpointed()
+        hypergradient(*make_problem(lambda: Checkpointed(use_reentrant)), **WAYS[way][0])
+    net = Checkpointed(use_reentrant)
     net(torch.randn(2, 2, 6, 6))[0].sum().backward()  # elsewhere it works as before
     assert net.first[0].weight.grad is not None
 
