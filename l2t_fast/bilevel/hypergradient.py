@@ -97,7 +97,8 @@ def hypergradient(
         ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with
             "finite_difference" hooks in the target's backward pass, a compiled function, writing in place without a
             derivative into what has one, or computing in a lower precision than that of the parameters; with several
-            ranks, batch normalisation of target that was not synchronized.
+            ranks, batch normalisation of target that was not synchronized; with pieces, a number of labels or maps that
+            is not that of the images.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel or
             DistributedDataParallel, x or y no tensor; source_features, or what target, matching or meta returns, is not
@@ -136,6 +137,10 @@ def hypergradient(
         _check_type(f"source_features[{i}]", feature, Tensor, "a tensor (B, C, H, W)")
     _check_type("x", x, Tensor, "a tensor of images (B, ...)")
     _check_type("y", y, Tensor, "a tensor of labels (B,)")
+    if accumulation > 1:  # otherwise the networks and losses tell
+        _check_rows("y", y, len(x))
+        for i, feature in enumerate(source_features):
+            _check_rows(f"source_features[{i}]", feature, len(x) if part.sizes is None else part.matched)
     differences = method == "finite_difference"
     problems = [
         BilevelProblem(target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece)
@@ -155,6 +160,11 @@ def hypergradient(
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
+
+
+def _check_rows(name: str, tensor: Tensor, images: int) -> None:
+    if tensor.dim() == 0 or len(tensor) != images:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, which is not a row for each of {images} images")
 
 
 def _whole(name: str, value: int) -> int:

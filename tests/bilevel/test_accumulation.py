@@ -68,3 +68,18 @@ def test_labels_that_do_not_count_are_refused_in_pieces(way):
 def test_no_piece_is_an_error():
     with pytest.raises(ValueError, match="accumulation=0 pieces"):
         hypergradient(*make_problem(), accumulation=0)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (4, lambda maps: [maps[0], maps[1][:4]], r"source_features\[1\] has shape \(4, 5, 3, 3\), .* of 5 images"),
+        (5, lambda x: x[:4], r"y has shape \(5,\), which is not a row for each of 4 images"),
+        (6, lambda y: y[0], r"y has shape \(\), which is not a row for each of 5 images"),
+    ],
+)
+def test_what_is_not_of_the_batch_s_images_is_named(place, change, message):
+    problem = list(make_problem())
+    problem[place] = change(problem[place])
+    with pytest.raises(ValueError, match=message):
+        hypergradient(*problem, accumulation=2)
