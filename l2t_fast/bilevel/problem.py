@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l2t_fast.bilevel.lookahead import RandomState, SGDSettings
 from l2t_fast.distributed.batch_norm import unsynchronized
@@ -337,7 +338,7 @@ def _call(
         if id(buffer) not in copies:
             copies[id(buffer)] = buffer.clone()
     state = {**{name: copies[id(buffer)] for name, buffer in buffers.items()}, **parameters}
-    with _without_checkpoints(), _uncompiled(module):
+    with _differentiable_twice(), _uncompiled(module):
         # All names are given. Tying them itself, functional_call breaks a module that is registered twice.
         result = functional_call(module, state, arguments, tie_weights=False)
     after = {id(t): t.detach() for t in (state[name] for name in buffers)}
@@ -385,9 +386,10 @@ _NO_CHECKPOINTS = (
     "too"
 )
 _enter_hooks = saved_tensors_hooks.__enter__
-_refusing = threading.Lock()
+_entering = threading.Lock()
 #: The threads that are in a pass, by their identity.
 _in_a_pass: set[int] = set()
+_while_in_a_pass = contextlib.ExitStack()
 
 
 def _enter_unless_checkpoint(hooks: saved_tensors_hooks) -> Any:
@@ -397,23 +399,27 @@ def _enter_unless_checkpoint(hooks: saved_tensors_hooks) -> Any:
 
 
 @contextlib.contextmanager
-def _without_checkpoints() -> Iterator[None]:
-    """Refuse `torch.utils.checkpoint`: it would run again when the module has its own parameters and buffers back.
+def _differentiable_twice() -> Iterator[None]:
+    """Refuse `torch.utils.checkpoint`, and have attention in its formula: its kernels have no second derivative.
 
-    What it enters belongs to all threads, so that the first one in a pass puts the refusal there and the last one takes
-    it away. With use_reentrant=True there are no hooks, and autograd refuses it in :func:`pull_back`.
+    A checkpoint would run again when the module has its own parameters and buffers back. What it enters belongs to all
+    threads, and so does the choice of kernels, so that the first thread in a pass puts the refusal there and the last
+    one takes it away. With use_reentrant=True there are no hooks, and autograd refuses it in :func:`pull_back`.
     """
     thread = threading.get_ident()
-    with _refusing:
+    with _entering:
+        if not _in_a_pass:
+            _while_in_a_pass.enter_context(sdpa_kernel(SDPBackend.MATH))
         _in_a_pass.add(thread)
         saved_tensors_hooks.__enter__ = _enter_unless_checkpoint
     try:
         yield
     finally:
-        with _refusing:
+        with _entering:
             _in_a_pass.discard(thread)
             if not _in_a_pass:
                 saved_tensors_hooks.__enter__ = _enter_hooks
+                _while_in_a_pass.close()
 
 
 def _put(found: Sequence[Sequence[Tensor] | None], lists: Sequence[list], slots: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ Convolution is that of :mod:`l2t_fast.convolution`; the values and first derivat
 PyTorch's own kernels. PyTorch's second derivative of batch normalisation is some thirty passes over the feature map,
 here it is two (csrc/batch_norm.h has the formulas). Rectifiers and max-pooling have none but zeros, for which PyTorch
 makes whole maps, and keeps them until the pass comes back to the layer. That of ``torch._weight_norm`` is wrong
-(PyTorch 2.14), so that one is replaced for "double_backward" too.
+(PyTorch 2.14) and that of hardsigmoid missing, so these are replaced for "double_backward" too.
 """
 
 import functools
@@ -47,10 +47,10 @@ class CheapSecondDerivatives(_Replacing):
 
 
 class RightSecondDerivatives(_Replacing):
-    """While active, weight normalisation is differentiated twice as its formula is, and the others by PyTorch."""
+    """While active, what PyTorch has no right second derivative of is its formula, and the others are PyTorch's."""
 
     def __init__(self) -> None:
-        super().__init__(_WEIGHT_NORM)
+        super().__init__(_FORMULAS)
 
 
 class SmallPooling(_Replacing):
@@ -115,7 +115,15 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-_WEIGHT_NORM: dict[Callable, Callable[..., Tensor | None]] = {torch._weight_norm: _weight_norm}
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor | None:
+    """`torch.nn.functional.hardsigmoid`, or None for the calls left to PyTorch."""
+    return None if inplace else F.relu6(input + 3) / 6
+
+
+_FORMULAS: dict[Callable, Callable[..., Tensor | None]] = {
+    torch._weight_norm: _weight_norm,
+    F.hardsigmoid: _hardsigmoid,
+}
 _POOLING: dict[Callable, Callable[..., Tensor | None]] = {F.max_pool2d: _max_pool2d, torch.max_pool2d: _max_pool2d}
 #: What CheapSecondDerivatives replaces, by the function that modules call.
 _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
@@ -127,7 +135,7 @@ _REPLACED: dict[Callable, Callable[..., Tensor | None]] = {
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
     **_POOLING,
-    **_WEIGHT_NORM,
+    **_FORMULAS,
 }
 
 

@@ -78,9 +78,8 @@ def with_feature_maps(
     ``to_map(module, output)``, which is asked of every module and says None where there is no map. The network then
     follows the contract of ``NamedMapsNetwork``: ``forward(x) -> (logits, maps)``, ``feature_names``,
     ``feature_channels``. Parameter names stay as they are, modules that work in place are set to work out of place, and
-    SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their backward (of attention's too, so a
-    transformer with ``nn.MultiheadAttention`` can be a source only). Maps that the network's own code overwrites
-    afterwards are copied first. One forward pass on zeros of ``image_size`` finds the channels.
+    SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their backward. Maps that the network's own
+    code overwrites afterwards are copied first. One forward pass on zeros of ``image_size`` finds the channels.
 
     Called again, it chooses other maps. Raises ``L2TFastError`` if a layer does not exist or gives no map, the network
     or ``to_map`` fails on the zeros, or the network cannot be given maps: it has an attribute of those names already,

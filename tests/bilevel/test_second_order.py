@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from l2t_fast import _native
 from l2t_fast.bilevel import second_order
-from l2t_fast.bilevel.second_order import CheapSecondDerivatives, SmallPooling, batch_norm_double_backward
+from l2t_fast.bilevel.second_order import (
+    CheapSecondDerivatives,
+    RightSecondDerivatives,
+    SmallPooling,
+    batch_norm_double_backward,
+)
 from l2t_fast.ops import why_unavailable
 
 
@@ -111,6 +116,16 @@ def test_a_rectifier_in_place_is_in_place():
         y = x * 2
         z = F.relu(y, inplace=True)
     assert z is y and torch.equal(y, (x * 2).relu())
+
+
+@pytest.mark.parametrize("mode", [CheapSecondDerivatives, RightSecondDerivatives])
+def test_hardsigmoid(mode):
+    x = torch.linspace(-4.1, 3.9, 20, dtype=torch.float64).requires_grad_()
+    plain = F.hardsigmoid(x)
+    with mode():
+        found = nn.Hardsigmoid()(x)
+        assert torch.autograd.gradgradcheck(lambda x: F.hardsigmoid(x).square(), x)
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)  # PyTorch's factor 1/6 is float32
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

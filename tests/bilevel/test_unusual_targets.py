@@ -323,6 +323,22 @@ def spectral_norm():
     return net
 
 
+class Attending(PlainNet):
+    """Attention between the pixels of its first map, as transformers have it."""
+
+    def __init__(self, dropout=0.0) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, dropout, batch_first=True)
+
+    def forward(self, x):
+        a = self.first[0](x)
+        pixels = a.flatten(2).transpose(1, 2)
+        pixels = pixels + self.attention(pixels, pixels, pixels, need_weights=False)[0]
+        a = pixels.transpose(1, 2).reshape(a.shape)
+        b = self.second(F.max_pool2d(a, 2))
+        return self.fc(b.mean((2, 3))), [a, b]
+
+
 class Hooked(PlainNet):
     def forward(self, x):
         logits, (a, b) = super().forward(x)
@@ -359,6 +375,8 @@ NETS = {
     "mask": Masked,
     "in place": InPlace,
     "own function": OwnFunctionNet,
+    "attention": Attending,
+    "attention with dropout": lambda: Attending(0.3),
     "weight norm": weight_norm,
     "spectral norm": spectral_norm,
 }
