@@ -22,7 +22,7 @@ from l2t_fast.functional import UNORDERED, checked_number
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
 """(channel weights, pair weights), or None where there are none: what the meta networks return."""
-Moment = tuple[RandomState, dict[str, Tensor]]
+Moment = tuple[RandomState, dict[str, Tensor | None]]
 """What a forward pass of the target starts from beside theta: the random generators and the target's buffers."""
 
 
@@ -330,27 +330,30 @@ def _many(found: Any) -> bool:
 
 
 def _call(
-    module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], arguments: tuple
-) -> tuple[Any, dict[str, Tensor]]:
+    module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor | None], arguments: tuple
+) -> tuple[Any, dict[str, Tensor | None]]:
     """A call with other parameters, and with copies of buffers: its result, and what became of the copies."""
-    copies: dict[int, Tensor] = {}  # of a buffer with several names one
+    copies: dict[int, Tensor | None] = {}  # of a buffer with several names one
     for buffer in buffers.values():
         if id(buffer) not in copies:
-            copies[id(buffer)] = buffer.clone()
+            copies[id(buffer)] = None if buffer is None else buffer.clone()
     state = {**{name: copies[id(buffer)] for name, buffer in buffers.items()}, **parameters}
     with _differentiable_twice(), _uncompiled(module):
         # All names are given. Tying them itself, functional_call breaks a module that is registered twice.
         result = functional_call(module, state, arguments, tie_weights=False)
-    after = {id(t): t.detach() for t in (state[name] for name in buffers)}
+    after = {id(t): None if t is None else t.detach() for t in (state[name] for name in buffers)}
     return result, {name: after[id(state[name])] for name in buffers}
 
 
-def _by_name(module: nn.Module, kind: str) -> dict[str, Tensor]:
-    """All parameters or buffers under all their names, but a module that is registered twice under one."""
+def _by_name(module: nn.Module, kind: str) -> dict[str, Tensor | None]:
+    """All parameters or buffers under all their names, but a module that is registered twice under one.
+
+    None is a buffer that a forward pass may yet make.
+    """
     return {
         f"{prefix}.{name}" if prefix else name: tensor
         for prefix, child in module.named_modules()
-        for name, tensor in getattr(child, f"named_{kind}")(recurse=False, remove_duplicate=False)
+        for name, tensor in getattr(child, f"_{kind}").items()
     }
 
 

@@ -526,6 +526,25 @@ def test_what_has_two_names_stays_one(way):
     assert all(p.grad is not None for p in target.middle.parameters())
 
 
+class SizeOfTheFirstPass(Scaled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first_size", None)
+
+    def size(self, a):
+        if self.first_size is None:
+            self.first_size = a.std().detach()
+        return self.first_size
+
+
+@every_way
+def test_a_buffer_that_the_first_pass_makes_is_not_left_behind(way):
+    problem = make_problem(SizeOfTheFirstPass, warm=False)
+    found = hypergradient(*problem, **WAYS[way][0])
+    assert problem[0].first_size is None
+    assert_close(found, naive_hypergradient(*problem, steps=2, beta=0.5), WAYS[way][1])
+
+
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("net", ["plain", "residual", "dropout"])
 def test_ordinary_targets_take_the_cheap_first_step(net, backend, monkeypatch):
