@@ -46,18 +46,20 @@ def hypergradient(
 
     Targets may stop gradients and hang hooks into their backward pass, and may keep state in buffers, which goes from
     pass to pass as in training (from the same start in each piece of an ``accumulation``). Not looked for, and wrong
-    without a word: with all methods, hooks of parameters, which are not called, and a forward pass that writes to
-    parameters; with "exact" and "double_backward", a function that is ``once_differentiable``, whose second derivative
-    counts as zero; with "exact" and "finite_difference", a random generator of the target's own, and in a
-    ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a ``torch.autograd.Function`` whose
-    backward pass is not its derivative (a straight-through estimator), and what stops gradients inside of a function
-    of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward pass.
+    without a word: with all methods, hooks of parameters and of the optimizer, which are not called, and a forward pass
+    that writes to parameters; with "exact" and "double_backward", a function that is ``once_differentiable``, whose
+    second derivative counts as zero; with "exact" and "finite_difference", a random generator of the target's own, and
+    in a ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a ``torch.autograd.Function``
+    whose backward pass is not its derivative (a straight-through estimator), and what stops gradients inside of a
+    function of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward
+    pass.
 
     Modules that ``torch.compile`` has made run as what they were made of. Functions that it has made and a module calls
     are refused by "finite_difference", and with the others by PyTorch if their backend has no second derivative.
 
     Args:
-        target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in.
+        target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in. Logits may
+            be of each pixel, (B, classes, H, W), and labels too, (B, H, W).
         matching: called as ``matching(source_features, features, channel_weights, beta a pair, pair_weights)``, such as
             :class:`l2t_fast.FeatureMatching`.
         meta: ``meta(source_features)`` returns (channel_weights, pair_weights or None), such as

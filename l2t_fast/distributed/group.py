@@ -248,14 +248,15 @@ class Part:
         return joined if accumulation == 1 else joined[rows_by_piece(self.sizes, accumulation)]
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        """This rank's share of the mean cross-entropy of logits (B, classes) and labels (B,).
+        """This rank's share of the mean cross-entropy of logits (B, classes, ...) and labels (B, ...).
 
         Of a batch that is not whole every label counts: how many of the others' do nobody here knows, so PyTorch's -100
         for labels that do not is out of bounds.
         """
         if self.images == self.joined:
             return F.cross_entropy(logits, y)
-        return F.cross_entropy(logits, y, reduction="sum", ignore_index=_NO_LABEL) / self.joined
+        labels = self.joined * logits.shape[2:].numel()  # more than images where each pixel has one
+        return F.cross_entropy(logits, y, reduction="sum", ignore_index=_NO_LABEL) / labels
 
     def shares(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's shares of loss terms, each a mean over :attr:`matched`, or the same number on every rank."""

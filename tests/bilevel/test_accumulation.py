@@ -7,7 +7,15 @@ from torch import nn
 from l2t_fast import MetaNetworks
 from l2t_fast.bilevel import hypergradient
 from tests.bilevel.naive import naive_hypergradient
-from tests.bilevel.test_hypergradient import PAIRS, SOURCE_CHANNELS, WAYS, assert_close, every_way, make_problem
+from tests.bilevel.test_hypergradient import (
+    PAIRS,
+    SOURCE_CHANNELS,
+    WAYS,
+    ResidualNet,
+    assert_close,
+    every_way,
+    make_problem,
+)
 
 
 class InPieces(nn.Module):
@@ -42,6 +50,24 @@ def test_without_batch_statistics_the_number_of_pieces_does_not_matter(way, piec
     problem[0].eval()
     wanted = hypergradient(*problem, **WAYS[way][0])
     assert_close(hypergradient(*problem, accumulation=pieces, **WAYS[way][0]), wanted, WAYS[way][1])
+
+
+class Segmenting(ResidualNet):
+    """Logits of each pixel, and labels of each."""
+
+    def forward(self, x):
+        a, b = super().forward(x)[1]
+        return self.fc(b.movedim(1, 3)).movedim(3, 1), [a, b]
+
+
+@every_way
+def test_logits_and_labels_of_each_pixel(way):
+    *problem, _ = make_problem(Segmenting, warm=False)
+    problem[0].eval()
+    y = torch.randint(0, 3, (5, 3, 3))
+    wanted = naive_hypergradient(*problem, y, steps=2, beta=0.5)
+    for pieces in (1, 2, 5):
+        assert_close(hypergradient(*problem, y, accumulation=pieces, **WAYS[way][0]), wanted, WAYS[way][1])
 
 
 @every_way
