@@ -178,25 +178,28 @@ def _whole(name: str, value: int) -> int:
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """No TF32 in convolutions and matrix products on a GPU, by whichever of PyTorch's two sets of names is in use."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    """No TF32 and no bfloat16 in convolutions and matrix products, by whichever of PyTorch's two sets of names is used.
+
+    A CPU's are lowered by the newer names, and products by ``torch.set_float32_matmul_precision`` too.
+    """
+    cudnn, mkldnn, matmul = torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda.matmul
+    settings = [mkldnn.conv, mkldnn.rnn]  # which have no older name
     try:
         before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # the newer names have been used, beside which the older ones refuse to answer
-        settings = cudnn.conv, cudnn.rnn, matmul
-        kept = [setting.fp32_precision for setting in settings]
-        try:
-            for setting in settings:
-                setting.fp32_precision = "ieee"
-            yield
-        finally:
-            for setting, precision in zip(settings, kept, strict=True):
-                setting.fp32_precision = precision
-        return
+        before = None
+        settings += [mkldnn.matmul, cudnn.conv, cudnn.rnn, matmul]
+    kept = [setting.fp32_precision for setting in settings]
     try:
-        cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        if before is not None:
+            cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
+        for setting, precision in zip(settings, kept, strict=True):
+            setting.fp32_precision = precision
+        if before is not None:
+            cudnn.allow_tf32 = before[0]
+            torch.set_float32_matmul_precision(before[1])

@@ -207,7 +207,7 @@ def test_what_overlapping_windows_share_is_added_in_either_way():
 PRECISION = """
 import os
 import torch
-from torch.backends import cuda, cudnn
+from torch.backends import cuda, cudnn, mkldnn
 from l2t_fast.bilevel.hypergradient import _full_float32
 
 def answer(ask):
@@ -220,6 +220,7 @@ def state():
     asked = (
         lambda: cudnn.allow_tf32, lambda: cuda.matmul.allow_tf32, torch.get_float32_matmul_precision,
         lambda: cudnn.conv.fp32_precision, lambda: cudnn.rnn.fp32_precision, lambda: cuda.matmul.fp32_precision,
+        lambda: mkldnn.conv.fp32_precision, lambda: mkldnn.rnn.fp32_precision, lambda: mkldnn.matmul.fp32_precision,
     )
     return ["ieee" if found == "none" else found for found in map(answer, asked)]  # two names of one thing
 
@@ -227,7 +228,7 @@ def check(setting):
     exec(setting)
     before = state()
     with _full_float32():
-        assert "tf32" not in state()[3:] and True not in state()[:2], (setting, state())
+        assert not {"tf32", "bf16"} & set(state()[3:]) and True not in state()[:2], (setting, state())
     assert state() == before, (setting, before, state())
 
 for setting in (
@@ -237,6 +238,9 @@ for setting in (
     "cuda.matmul.fp32_precision = 'tf32'",
     "cudnn.conv.fp32_precision = 'ieee'",
     "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.fp32_precision = 'bf16'",
+    "mkldnn.conv.fp32_precision = 'bf16'",
+    "mkldnn.matmul.fp32_precision = 'bf16'",
 ):
     if not os.fork():  # PyTorch's names get in each other's way
         check(setting)
@@ -245,6 +249,6 @@ for setting in (
 """
 
 
-def test_no_tf32_however_it_was_asked_for():
+def test_no_lower_precision_however_it_was_asked_for():
     """And what was asked for is there again."""
     subprocess.run([sys.executable, "-c", PRECISION], check=True)
