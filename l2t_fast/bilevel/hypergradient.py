@@ -139,6 +139,7 @@ def hypergradient(
         _check_type(f"source_features[{i}]", feature, Tensor, "a tensor (B, C, H, W)")
     _check_type("x", x, Tensor, "a tensor of images (B, ...)")
     _check_type("y", y, Tensor, "a tensor of labels (B,)")
+    source_features, x, y = [_plain(feature) for feature in source_features], _plain(x), _plain(y)
     if accumulation > 1:  # otherwise the networks and losses tell
         _check_rows("y", y, len(x))
         for i, feature in enumerate(source_features):
@@ -162,6 +163,15 @@ def hypergradient(
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {wanted}, not {type(value).__name__}")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without the class that a library of images gives its batches: what Functions return would be views of that class.
+
+    A class that is more than a name, such as a distributed tensor's, stays.
+    """
+    more = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return tensor if more or type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _check_rows(name: str, tensor: Tensor, images: int) -> None:

@@ -339,6 +339,19 @@ def test_lists_may_be_other_ordered_things(way, accumulation):
 
 
 @every_way
+def test_batches_of_a_library_s_own_class(way):
+    class Image(torch.Tensor):
+        """As fastai's: what is made of it is of its class."""
+
+    problem = make_problem()
+    wanted = hypergradient(*problem, **WAYS[way][0])
+    maps, x, y = problem[4:]
+    images = [m.as_subclass(Image) for m in maps], x.as_subclass(Image), y.as_subclass(Image)
+    found = hypergradient(*problem[:4], *images, **WAYS[way][0])
+    assert all(type(f) is torch.Tensor and torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
+@every_way
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
