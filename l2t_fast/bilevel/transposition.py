@@ -83,8 +83,10 @@ def transposed(
     """
     problem = problems[0]  # theta and the optimizer are the same for all
     weights = problem.head_weights(meta, source_features)
+    # Not in less than theta's precision, in which the steps' adjoints of them would be rounded.
+    dtype = problem.theta[0].dtype
     pieces = [
-        [None if w is None else [t.detach().requires_grad_() for t in w] for w in head_weights]
+        [None if w is None else [_leaf(t, dtype) for t in w] for w in head_weights]
         for head_weights in cut_weights(weights, [p.matched for p in problems])
     ]
 
@@ -142,10 +144,14 @@ def transposed(
 
     # Weights are this rank's own, of its images or of its pairs, so that only what they do to phi is summed.
     flat_weights = flat(weights)
-    bars = [_whole(of_weight, w) for *of_weight, w in zip(*weight_bars, flat_weights, strict=True)]
+    bars = [_whole(of_weight, w).to(w.dtype) for *of_weight, w in zip(*weight_bars, flat_weights, strict=True)]
     phi_bar = pull_back(flat_weights, bars, list(meta.parameters()))
     problem.phi_joined_(phi_bar)
     return phi_bar
+
+
+def _leaf(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.detach().to(torch.promote_types(weight.dtype, dtype)).requires_grad_()
 
 
 def _whole(of_pieces: Sequence[Tensor], weight: Tensor) -> Tensor:

@@ -102,6 +102,15 @@ def test_autocast_does_not_spoil_it():
     assert cosine(found, exact) >= 0.999
 
 
+def test_meta_networks_in_half_precision_do_not_spoil_it():
+    problem = one_problem()
+    problem[2].bfloat16()
+    exact = hypergradient(*problem)
+    found = hypergradient(*problem, method="finite_difference")
+    assert all(f.dtype == torch.bfloat16 for f in found) and cosine(found, exact) >= 0.999
+    assert cosine(exact, hypergradient(*problem, method="double_backward")) >= 0.999
+
+
 class InBfloat16(PlainNet):
     """A pass of the target's own autocast, which is on whatever is outside."""
 
