@@ -64,7 +64,7 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Pieces:
 
 
 def _hardswish(input: Tensor, inplace: bool = False) -> Pieces:
-    return [lambda x: x > -3, lambda x: x > 3], [None, lambda x: x * (x / 6 + 0.5), _same]
+    return [lambda x: x > -3, lambda x: x >= 3], [None, lambda x: x * (x / 6 + 0.5), _same]
 
 
 #: By the function that modules call, its pieces for the arguments of a call.

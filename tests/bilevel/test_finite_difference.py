@@ -204,6 +204,20 @@ def test_rectifiers_are_held_to_their_pieces(name):
     torch.testing.assert_close(moved, plain + 20 * slope + curved)
 
 
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_rectifiers_on_a_kink_are_as_autograd_has_them(name):
+    rectify = RECTIFIERS[name]
+    x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0, 3.0, 6.0], dtype=torch.float64).expand(2, 2, 8).clone()
+    x.requires_grad_()
+    plain = rectify(x.clone())
+    with NoteHeld() as noted:
+        rectify(x.clone())
+    with ReplayHeld(noted.notes):
+        replayed = rectify(x.clone())
+    torch.testing.assert_close(replayed, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (replayed, plain)))
+
+
 def test_what_overlapping_windows_share_is_added_in_either_way():
     """One of them is for GPUs, where the other has no order."""
     indices, g = torch.randint(0, 12, (2, 3, 20)), torch.randn(2, 3, 20, dtype=torch.float64)
