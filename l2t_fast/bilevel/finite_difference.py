@@ -8,7 +8,8 @@ Rectifiers and max-pooling are held to the side they were on at theta, and what 
 (:mod:`l2t_fast.bilevel.holding`); without that, a one-sided difference is off by several percent at any epsilon. It
 takes the full precision of float32: the passes run without autocast and without TF32. And where the difference is so
 small against the gradient that rounding would show in it, the pass is made again with a larger epsilon: along such a
-direction the gradient hardly changes, so it is straight for longer.
+direction the gradient hardly changes, so it is straight for longer. A step on the matching loss has two differences,
+of theta's gradient and of the weights', the smaller one as a rule: both count.
 """
 
 import math
@@ -25,7 +26,8 @@ from l2t_fast.bilevel.transposition import HeadWeights, Step, flat
 # curvature grows.
 #: Length of epsilon v over length of theta.
 RELATIVE_STEP = 0.004
-#: Length of the difference over that of the gradient, below which rounding shows.
+#: Length of the difference over that of the gradient, of theta and of the weights in the geometric mean, below which
+#: rounding shows.
 LEAST_DIFFERENCE = 0.15
 #: What a larger epsilon aims at then.
 WANTED_DIFFERENCE = 0.7
@@ -104,16 +106,22 @@ class FiniteDifference:
     def _lacking(problem: BilevelProblem, step: Step, differences: Sequence[Tensor], length: Tensor) -> float:
         """How many times larger epsilon must be so that rounding does not show; 1 where it does not.
 
-        ``length``: of the direction, without which there is no difference; else one of 0 is rounding's, and infinitely
-        too small.
+        ``length``: of the direction, without which there is no difference; else one of 0 is rounding's.
+
+        Of two differences one may be a twentieth of the other, and an epsilon that suits the smaller one alone may be
+        where the larger one bends: the geometric mean asks for one in between, and the error is flat around the best.
         """
-        count = len(differences) if step.first else len(step.theta)
-        lengths = problem.lengths_of_shares(differences[:count], step.kept[:count])
-        there, here, along = torch.cat([lengths, length.reshape(1)]).tolist()
-        unit = math.sqrt(torch.finfo(step.theta[0].dtype).eps)
-        if not (along > 0 and there < LEAST_DIFFERENCE * unit * here):
+        of_theta = 0 if step.first else len(step.theta)
+        vectors = [v[part] for part in (slice(of_theta), slice(of_theta, None)) for v in (differences, step.kept)]
+        found = torch.cat([problem.lengths_of_shares(*vectors), length.reshape(1)]).tolist()
+        pairs, along = zip(found[:-1:2], found[1:-1:2], strict=True), found[-1]
+        eps = torch.finfo(step.theta[0].dtype).eps
+        # Where all is the same, rounding may have swallowed half a unit. What is not asked for here has no gradient.
+        relative = [max(there / here, eps / 2) for there, here in pairs if here > 0]
+        if not (along > 0 and relative):
             return 1.0
-        return WANTED_DIFFERENCE * unit * here / there if there > 0 else math.inf
+        difference = math.prod(relative) ** (1 / len(relative)) / math.sqrt(eps)
+        return WANTED_DIFFERENCE / difference if difference < LEAST_DIFFERENCE else 1.0
 
     @staticmethod
     def _epsilon(
