@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from l2t_fast import __version__
 from l2t_fast.bench.cli import add_bench_commands, bench
 from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
 from l2t_fast.distributed.group import Group
@@ -138,6 +139,7 @@ def _parser() -> ArgumentParser:
     top = new_parser(
         prog="l2t-fast",
         description="Learn what and where to transfer. Every command takes --debug, which shows tracebacks.",
+        version=__version__,
     )
     commands = top.add_subcommands(dest="command")
     train = new_parser(usage="l2t-fast train [--config FILE] [--resume] [--OPTION VALUE ...]")

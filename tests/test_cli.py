@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import l2t_fast
 from l2t_fast import cli
 from l2t_fast.bench.cli import default_rows
 from l2t_fast.cli import main
@@ -139,6 +140,12 @@ def test_one_method_alone_is_shown_as_a_list(capsys):
 def test_env(capsys):
     assert main(["env"]) == 0
     assert torch.__version__ in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"l2t-fast {l2t_fast.__version__}\n")
 
 
 @pytest.mark.parametrize(
