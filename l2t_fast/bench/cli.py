@@ -158,8 +158,6 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
     from l2t_fast.bench.workloads import DTYPES, LAYOUTS
 
     loss_modes = [mode for mode in options.modes if mode in LOSS_MODES]
-    if options.shapes and not loss_modes:
-        raise L2TFastError(f"--shapes are those of the matching loss: name one of {', '.join(LOSS_MODES)} in --modes")
     step_modes = [mode for mode in options.modes if mode in STEP_MODES]
     known = {
         "loss": list(LOSS_PROVIDERS),
@@ -169,6 +167,16 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
     _check("--modes", options.modes, [*LOSS_MODES, *STEP_MODES])
     _check("--dtypes", options.dtypes, list(DTYPES))
     _check("--layouts", options.layouts, list(LAYOUTS))
+    name_a_loss = f"name one of {', '.join(LOSS_MODES)} in --modes"
+    if options.shapes and not loss_modes:
+        raise L2TFastError(f"--shapes are those of the matching loss: {name_a_loss}")
+    for option, of_steps in (("dtypes", ["float32"]), ("layouts", ["NCHW"])):
+        if options[option] != of_steps and not loss_modes:
+            raise L2TFastError(
+                f"--{option} are those of the matching loss, a step is measured with {of_steps[0]}: {name_a_loss}"
+            )
+    if options.parts and "step" not in step_modes:
+        raise L2TFastError("--parts are those of a step: name step in --modes")
     asked = set(step_modes) | ({"loss"} if loss_modes else set())
     _check("--providers", options.providers or [], {name: 0 for kind in asked for name in known[kind]})
     workloads = _workloads(options)
@@ -187,8 +195,12 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
 
     if options.sweep is not None:
         _check("--sweep", [options.sweep], list(AXES))
-        if not options.sizes or not loss_modes or len(workloads) != 1:
-            raise L2TFastError("--sweep needs --sizes, one of --workloads, and a mode of the matching loss")
+        if not loss_modes:
+            raise L2TFastError(f"--sweep is one of the matching loss: {name_a_loss}")
+        if len(workloads) != 1:
+            raise L2TFastError(f"--sweep takes one workload, not {', '.join(workloads)}: name one with --workloads")
+        if not options.sizes:
+            raise L2TFastError(f"--sweep {options.sweep} needs the values to measure at: name them with --sizes")
         for dtype in options.dtypes:
             for layout in options.layouts:
                 yield from sweep_loss(

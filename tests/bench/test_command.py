@@ -20,7 +20,15 @@ from tests.bench.fake_rows import fake_row
             "--dtypes: there is no 'int8' here, choose from float32, bfloat16",
         ),
         (["--repeats", "0"], "--repeats is 0, it must be 1 or more"),
-        (["--modes", "forward", "--sweep", "pairs"], "--sweep needs --sizes, one of --workloads, and a mode of the"),
+        (["--modes", "step", "--dtypes", "float32", "bfloat16"], "--dtypes are those of the matching loss, a step is"),
+        (["--modes", "hypergradient", "--layouts", "channels_last"], "a step is measured with NCHW: name one of forw"),
+        (["--modes", "forward", "--parts"], "--parts are those of a step: name step in --modes"),
+        (["--workloads", "tiny", "--sweep", "pairs"], "--sweep pairs needs the values to measure at: name them with -"),
+        (["--sweep", "pairs", "--sizes", "16"], "--sweep takes one workload, not cifar, imagenet: name one with --wo"),
+        (
+            ["--modes", "step", "--workloads", "tiny", "--sweep", "batch", "--sizes", "1"],
+            "--sweep is one of the matching loss: name one of forward, forward_backward, second_order in --modes",
+        ),
         (
             ["--modes", "forward", "--workloads", "tiny", "--sweep", "depth", "--sizes", "1"],
             "--sweep: there is no 'depth' here, choose from pairs, batch, resolution, threads",
