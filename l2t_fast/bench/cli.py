@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import l2t_fast
 from l2t_fast.config import MOST_THREADS
-from l2t_fast.errors import L2TFastError
+from l2t_fast.errors import L2TFastError, out_of_memory
 from l2t_fast.parsing import new_parser
 
 # The suite is imported by the functions that need it: `l2t-fast --help` does not wait for networks and plots.
@@ -111,16 +112,23 @@ def _run(options: Namespace) -> int:
             raise L2TFastError(f"--{name} is {value}, it must be {least} or more")
     if options.sizes and options.sweep is None:
         raise L2TFastError("--sizes are the values along --sweep: name what to sweep too")
+    for size in options.sizes:
+        if size < 1:
+            raise L2TFastError(f"--sizes holds {size}, each must be 1 or more")
+    threads = [("--threads is", options.threads or 1)]
+    threads += [("--sizes holds", size) for size in options.sizes if options.sweep == "threads"]
+    for found, number in threads:
+        if number > MOST_THREADS:
+            raise L2TFastError(f"{found} {number}, it must be {MOST_THREADS} or less")
     if options.threads is not None:
-        if options.threads > MOST_THREADS:
-            raise L2TFastError(f"--threads is {options.threads}, it must be {MOST_THREADS} or less")
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
+    limit = options.memory_limit
     protocol = Protocol(
         device,
         repeats=0 if options.check else options.repeats,
         cold=not options.warm_cache,
-        memory_limit=available() if options.memory_limit is None else int(options.memory_limit * 2**30),
+        memory_limit=available() if limit is None else int(min(limit * 2**30, sys.maxsize)),
         progress=lambda line: print(line, flush=True),
     )
     output = default_rows() if options.output is None else Path(options.output)
@@ -139,6 +147,13 @@ def _run(options: Namespace) -> int:
         if not written:
             raise
         raise KeyboardInterrupt(f"interrupted: the rows of what was finished are in {output}") from pressed
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        # A provider's is a row; this is of the features, or of the truth that all are compared with.
+        raise L2TFastError(
+            "there is too little memory for the workload itself, lower --batch, or name another with --workloads"
+        ) from error
     if not options.check:
         print(f"rows appended to {output}")
     if wrong:

@@ -153,7 +153,9 @@ def at_most(extra_bytes: int | None) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     gc.collect()
     _trim()
-    resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + extra_bytes, hard))
+    # Never above what this process was given when it was started, which no process may raise.
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_DATA, (min(_status("VmData") + extra_bytes, most), hard))
     try:
         yield
     finally:

@@ -37,6 +37,16 @@ from tests.bench.fake_rows import fake_row
             ["--modes", "forward", "--workloads", "tiny", "--sweep", "pairs", "--sizes", "3"],
             "tiny has 4 pairs a source network, so 3 pairs are not possible",
         ),
+        (["--workloads", "tiny", "--sweep", "batch", "--sizes", "4", "-3"], "--sizes holds -3, each must be 1 or more"),
+        (
+            ["--workloads", "tiny", "--sweep", "threads", "--sizes", "9999"],
+            "--sizes holds 9999, it must be 1024 or less",
+        ),
+        (["--threads", "9999"], "--threads is 9999, it must be 1024 or less"),
+        (
+            ["--modes", "forward", "--check", "--batch", "99999999999"],
+            "too little memory for the workload itself, lower --batch",
+        ),
         (["--shapes", "none.yaml"], "--shapes none.yaml cannot be read: No such file or directory"),
         (["--shapes", "none.yaml", "--modes", "step"], "--shapes are those of the matching loss: name one of forward"),
     ],

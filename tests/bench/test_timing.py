@@ -129,3 +129,19 @@ def test_a_convolution_that_the_limit_stops_says_so():
     """In a process of its own: free memory that other tests left on the heap is not limited."""
     done = subprocess.run([sys.executable, "-c", _ONEDNN_UNDER_A_LIMIT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+_UNDER_A_HARD_LIMIT = """
+import resource, sys
+from l2t_fast.bench.memory import at_most
+
+hard = 1 << 40
+resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+with at_most(sys.maxsize):
+    assert resource.getrlimit(resource.RLIMIT_DATA) == (hard, hard)
+"""
+
+
+def test_a_limit_above_that_of_the_whole_process():  # ulimit -d
+    done = subprocess.run([sys.executable, "-c", _UNDER_A_HARD_LIMIT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
