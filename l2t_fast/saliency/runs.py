@@ -31,7 +31,7 @@ def is_comparison(path: Path) -> bool:
 
 
 def find_runs(paths: Sequence[Path]) -> list[FinishedRun]:
-    """The runs in `paths`, run folders or comparisons; of a comparison one run a method.
+    """The runs in `paths`, run folders or comparisons, each once; of a comparison one run a method.
 
     That is the finished run with the most training images a class and, of those, the lowest seed.
 
@@ -50,7 +50,7 @@ def find_runs(paths: Sequence[Path]) -> list[FinishedRun]:
             found.append(_read(path))
         else:
             raise L2TFastError(f"{path} is neither the folder of a finished run (result.json) nor a comparison (runs/)")
-    return found
+    return list({run.folder.path.resolve(): run for run in found}.values())
 
 
 def load_target(run: FinishedRun, data: DataBundle) -> nn.Module:

@@ -89,6 +89,13 @@ def test_of_a_sweep_the_runs_with_the_most_images_are_taken(comparison):
     assert [run.run for run in SaliencyMaps.read(comparison / "maps").runs] == ["scratch-seed1", "l2t-ww-seed0"]
 
 
+def test_a_run_that_is_named_twice_has_one_column(made, tmp_path):
+    run = made / "runs" / "scratch-seed0"
+    again = made / "runs" / "l2t-ww-seed0" / ".." / "scratch-seed0"
+    explain_runs([run, made, again, run], tmp_path, images=1, maps="none")
+    assert [found.run for found in SaliencyMaps.read(tmp_path).runs] == ["scratch-seed0", "l2t-ww-seed0"]
+
+
 def test_runs_with_other_test_images_cannot_be_compared(comparison, tmp_path):
     run = comparison / "runs" / "l2t-ww-seed0"
     config = yaml.safe_load((run / "config.yaml").read_text())
