@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,22 +73,40 @@ def write_whole(content: bytes | memoryview, path: Path) -> None:
     Raises:
         OSError: as the system says; what stood at `path` is untouched, and nothing is left beside it.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes | memoryview]) -> None:
+    """As `write_whole`, several files of one folder that belong together, the last being the one that readers open.
+
+    All are on the disk before the first replaces an old one. While they do, the last is not there: nobody takes an old
+    one of these files for part of the new.
+
+    Raises:
+        OSError: as the system says; where the disk is full, what stood there is untouched, and nothing is left beside.
+    """
+    *others, last = contents
+    temporaries = {path: path.with_name(path.name + ".tmp") for path in contents}
     try:
-        # What a killed process left, or a link by which a folder from somebody else would lead to another file.
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        for path, temporary in temporaries.items():
+            # What a killed process left, or a link by which a folder from somebody else would lead to another file.
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        if others:
+            last.unlink(missing_ok=True)
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+        folder = os.open(last.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
         raise
 
 

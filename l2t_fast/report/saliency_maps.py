@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import read_arrays, write_text, write_whole
+from l2t_fast.files import read_arrays, write_together
 
 FOLDER = "saliency"
 """In the folder of a comparison."""
@@ -65,7 +65,7 @@ class SaliencyMaps:
         """Write ``saliency.npz`` and ``saliency.json``; where the second is there, the first belongs to it.
 
         Raises:
-            L2TFastError: the folder cannot be written.
+            L2TFastError: the folder cannot be written; the maps that it held are as they were.
         """
         arrays = {"images": self.images}
         content = {key: value for key, value in self.__dict__.items() if key not in ("images", "runs")}
@@ -77,9 +77,8 @@ class SaliencyMaps:
         np.savez_compressed(packed, **arrays)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "saliency.json").unlink(missing_ok=True)
-            write_whole(packed.getbuffer(), folder / "saliency.npz")
-            write_text(json.dumps(content, indent=1) + "\n", folder / "saliency.json")
+            text = json.dumps(content, indent=1) + "\n"
+            write_together({folder / "saliency.npz": packed.getbuffer(), folder / "saliency.json": text.encode()})
         except OSError as error:
             raise L2TFastError(f"{folder} could not be written: {error.strerror or error}") from error
 

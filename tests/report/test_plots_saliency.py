@@ -110,18 +110,33 @@ def test_answers_and_maps_that_do_not_fit_are_damaged(tmp_path):
             SaliencyMaps.read(tmp_path)
 
 
-def test_a_full_disk_leaves_no_halves(tmp_path, monkeypatch):
-    """Neither array file nor table may belong to other maps."""
+@pytest.mark.parametrize("full", ["saliency.npz.tmp", "saliency.json.tmp"])
+def test_a_full_disk_leaves_the_maps_of_before(tmp_path, monkeypatch, full):
     maps_of(["saliency"]).write(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fsync(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(L2TFastError, match="could not be written: No space left on device"):
-            maps_of(["saliency", "Grad-CAM"]).write(tmp_path)
-    assert SaliencyMaps.read(tmp_path) is None and not list(tmp_path.glob("*.tmp*"))
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(L2TFastError, match="could not be written: No space left on device"):
+        maps_of(["saliency"], ["saliency"]).write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_new_maps_are_never_taken_for_the_old_ones_parts(tmp_path, monkeypatch):
+    maps_of(["saliency"]).write(tmp_path)
+    replace_, found = os.replace, []
+
+    def replaced(temporary, path):
+        found.append((path.name, (tmp_path / "saliency.json").exists()))
+        replace_(temporary, path)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    maps_of(["saliency"], ["saliency"]).write(tmp_path)
+    assert found == [("saliency.npz", False), ("saliency.json", False)]
+    assert len(SaliencyMaps.read(tmp_path).runs) == 2
 
 
 def test_a_full_disk_leaves_the_figure_as_it_was(tmp_path, monkeypatch):
