@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -113,6 +114,38 @@ def write_together(contents: Mapping[Path, bytes | memoryview]) -> None:
 def write_text(text: str, path: Path) -> None:
     """As `write_whole`, in UTF-8."""
     write_whole(text.encode("utf-8"), path)
+
+
+@contextlib.contextmanager
+def locked_end(path: Path) -> Iterator[io.FileIO]:
+    """A file, made if it is not there, to write to the end of; others that ask for it wait until this block ends.
+
+    Where the block raises, the file is as it was, and a new one is gone: no part of a row stays. A file system without
+    locks lets the others in.
+
+    Raises:
+        OSError: as the system says.
+    """
+    new = not path.exists()
+    with open(path, "ab", buffering=0) as file:
+        with contextlib.suppress(OSError):  # no locks here
+            fcntl.flock(file, fcntl.LOCK_EX)
+        before = os.fstat(file.fileno()).st_size
+        try:
+            yield file
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                os.ftruncate(file.fileno(), before)
+                if new and not before:
+                    path.unlink()
+            raise
+
+
+def write_all(text: str, file: io.FileIO) -> None:
+    """Write to a file without a buffer, in UTF-8; the system may take less at once than it is given."""
+    left = memoryview(text.encode())
+    while left:
+        left = left[file.write(left) :]
 
 
 def opened_itself(path: str | Path, flags: int) -> int:

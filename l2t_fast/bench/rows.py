@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import errno
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.files import locked_end, write_all
 
 STATUSES = OK, WRONG, OUT_OF_MEMORY, UNSUPPORTED = "ok", "wrong", "out of memory", "unsupported"
 #: The part of a step that comes before it, and is measured by itself.
@@ -125,28 +125,18 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
         L2TFastError: the file has other columns or ends inside a row, or it cannot be written. It is as it was then,
             and a new one is gone.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     try:
-        if path.exists() and path.stat().st_size:
-            _read(path)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writer.writerow(COLUMNS)
-        for row in rows:
-            writer.writerow(_cell(getattr(row, name)) for name in COLUMNS)
-        before = path.stat().st_size if path.exists() else None
-        try:
-            with path.open("a", newline="", encoding="utf-8") as file:
-                file.write(text.getvalue())
-        except OSError:
-            # No part of a row stays. What went wrong first is what is told.
-            with contextlib.suppress(OSError):
-                if before is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    os.truncate(path, before)
-            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked_end(path) as file:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            if path.stat().st_size:
+                _read(path)
+            else:
+                writer.writerow(COLUMNS)
+            for row in rows:
+                writer.writerow(_cell(getattr(row, name)) for name in COLUMNS)
+            write_all(text.getvalue(), file)
     except OSError as error:
         raise L2TFastError(f"rows cannot be written to {path}: {error.strerror or error}") from error
 
