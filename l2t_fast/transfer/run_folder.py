@@ -111,8 +111,10 @@ class RunFolder:
 
     def _check_free(self) -> None:
         own = (self.config, self.environment, *self._of_training)
-        # A run begins with its folder of checkpoints: without one, files of these names are somebody's own.
-        foreign = None if self.last.parent.is_dir() else next((path.name for path in own if path.exists()), None)
+        # A run begins with its folder of checkpoints, and one that could not begin has left its failure: without either,
+        # files of these names are somebody's own.
+        of_run = self.last.parent.is_dir() or self.failure.exists()
+        foreign = None if of_run else next((path.name for path in own if path.exists()), None)
         if foreign is not None:
             raise L2TFastError(
                 f"{self.path} holds no run, but a {foreign} that one would replace: name another folder with --out"

@@ -184,6 +184,20 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(make_compa
     assert "not finite" not in page.read_text()
 
 
+def test_a_run_that_could_not_even_begin_is_tried_again(make_compare, monkeypatch, no_page):
+    config = make_compare(methods=["scratch"], seeds=[0])
+
+    def fails(trainer):
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "fit", fails)
+    assert "too little memory" in compare(config, progress()).failures["scratch-seed0"]
+    run = Path(config.out) / "runs" / "scratch-seed0"
+    assert sorted(path.name for path in run.iterdir()) == ["failure.json", "log.txt"]
+    monkeypatch.undo()
+    assert not compare(config, progress()).failures and not (run / "failure.json").exists()
+
+
 def test_a_mistake_is_told_before_the_first_run(make_compare, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("a run began"))
     source = SourceConfig("resnet8", "/nowhere.pt")
