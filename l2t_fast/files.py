@@ -12,6 +12,11 @@ import numpy as np
 
 from l2t_fast.errors import L2TFastError
 
+
+class InUseError(L2TFastError):
+    """Another process is in the folder."""
+
+
 #: Bytes of all arrays of a file together: many times what the channel weights of a thousand pairs take.
 LARGEST_ARRAYS = 1 << 28
 
@@ -27,7 +32,8 @@ def held(folder: Path) -> Iterator[None]:
     folder on several machines it keeps out the processes of this one; a file system without locks keeps out nobody.
 
     Raises:
-        L2TFastError: another process holds it, or it cannot be made.
+        InUseError: another process holds it.
+        L2TFastError: it cannot be made.
     """
     try:
         with contextlib.suppress(FileExistsError):
@@ -49,7 +55,7 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise L2TFastError(
+        raise InUseError(
             f"{folder} is in use by another process: wait for it, or name another folder with --out"
         ) from error
     except OSError:

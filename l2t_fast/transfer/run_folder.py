@@ -20,7 +20,7 @@ from l2t_fast.config import TrainConfig, TransferOptions, config_tree, write_con
 from l2t_fast.distributed.group import Group
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import expand_user, opened_itself, write_text, write_whole
+from l2t_fast.files import InUseError, expand_user, held, opened_itself, write_text, write_whole
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.yaml_files import read_yaml
 
@@ -111,8 +111,8 @@ class RunFolder:
 
     def _check_free(self) -> None:
         own = (self.config, self.environment, *self._of_training)
-        # A run begins with its folder of checkpoints, and one that could not begin has left its failure: without either,
-        # files of these names are somebody's own.
+        # A run begins with its folder of checkpoints, and one that could not begin has left its failure: without
+        # either, files of these names are somebody's own.
         of_run = self.last.parent.is_dir() or self.failure.exists()
         foreign = None if of_run else next((path.name for path in own if path.exists()), None)
         if foreign is not None:
@@ -176,11 +176,14 @@ class RunFolder:
             write_json(result, self.result)
 
     def write_failure(self, failure: Mapping[str, Any], traceback: str) -> None:
-        """Write failure.json, which says why a run has no result, and the traceback to log.txt."""
-        with writing(self.failure):
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(failure, self.failure)
-        self.log(traceback)
+        """Write failure.json, which says why a run has no result, and the traceback to log.txt.
+
+        Where another process has the folder, the run that it makes there has not failed, and nothing is written.
+        """
+        with contextlib.suppress(InUseError), held(self.path):
+            with writing(self.failure):
+                write_json(failure, self.failure)
+            self.log(traceback)
 
     def read_result(self) -> dict[str, Any]:
         """What result.json holds."""

@@ -198,6 +198,20 @@ def test_a_run_that_could_not_even_begin_is_tried_again(make_compare, monkeypatc
     assert not compare(config, progress()).failures and not (run / "failure.json").exists()
 
 
+def test_a_run_that_another_process_makes_gets_no_failure(make_compare, no_page):
+    """`l2t-fast train --resume` with the folder of a run of the comparison."""
+    config = make_compare(methods=["scratch"], seeds=[0, 1])
+    run = Path(config.out) / "runs" / "scratch-seed0"
+    with held(run):
+        assert list(compare(config, progress()).failures) == ["scratch-seed0"]
+    assert not list(run.iterdir())
+    assert [(row["state"], "in use" in row["problem"]) for row in results(config.out)] == [
+        ("failed", True),
+        ("finished", False),
+    ]
+    assert not compare(config, progress()).failures
+
+
 def test_a_mistake_is_told_before_the_first_run(make_compare, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", lambda trainer: pytest.fail("a run began"))
     source = SourceConfig("resnet8", "/nowhere.pt")
