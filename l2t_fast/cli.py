@@ -25,6 +25,7 @@ from l2t_fast.text import printable
 from l2t_fast.transfer import run
 from l2t_fast.transfer.compare import compare
 from l2t_fast.transfer.inspect import inspect_run
+from l2t_fast.transfer.run_folder import RunFolder
 
 #: What an interruption is told with. Not a command to paste: how the ranks of a job were started is not known.
 _RESUME_HINTS = {
@@ -82,7 +83,12 @@ def _run(command: str, options: Namespace, job: Job) -> int:
 
 
 def _train(options: Namespace, group: Group) -> None:
-    result = run(to_config(options, TrainConfig), resume=options.resume, group=group)
+    config = to_config(options, TrainConfig)
+    folder = RunFolder(config.folder())
+    # No mistake: what starts runs again when they were killed always says --resume. But its name may be mistyped.
+    if options.resume and group.leads and not folder.holds_run():
+        print(f"{printable(folder.path)} holds no run to continue: one begins there", flush=True)
+    result = run(config, resume=options.resume, group=group)
     if not group.leads:
         return
     print(
@@ -144,7 +150,9 @@ def _parser() -> ArgumentParser:
     commands = top.add_subcommands(dest="command")
     train = new_parser(usage="l2t-fast train [--config FILE] [--resume] [--OPTION VALUE ...]")
     add_config_options(train, TrainConfig)
-    train.add_argument("--resume", action="store_true", help="continue the run in the folder --out")
+    train.add_argument(
+        "--resume", action="store_true", help="continue the run in the folder --out; begin it if there is none"
+    )
     commands.add_subcommand("train", train, help="run one method")
     comparison = new_parser(usage="l2t-fast compare [--config FILE] [--OPTION VALUE ...]")
     add_config_options(comparison, CompareConfig)

@@ -87,6 +87,15 @@ def test_train_again_from_the_run_s_own_configuration(train, tmp_path, capsys):
     assert_one_sentence(capsys, "already holds a run: continue it with --resume, or name another folder with --out")
 
 
+def test_resume_says_where_there_is_nothing_to_continue(train, tmp_path, capsys):
+    said = f"{tmp_path / 'run'} holds no run to continue: one begins there\n"
+    assert train("--method", "scratch", "--resume") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(said) and "epoch 1/1" in out
+    assert train("--method", "scratch", "--resume") == 0
+    assert said not in capsys.readouterr().out
+
+
 def test_compare_prints_a_table_and_skips_what_is_done(config, tmp_path, capsys):
     command = ["compare", "--config", str(config), "--out", str(tmp_path / "all")]
     command += ["--methods", "[scratch, fm-single]", "--seeds", "[4]"]

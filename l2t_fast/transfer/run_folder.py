@@ -77,7 +77,7 @@ class RunFolder:
         """
         self.check(config, resume=resume)
         with self._written():
-            if not self._holds_run():
+            if not self.holds_run():
                 self._begin(config, device)
 
     def check(self, config: TrainConfig, *, resume: bool) -> None:
@@ -90,7 +90,7 @@ class RunFolder:
         with self._written():
             if self.path.exists() and not os.access(self.path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            if not self._holds_run():
+            if not self.holds_run():
                 self._check_free()
             elif resume:
                 self.check_same(config)
@@ -106,7 +106,8 @@ class RunFolder:
         except OSError as error:
             raise L2TFastError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
 
-    def _holds_run(self) -> bool:
+    def holds_run(self) -> bool:
+        """Whether there is a run to continue, or a finished one."""
         return self.last.exists() or self.result.exists()
 
     def _check_free(self) -> None:
