@@ -362,6 +362,15 @@ def _checked_features(name: str, features: Collection[Tensor]) -> Sequence[Tenso
     return features
 
 
+def _channel_weights(at: str = "") -> str:
+    """What the argument, or an entry of it, is called here and by the module that calls this."""
+    return f"channel_weights{at} (weight{at} of FeatureMatching)"
+
+
+def _pair_weights(at: str = "") -> str:
+    return f"pair_weights{at} (loss_weight{at} of FeatureMatching)"
+
+
 def _check_length(name: str, values: Sequence[object], pairs: Sequence[tuple[int, int]]) -> None:
     if not has_order(values):
         raise TypeError(f"{name} must be a list with one entry a pair, not {type(values).__name__}")
@@ -442,9 +451,9 @@ def _checked_channel_weights(
 ) -> Sequence[Tensor] | None:
     if weights is None:
         return None
-    _check_length("channel_weights", weights, pairs)
+    _check_length(_channel_weights(), weights, pairs)
     for p, weight in enumerate(weights):
-        check_tensor(f"channel_weights[{p}]", weight, "a tensor (B, C_m)")
+        check_tensor(_channel_weights(f"[{p}]"), weight, "a tensor (B, C_m)")
         wanted = (batch, sources[pairs[p][0]].shape[1])
         if tuple(weight.shape) != wanted:
             raise ValueError(
@@ -459,9 +468,9 @@ def _checked_pair_weights(
 ) -> Sequence[Tensor] | None:
     if weights is None:
         return None
-    _check_length("pair_weights", weights, pairs)
+    _check_length(_pair_weights(), weights, pairs)
     for p, weight in enumerate(weights):
-        check_tensor(f"pair_weights[{p}]", weight, "a tensor (B,), (B, 1) or (1, 1)")
+        check_tensor(_pair_weights(f"[{p}]"), weight, "a tensor (B,), (B, 1) or (1, 1)")
         if tuple(weight.shape) not in ((batch,), (batch, 1), (1, 1)):
             raise ValueError(
                 f"{pair_name(p, pairs)}: the pair weight has shape {_shape(weight)}, "

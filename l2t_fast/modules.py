@@ -30,7 +30,21 @@ from l2t_fast.ops import check_backend_name
 Pairs = Sequence[tuple[int, int]]
 
 
-class FeatureMatching(nn.ModuleList):
+class _PairLayers(nn.ModuleList):
+    """One layer a pair, and the pairs. A slice is the same module over some of the pairs, with the same layers."""
+
+    pairs: list[tuple[int, int]]
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        chosen = range(len(self.pairs))[index]
+        if not chosen:
+            raise ValueError(f"no pair is in {index}, there are {len(self.pairs)}")
+        return _some_pairs(self, chosen, range(max(m for m, _ in self.pairs) + 1))
+
+
+class FeatureMatching(_PairLayers):
     """One 1x1 convolution with bias a pair, and the matching loss over all pairs.
 
     The convolutions lend their weights and are not called. Their forward-pre-hooks run, since those of pruning and of
@@ -126,7 +140,7 @@ def _weight_and_bias(projection: nn.Module) -> Projection:
     return projection.weight if weight is None else weight, projection.bias if bias is None else bias
 
 
-class WeightNetwork(nn.ModuleList):
+class WeightNetwork(_PairLayers):
     """*What* to transfer: w = softmax(f(GAP(S^m))), one linear layer C_m -> C_m a pair (paper, section 2).
 
     Weights and biases start at 0, so that every channel starts with weight 1 / C_m.
@@ -157,7 +171,7 @@ _PAIR_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class LossWeightNetwork(nn.ModuleList):
+class LossWeightNetwork(_PairLayers):
     """*Where* to transfer: lambda = ReLU6(g(GAP(S^m))), one linear layer C_m -> 1 a pair (paper, section 2).
 
     Args:
@@ -245,18 +259,18 @@ class MetaNetworks(nn.Module):
             ValueError: the pair weights are of the type "const", one parameter for all pairs.
         """
         pair_weights = self.loss_weight_network
-        if pair_weights is not None and pair_weights.weight_type == "const":
-            raise ValueError('pair weights of the type "const" are one parameter, which cannot be divided')
         some = copy.copy(self)
         some._modules = {
             "weight_network": _some_pairs(self.weight_network, chosen, source_maps),
-            "loss_weight_network": pair_weights and _some_pairs(pair_weights, chosen, source_maps),
+            "loss_weight_network": None if pair_weights is None else _some_pairs(pair_weights, chosen, source_maps),
         }
         return some
 
 
-def _some_pairs(module: nn.ModuleList, chosen: Sequence[int], source_maps: Sequence[int]) -> nn.ModuleList:
+def _some_pairs(module: _PairLayers, chosen: Sequence[int], source_maps: Sequence[int]) -> _PairLayers:
     """A list with a layer a pair, cut down to some pairs: the same layers, and indices into ``source_maps``."""
+    if len(module) < len(module.pairs):
+        raise ValueError('pair weights of the type "const" are one parameter, which cannot be divided')
     places = {m: i for i, m in enumerate(source_maps)}
     some = copy.copy(module)
     some._modules = {}

@@ -178,7 +178,7 @@ def test_empty_batch_is_zero_with_gradients():
             ValueError,
             r"pair 1 .* pair weight has shape \(3, 2\)",
         ),
-        (lambda a: a.update(channel_weights=a["channel_weights"][:2]), ValueError, "channel_weights has 2 entries"),
+        (lambda a: a.update(channel_weights=a["channel_weights"][:2]), ValueError, "has 2 entries for 5 pairs"),
         (lambda a: a.update(beta=[1.0]), ValueError, "beta has 1 entries for 5 pairs"),
         (lambda a: a.update(beta="much"), TypeError, "beta must be a number"),
         (lambda a: a.update(beta="11111"), TypeError, "beta must be a number or one number a pair, not '11111'"),
@@ -207,8 +207,8 @@ def test_empty_batch_is_zero_with_gradients():
             r"target_features must be a list of tensors \(B, C, H, W\), not dict",
         ),
         (lambda a: a.update(source_features=set(a["source_features"])), TypeError, "list of tensors .*, not set"),
-        (lambda a: a.update(channel_weights=0.5), TypeError, "channel_weights must be a list with one entry a pair"),
-        (lambda a: a.update(pair_weights=torch.ones(())), TypeError, "pair_weights must be a list .*, not Tensor"),
+        (lambda a: a.update(channel_weights=0.5), TypeError, "channel_weights .* must be a list with one entry a pair"),
+        (lambda a: a.update(pair_weights=torch.ones(())), TypeError, "pair_weights .* must be a list .*, not Tensor"),
         (lambda a: a["pairs"].__setitem__(1, {1, 0}), TypeError, r"pairs\[1\] must be two integers .*, not \{0, 1\}"),
         (
             lambda a: a["source_features"].__setitem__(0, a["source_features"][0].to_sparse()),
@@ -239,7 +239,7 @@ def test_what_has_no_order_is_refused(name, unordered):
     arguments = {"projections": projections, "pairs": PAIRS, "channel_weights": w, "pair_weights": lam}
     arguments[name] = unordered(arguments[name])
     kind = type(arguments[name]).__name__
-    with pytest.raises(TypeError, match=rf"{name} must be a list (of \(source|with one entry a pair).* not {kind}"):
+    with pytest.raises(TypeError, match=rf"{name}.* must be a list (of \(source|with one entry a pair).* not {kind}"):
         feature_matching_loss(sources, targets, **arguments)
 
 

@@ -351,3 +351,40 @@ def test_some_pairs_are_the_same_layers():
     assert len(matching) == 4 and some_meta.weight_network[1] is meta.weight_network[0]
     with pytest.raises(ValueError, match="one parameter, which cannot be divided"):
         MetaNetworks([3], [(0, 0)], weight_type="const").some_pairs([0], [0])
+
+
+def test_a_slice_is_the_loss_over_some_of_the_pairs():
+    pairs = [(0, 0), (1, 0), (1, 1)]
+    matching, what = FeatureMatching([3, 4], [5, 6], pairs), WeightNetwork([3, 4], pairs)
+    where = LossWeightNetwork([3, 4], pairs)
+    source, target = (
+        [torch.randn(2, c, size, size) for c in channels] for channels, size in (((3, 4), 3), ((5, 6), 4))
+    )
+    parts = [
+        matching[part](source, target, what[part](source), 0.5, where[part](source)) for part in (slice(2), slice(2, 3))
+    ]
+    torch.testing.assert_close(sum(parts), matching(source, target, what(source), 0.5, where(source)))
+    assert matching[::-1][0] is matching[2] and matching[::-1].pairs == pairs[::-1] and isinstance(what[1], nn.Linear)
+    with pytest.raises(ValueError, match=r"no pair is in slice\(3, None, None\), there are 3"):
+        matching[3:]
+    with pytest.raises(ValueError, match="one parameter, which cannot be divided"):
+        LossWeightNetwork([3, 4], pairs, "const")[:2]
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (
+            {"weight": 0.5},
+            TypeError,
+            r"channel_weights \(weight of FeatureMatching\) must be a list with one entry a pair",
+        ),
+        ({"weight": [0.5]}, TypeError, r"channel_weights\[0\] \(weight\[0\] of FeatureMatching\) must be a tensor"),
+        ({"loss_weight": []}, ValueError, r"pair_weights \(loss_weight of FeatureMatching\) has 0 entries for 1 pairs"),
+        ({"loss_weight": [2]}, TypeError, r"pair_weights\[0\] \(loss_weight\[0\] of FeatureMatching\) must be a tens"),
+    ],
+)
+def test_wrong_weights_are_named_as_the_module_names_them(weights, error, message):
+    matching = FeatureMatching([3], [5], [(0, 0)])
+    with pytest.raises(error, match=message):
+        matching([torch.randn(2, 3, 4, 4)], [torch.randn(2, 5, 4, 4)], **weights)
