@@ -35,7 +35,8 @@ def add_config_options(parser: ArgumentParser, kind: type[TransferOptions]) -> N
         "--config",
         action="config",
         help="YAML file with any of the options below; without one, the embedded digits with settings of their own, or "
-        "the defaults below if --data.dataset names other images",
+        "the defaults below if --data.dataset names other images; of files and options, what stands further right on "
+        "the command line counts",
     )
     parser.add_class_arguments(kind)
     flags = {flag for action in parser._actions for flag in action.option_strings}

@@ -203,6 +203,15 @@ def test_a_file_holds_one_source_or_several_not_both(tmp_path):
     assert "source" not in yaml.safe_load((tmp_path / "several.yaml").read_text())
 
 
+def test_of_files_and_options_what_stands_further_right_counts(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("epochs: 7\n")
+    parser = new_parser()
+    add_config_options(parser, TrainConfig)
+    file, flag = ["--config", str(path)], ["--epochs", "2"]
+    assert [parse(parser, given).epochs for given in (file + flag, flag + file)] == [2, 7]
+
+
 def test_folders():
     assert TrainConfig(method="fm", seed=3).folder() == Path("runs/fm-seed3")
     assert TrainConfig(out="here").folder() == Path("here")
