@@ -319,26 +319,35 @@ def _report(options: Namespace) -> int:
 
 
 def _compare(options: Namespace) -> int:
-    from l2t_fast.bench.compare import compare, rows_of
-    from l2t_fast.bench.groups import label
+    from l2t_fast.bench.compare import compare, not_measured_again, rows_of, why_nothing_in_common
+    from l2t_fast.bench.groups import Group, conditions_line, label
 
     if options.threshold < 1:
         raise L2TFastError(f"--threshold is {options.threshold}, it must be 1 or more")
-    changes = compare(rows_of(options.before), rows_of(options.after), options.threshold)
+    before, after = rows_of(options.before), rows_of(options.after)
+    changes = compare(before, after, options.threshold)
     if not changes:
         raise L2TFastError(
-            f"{options.before} and {options.after} have no figure in common: workload, batch, dtype, layout, mode, "
-            "provider, device, threads and flags must agree"
+            f"{options.before} and {options.after} have no figure in common: {why_nothing_in_common(before, after)}"
         )
-    for change in changes:
-        row = change.row
+
+    def name(row: Row) -> str:
         size = f", {row.sweep} {row.size}" if row.sweep else ""
-        name = f"{row.workload}{size}, B={row.batch}, {row.dtype}, {row.layout}, {row.mode}, {label(row.provider)}"
+        return f"{row.workload}{size}, B={row.batch}, {row.dtype}, {row.layout}, {row.mode}, {label(row.provider)}"
+
+    # What else than the code differs: rows of another PyTorch are compared, and say so.
+    compared = {change.row.key() for change in changes}
+    for side, rows in (("before", before), ("after", after)):
+        newest = {row.key(): row for row in rows if row.key() in compared}
+        print(f"{side + ':':<8}{conditions_line([Group(tuple(newest.values()), ())])}")
+    for change in changes:
         unit = {"time": " ms", "memory": " MiB", "status": ""}[change.what]
         values = [v if isinstance(v, str) else f"{v:.4g}" for v in (change.before, change.after)]
         ratio = "" if change.what == "status" else f" ({change.ratio:.2f} x)"
         mark = "REGRESSION" if change.regressed else "ok"
-        print(f"{mark:<11} {change.what:<7} {name}: {values[0]} -> {values[1]}{unit}{ratio}")
+        print(f"{mark:<11} {change.what:<7} {name(change.row)}: {values[0]} -> {values[1]}{unit}{ratio}")
+    for row in not_measured_again(before, after):
+        print(f"{'missing':<11} {'status':<7} {name(row)}: was measured before, and not after")
     worse = sum(change.regressed for change in changes)
     print(f"{worse} of {len(changes)} figures are more than {options.threshold:g} times worse")
     return 1 if worse else 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2t_fast.bench.rows import OK, Row, read_rows
+from l2t_fast.bench.rows import KEY, OK, Row, read_rows
 from l2t_fast.errors import L2TFastError
 
 
@@ -54,20 +55,58 @@ def compare(before: Sequence[Row], after: Sequence[Row], threshold: float) -> li
     return sorted(changes, key=lambda change: -change.ratio)
 
 
+def not_measured_again(before: Sequence[Row], after: Sequence[Row]) -> list[Row]:
+    """Rows with a figure before whose provider takes no part after, though others on the same work do."""
+    again, works = {row.key() for row in after}, {_work(row) for row in after}
+    old = {row.key(): row for row in before if row.mode != "peak" and not row.part and row.status == OK}
+    return [row for key, row in old.items() if key not in again and _work(row) in works]
+
+
+def _work(row: Row) -> tuple[object, ...]:
+    return dataclasses.replace(row, provider="").key()
+
+
+def why_nothing_in_common(before: Sequence[Row], after: Sequence[Row]) -> str:
+    """What keeps every row of one set from being compared with one of the other."""
+    before, after = ([row for row in rows if row.mode != "peak" and not row.part] for rows in (before, after))
+    for side, rows in (("before", before), ("after", after)):
+        if not rows:
+            return f"there are no rows {side}"
+    if {row.key() for row in before} & {row.key() for row in after}:
+        return "what both measured had no figure before"
+    for name in KEY:
+        old, new = ({str(getattr(row, name)) for row in rows} for rows in (before, after))
+        if not old & new:
+            return f"{name} is {', '.join(sorted(old))} before and {', '.join(sorted(new))} after"
+    return f"no row before agrees with one after in all of {', '.join(KEY)}"
+
+
 def rows_of(name: str) -> list[Row]:
     """The rows of a file, or with FILE@COMMIT those in it that were measured with a commit (or a prefix of one).
 
+    A commit is none of its own changes: those are COMMIT-dirty.
+
     Raises:
-        L2TFastError: there is no such file, or no row of the commit in it.
+        L2TFastError: there is no such file, or no row of the commit in it, or of several.
     """
     path, at, commit = name.rpartition("@")
     if not at or Path(name).is_file():  # a folder or a file may have an @ in its name
         path, commit = name, ""
     rows = read_rows(Path(path))
     if commit:
-        found = [row for row in rows if (row.commit or "").startswith(commit)]
+        found = [row for row in rows if row.commit is not None and _same_commit(row.commit, commit)]
         if not found:
-            known = ", ".join(dict.fromkeys(row.commit or "none" for row in rows))
+            known = ", ".join(dict.fromkeys(row.commit or "none" for row in rows)) or "no rows"
             raise L2TFastError(f"{path} holds no row of commit {commit}, it has {known}")
+        commits = sorted({row.commit for row in found}, key=lambda commit: (len(commit), commit))
+        if not all(_same_commit(commits[0], other) for other in commits):
+            raise L2TFastError(f"{path} holds rows of several commits {commit}: {', '.join(commits)}, name one of them")
         return found
     return rows
+
+
+def _same_commit(one: str, other: str) -> bool:
+    """Whether one is the other or its beginning, both of them with changes or both without."""
+    hashes = [name.removesuffix("-dirty") for name in (one, other)]
+    same = hashes[0].startswith(hashes[1]) or hashes[1].startswith(hashes[0])
+    return same and one.endswith("-dirty") == other.endswith("-dirty")

@@ -93,10 +93,11 @@ class Row:
 
     def key(self) -> tuple[object, ...]:
         """What is measured, and where: equal for rows that two runs have in common."""
-        return tuple(getattr(self, name) for name in _KEY)
+        return tuple(getattr(self, name) for name in KEY)
 
 
-_KEY = (
+#: The columns of :meth:`Row.key`.
+KEY = (
     "device", "threads", "flags", "workload", "batch", "dtype", "layout", "mode", "provider", "sweep", "size", "part",
 )  # fmt: skip
 
@@ -181,6 +182,8 @@ def _read(path: Path) -> list[tuple[int, list[str]]]:
 def _check_header(path: Path, found: tuple[str, ...]) -> None:
     if found == COLUMNS:
         return
+    if not found:
+        raise L2TFastError(f"{path} is empty, so it holds no rows of `l2t-fast bench run`")
     missing, unknown = [c for c in COLUMNS if c not in found], [c for c in found if c not in COLUMNS]
     differences = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(unknown)}"] * bool(unknown)
     raise L2TFastError(

@@ -186,9 +186,46 @@ def test_the_compare_command(tmp_path, capsys):
     assert main(["bench", "compare", str(before), str(after)]) == 1
     assert "REGRESSION  time" in capsys.readouterr().out
     assert main(["bench", "compare", str(before), str(after), "--threshold", "1.5"]) == 0
-    append_rows(other := tmp_path / "other.csv", [fake_row(threads=4)])
-    assert main(["bench", "compare", str(before), str(other)]) == 2
-    assert "no figure in common" in capsys.readouterr().err
+
+
+def test_compare_says_what_else_than_the_code_differs_and_what_is_missing(tmp_path, capsys):
+    before, after = tmp_path / "before.csv", tmp_path / "after.csv"
+    append_rows(
+        before, [fake_row(), fake_row("eager"), fake_row(workload="imagenet"), fake_row("torch", mode="peak", flop=1)]
+    )
+    append_rows(after, [fake_row("eager", torch="2.15.0", commit="fed-dirty")])
+    assert main(["bench", "compare", str(before), str(after)]) == 0
+    first, second, *_, missing, last = capsys.readouterr().out.splitlines()
+    assert "PyTorch 2.14.1" in first and "commit 0123456;" in first and first.startswith("before: ")
+    assert "PyTorch 2.15.0" in second and "commit fed-dirty;" in second and second.startswith("after:  ")
+    assert missing.startswith("missing     status  cifar") and "l2t_fast, CPU: was measured before" in missing
+    assert last == "0 of 1 figures are more than 1.15 times worse"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threads": 4}, "threads is 2 before and 4 after"),
+        ({"device": "Another"}, "device is Some processor (2 cores) before and Another after"),
+        ({"mode": "second_order"}, "mode is forward_backward before and second_order after"),
+        ({"mode": "step", "part": "rest"}, "there are no rows after"),
+    ],
+)
+def test_why_two_files_have_nothing_in_common(tmp_path, capsys, changes, said):
+    before, after = tmp_path / "before.csv", tmp_path / "after.csv"
+    peak = fake_row("torch", mode="peak", workload="copy", bytes=1e8)
+    append_rows(before, [peak, fake_row()])
+    append_rows(after, [peak, fake_row(**changes)])
+    assert main(["bench", "compare", str(before), str(after)]) == 2
+    assert capsys.readouterr().err == f"error: {before} and {after} have no figure in common: {said}\n"
+
+
+def test_what_had_no_figure_before_cannot_be_compared(tmp_path, capsys):
+    before, after = tmp_path / "before.csv", tmp_path / "after.csv"
+    append_rows(before, [fake_row(status="wrong", median_ms=None)])
+    append_rows(after, [fake_row()])
+    assert main(["bench", "compare", str(before), str(after)]) == 2
+    assert "in common: what both measured had no figure before\n" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to render the page with")

@@ -74,6 +74,15 @@ def test_a_file_with_other_columns_is_left_alone(tmp_path):
     assert path.read_text() == text
 
 
+def test_an_empty_file_can_be_added_to_and_holds_no_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.touch()
+    with pytest.raises(L2TFastError, match=r"rows\.csv is empty, so it holds no rows"):
+        read_rows(path)
+    append_rows(path, [fake_row()])
+    assert read_rows(path) == [fake_row()]
+
+
 def test_a_cell_that_is_no_number(tmp_path):
     path = tmp_path / "rows.csv"
     append_rows(path, [fake_row(median_ms=12.5), fake_row(median_ms=13.5)])
@@ -162,6 +171,25 @@ def test_only_equal_conditions_are_compared():
     row = fake_row(median_ms=10)
     for other in ({"threads": 4}, {"device": "another"}, {"batch": 2}, {"flags": "warm cache"}, {"provider": "cuda"}):
         assert compare([row], [dataclasses.replace(row, **other)], 1.15) == []
+
+
+def test_changes_to_a_commit_are_not_the_commit(tmp_path):
+    """Measured before a change and after it, which is not committed yet."""
+    path = tmp_path / "rows.csv"
+    commits = {"abc1234": 1.0, "abc1234-dirty": 2.0, "abc9999": 3.0, None: 4.0, "abc12345": 5.0}
+    append_rows(path, [fake_row(commit=commit, median_ms=median) for commit, median in commits.items()])
+    for asked, medians in {
+        "abc1234": [1.0, 5.0],  # git has written one more character where seven were of two commits
+        "abc1": [1.0, 5.0],
+        "abc12345f0e1d2c3b4a5968778695a4b3c2d1e0f": [1.0, 5.0],  # as `git rev-parse` writes it
+        "abc1234-dirty": [2.0],
+        "abc9": [3.0],
+    }.items():
+        assert [row.median_ms for row in rows_of(f"{path}@{asked}")] == medians
+    with pytest.raises(L2TFastError, match="holds rows of several commits abc: abc1234, abc9999, abc12345, name one"):
+        rows_of(f"{path}@abc")
+    with pytest.raises(L2TFastError, match="no row of commit abc9-dirty, it has abc1234, abc1234-dirty, abc9999, none"):
+        rows_of(f"{path}@abc9-dirty")
 
 
 def test_rows_of_one_commit(tmp_path):
