@@ -111,9 +111,11 @@ def write_together(contents: Mapping[Path, bytes | memoryview]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError:
+    except OSError as error:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
+        if error.filename is None:  # as where the disk is full
+            error.filename = str(path)
         raise
 
 

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 import l2t_fast
 from l2t_fast.config import MOST_THREADS
 from l2t_fast.errors import L2TFastError, out_of_memory
+from l2t_fast.files import write_text
 from l2t_fast.parsing import new_parser
 
 # The suite is imported by the functions that need it: `l2t-fast --help` does not wait for networks and plots.
@@ -306,7 +307,7 @@ def _report(options: Namespace) -> int:
     if options.html:
         page = Path(options.html)
         try:
-            page.write_text(render_page(groups, made, plots, sources), encoding="utf-8")
+            write_text(render_page(groups, made, plots, sources), page)
         except OSError as error:
             raise L2TFastError(f"the page cannot be written to {page}: {error.strerror or error}") from error
         written.append(f"{page}: the page with all figures and tables")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 
 import pytest
@@ -176,6 +177,29 @@ def test_all_files_are_written_where_nobody_reads_what_is_told(tmp_path, capsys)
         assert main(["bench", "report", *options]) == 130
     assert all("published loop" in document.read_text() for document in documents) and page.exists()
     assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path, monkeypatch, capsys):
+    rows, page, document = tmp_path / "rows.csv", tmp_path / "page.html", tmp_path / "doc.md"
+    append_rows(rows, [fake_row(), fake_row("eager")])
+    page.write_text("old")
+    document.write_text("<!-- bench:loss -->\n<!-- /bench -->\n")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    report = ["bench", "report", "--rows", str(rows)]
+    for options, named in (
+        (["--documents", str(document)], document),
+        (["--images", str(tmp_path / "images")], tmp_path / "images" / "bench_loss_time.png"),
+    ):
+        assert main([*report, *options]) == 2
+        assert capsys.readouterr().err == f"error: {named}: No space left on device\n"
+    monkeypatch.setattr("l2t_fast.bench.plots.draw", lambda *_: [])
+    assert main([*report, "--html", str(page)]) == 2
+    assert capsys.readouterr().err == f"error: the page cannot be written to {page}: No space left on device\n"
+    assert page.read_text() == "old" and document.read_text() == "<!-- bench:loss -->\n<!-- /bench -->\n"
 
 
 def test_the_compare_command(tmp_path, capsys):
