@@ -106,15 +106,24 @@ class Curve:
         return slope, 1.0 if total == 0 else 1 - residual / total
 
 
+#: Columns that rows of one curve have in common, but for the one that it is drawn along.
+_OF_A_CURVE = ("dtype", "layout", "batch", "threads", "flags")
+
+
 def curves(groups: Sequence[Group]) -> list[Curve]:
-    """All scaling curves among the groups."""
-    found: dict[tuple[str, str, str, str], list[Row]] = {}
+    """All scaling curves among the groups; where one workload has several, its name says which."""
+    found: dict[tuple[str, str, str, str, tuple], list[Row]] = {}
     for group in groups:
         for row in group.rows:
             if row.sweep is not None:
-                found.setdefault((row.sweep, row.workload, row.mode, row.provider), []).append(row)
+                fixed = tuple(None if name == row.sweep else getattr(row, name) for name in _OF_A_CURVE)
+                found.setdefault((row.sweep, row.workload, row.mode, row.provider, fixed), []).append(row)
     made = []
-    for (axis, workload, mode, provider), rows in found.items():
+    for (axis, workload, mode, provider, fixed), rows in found.items():
+        others = [key[-1] for key in found if key[:2] == (axis, workload)]
+        for name, value, *values in zip(_OF_A_CURVE, fixed, *others, strict=True):
+            if len(set(values)) > 1:
+                workload += {"batch": f", B={value}", "threads": f", threads: {value}"}.get(name, f", {value}")
         rows = sorted(rows, key=lambda row: row.size)
         timed = [row for row in rows if row.status == OK and row.median_ms]
         exhausted = [row.size for row in rows if row.status == OUT_OF_MEMORY]

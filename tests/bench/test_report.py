@@ -50,6 +50,25 @@ def test_exponents_and_where_memory_ran_out():
     assert found["eager"].exponent() is None  # two points fit any line
 
 
+def test_curves_of_several_dtypes_and_batches_are_not_joined():
+    shared = {"sweep": "pairs", "workload": "tiny"}
+    rows = [
+        fake_row(dtype=dtype, median_ms=ms, size=4, **shared) for dtype, ms in (("float32", 3.0), ("bfloat16", 2.0))
+    ]
+    rows += [fake_row(batch=batch, median_ms=batch, size=4, **shared) for batch in (4, 8)]
+    rows += [fake_row(sweep="threads", workload="tiny", threads=threads, size=threads) for threads in (1, 2)]
+    made = {curve.workload: curve.milliseconds for curve in curves(newest(rows))}
+    assert made == {
+        "tiny, float32, B=128": (3.0,),
+        "tiny, bfloat16, B=128": (2.0,),
+        "tiny, float32, B=4": (4.0,),
+        "tiny, float32, B=8": (8.0,),
+        "tiny": (10.0, 10.0),
+    }
+    (table,) = tables(newest(rows[:4]))["scaling"]
+    assert [line[1] for line in table.cells] == [name for name in made if name != "tiny"]
+
+
 def test_the_summary():
     (table,) = tables(newest(fake_rows()))["summary"]
     assert table.header == ["float32", "cifar, 15 pairs, B=128, step B=4", "imagenet, 16 pairs, B=128, step B=4"]
