@@ -3,7 +3,7 @@
     python -m benchmarks.limited_data_figure --rows docs/results/cifar10_limited.csv --images docs/images
 
 It draws what the tables of docs/results.md with some 800 updates have, at the paper's weight of the matching term, of
-the methods that were run at more than one N: means over the seeds that a method has at an N.
+the methods that were run at more than one N: means over the seeds that all of these have at an N.
 """
 
 import argparse
@@ -52,9 +52,13 @@ def results(rows: list[dict[str, str]]) -> dict[int, list[MethodResult]]:
     for row in rows:
         method = row["method"] + (SCHEMES[row["pairs"]] if row["method"] == "fm" else "")
         runs[method][int(row["per_class"])].append(row)
+    runs = {method: numbers for method, numbers in runs.items() if len(numbers) > 1}
     levels: dict[int, list[MethodResult]] = defaultdict(list)
     for method, numbers in runs.items():
-        for level, found in numbers.items() if len(numbers) > 1 else ():
+        for level in numbers:
+            # A seed draws images and network, which weigh more than some methods: others' would be compared with it.
+            shared = set.intersection(*({r["seed"] for r in n[level]} for n in runs.values() if level in n))
+            found = [row for row in numbers[level] if row["seed"] in shared]
             accuracies = [[float(row[f"{of}_accuracy"]) for row in found] for of in ("test", "validation")]
             test, validation = map(summarise, accuracies)
             levels[level].append(MethodResult(method, method_label(method), [], 0, test, validation, math.nan))

@@ -20,21 +20,23 @@ def test_takes_results_at_the_paper_weight_of_full_length_only():
         assert not figure.is_drawn(row(**other))
 
 
-def test_means_over_seeds_of_methods_with_two_numbers_of_images():
+def test_means_over_shared_seeds_of_methods_with_two_numbers_of_images():
     fm = {"method": "fm", "pairs": 15}
     rows = [
         *(row(test_accuracy=accuracy, seed=seed) for seed, accuracy in enumerate((0.4, 0.5, 0.6))),
         row(per_class=100, test_accuracy=0.7),
         *(row(**fm, per_class=number, test_accuracy=0.55) for number in (50, 100)),
+        row(**fm, test_accuracy=0.45, seed=1),
+        row(**fm, per_class=100, test_accuracy=0.1, seed=1),
         row(method="fm", pairs=3),
     ]
     levels = figure.results(rows)
     assert list(levels) == [50, 100]
     found = {(level, r.label): (r.test.n, round(r.test.mean, 6)) for level, results in levels.items() for r in results}
     assert found == {
-        (50, "Scratch"): (3, 0.5),
+        (50, "Scratch"): (2, 0.45),
         (100, "Scratch"): (1, 0.7),
-        (50, "FM (all-to-all)"): (1, 0.55),
+        (50, "FM (all-to-all)"): (2, 0.5),
         (100, "FM (all-to-all)"): (1, 0.55),
     }
     assert [result.label for result in levels[50]] == ["FM (all-to-all)", "Scratch"]
