@@ -226,7 +226,7 @@ def test_rectifiers_on_a_kink_are_as_autograd_has_them(name):
     x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0, 3.0, 6.0], dtype=torch.float64).expand(2, 2, 8).clone()
     x.requires_grad_()
     plain = rectify(x.clone())
-    with NoteHeld() as noted:
+    with NoteHeld(torch.float64) as noted:
         rectify(x.clone())
     with ReplayHeld(noted.notes):
         replayed = rectify(x.clone())
