@@ -20,8 +20,13 @@ STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 MOST_CLASSES = 10**6  # a file that says more of its network is not believed
 # What wrappers put in front of every name: DataParallel, torch.compile.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-# torchvision's published DenseNets say "denselayer1.norm.1" for what the network calls "denselayer1.norm1".
-OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+# torchvision's published DenseNets say "denselayer1.norm.1" for what the network calls "denselayer1.norm1", its ViTs
+# "encoder_layer_0.mlp.linear_1" and "linear_2" for "encoder_layer_0.mlp.0" and "3".
+OLD_NAMES = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,11 @@ def load_weights(model: nn.Module, checkpoint: str | Path | Checkpoint) -> None:
     ignored = tuple(getattr(model, "ignored_checkpoint_prefixes", ()))
     weights = {name: v for name, v in checkpoint.weights.items() if not (ignored and name.startswith(ignored))}
     _check_fit(model, weights, checkpoint.shown)
-    # Not strict: files older than BatchNorm's batch counter lack it, everything else was checked above.
-    model.load_state_dict(weights, strict=False)
+    # Files older than BatchNorm's batch counter lack it, everything else was checked above. The network's own state
+    # dict says too which version of its modules the names are of: torchvision's MNASNets load nothing without.
+    state = model.state_dict()
+    state.update(weights)
+    model.load_state_dict(state)
 
 
 def _normalization(said: Mapping) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -161,7 +169,9 @@ def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if all(name.startswith(prefix) for name in plain):
                 plain = {name.removeprefix(prefix): value for name, value in plain.items()}
                 stripped = True
-    return {OLD_DENSENET_NAME.sub(r"\1\2", name): value for name, value in plain.items()}
+    for old, new in OLD_NAMES:
+        plain = {old.sub(new, name): value for name, value in plain.items()}
+    return plain
 
 
 def _check_fit(model: nn.Module, weights: Mapping[str, Tensor], shown: str) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import VisionTransformer
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, load_weights, read_checkpoint
+from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD, build_model, from_state_dict, load_weights, read_checkpoint
 
 DATA = os.environ.get("L2T_FAST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="L2T_FAST_DATA is not set: it names the folder with published weights")
@@ -109,6 +110,34 @@ def test_published_densenets_load(tmp_path):
     load_weights(other, tmp_path / "a.pt")
     for name, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
+
+
+def test_published_vision_transformers_load():
+    torch.manual_seed(0)
+    network, other = (VisionTransformer(32, 16, num_layers=2, num_heads=1, hidden_dim=8, mlp_dim=16) for _ in range(2))
+    new_names = network.state_dict()
+    old_names = {k.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for k, v in new_names.items()}
+    assert "encoder.layers.encoder_layer_1.mlp.linear_2.bias" in old_names
+    load_weights(other, from_state_dict(old_names, "a.pt"))
+    for name, value in new_names.items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+def test_networks_whose_names_have_a_version_load(tmp_path):
+    network, other = (build_model("torchvision:mnasnet0_5", 4) for _ in range(2))
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    load_weights(other, tmp_path / "a.pt")
+    for name, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value)
+
+
+def test_a_file_older_than_the_batch_counter_loads(network):
+    counted = build_model("resnet8", 4)
+    counted.bn1.num_batches_tracked.fill_(3)
+    weights = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    load_weights(counted, from_state_dict(weights, "a.pt"))
+    assert torch.equal(counted.conv1.weight, network.conv1.weight)
+    assert counted.bn1.num_batches_tracked == 3
 
 
 class NotATensor:
