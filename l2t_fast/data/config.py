@@ -78,6 +78,9 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise L2TFastError(f"{group}.{name} is {value}, it must be at least {lowest}")
+        for name in ("data_dir", "splits"):
+            if getattr(self, name) == "":  # a variable of the shell that is not set: the folder one is in is named .
+                raise L2TFastError(f"{group}.{name} is empty, it must be a path, or null")
         if self.workers > MOST_WORKERS:
             raise L2TFastError(f"{group}.workers is {self.workers}, it must be at most {MOST_WORKERS}")
         if self.classes is not None:

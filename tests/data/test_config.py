@@ -38,6 +38,8 @@ from l2t_fast.errors import L2TFastError
         ({"normalization": [[0.5, 0.5], [1.0]]}, "it must be [[mean ...], [std ...]]"),
         ({"dataset": "imagefolder"}, "data.dataset imagefolder needs data.data_dir"),
         ({"dataset": "cifar10"}, "data.dataset cifar10 needs data.data_dir"),
+        ({"dataset": "imagefolder", "data_dir": ""}, "data.data_dir is empty, it must be a path, or null"),
+        ({"splits": ""}, "data.splits is empty, it must be a path, or null"),
     ],
 )
 def test_wrong_values_are_named(options, sentence):
