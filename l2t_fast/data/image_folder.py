@@ -1,6 +1,7 @@
 """Any folder of images, one folder a class."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,18 @@ from l2t_fast.data.torchvision_sets import stored_in
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 
+# What people call the folder of a part, in any case.
+PART_NAMES = {
+    part: re.compile(rf"({names})([ _-]?(set|data|images))?", re.IGNORECASE)
+    for part, names in {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}.items()
+}
+
 
 def read_image_folder(folder: Path) -> RawData:
     """``train``, ``test`` and perhaps ``val`` with one folder a class, or the folders of the classes alone."""
     if not folder.is_dir():
         raise L2TFastError(f"there is no folder {printable(folder)}: data_dir must hold images in one folder a class")
+    _check_part_names(folder)
     if not (folder / "train").is_dir():
         if stored := stored_in(folder):
             raise L2TFastError(
@@ -36,11 +44,29 @@ def read_image_folder(folder: Path) -> RawData:
     return RawData(pools["train"], pools.get("val"), pools["test"], [printable(name) for name in classes["train"]])
 
 
-def _folder_of_classes(folder: Path) -> tuple[Pool, list[str]]:
+def _check_part_names(folder: Path) -> None:
+    """Refuse parts of other names: they would be taken for classes, or validation images not be looked at."""
+    names = [entry.name for entry in _entries(folder) if entry.is_dir()]
+    found = {part: sorted(filter(pattern.fullmatch, names)) for part, pattern in PART_NAMES.items()}
+    if not found["train"] or not (found["val"] or found["test"]):  # a class may have such a name
+        return
+    for part, called in found.items():
+        if called and part not in called:
+            raise L2TFastError(
+                f"{printable(folder)} has a folder {printable(called[0])!r}, which is the name of no part: parts are "
+                f"called train, test and, if there is one, val, so call it {part}"
+            )
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
     try:
-        entries = [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
+        return [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
     except OSError as error:
         raise L2TFastError(f"the folder {printable(folder)} cannot be read: {error.strerror}") from error
+
+
+def _folder_of_classes(folder: Path) -> tuple[Pool, list[str]]:
+    entries = _entries(folder)
     names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
         images = any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)

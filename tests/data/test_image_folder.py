@@ -62,6 +62,10 @@ def test_one_folder_of_classes_is_divided(make_folder):
     assert set.union(*parts) == files_in(folder) and sum(map(len, parts)) == 30
 
 
+def test_classes_may_be_called_like_a_part(make_folder):
+    assert load_data(config(make_folder({".": {"Valid": 4, "invalid": 4}}))).class_names == ["Valid", "invalid"]
+
+
 def test_labels_follow_the_folders_and_the_chosen_classes(make_folder):
     folder = make_folder({"train": {"a": 4, "b": 4, "c": 4}, "test": {"a": 1, "b": 2, "c": 3}})
     bundle = load_data(config(folder, classes=[2, 0], normalization=RAW))
@@ -196,6 +200,23 @@ def no_test(folder):
     return "has train but no test beside it"
 
 
+def parts_in_capitals(folder):
+    for name in ("train", "test"):
+        (folder / name).rename(folder / name.capitalize())
+    return "{folder} has a folder 'Train', which is the name of no part: parts are called train, test and"
+
+
+def parts_of_other_names(folder):
+    for name in ("train", "test"):
+        (folder / name).rename(folder / f"{name}ing_set")
+    return "{folder} has a folder 'training_set', which is the name of no part"
+
+
+def validation_of_another_name(folder):
+    shutil.copytree(folder / "test", folder / "valid")
+    return "{folder} has a folder 'valid', which is the name of no part: parts are called train, test and, if there is"
+
+
 def no_classes(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -248,6 +269,9 @@ def single_image(folder):
         missing_test_class,
         additional_test_class,
         no_test,
+        parts_in_capitals,
+        parts_of_other_names,
+        validation_of_another_name,
         no_classes,
         too_deep,
         no_folder,
