@@ -83,7 +83,7 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         if not isinstance(trees[-1], dict):
             found = {type(None): "is empty", list: "holds a list"}.get(type(trees[-1]), "holds a single value")
             raise L2TFastError(f"{path} {found}, it must hold keys and their values, such as epochs: 3")
-        _refuse_file_names(trees[-1], groups, f"{path}: ")
+        _refuse_plain_groups(trees[-1], groups, f"{path}: ")
     for argument in arguments:
         if (name := argument.partition("=")[0].removeprefix("--")) in groups and argument.startswith("--"):
             below = "NAME.KEY" if name == "sources" else "KEY"
@@ -94,20 +94,24 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         return parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
         raise L2TFastError(_sentence(str(error), known)) from error
-    except TypeError as error:  # `source: 3`
-        names = ", ".join(sorted({group.split(".")[0] for group in groups}))
-        raise L2TFastError(f"one of the groups {names} has a value where keys must stand below it") from error
 
 
-def _refuse_file_names(tree: object, groups: Collection[str], where: str, prefix: str = "") -> None:
-    """jsonargparse would open a file that stands where the keys of a group must, whatever it is and holds."""
+def _refuse_plain_groups(tree: object, groups: Collection[str], where: str, prefix: str = "") -> None:
+    """Refuse what is no table where the keys of a group must stand, such as nothing, all of them being comments.
+
+    jsonargparse would say so of none by its name, and open a file that stands there, whatever it is and holds.
+    """
     if not isinstance(tree, dict):
         return
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, str) and (key in groups or prefix == "sources."):
-            raise L2TFastError(f"{where}{key} is {printable(value)!r:.100}, it must have keys below it")
-        _refuse_file_names(value, groups, where, f"{key}.")
+        # Nothing is what sources are by default, and of a list `_about_sources` says what they are.
+        plain = not isinstance(value, dict | None | list) if key == "sources" else not isinstance(value, dict)
+        if plain and (key in groups or prefix == "sources."):
+            shown = "null" if value is None else f"{printable(str(value))!r:.100}"
+            hint = ", or be left out" if value is None else ""
+            raise L2TFastError(f"{where}{key} is {shown}, it must have keys below it{hint}")
+        _refuse_plain_groups(value, groups, where, f"{key}.")
 
 
 def _with_sources_in_one(arguments: list[str]) -> list[str]:

@@ -229,7 +229,14 @@ def test_folders():
         (b"sources:\n  a: {model: 3}\n", "sources: model cannot be 3, see --source.model"),
         (b"sources:\n- model: x\n", "sources must be names, each with keys of a source below it: model"),
         (b"", "is empty, it must hold keys and their values"),
-        (b"source: 3\n", "has a value where keys must stand below it"),
+        (b"source: 3\n", "config.yaml: source is '3', it must have keys below it"),
+        (b"sources: 3\n", "config.yaml: sources is '3', it must have keys below it"),
+        (
+            b"lr: 0.1\ndata:\n# all: that is below it\n",
+            "config.yaml: data is null, it must have keys below it, or be left",
+        ),
+        (b"pretrain:\n  data:\n", "config.yaml: pretrain.data is null, it must have keys below it, or be left out"),
+        (b"sources:\n  a:\n", "config.yaml: sources.a is null, it must have keys below it, or be left out"),
         (b"out: \xff\xfe\n", "not text in UTF-8"),
     ],
 )
