@@ -224,9 +224,9 @@ def read_saved(path: Path) -> Mapping[str, Any]:
 def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequence[str]) -> None:
     """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`.
 
-    There may be groups of keys in it too ("source"). A checkpoint is the same under another path to it, and a source
-    that was pretrained for the run where the run's folder was moved. A key that the file lacks has come with a later
-    version, whose default is what was done before.
+    There may be groups of keys in it too ("source"). A checkpoint and the images are the same under another path to
+    them, and a source that was pretrained for the run where the run's folder was moved. A key that the file lacks has
+    come with a later version, whose default is what was done before.
     """
     saved = _flatten(read_saved(path))
     asked = _flatten(config_tree(config))
@@ -235,14 +235,15 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
     for key in sorted(saved.keys() | asked.keys()):
         if key in may_change or key.partition(".")[0] in may_change:
             continue
-        same = saved.get(key) == asked.get(key) or (key.endswith(".checkpoint") and _same_checkpoint(key, saved, asked))
-        if not same:
+        if saved.get(key) != asked.get(key) and not (key.endswith(_PATHS) and _same_place(key, saved, asked)):
             raise L2TFastError(
                 f"{path.parent} was made with {key}: {saved.get(key)}, but now {key} is {asked.get(key)}: "
                 "ask for the same, or name another folder with --out"
             )
 
 
+#: How keys end whose value is a path.
+_PATHS = (".checkpoint", ".data_dir", ".splits")
 #: What ranks may have of their own: where things lie on their machine, and how it reads and computes.
 _OF_A_MACHINE = ("out", "device", "threads", "data.data_dir", "data.splits", "data.workers", "data.cache")
 
@@ -270,7 +271,7 @@ def _same_path(one: Any, other: Any) -> bool:
     return len(paths) == 2 and paths[0] == paths[1]
 
 
-def _same_checkpoint(key: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+def _same_place(key: str, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     if key == "source.checkpoint" and (place := _own_source(saved)) is not None and place == _own_source(asked):
         return True
     return _same_path(saved.get(key), asked.get(key))

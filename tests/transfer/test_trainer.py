@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from l2t_fast.bilevel import hypergradient
@@ -415,6 +416,23 @@ def test_resume_with_another_configuration(make_config, quiet):
     run(make_config(method="scratch", epochs=1), progress=quiet)
     with pytest.raises(L2TFastError, match=r"was made with data.per_class: 12, but now data.per_class is 13"):
         run(make_config(method="scratch", epochs=1, data={"per_class": 13}), resume=True, progress=quiet)
+
+
+def test_resume_with_another_path_to_the_same_images(make_config, quiet, tmp_path, monkeypatch):
+    for number, name in enumerate(("a", "b")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8), (40 * i, 80 * number, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    images = {"dataset": "imagefolder", "data_dir": "images", "classes": None, "per_class": None}
+    config = make_config(method="scratch", epochs=1, data=images)
+    result = run(config, progress=quiet)
+    config.data.data_dir = str(tmp_path / "images")
+    assert run(config, resume=True, progress=quiet) == result
+    shutil.copytree(tmp_path / "images", tmp_path / "others")
+    config.data.data_dir = "others"
+    with pytest.raises(L2TFastError, match=r"was made with data\.data_dir: images, but now data\.data_dir is others"):
+        run(config, resume=True, progress=quiet)
 
 
 def test_resume_from_a_damaged_checkpoint(make_config, quiet):
