@@ -1,5 +1,6 @@
 """From a ``DataConfig`` to three loaders."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,11 +211,21 @@ def _fitted(images: Images | Tensor, size: int, resize_to: int, config: DataConf
 
 
 def _resident(images: Images | Tensor, config: DataConfig) -> Images | Tensor | list[Tensor]:
-    """The images at their own sizes, in memory unless they are files and too many."""
+    """The images at their own sizes, in memory unless they are files and too large together."""
     if isinstance(images, Tensor):
         return images
-    height, width = images.size(0)
-    return read_all(images) if _keep(len(images) * 3 * height * width, config) else images
+    keep = _are_few(images) if config.cache is None else config.cache
+    return read_all(images) if keep else images
+
+
+def _are_few(images: FileImages) -> bool:
+    """Whether the images at their own sizes, which may differ a lot, are kept in memory; reads headers only."""
+    size = 0
+    for index in range(len(images)):
+        size += 3 * math.prod(images.size(index))
+        if size > CACHE_LIMIT:
+            return False
+    return True
 
 
 def _keep(size: int, config: DataConfig) -> bool:

@@ -129,6 +129,16 @@ def test_random_resized_crop_is_224_by_default_and_tests_see_the_centre(make_fol
     assert next(iter(bundle.train))[0].shape[1:] == next(iter(bundle.test))[0].shape[1:] == (3, 224, 224)
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(10**6, True), (10**4, False)])
+def test_images_of_very_different_sizes_are_kept_if_all_of_them_are_few(make_folder, monkeypatch, limit, kept):
+    folder = make_folder(USUAL)  # the first is of 8x8 pixels, and 20 of that size are 3,840 bytes
+    for name in ("one.png", "other.png"):  # one of which may be held out
+        Image.new("RGB", (100, 100)).save(folder / "train" / "cat" / name)
+    monkeypatch.setattr("l2t_fast.data.bundle.CACHE_LIMIT", limit)
+    images = load_data(config(folder, augment="random_resized_crop", image_size=8)).train.dataset.images
+    assert isinstance(images, list) == kept
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_images_of_any_colour_mode_become_rgb(make_folder, mode):
     folder = make_folder(USUAL)
