@@ -120,6 +120,11 @@ def _read(path: Path) -> object:
         raise L2TFastError(f"{shown} is not a checkpoint file but a folder or a device")
     if path.stat().st_size == 0:
         raise L2TFastError(f"the checkpoint file {shown} is empty: copy it again")
+    if path.suffix == ".safetensors":
+        raise L2TFastError(
+            f"the checkpoint file {shown} is one of safetensors, which is not read: load it with "
+            "safetensors.torch.load_file, and save what that gives with torch.save"
+        )
     try:
         path.open("rb").close()
     except OSError as error:

@@ -233,6 +233,14 @@ def test_bad_checkpoints_are_named_and_change_nothing(network, tmp_path, save, s
         assert torch.equal(value, before[name])
 
 
+def test_a_file_of_safetensors_is_not_called_truncated(network, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(
+        L2TFastError, match=r"model\.safetensors is one of safetensors, which is not read: load it with"
+    ):
+        load_weights(network, tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99, 0.9999])
 def test_a_file_cut_anywhere_is_named(network, tmp_path, share):
     torch.save(network.state_dict(), tmp_path / "a.pt")
