@@ -176,6 +176,7 @@ def test_version(capsys):
         (["--keep_graphs", "1"], "keep_graphs is 1, it must be true or false"),
         (["--data.seed", "1.5"], "data.seed is 1.5, it must be a whole number"),
         (["--method", "l2tww"], "there is no method 'l2tww': did you mean l2t-ww?"),
+        (["--method", "LwF"], "there is no method 'LwF': did you mean lwf?"),
         (["--method", "fm-single"], "there is no method 'fm-single': fm-single is fm with pairs: single; known are"),
         (["--lr", "-1"], "lr is -1.0, it must be a number above 0"),
         (["--pairs", "[]"], "pairs is empty"),
