@@ -51,7 +51,8 @@ def read_split(prefix: str) -> Split:
 
 
 def check_part(indices: np.ndarray, pool: Pool, classes: list[int], name: str) -> None:
-    """``L2TFastError`` if an index is beyond the images of ``pool`` or its class is not among ``classes``."""
+    """``L2TFastError`` if an index is beyond the images of ``pool`` or its class is not among ``classes``, or if one of
+    these has no image to train on."""
     count = len(pool.labels)
     if indices.max() >= count:
         raise L2TFastError(f"splits: {name} counts up to image {indices.max()}, but {pool.where} has {count} images")
@@ -61,6 +62,11 @@ def check_part(indices: np.ndarray, pool: Pool, classes: list[int], name: str) -
         raise L2TFastError(
             f"splits: image {index} of {name} is of class {pool.labels[index]} in {pool.where}, which is not among the "
             "classes of the split: it was made for another data set, or for other files"
+        )
+    without = np.setdiff1d(classes, pool.labels[indices])
+    if name == "train" and len(without):
+        raise L2TFastError(
+            f"splits: train has no image of class {without[0]} of {pool.where}, which is one of its classes"
         )
 
 

@@ -71,6 +71,7 @@ def test_the_seed_chooses_only_among_the_training_images(folder, split):
     [
         ({"val": (CLASSES, [15, 12])}, "image 12 is in both .*mine-train and .*mine-val"),
         ({"val": ([0, 2], [15])}, "name different classes"),
+        ({"train": (CLASSES, [12, 13])}, "train has no image of class 0 of .*train, which is one of its classes"),
         ({"train": (CLASSES, [12, 18])}, "train counts up to image 18, but .* has 18 images"),
         ({"train": (CLASSES, [12, 7])}, "image 7 of train is of class 1 in .* not among the classes of the split"),
         ({"test": (CLASSES, [4, 4])}, "mine-test names an image twice"),
