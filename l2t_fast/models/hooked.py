@@ -238,14 +238,14 @@ def _family_to_map(model_name: str) -> ToMap:
 
 def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, Probed]:
     """Run ``network`` once and say which modules give maps, in the order in which they finish."""
-    seen: dict[str, tuple[Tensor, Tensor, int]] = {}
+    seen: dict[str, tuple[Tensor, int]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             feature_map = to_map(module, output)
             if feature_map is not None:
                 seen.pop(name, None)  # a module that runs again counts where it runs last
-                seen[name] = (output, feature_map, output._version)
+                seen[name] = (feature_map, feature_map._version)  # a view has the version of what it is one of
 
         return hook
 
@@ -262,7 +262,7 @@ def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) 
         network.train(was_training)
         for handle in handles:
             handle.remove()
-    return {name: Probed(m.shape, output._version != version) for name, (output, m, version) in seen.items()}
+    return {name: Probed(m.shape, m._version != version) for name, (m, version) in seen.items()}
 
 
 def default_layers(model_name: str, network: nn.Module, probed: dict[str, Probed]) -> list[str]:

@@ -257,6 +257,32 @@ def test_tokens_become_maps():
     assert torch.equal(feature_map[:, :, 1, 0], tokens[:, 2])
 
 
+class InTuple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return (self.layer(x),)  # as layers of Hugging Face's transformers do
+
+
+class Overwriting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = InTuple()
+
+    def forward(self, x):
+        return self.block(x)[0].clamp_(min=0).mean((2, 3))
+
+
+def test_an_output_that_is_no_tensor_becomes_a_map_and_is_kept_as_it_was():
+    network = Overwriting()
+    inside = lambda module, output: output[0] if isinstance(output, tuple) else None  # noqa: E731
+    with_feature_maps(network, ["block"], image_size=8, to_map=inside)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(network(x)[1][0], network.block.layer(x))
+
+
 def test_a_network_needs_no_parameters():
     network = with_feature_maps(nn.Sequential(nn.AvgPool2d(2)), ["0"])
     assert network.feature_channels == [3]
