@@ -39,6 +39,6 @@ def choose_device(name: str, group: Group = ALONE) -> torch.device:
             torch.cuda.set_device(device)  # what names no GPU is for this one: pinned memory, streams, questions
         torch.empty(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]  # pages follow, of every other device there is
         raise L2TFastError(f"device {name!r} cannot be used here ({reason}), try auto or cpu") from error
     return device

@@ -28,6 +28,8 @@ def test_devices():
     for name in ("cuda:97", "gpu"):
         with pytest.raises(L2TFastError, match=f"device '{name}' cannot be used here"):
             choose_device(name)
+    with pytest.raises(L2TFastError, match=r"^device 'mps' cannot be used here \(.{9,200}\), try auto or cpu$"):
+        choose_device("mps")
 
 
 def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch):
