@@ -143,7 +143,7 @@ class Trainer:
         if self._resume and self.folder.last.exists():
             self.reached = self.state.restore(self.config.epochs)
         self._check_agreement()
-        self._log(f"{self.describe()}; starts after epoch {self.reached.epoch}")
+        self._log(f"{self.describe()}; starts after epoch {self.reached.epoch}; {self.data.describe()}")
         if self.source is not None and self.source.scales:
             scales = ", ".join(f"{name} by {scale:.4g}" for name, scale in self.source.scales.items())
             self._log(f"unit_rms divides the source's maps: {scales}")

@@ -100,7 +100,8 @@ def test_a_run_leaves_its_folder(make_config, quiet, method):
     assert list((out / "tensorboard").glob("events.*"))
     environment = json.loads((out / "environment.json").read_text())
     assert environment["torch"] == torch.__version__ and environment["device"] == "cpu"
-    assert "finished" in (out / "log.txt").read_text()
+    log = (out / "log.txt").read_text()
+    assert "digits: 3 classes, 1x8x8; 36 training images (12 a class), " in log and "finished" in log
 
 
 def test_pairs_that_cannot_learn_are_named(make_config, quiet):
