@@ -24,6 +24,15 @@ def test_with_as_many_classes_the_head_comes_along(make_config, quiet, source_ch
     assert all(torch.equal(value, source[name]) for name, value in trainer.target.state_dict().items())
 
 
+def test_networks_whose_names_have_a_version_start_from_the_source(make_config, quiet, tmp_path):
+    model = "torchvision:mnasnet0_5"
+    weights = build_model(model, 5, in_channels=1).state_dict()
+    torch.save(weights, tmp_path / "a.pt")
+    source, data = SourceConfig(model, str(tmp_path / "a.pt")), {"classes": [5, 6, 7, 8, 9]}
+    trainer = Trainer(make_config(method="fine-tune", source=source, target=TargetConfig(model), data=data), quiet)
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.target.state_dict().items())
+
+
 def test_the_source_does_not_run_while_training(make_config, quiet):
     trainer = Trainer(make_config(method="fine-tune", target=TargetConfig("resnet8"), epochs=1), quiet)
     passes = []
