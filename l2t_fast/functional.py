@@ -206,6 +206,8 @@ def _savable(sources: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _viewed(source: Tensor) -> Tensor:
+    if source.is_neg():  # its sign is no part of the memory
+        return source.resolve_neg()
     view = torch.empty(0, dtype=source.dtype, device=source.device)
     return view.set_(source.untyped_storage(), source.storage_offset(), source.shape, source.stride())
 

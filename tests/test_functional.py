@@ -449,6 +449,17 @@ def test_a_source_from_inference_mode():
     assert torch.equal(found, wanted)
 
 
+def test_a_source_from_inference_mode_whose_sign_pytorch_changes_as_it_reads():
+    """As imaginary parts of conjugates have it: the memory holds the other sign."""
+    sources, targets, projections, w, lam = make()
+    target = targets[0].requires_grad_()
+    with torch.inference_mode():
+        kept = [torch._neg_view(-source) for source in sources]
+    losses = [feature_matching_loss(s, targets, projections, PAIRS, w, lam) for s in (kept, sources)]
+    assert torch.equal(*losses)
+    assert torch.equal(*(torch.autograd.grad(loss, target)[0] for loss in losses))
+
+
 def test_what_a_backend_named_by_hand_cannot_do(monkeypatch):
     monkeypatch.setattr("l2t_fast.ops.why_unavailable", lambda *_: None)
     x = torch.zeros(1, dtype=torch.float64)
