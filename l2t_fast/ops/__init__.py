@@ -94,6 +94,13 @@ def why_unavailable(backend: str, device: torch.device | None = None) -> str | N
     return problem
 
 
+def kind_of_devices(backend: str) -> str | None:
+    """The kind of device whose tensors a backend takes, None for any."""
+    if backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1":  # whose tensors are the CPU's
+        return None
+    return next((kind for kind, backends in FUSED.items() if backend in backends), None)
+
+
 def _why_no_extension() -> str | None:
     problem = _native.why_unavailable()
     if problem is None and not hasattr(torch.ops.l2t_fast, "matching_loss"):
@@ -176,9 +183,10 @@ def _check_available(name: str, named_by: str, device: torch.device | None) -> N
 
 
 def _check_devices(name: str, named_by: str, devices: Iterable[torch.device]) -> None:
-    elsewhere = [device for device in devices if device.type not in (name, "meta")]
-    if name in ("cpu", "cuda") and elsewhere:
-        raise ValueError(f"{named_by}{name!r} takes {name} tensors, but one is on {elsewhere[0]}")
+    kind = kind_of_devices(name)
+    elsewhere = [device for device in devices if device.type not in (kind, "meta")]
+    if kind is not None and elsewhere:
+        raise ValueError(f"{named_by}{name!r} takes {kind} tensors, but one is on {elsewhere[0]}")
 
 
 def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[Tensor]) -> Choice:
@@ -208,11 +216,11 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
                 f"{named_by}{name!r} gives no gradient for source features, but one requires grad; "
                 'detach it, or use backend="reference"'
             )
+        if name in FUSED["cuda"] and any(t.dtype == torch.float64 for t in (*sources, *others)):
+            raise TypeError(f'{named_by}{name!r} has no float64, use backend="reference"')
         _check_devices(name, named_by, [t.device for t in (*sources, *others)])
         if inside_transform():
             raise ValueError(f'{named_by}{name!r} does not run inside torch.func transforms, use backend="reference"')
-        if name in FUSED["cuda"] and any(t.dtype == torch.float64 for t in (*sources, *others)):
-            raise TypeError(f'{named_by}{name!r} has no float64, use backend="reference"')
         return Choice(name, f"{named_by}{name} asks for it")
 
     tensors = sources + others

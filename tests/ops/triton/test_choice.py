@@ -52,11 +52,15 @@ def test_without_triton_or_a_gpu_it_is_told(monkeypatch, a_gpu):
 
 
 def test_cpu_tensors_are_refused_where_triton_runs_on_a_gpu(monkeypatch, a_gpu):
-    if launching.INTERPRETED:
-        pytest.skip("Triton's interpreter takes CPU tensors")
     feature, weight = torch.zeros(1, 2, 3, 3), torch.zeros(2, 2)
-    with pytest.raises(ValueError, match="called with CPU tensors"):
-        l2t_fast.feature_matching_loss([feature], [feature], [(weight, None)], [(0, 0)], backend="triton")
+    problem = (feature, feature), (feature,), [(weight, None)], [(0, 0)]
+    with pytest.raises(ValueError, match="backend='triton' takes cuda tensors, but one is on cpu"):
+        l2t_fast.feature_matching_loss(*problem, backend="triton")
+    monkeypatch.setenv("L2T_FAST_BACKEND", "triton")
+    with pytest.raises(ValueError, match="L2T_FAST_BACKEND='triton' takes cuda tensors, but one is on cpu") as error:
+        l2t_fast.feature_matching_loss(*problem)
+    assert l2t_fast.explain_backend("cpu") == ("triton", f"calls are refused: {error.value}")
+    assert l2t_fast.explain_backend("cuda") == ("triton", "L2T_FAST_BACKEND=triton asks for it")
 
 
 def test_float32_is_computed_as_pytorch_s_convolutions_are():
