@@ -4,16 +4,18 @@ import torch
 
 from l2t_fast.distributed.group import ALONE, Group
 from l2t_fast.errors import L2TFastError
-from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, backend_of_environment, why_unavailable
+from l2t_fast.ops import BACKENDS, ENVIRONMENT_VARIABLE, backend_of_environment, kind_of_devices, why_unavailable
 
 
-def check_backend(name: str) -> None:
-    """Raise L2TFastError if the backend that is asked for, here or by the environment, cannot run."""
+def check_backend(name: str, device: torch.device) -> None:
+    """Raise L2TFastError if the backend that is asked for, here or by the environment, cannot run on the device."""
     if name == "auto":
         name = backend_of_environment()
     if name not in BACKENDS:
         raise L2TFastError(f"{ENVIRONMENT_VARIABLE} is {name!r}, it must be one of {', '.join(BACKENDS)}")
-    problem = None if name == "auto" else why_unavailable(name)
+    problem = None if name == "auto" else why_unavailable(name, device)
+    if problem is None and kind_of_devices(name) not in (None, device.type):
+        problem = f"it takes {kind_of_devices(name)} tensors, but the run is on {device}"
     if problem is not None:
         raise L2TFastError(f"backend {name!r} cannot run: {problem}")
 

@@ -67,7 +67,7 @@ class Trainer:
         self.group = group
         self.device = choose_device(config.device, group)
         check_cuda_graph(config, self.device, group.size)
-        check_backend(config.backend)
+        check_backend(config.backend, self.device)
         self.progress = progress
         # A seed means other images too; data.seed chooses among several such series.
         self.data = load(dataclasses.replace(config.data, seed=config.data.seed + config.seed))

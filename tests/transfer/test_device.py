@@ -6,20 +6,35 @@ import torch
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.device import check_backend, choose_device
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+
 
 def test_backends(monkeypatch):
-    check_backend("auto")
-    check_backend("reference")
-    missing = {"triton": "it has no kernels"}
-    monkeypatch.setattr("l2t_fast.transfer.device.why_unavailable", missing.get)
+    check_backend("auto", CPU)
+    check_backend("reference", CPU)
+    missing = {("triton", GPU): "it has no kernels"}
+    monkeypatch.setattr("l2t_fast.transfer.device.why_unavailable", lambda *asked: missing.get(asked))
     with pytest.raises(L2TFastError, match="backend 'triton' cannot run: it has no kernels"):
-        check_backend("triton")
+        check_backend("triton", GPU)
     monkeypatch.setenv("L2T_FAST_BACKEND", "")
-    check_backend("auto")
+    check_backend("auto", CPU)
     monkeypatch.setenv("L2T_FAST_BACKEND", "fastest")
-    check_backend("reference")
+    check_backend("reference", CPU)
     with pytest.raises(L2TFastError, match="L2T_FAST_BACKEND is 'fastest', it must be one of auto, "):
-        check_backend("auto")
+        check_backend("auto", CPU)
+
+
+@pytest.mark.parametrize(("backend", "fits", "other"), [("cpu", CPU, GPU), ("cuda", GPU, CPU), ("triton", GPU, CPU)])
+def test_backends_for_another_device_than_the_run_s(monkeypatch, backend, fits, other):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("l2t_fast.transfer.device.why_unavailable", lambda *_: None)
+    check_backend(backend, fits)
+    check_backend("reference", other)
+    with pytest.raises(L2TFastError, match=f"backend '{backend}' cannot run: it takes .* but the run is on {other}"):
+        check_backend(backend, other)
+    monkeypatch.setenv("L2T_FAST_BACKEND", backend)
+    with pytest.raises(L2TFastError, match=f"backend '{backend}' cannot run"):
+        check_backend("auto", other)
 
 
 def test_devices():
