@@ -137,9 +137,8 @@ def _backends() -> dict[str, str]:
     """
     plain = why_plain()
     convolutions = {"convolutions on cpu": "fast where 3x3 in float32" if plain is None else f"PyTorch's: {plain}"}
-    forced = backend_of_environment()
-    if forced != "auto":
-        return {"auto": f"{forced}: {ENVIRONMENT_VARIABLE} asks for it", **convolutions}
+    if backend_of_environment() == "reference":  # which serves every device
+        return {"auto": f"reference: {ENVIRONMENT_VARIABLE} asks for it", **convolutions}
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     choices = {device: l2t_fast.explain_backend(device) for device in devices}
     taken = {f"auto on {device}": f"{choice.backend}: {choice.reason}" for device, choice in choices.items()}

@@ -51,6 +51,13 @@ def test_a_backend_forced_by_the_environment_is_told(monkeypatch):
     assert sections["variables"]["L2T_FAST_BACKEND"] == "reference"
 
 
+@pytest.mark.parametrize("backend", ["cuda", "fastest"])
+def test_a_backend_of_the_environment_whose_calls_are_refused_is_told(monkeypatch, backend):
+    monkeypatch.setenv("L2T_FAST_BACKEND", backend)
+    told = environment.describe_environment()["backend"]["auto on cpu"]
+    assert told.startswith(f"{backend}: calls are refused: L2T_FAST_BACKEND={backend!r} ")
+
+
 IMAGE = {"runtime": 13020, "driver": 13020, "binary": 90, "ptx": 90, "error": None}
 
 
