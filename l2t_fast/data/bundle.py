@@ -53,6 +53,11 @@ class DataBundle:
         for loader in (self.train, self.validation, self.test):
             loader.to(device)
 
+    def feed(self, device: torch.device) -> None:
+        """Say where batches are used: those for a GPU are pinned from now on, if the CPU makes them."""
+        for loader in (self.train, self.validation, self.test):
+            loader.feed(device)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass over the training images."""
         self.train.set_epoch(epoch)

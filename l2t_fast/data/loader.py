@@ -123,7 +123,6 @@ class ImageLoader(DataLoader):
             batch_size=None,
             num_workers=0 if isinstance(batches.images, Tensor) else workers,
             persistent_workers=workers > 0 and not isinstance(batches.images, Tensor),
-            pin_memory=torch.cuda.is_available(),
             # Otherwise each pass over the data would draw from PyTorch's global generator.
             generator=torch.Generator(),
         )
@@ -131,7 +130,10 @@ class ImageLoader(DataLoader):
     def to(self, device: torch.device) -> None:
         """As `ImageBatches.to`."""
         self.dataset.to(device)
-        self.pin_memory = self.pin_memory and self.dataset.labels.device.type == "cpu"
+
+    def feed(self, device: torch.device) -> None:
+        """Pin batches that a GPU copies from; for a CPU that would only take memory of a GPU that is there too."""
+        self.pin_memory = device.type == "cuda" and self.dataset.labels.device.type == "cpu"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass."""

@@ -73,6 +73,7 @@ class Trainer:
         self.data = load(dataclasses.replace(config.data, seed=config.data.seed + config.seed))
         if config.data.on_device:
             self.data.to(self.device)
+        self.data.feed(self.device)
         self._check_same_images()
         self.data.take_part(group.rank, group.size)
         # The target is made first and the generators are seeded again in fit(), so that one seed gives every method the

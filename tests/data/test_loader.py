@@ -93,6 +93,20 @@ def test_batches_made_on_the_device_are_those_made_on_the_cpu(augment, device):
     assert "training images" in found.describe()
 
 
+def test_batches_are_pinned_for_a_gpu_alone(monkeypatch):
+    """A run on the CPU takes no memory of a GPU that is there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    bundle = load_data(config())
+    loaders = bundle.train, bundle.validation, bundle.test
+    assert not any(loader.pin_memory for loader in loaders)
+    for device, wanted in (("cuda", True), ("cpu", False), ("cuda", True)):
+        bundle.feed(torch.device(device))
+        assert all(loader.pin_memory == wanted for loader in loaders)
+    bundle.to(torch.device("meta"))  # whose batches are on a device already
+    bundle.feed(torch.device("cuda"))
+    assert not any(loader.pin_memory for loader in loaders)
+
+
 def test_images_of_a_device_stay_there_through_augmentation():
     bundle = load_data(config())
     bundle.to(torch.device("meta"))
