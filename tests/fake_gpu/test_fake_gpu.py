@@ -17,7 +17,8 @@ QUICK = (
 )
 COMPILED = (
     *("tests/ops/cuda/test_gpu.py", "tests/ops/triton/test_gpu.py"),
-    *("-k", "stream_of or (plain_pytorch and smaller and not cpu and not dtype2) or (gram_form and flat)"),
+    "-k",
+    "stream_of or default_device or (plain_pytorch and smaller and not cpu and not dtype2) or (gram_form and flat)",
 )
 
 

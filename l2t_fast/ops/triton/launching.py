@@ -219,6 +219,10 @@ def _start(launch: Launch, table: Tensor, stream: int | None) -> None:
 # ---- host to device ------------------------------------------------------------------------------------------------
 
 
+def _pinned(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.int64, device="cpu", pin_memory=True)  # the default device may be a GPU
+
+
 class _Arena:
     """Pinned memory for tables that a CUDA graph copies from at every replay: handed out once, never used again.
 
@@ -228,7 +232,7 @@ class _Arena:
     WORDS = 1 << 17
 
     def __init__(self) -> None:
-        self.memory = torch.empty(self.WORDS, dtype=torch.int64, pin_memory=True)
+        self.memory = _pinned(self.WORDS)
         self.used = 0
 
     def take(self, count: int) -> Tensor:
@@ -256,6 +260,6 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
         with _LOCK:
             host = _arena.take(len(values))
     else:
-        host = torch.empty(len(values), dtype=torch.int64, pin_memory=True)  # PyTorch keeps it until it is copied
+        host = _pinned(len(values))  # PyTorch keeps it until it is copied
     host.numpy()[:] = values
     return host.to(device, non_blocking=True)

@@ -59,6 +59,17 @@ def test_the_second_device(gpu_backend):
     assert all(torch.equal(one[name].cpu(), two[name].cpu()) for name in one)
 
 
+def test_a_gpu_that_is_the_default_device(gpu_backend, monkeypatch):
+    """What the host makes stays the host's; here all of it, as in a process's first call."""
+    source, target, weight = (torch.randn(shape, device="cuda") for shape in [(2, 3, 5, 4), (2, 5, 3, 4), (3, 5)])
+    arguments = [source], [target.requires_grad_()], [(weight, None)], [(0, 0)]
+    (wanted,) = torch.autograd.grad(feature_matching_loss(*arguments, backend="reference"), target)
+    monkeypatch.setattr("l2t_fast.ops.triton.launching._arena", None)
+    with torch.device("cuda"):
+        (found,) = torch.autograd.grad(feature_matching_loss(*arguments, backend=gpu_backend.name), target)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_cuda_graph_replays_with_new_numbers(gpu_backend):
     problem = on_gpu(draw([(16, 9, 9), (8, 4, 4)], [(24, 17, 17)], [(0, 0), (1, 0)], dtype=torch.float32))
     problem = problem.requiring_grad()
