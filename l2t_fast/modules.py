@@ -300,17 +300,17 @@ def _per_pair(
         outputs = []
         for p, ((m, _), layer) in enumerate(zip(pairs, layers, strict=True)):
             if m not in means:
-                source = _checked_map(source_features[m], p, pairs, layer.weight.shape[1])
+                source = _checked_map(source_features[m], p, pairs, layer.weight)
                 means[m] = source.mean(dim=(2, 3), dtype=layer.weight.dtype)
             mean = means[m] / means[m].shape[1] if divide_by_channels else means[m]
             outputs.append(layer(mean))
         return outputs
 
 
-def _checked_map(source: Tensor, p: int, pairs: Pairs, channels: int) -> Tensor:
-    """The source map of pair p, if the pair's layer can take its channel means."""
-    m, wanted = pairs[p][0], f"(B, {channels}, H, W)"
-    name = f"{pair_name(p, pairs)}: source_features[{m}]"
+def _checked_map(source: Tensor, p: int, pairs: Pairs, weight: Tensor) -> Tensor:
+    """The source map of pair p, if the pair's layer, of this weight, can take its channel means."""
+    m, channels = pairs[p][0], weight.shape[1]
+    name, wanted = f"{pair_name(p, pairs)}: source_features[{m}]", f"(B, {channels}, H, W)"
     check_tensor(name, source, f"a tensor {wanted}")
     if source.dim() != 4 or source.shape[1] != channels:
         raise ValueError(f"{name} has shape {tuple(source.shape)}, but the layer takes {wanted}")
@@ -320,6 +320,8 @@ def _checked_map(source: Tensor, p: int, pairs: Pairs, channels: int) -> Tensor:
         raise TypeError(f"{name} is {source.layout}, use a dense tensor")
     if not source.is_floating_point():
         raise TypeError(f"{name} is {source.dtype}, use float32, bfloat16, float16 or float64")
+    if source.device != weight.device:
+        raise ValueError(f"{name} is on {source.device}, but the layer is on {weight.device}; put both on one device")
     return source
 
 

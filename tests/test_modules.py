@@ -249,6 +249,7 @@ def test_wrong_sources_are_told_in_every_none_case(change, error, message, what)
             r"pair 0 .*: source_features\[0\] has shape \(3, 2, 0, 8\): it has no pixels",
         ),
         (lambda s: [s[0].to_sparse(), s[1]], TypeError, r"\[0\] is torch.sparse_coo, use a dense tensor"),
+        (lambda s: [s[0].to("meta"), s[1]], ValueError, r"\[0\] is on meta, but the layer is on cpu; put both on one"),
         (
             lambda s: [torch.nested.nested_tensor(list(s[0]), layout=torch.strided), s[1]],
             TypeError,
