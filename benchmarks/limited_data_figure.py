@@ -53,16 +53,19 @@ def results(rows: list[dict[str, str]]) -> dict[int, list[MethodResult]]:
         method = row["method"] + (SCHEMES[row["pairs"]] if row["method"] == "fm" else "")
         runs[method][int(row["per_class"])].append(row)
     runs = {method: numbers for method, numbers in runs.items() if len(numbers) > 1}
-    levels: dict[int, list[MethodResult]] = defaultdict(list)
-    for method, numbers in runs.items():
-        for level in numbers:
-            # A seed draws images and network, which weigh more than some methods: others' would be compared with it.
-            shared = set.intersection(*({r["seed"] for r in n[level]} for n in runs.values() if level in n))
-            found = [row for row in numbers[level] if row["seed"] in shared]
+    levels: dict[int, list[MethodResult]] = {}
+    for level in sorted({level for numbers in runs.values() for level in numbers}):
+        here = {method: numbers[level] for method, numbers in runs.items() if level in numbers}
+        # A seed draws images and network, which weigh more than some methods: others' would be compared with it.
+        shared = set.intersection(*({row["seed"] for row in found} for found in here.values()))
+        made = []
+        for method, found in here.items():
+            found = [row for row in found if row["seed"] in shared]
             accuracies = [[float(row[f"{of}_accuracy"]) for row in found] for of in ("test", "validation")]
             test, validation = map(summarise, accuracies)
-            levels[level].append(MethodResult(method, method_label(method), [], 0, test, validation, math.nan))
-    return {level: sorted(levels[level], key=lambda result: -result.test.mean) for level in sorted(levels)}
+            made.append(MethodResult(method, method_label(method), [], 0, test, validation, math.nan))
+        levels[level] = sorted(made, key=lambda result: -result.test.mean)
+    return levels
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def compare(before: Sequence[Row], after: Sequence[Row], threshold: float) -> li
     is wrong now, or runs out of memory. Time that only looks longer is none: the quicker fifth of the calls (p20) must
     also be slower than before.
     """
-    old = {row.key(): row for row in before if row.mode != "peak" and not row.part}
+    old = {row.key(): row for row in _compared(before)}
     changes = []
     for key, row in {row.key(): row for row in after}.items():
         previous = old.get(key)
@@ -58,8 +58,13 @@ def compare(before: Sequence[Row], after: Sequence[Row], threshold: float) -> li
 def not_measured_again(before: Sequence[Row], after: Sequence[Row]) -> list[Row]:
     """Rows with a figure before whose provider takes no part after, though others on the same work do."""
     again, works = {row.key() for row in after}, {_work(row) for row in after}
-    old = {row.key(): row for row in before if row.mode != "peak" and not row.part and row.status == OK}
+    old = {row.key(): row for row in _compared(before) if row.status == OK}
     return [row for key, row in old.items() if key not in again and _work(row) in works]
+
+
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """Rows without those of what the machine can do, and of a step's parts."""
+    return [row for row in rows if row.mode != "peak" and not row.part]
 
 
 def _work(row: Row) -> tuple[object, ...]:
@@ -68,7 +73,7 @@ def _work(row: Row) -> tuple[object, ...]:
 
 def why_nothing_in_common(before: Sequence[Row], after: Sequence[Row]) -> str:
     """What keeps every row of one set from being compared with one of the other."""
-    before, after = ([row for row in rows if row.mode != "peak" and not row.part] for rows in (before, after))
+    before, after = _compared(before), _compared(after)
     for side, rows in (("before", before), ("after", after)):
         if not rows:
             return f"there are no rows {side}"

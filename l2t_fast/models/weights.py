@@ -92,8 +92,12 @@ def load_weights(model: nn.Module, checkpoint: str | Path | Checkpoint) -> None:
     ignored = tuple(getattr(model, "ignored_checkpoint_prefixes", ()))
     weights = {name: v for name, v in checkpoint.weights.items() if not (ignored and name.startswith(ignored))}
     _check_fit(model, weights, checkpoint.shown)
-    # Files older than BatchNorm's batch counter lack it, everything else was checked above. The network's own state
-    # dict says too which version of its modules the names are of: torchvision's MNASNets load nothing without.
+    replace_weights(model, weights)  # files older than BatchNorm's batch counter lack it, all else was checked above
+
+
+def replace_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network some of its weights, by their names; the others stay."""
+    # Its own state dict says too which version of its modules the names are of: MNASNets load nothing without.
     state = model.state_dict()
     state.update(weights)
     model.load_state_dict(state)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
+from l2t_fast.models.weights import replace_weights
 from l2t_fast.transfer.methods.base import Method, Setup
 
 #: Less of the target's weights than this from the source is not fine-tuning but an accident of names.
@@ -33,9 +34,7 @@ class FineTune(Method):
                 f"{setup.options.target.model} have a counterpart of the same name and shape in the source; set "
                 "target.model to the source's, or leave fine-tune out"
             )
-        state = setup.target.state_dict()  # says too which version of its modules it is of: MNASNets ask
-        state.update(best)
-        setup.target.load_state_dict(state)
+        replace_weights(setup.target, best)
 
 
 def same_tensors(source: nn.Module, target: nn.Module) -> dict[str, Tensor]:
