@@ -83,4 +83,8 @@ LossAndGradient matching_forward_cuda(const MatchingProblem& problem, const Need
 HessianVector matching_hvp_cpu(const MatchingProblem& problem, const Direction& direction, const Needs& needs);
 HessianVector matching_hvp_cuda(const MatchingProblem& problem, const Direction& direction, const Needs& needs);
 
+// Gradients times a scalar that is in the GPU's memory too, where they lie; without a pass over them where it is one.
+// False, and nothing done, if some have no kernel: they are dense, of float32 or bfloat16.
+bool scale_in_place_cuda(at::TensorList tensors, const at::Tensor& factor);
+
 }  // namespace l2t_fast

@@ -266,6 +266,9 @@ class Differences {
       return;
     }
     if (!lives) return;
+    // most columns beyond a tile's last are the next tile's
+    const int first = tile.first_column + column;
+    if (column >= tile.live && (first + 4 <= columns_of_part || first >= stride)) return;
     L2T_FAST_UNROLL_BY(1)
     for (int i = 0; i < 4; ++i)
       if (tile.keeps(column + i, columns_of_part, stride)) keep<Mode>(m_, to, place + i, at_index(values, i));

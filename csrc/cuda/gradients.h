@@ -15,9 +15,8 @@ class Gradients {
  public:
   L2T_FAST_KERNEL explicit Gradients(M& m) : m_(m) {}
 
-  // `low`: in tiles of 64 channels where they could have 128.
-  L2T_FAST_KERNEL void run_target(int item, bool low) {
-    if (target().channels > 64 && !low)
+  L2T_FAST_KERNEL void run_target(int item) {
+    if (target().channels > 64)
       gradient_of_target<4>(item);
     else
       gradient_of_target<2>(item);
@@ -86,32 +85,45 @@ class Gradients {
     return {part().differences[moves ? 1 : 0], part().stride, target().rows};
   }
 
-  // A tile of channels and columns of dT.
+  // A tile of channels and columns of dT, or of a share of its sum.
   template <int blocks>
   L2T_FAST_KERNEL void gradient_of_target(int item) {
     constexpr int height = 32 * blocks;
     const int channel_tiles = tiles(target().channels, height);
+    const int column_tiles = tiles(Line(target(), part()).columns, tile_width);
     const int first_channel = item % channel_tiles * height;
-    const int first_column = item / channel_tiles * tile_width;
+    const int first_column = item / channel_tiles % column_tiles * tile_width;
+    const int share = item / channel_tiles / column_tiles, shares = part().target_shares;
     find_spots<tile_width>(m_, Line(target(), part()), first_column, tile_width);
-    const int count = tiles(target().rows, terms_of_tile);
+    const int count = tiles(target().rows, terms_of_tile), all = target().weight_direction ? 2 * count : count;
+    const int begin = int(int64_t(all) * share / shares), end = int(int64_t(all) * (share + 1) / shares);
     Sums<blocks> sums;
     clear<blocks>(sums);
     multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
-        m_, sums, target().weight_direction ? 2 * count : count,
+        m_, sums, end - begin,
         [=, this, from_a = Feed<false, height, height, Element>(),
          from_b = Feed<false, tile_width, tile_width, Element>()](int number, Element* a, Element* b) mutable {
-          if (number == 0 || number == count) {
-            const bool moves = number > 0;
-            from_a = feed_packed<false, height, Element>(m_, weight(moves), 0, first_channel);
-            from_b = feed_packed<false, tile_width, Element>(m_, differences(moves), 0, first_column);
+          if (number == 0 || begin + number == count) {
+            const bool moves = begin + number >= count;
+            const int row = (begin + number - (moves ? count : 0)) * terms_of_tile;
+            from_a = feed_packed<false, height, Element>(m_, weight(moves), row, first_channel);
+            from_b = feed_packed<false, tile_width, Element>(m_, differences(moves), row, first_column);
           }
           from_a.next(m_, a);
           from_b.next(m_, b);
         },
         [](int, Element*, Element*) {});
-    const Map result = target().result;
     const int channels = target().channels;
+    if (shares > 1) {
+      const int64_t stride = part().stride;
+      float* const to = part().target_sums + int64_t(share) * channels * stride;
+      for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) {
+        if (first_channel + i < channels && first_column + j < stride)
+          to[(first_channel + i) * stride + first_column + j] = sum;
+      });
+      return;
+    }
+    const Map result = target().result;
     L2T_FAST_UNROLL
     for (int j = 0; j < 4; ++j) {
       L2T_FAST_UNROLL
@@ -211,10 +223,10 @@ template <class Mode, class M>
 L2T_FAST_KERNEL void gradients(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
-  const bool of_target = segment.kind == Segment::Kind::target, low = segment.which;
+  const bool of_target = segment.kind == Segment::Kind::target;
   begin_work(m, problem, segment.index);
   if (of_target)
-    Gradients<Mode, M>(m).run_target(item, low);
+    Gradients<Mode, M>(m).run_target(item);
   else
     Gradients<Mode, M>(m).run_projection(item);
 }

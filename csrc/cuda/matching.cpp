@@ -149,6 +149,9 @@ class Call {
       small(map.size(2) * map.size(3) + tile_width);
       std::vector<Pair> direct, gram;
       for (const int64_t p : numbers) direct.push_back(describe_pair(p, target));
+      // those that are resized tap by tap together: each tile of rows that has one takes the longer way
+      std::stable_partition(direct.begin(), direct.end(),
+                            [](const Pair& pair) { return pair.resize != Pair::Resize::taps; });
       std::copy_if(direct.begin(), direct.end(), std::back_inserter(gram),
                    [&](const Pair& pair) { return can_take_gram(pair, target); });
       std::stable_sort(gram.begin(), gram.end(), [](const Pair& a, const Pair& b) {

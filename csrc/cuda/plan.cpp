@@ -6,11 +6,12 @@
 namespace l2t_fast::cuda {
 namespace {
 
-// Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits.
-// And memory is bounded by the maps that are read, of which it may be a share; but never so far that processors are
-// idle.
-constexpr int64_t bytes_of_cache = int64_t(48) << 20;
+// Of E, in memory at one time: the more, the fewer launches wait for their last blocks, if less of it is read from the
+// L2 cache. Memory is bounded by the maps that are read and by the E of all pairs, which plain PyTorch holds several
+// times: it may be a share of either; but never so little that processors are idle.
+constexpr int64_t most_differences = int64_t(80) << 20;
 constexpr int64_t share_of_maps = 6;
+constexpr int64_t share_of_differences = 12;
 constexpr int64_t most_columns = int64_t(1) << 30;  // of a part: kernels count them in 32 bits
 constexpr int64_t fewest_tiles = 8;  // of a sum that is split: below that, writing the partial sums takes the time
 
@@ -42,11 +43,9 @@ class Planner {
       place_gram(target, places);
       place_weights(target, places);
     });
-    let_products_take_the_place_of_differences();
-    for_each(false, [this](Target& target, Places& places) {
-      place(target, places);
-      place_direct(target, places);
-    });
+    for_each(false, [this](Target& target, Places& places) { place(target, places); });
+    limit_differences();
+    for_each(false, [this](Target& target, Places& places) { place_direct(target, places); });
     pack();
     const int64_t begin = plan_.bytes;
     for_each(false, [this](Target& target, Places& places) { place_weights(target, places); });
@@ -223,11 +222,15 @@ class Planner {
 
   // What the Gram form's kernels leave for each other takes the place of what the direct form's, which come before
   // them, have left: so E may be as large.
-  void let_products_take_the_place_of_differences() {
+  void limit_differences() {
     const int64_t begin = plan_.bytes;
     place_products();
-    bytes_of_differences_ = std::min(bytes_of_cache, std::max(bytes_of_differences_, plan_.bytes - begin));
+    const int64_t of_products = plan_.bytes - begin;
     plan_.bytes = begin;
+    int64_t all = 0;
+    for (const Target& target : targets_) all += bytes_of(target, batch_) * kept();
+    bytes_of_differences_ =
+        std::min(most_differences, std::max({bytes_of_differences_, all / share_of_differences, of_products}));
   }
 
   void place_products() {
@@ -319,7 +322,9 @@ class Planner {
                                int32_t(first),
                                int32_t(samples),
                                stride_of(samples * pixels(target)),
-                               {}});
+                               {},
+                               nullptr,
+                               1});
         filled += bytes;
         most = std::max(most, filled);
       }
@@ -333,13 +338,17 @@ class Planner {
       // nobody reads E where no map or weight moves, and E' is written after it
       part.differences[1] = reinterpret_cast<void*>(at + (kept() > 1 ? bytes_of(target, part.samples) : 0));
     }
+    int64_t most_sums = 0;
+    const int64_t sums = plan_.bytes;
     for (const auto& phase : phases) {
-      std::vector<Cut> first, then;
+      std::vector<Cut> first, then, last;
       for (const int i : phase) cut_part(i, first, then);
-      halve_the_longest(then);
+      most_sums = std::max(most_sums, share_out_the_longest(then, last, sums));
       launch(Kernel::differences, first);
       launch(Kernel::gradients, then);
+      launch(Kernel::finish, last);
     }
+    take(most_sums);
   }
 
   void cut_part(int index, std::vector<Cut>& first, std::vector<Cut>& then) const {
@@ -362,19 +371,30 @@ class Planner {
                       cut(part.stride, terms()) / target.splits * heights});
   }
 
-  // Where a tile of dT, a sum over all rows, would take longer than all else of a launch, shared out: of 128 pairs
-  // there are thousands of rows, so the E of a phase has few columns, and few such tiles.
-  void halve_the_longest(std::vector<Cut>& cuts) const {
-    int64_t all = 0;
+  // Where a tile of dT, a sum over all rows, would take longer than all else of a launch, shared out, its sum is cut
+  // into shares, which a launch more adds up: of 128 pairs there are thousands of rows, so the E of a phase has few
+  // columns, and few such tiles. Returns the bytes that their sums take, from a place on.
+  int64_t share_out_the_longest(std::vector<Cut>& cuts, std::vector<Cut>& sums, int64_t place) {
+    int64_t all = 0, bytes = 0;
     for (const Cut& part : cuts) all += part.items * part.work;
-    for (Cut& part : cuts) {
-      if (part.segment.kind != Segment::Kind::target || part.work * chip_.processors <= all) continue;
-      const int64_t channels = targets_[plan_.parts[part.segment.index].target].channels;
-      if (channels <= 64) continue;
-      part.segment.which = 1;
-      part.items = part.items / cut(channels, 128) * cut(channels, 64);
-      part.work /= 2;
+    for (Cut& longest : cuts) {
+      if (longest.segment.kind != Segment::Kind::target || longest.work * chip_.processors <= all) continue;
+      Part& part = plan_.parts[longest.segment.index];
+      const Target& target = targets_[part.target];
+      // short enough to fill what longer items leave of two blocks a processor
+      const int64_t wanted = cut(longest.work * 4 * chip_.processors, all), terms_of_sum = cut(target.rows, terms());
+      part.target_shares = int32_t(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, terms_of_sum / fewest_tiles)));
+      if (part.target_shares == 1) continue;
+      longest.items *= part.target_shares;
+      longest.work = cut(longest.work, part.target_shares);
+      part.target_sums = reinterpret_cast<float*>(place + bytes);
+      const int64_t elements = target.channels * part.stride;
+      bytes += cut(part.target_shares * elements * int64_t(sizeof(float)), 256) * 256;
+      sums.push_back({{Segment::Kind::target_sums, 0, longest.segment.index, 0},
+                      cut(elements, threads * weights_of_thread),
+                      part.target_shares});
     }
+    return bytes;
   }
 
   // The longest items first, so that the last ones to end are short.
@@ -492,8 +512,10 @@ void bind(Plan& plan, Records& records, unsigned char* workspace) {
     for (int which = 0; which < 2; ++which) records.groups[g].shrunk[which] = bytes(plan.group_places[g].shrunk[which]);
     records.groups[g].grown = bytes(plan.group_places[g].grown);
   }
-  for (Part& part : plan.parts)
+  for (Part& part : plan.parts) {
     for (void*& differences : part.differences) differences = workspace + reinterpret_cast<int64_t>(differences);
+    part.target_sums = floats(reinterpret_cast<int64_t>(part.target_sums));
+  }
 }
 
 }  // namespace l2t_fast::cuda

@@ -129,6 +129,8 @@ struct Part {
   int32_t first_sample, samples;
   int64_t stride;        // of a row of E: the columns, up to a multiple of 16 bytes; zeros beyond them
   void* differences[2];  // E, the factor of W and T; in K2 E' is, and E, the factor of their directions, is the second
+  float* target_sums;    // (target_shares, channels, stride): of dT, where its sums over rows are cut into shares
+  int32_t target_shares;  // 1: dT is written at once
 };
 
 // A stretch of items (thread blocks) of one kind.
@@ -149,6 +151,7 @@ struct Segment {
     grow,
     projections,
     gram_target,
+    target_sums,
     squares,
     weight,
     bias,
@@ -156,9 +159,9 @@ struct Segment {
   };
   Kind kind;
   int32_t first;  // number of its first item in the launch
-  int32_t index;  // of a part (differences, target, projection), a group (source_planes, source_products, shrink,
-                  // grow), a pair (pack, weight, bias) or a target
-  int32_t which;  // 1: of a direction (shrink, target_products, source_products, factor), in low tiles (target)
+  int32_t index;  // of a part (differences, target, projection, target_sums), a group (source_planes, source_products,
+                  // shrink, grow), a pair (pack, weight, bias) or a target
+  int32_t which;  // 1: of a direction (shrink, target_products, source_products, factor)
 };
 
 struct Problem {

@@ -109,12 +109,35 @@ L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& 
   if (m.thread() == 0) problem.loss_sums[m.block()] = sum;
 }
 
+// dT, where its sums over rows are cut into shares.
+template <class M>
+L2T_FAST_KERNEL void finish_target(M& m, const Problem& problem, const Part& part, int block) {
+  const Target& target = problem.targets[part.target];
+  const Line line(target, part);
+  const Map& result = target.result;
+  const int64_t step = target.channels * part.stride;
+  for (int i = 0; i < weights_of_thread; ++i) {
+    const int64_t element = (int64_t(block) * weights_of_thread + i) * threads + m.thread();
+    if (element >= step) return;
+    const auto channel = int(element / part.stride);
+    const Spot spot = line.spot(int(element - channel * part.stride));
+    if (spot.sample < 0) continue;
+    const float sum =
+        sum_in_order(part.target_shares, [&](int share) { return part.target_sums[share * step + element]; });
+    store(m, result.data, result.type, offset_of(result, spot) + channel * result.channel, sum);
+  }
+}
+
 template <class M>
 L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) {
   const Segment& segment = segment_of(m, problem, launch);
   const int block = m.block() - segment.first;
   if (segment.kind == Segment::Kind::squares) {
     finish_squares(m, problem, problem.targets[segment.index], block);
+    return;
+  }
+  if (segment.kind == Segment::Kind::target_sums) {
+    finish_target(m, problem, problem.parts[segment.index], block);
     return;
   }
   if (segment.kind == Segment::Kind::loss) {

@@ -194,6 +194,9 @@ struct Scaling {
 }  // namespace
 
 void scale_in_place(at::TensorList tensors, const at::Tensor& factor) {
+#ifdef L2T_FAST_WITH_CUDA
+  if (factor.is_cuda() && scale_in_place_cuda(tensors, factor)) return;
+#endif
   const Scaling scaling(tensors, factor);
   if (!scaling.at_once.empty()) at::_foreach_mul_(scaling.at_once, factor);
   for (const size_t i : scaling.others) tensors[i].mul_(beside(tensors[i], factor));

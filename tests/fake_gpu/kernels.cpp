@@ -13,6 +13,7 @@
 #include "cuda/gram_products.h"
 #include "cuda/gram_projections.h"
 #include "cuda/runner.h"
+#include "cuda/scaling.h"
 #include "cuda/sums.h"
 #include "runtime.h"
 
@@ -96,6 +97,9 @@ void launch(const std::string& kernel, dim3 grid, dim3 block, size_t shared, voi
     const std::string few = "ILi" + std::to_string(few_pairs) + "E";
     const bool are_few = kernel.find(few) != std::string::npos;
     (are_few ? launch_coefficients<few_pairs> : launch_coefficients<many_pairs>)(blocks, arguments, stream);
+  } else if (names(kernel, "scaling_kernel")) {
+    const auto some = argument<SomeScaled>(arguments, 0);
+    run(stream, [=] { emulate_blocks(blocks, [&](EmulatedThread& thread) { scale(thread, some); }); });
   } else {
     const auto how = argument<Launch>(arguments, 1);
     if (blocks != how.blocks) throw std::logic_error("a launch of other blocks than planned: " + kernel);

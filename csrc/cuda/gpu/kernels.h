@@ -7,6 +7,7 @@
 
 #include "../coefficients.h"
 #include "../runner.h"
+#include "../scaling.h"
 
 namespace l2t_fast::cuda {
 
@@ -20,6 +21,9 @@ cudaError_t launch_gram(Products products, const Problem* problem, const Launch&
 
 // The coefficients, in as many launches as their pairs take.
 cudaError_t launch_coefficients(const PairColumns* pairs, const CoefficientCall& call, cudaStream_t stream);
+
+// What is listed, times a factor.
+cudaError_t launch_scaling(const SomeScaled& some, int blocks, cudaStream_t stream);
 
 // Copies bytes (a multiple of 16) into device memory. They travel as parameters of a kernel: nothing has to be pinned
 // or kept alive, and a captured CUDA graph holds its own copy.

@@ -1,5 +1,7 @@
 """What only a GPU can show of the CUDA backend: what it shows of Triton's, but for what Triton compiles."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,3 +40,24 @@ def test_the_gram_form(gpu_backend, shape, dtype):
         answer, again = (solve(gpu_backend.matching_loss, problem, directions) for _ in range(2))
     assert_accurate(answer, problem, directions, roundings=4 * 2**12)
     assert same_bits(answer.parts(), again.parts())
+
+
+@pytest.mark.parametrize("factor", [1.0, -0.3])
+def test_gradients_times_a_factor(gpu_backend, factor):
+    """They are scaled where they lie, and not even read where the factor is one."""
+    count = 90  # of pairs, each with a weight and a bias: more results than one launch takes
+    sizes = [(3, 4, 4), (130, 40, 30)], [(5, 4, 4), (66, 40, 30)], [(0, 0)] * count + [(1, 1)]
+    problem = draw(*sizes, batch=2, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
+    problem = replace(problem, targets=[problem.targets[0], problem.targets[1].bfloat16()])
+    inputs = [tensor.requires_grad_() for tensor in (*problem.targets, *problem.weights, *problem.biases)]
+
+    def gradients(factor):
+        loss = gpu_backend.matching_loss(
+            problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, problem.pairs
+        )
+        return torch.autograd.grad(loss, inputs, torch.full_like(loss, factor))
+
+    plain = gradients(1.0)
+    assert all(gradient.abs().max() > 0 for gradient in plain)
+    for found, gradient in zip(gradients(factor), plain, strict=True):
+        assert torch.equal(found, (factor * gradient.float()).to(gradient.dtype))
