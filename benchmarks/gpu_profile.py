@@ -4,7 +4,8 @@
 
 ``host`` is what a call takes to return, without waiting for the GPU; ``events`` what it takes between two CUDA events
 on a cold cache; ``graph`` the same of a replayed CUDA graph, in which the host takes no part. ``--forms`` compares the
-forms that the cuda backend chooses from (csrc/cuda/README.md); the other backends have one.
+forms that the cuda backend chooses from (csrc/cuda/README.md); the other backends have one. All times are taken before
+the first look at single kernels: once PyTorch's profiler has run in a process, every launch takes the host longer.
 """
 
 import argparse
@@ -12,11 +13,15 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.csv_rows import append
 from l2t_fast import _native
+from l2t_fast.bench.conditions import conditions, now
 from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS
 from l2t_fast.bench.timing import Stopwatch
 from l2t_fast.bench.workloads import WORKLOADS, Case
@@ -25,8 +30,56 @@ CALLS = 5
 DEVICE = torch.device("cuda")
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at."""
+
+    case: Case
+    backend: str
+    form: str
+    mode: str
+    ieee: bool
+
+    def columns(self) -> dict[str, object]:
+        case = self.case
+        named = {"workload": case.workload.name, "batch": case.batch, "dtype": case.dtype}
+        return named | {"products": "ieee" if self.ieee else "tf32"} | {k: getattr(self, k) for k in NAMED}
+
+    def call(self) -> Callable[[], object]:
+        """One that has been made some times already."""
+        if _native.extension is not None:
+            _native.extension.force_algorithm(self.form)
+        loss, tensors = LOSS_PROVIDERS[self.backend].make(), self.case.tensors(DEVICE)
+
+        def call() -> object:
+            return LOSS_MODES[self.mode](loss, tensors)
+
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        return call
+
+
+NAMED = ("backend", "form", "mode")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a call."""
+
+    host_ms: float
+    events_ms: float
+    graph_ms: float | None
+
+
+def times(call: Callable[[], object]) -> Times:
+    host, events = 1e3 * host_seconds(call), 1e3 * event_seconds(call)
+    graph = graph_seconds(call)
+    return Times(host, events, None if graph is None else 1e3 * graph)
+
+
 def kernel_times(call: Callable[[], object]) -> dict[str, tuple[int, float]]:
-    """Launches and microseconds of one call by kernel, the longest first."""
+    """Launches and milliseconds of one call by kernel, the longest first."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(CALLS):
             call()
@@ -34,19 +87,19 @@ def kernel_times(call: Callable[[], object]) -> dict[str, tuple[int, float]]:
     found: dict[str, list[float]] = defaultdict(list)
     for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
-            found[event.name].append(event.device_time)
+            found[event.name].append(event.device_time / 1e3)
     by_time = sorted(found.items(), key=lambda item: -sum(item[1]))
-    return {name: (len(times) // CALLS, sum(times) / CALLS) for name, times in by_time}
+    return {name: (len(taken) // CALLS, sum(taken) / CALLS) for name, taken in by_time}
 
 
 def host_seconds(call: Callable[[], object]) -> float:
-    times = []
+    taken = []
     for _ in range(20):
         torch.cuda.synchronize()
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
 def event_seconds(call: Callable[[], object], repeats: int = 15) -> float:
@@ -65,29 +118,31 @@ def graph_seconds(call: Callable[[], object]) -> float | None:
     return event_seconds(graph.replay)
 
 
-def report(case: Case, backend: str, form: str, mode: str, shown: int) -> None:
-    loss, tensors = LOSS_PROVIDERS[backend].make(), case.tensors(DEVICE)
-    if _native.extension is not None:
-        _native.extension.force_algorithm(form)
+def rows_of(subject: Subject, taken: Times, kernels: dict[str, tuple[int, float]]) -> list[dict[str, object]]:
+    """One of the whole call, then one a kernel; what a kernel has no figure for is empty."""
+    launches, total = sum(count for count, _ in kernels.values()), sum(ms for _, ms in kernels.values())
+    whole = {"kernel": "", "launches": launches, "kernels_ms": total, **asdict(taken)}
+    of_kernels = [
+        {"kernel": name, "launches": count, "kernels_ms": ms, **dict.fromkeys(asdict(taken))}
+        for name, (count, ms) in kernels.items()
+    ]
+    return [
+        subject.columns() | {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+        for row in (whole, *of_kernels)
+    ]
 
-    def call() -> object:
-        return LOSS_MODES[mode](loss, tensors)
 
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    kernels = kernel_times(call)
-    total = sum(time for _, time in kernels.values())
-    graph = graph_seconds(call)
+def tell(rows: list[dict[str, object]], shown: int) -> None:
+    whole, *kernels = rows
+    graph = "" if whole["graph_ms"] is None else f"graph {whole['graph_ms']:.3f} ms, "
     print(
-        f"{case.workload.name} B={case.batch} {case.dtype} {backend} {form} {mode}: "
-        f"host {host_seconds(call) * 1e3:.3f} ms, "
-        f"events {event_seconds(call) * 1e3:.3f} ms, "
-        + ("" if graph is None else f"graph {graph * 1e3:.3f} ms, ")
-        + f"kernels {total / 1e3:.3f} ms in {sum(n for n, _ in kernels.values())} launches"
+        "{workload} B={batch} {dtype} {products} {backend} {form} {mode}: host {host_ms:.3f} ms, "
+        "events {events_ms:.3f} ms, {graph}kernels {kernels_ms:.3f} ms in {launches} launches".format(
+            **whole, graph=graph
+        )
     )
-    for kernel, (launches, taken) in list(kernels.items())[:shown]:
-        print(f"    {taken:9.1f} us  {launches:4d} x  {kernel[:100]}", flush=True)
+    for row in kernels[:shown]:
+        print(f"    {1e3 * row['kernels_ms']:9.1f} us  {row['launches']:4d} x  {row['kernel'][:100]}", flush=True)
 
 
 def main() -> None:
@@ -99,16 +154,25 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--kernels", type=int, default=12, help="so many kernels are listed")
     parser.add_argument("--ieee", action="store_true", help="products in float32 as asked for without TF32")
-    arguments = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = not arguments.ieee
-    print(torch.cuda.get_device_name())
-    for dtype in arguments.dtypes:
-        for name in arguments.workloads:
-            case = WORKLOADS[name].case(DEVICE, dtype=dtype)
-            for backend in arguments.backends:
-                for form in arguments.forms if backend == "cuda" else ["auto"]:
-                    for mode in arguments.modes:
-                        report(case, backend, form, mode, arguments.kernels)
+    parser.add_argument("--output", type=Path, help="CSV file that rows are appended to, of all kernels")
+    given = parser.parse_args()
+    torch.backends.cudnn.allow_tf32 = not given.ieee
+    print(torch.cuda.get_device_name(), flush=True)
+    shared = {"run": now(), **conditions(DEVICE)}
+    subjects = [
+        Subject(WORKLOADS[name].case(DEVICE, dtype=dtype), backend, form, mode, given.ieee)
+        for dtype in given.dtypes
+        for name in given.workloads
+        for backend in given.backends
+        for form in (given.forms if backend == "cuda" else ["auto"])
+        for mode in given.modes
+    ]
+    taken = [times(subject.call()) for subject in subjects]
+    for subject, of_subject in zip(subjects, taken, strict=True):
+        rows = rows_of(subject, of_subject, kernel_times(subject.call()))
+        tell(rows, given.kernels)
+        if given.output:
+            append([shared | row for row in rows], given.output)
 
 
 if __name__ == "__main__":

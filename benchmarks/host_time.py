@@ -61,7 +61,7 @@ def without_triton_kernels(counting: CountingDriver) -> Loss:
     driver.set_active(counting)
     properties = SimpleNamespace(name="none", multi_processor_count=PROCESSORS)
     torch.cuda.get_device_properties = lambda device: properties
-    ops._why_no_triton = lambda: None
+    ops._why_no_triton = lambda gpu: None
 
     # Gradients are scaled in one launch on a GPU. Here it would be a pass over the maps, so they are left as they are.
     torch._foreach_mul_ = lambda tensors, factor: None

@@ -105,21 +105,18 @@ class Differences {
     return !moves && target().direction.data ? target().direction : target().map;
   }
 
-  // A tile of one sample whose sources all are maps that lie as its own, or small. Those are in the products already,
-  // or read four pixels at a time, eight lanes to a row. Other tiles, and other sources, are resized tap by tap.
+  // A tile of one sample: small sources join the products, and sources that lie as the target does are read four
+  // pixels at a time, eight lanes to a row. All others, and in other tiles all, are resized tap by tap.
   L2T_FAST_KERNEL bool finishes_at_once(Sums<4>& sums, const Tile& tile) {
     if (!target().keeps) return false;
     const int after = tile.first_row + tile_width < target().rows ? tile.first_row + tile_width : target().rows;
-    const Pair* const first = pair_of(problem_, target(), tile.first_row);
-    for (const Pair* pair = first;; ++pair) {
-      if (pair->resize == Pair::Resize::taps) return false;
-      if (pair->first_row + pair->channels >= after) break;
-    }
-    for (const Pair* pair = first;; ++pair) {
+    bool taps = false;
+    for (const Pair* pair = pair_of(problem_, target(), tile.first_row);; ++pair) {
       if (pair->resize == Pair::Resize::products) subtract_source(sums, *pair, tile.first_row, tile.live);
+      taps |= pair->resize == Pair::Resize::taps;
       if (pair->first_row + pair->channels >= after) break;
     }
-    finish_sums(sums, tile);
+    finish_sums(sums, tile, taps);
     return true;
   }
 
@@ -179,12 +176,13 @@ class Differences {
   // D = products + b (- S), E and the sums, of a tile of one sample: eight lanes a row, four columns at a time. A loop
   // that fits into the processor's instruction cache: unrolled over the registers of the sums, its code took longer to
   // arrive than to run.
-  L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile& tile) {
+  L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile& tile, bool taps) {
     auto* const facts = reinterpret_cast<Facts*>(staged() + tile_width * staged_width);
     static_assert(tile_width * (staged_width * sizeof(float) + sizeof(Facts)) <= pipeline_bytes);
     const int thread = m_.thread(), lane = thread % 32;
     if (thread < tile_width) facts[thread] = facts_of(tile.first_row + thread);
     stage(sums);
+    if (taps) subtract_taps(tile);
     const int64_t stride = part().stride;
     const int columns_of_part = part().samples * target().height * target().width;
     void *const differences = part().differences[0], *const others = part().differences[1];
@@ -413,6 +411,55 @@ class Differences {
     }
   }
 
+  // A source's rows from one of a tile's on, at the tile's first sample.
+  L2T_FAST_KERNEL const unsigned char* rows_of_source(const Pair& pair, int row, int first_sample) const {
+    const Map& map = pair.source;
+    return static_cast<const unsigned char*>(map.data) +
+           (first_sample * map.sample + int64_t(row - pair.first_row) * map.channel) * bytes_of(map.type);
+  }
+  static L2T_FAST_KERNEL int64_t bytes_of(Type type) { return type == Type::float32 ? 4 : 2; }
+
+  static L2T_FAST_KERNEL bool resizes(const Pair& pair, const Target& target) {
+    return pair.height != target.height || pair.width != target.width;
+  }
+
+  // staged() -= S~ where it is resized tap by tap, of a tile of one sample; a warp some rows at a time.
+  L2T_FAST_KERNEL void subtract_taps(const Tile& tile) {
+    const int thread = m_.thread(), lane = thread % 32, first_sample = part().first_sample + tile.first;
+    const int begin_row = tile.first_row + thread / 32 * rows_of_warp, rows = target().rows;
+    const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
+    if (begin_row < end_row) {
+      const Pair* pair = pair_of(problem_, target(), begin_row);
+      for (int first_row = begin_row; first_row < end_row; ++pair) {
+        const int pair_end = pair->first_row + pair->channels, until = pair_end < end_row ? pair_end : end_row;
+        if (pair->resize == Pair::Resize::taps) {
+          const bool resized = resizes(*pair, target());
+          const Columns at = find_columns(*pair, resized, first_sample);
+          const Map& map = pair->source;
+          const Type type = map.type;
+          const int64_t row_bytes = map.channel * bytes_of(type);
+          const auto* source = rows_of_source(*pair, first_row, first_sample);
+          for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
+            const void* data[rows_at_once];
+            float values[rows_at_once][own];
+            L2T_FAST_UNROLL
+            for (int r = 0; r < rows_at_once; ++r) data[r] = source + (row + r < until ? r : 0) * row_bytes;
+            with_type(type, [&](auto own_type) { resize<decltype(own_type)::value>(data, map, at, resized, values); });
+            L2T_FAST_UNROLL
+            for (int r = 0; r < rows_at_once; ++r) {
+              if (row + r >= until) break;
+              float* const to = staged() + (row + r - tile.first_row) * staged_width + spread<tile_width, columns>(lane, 0);
+              L2T_FAST_UNROLL
+              for (int i = 0; i < own; ++i) to[spread<tile_width, columns>(32 * i, 0)] -= values[r][i];
+            }
+          }
+        }
+        first_row = until;
+      }
+    }
+    m_.barrier();
+  }
+
   // Twice the coefficient.
   L2T_FAST_KERNEL float coefficient(const Coefficients& coefficients, int sample, int64_t column) const {
     if (!coefficients.data) return 0;
@@ -451,15 +498,14 @@ class Differences {
 
     const Pair* pair = pair_of(problem_, target(), begin_row);
     for (int first_row = begin_row; first_row < end_row; ++pair) {
-      const bool resized = pair->height != target().height || pair->width != target().width;
+      const bool resized = resizes(*pair, target());
       const Columns at = find_columns(*pair, resized, first_sample);
       const int pair_row = pair->first_row, pair_end = pair_row + pair->channels;
       const int until = pair_end < end_row ? pair_end : end_row;
       const Map& map = pair->source;
       const Type type = map.type;
-      const int64_t bytes = type == Type::float32 ? 4 : 2, row_bytes = map.channel * bytes;
-      const auto* source = static_cast<const unsigned char*>(map.data) + first_sample * map.sample * bytes +
-                           (first_row - pair_row) * row_bytes;
+      const int64_t row_bytes = map.channel * bytes_of(type);
+      const auto* source = rows_of_source(*pair, first_row, first_sample);
       const int64_t first_alpha = pair->column - pair_row;
       for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
         const void* data[rows_at_once];
