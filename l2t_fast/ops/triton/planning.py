@@ -21,10 +21,12 @@ from l2t_fast.ops.triton.tiles import Class, Tile, TileTable
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-# Of E, in memory at one time: it is written by one kernel and read twice by the next, from the L2 cache if it fits. And
-# memory is bounded by the maps that are read, of which it may be a share; but never so far that processors are idle.
-BYTES_OF_CACHE = 48 << 20
+# Of E, in memory at one time: the more, the fewer launches wait for their last programs, if less of it is read from the
+# L2 cache. Memory is bounded by the maps that are read and by the E of all pairs, which plain PyTorch holds several
+# times: it may be a share of either; but never so little that processors are idle.
+MOST_DIFFERENCES = 80 << 20
 SHARE_OF_MAPS = 6
+SHARE_OF_DIFFERENCES = 12
 # Of a sum that is split: below that, writing the partial sums takes the time.
 FEWEST_STEPS = 8
 # Columns of E are padded to whole tiles, and the sums over rows and channels to whole steps.
@@ -312,7 +314,13 @@ class Planner:
         maps = [*self.arguments.sources, *self.arguments.targets, *(v for v in self.v_targets if v is not None)]
         read = sum(map_.numel() * map_.element_size() for map_ in maps)
         tiles = self.processors * WIDEST_TILE**2 * self.e_type.itemsize
-        return min(BYTES_OF_CACHE, max(read // SHARE_OF_MAPS, tiles, of_products))
+        whole = sum(layer.rows * layer.pixels for layer in self.layers) * self.batch * self._bytes_of_difference()
+        of_maps, of_differences = read // SHARE_OF_MAPS, whole // SHARE_OF_DIFFERENCES
+        return min(MOST_DIFFERENCES, max(of_maps, of_differences, tiles, of_products))
+
+    def _bytes_of_difference(self) -> int:
+        """Of an element of E, with E' beside it where both are kept."""
+        return self.e_type.itemsize * (2 if self.second else 1)
 
     def _e_stride(self, part: Part) -> int:
         return _padded(part.columns, WIDEST_TILE)
@@ -322,7 +330,7 @@ class Planner:
 
     def _place(self, layer: Layer) -> None:
         """The layer's parts, and where all of it lies that is no map."""
-        per_sample = layer.pixels * max(layer.rows, 1) * self.e_type.itemsize * (2 if self.second else 1)
+        per_sample = layer.pixels * max(layer.rows, 1) * self._bytes_of_difference()
         samples = self.bytes_of_differences // per_sample if layer.keeps else self.batch
         samples = min(samples, 2**30 // layer.pixels)
         parts = _cut(self.batch, max(1, min(samples, self.batch)))
