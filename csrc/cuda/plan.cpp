@@ -13,7 +13,7 @@ constexpr int64_t most_differences = int64_t(80) << 20;
 constexpr int64_t share_of_maps = 6;
 constexpr int64_t share_of_differences = 12;
 constexpr int64_t most_columns = int64_t(1) << 30;  // of a part: kernels count them in 32 bits
-constexpr int64_t fewest_tiles = 8;  // of a sum that is split: below that, writing the partial sums takes the time
+constexpr int64_t fewest_tiles = 10;  // of a sum that is split: below that, writing the partial sums takes the time
 
 int64_t cut(int64_t length, int64_t into) { return (length + into - 1) / into; }
 
@@ -33,8 +33,7 @@ class Planner {
         wishes_(wishes),
         chip_(chip),
         element_(element_bytes(products)),
-        bytes_of_differences_(
-            std::max(records.bytes_of_maps / share_of_maps, chip.processors * tile_width * tile_width * element_)) {}
+        bytes_of_maps_(records.bytes_of_maps) {}
 
   Plan plan() {
     plan_.places.resize(targets_.size());
@@ -59,6 +58,7 @@ class Planner {
   }
 
  private:
+  int64_t resident() const { return 2 * chip_.processors; }  // blocks that run at a time
   int64_t terms() const { return row_bytes / element_; }  // of a tile
   bool is_bfloat16() const { return element_ == element_bytes(Products::bfloat16); }
   int64_t columns_of_tile() const { return wishes_.second ? tile_width / 2 : tile_width; }
@@ -160,7 +160,7 @@ class Planner {
       const int64_t channel_tiles = cut(target.channels, height(target));
       const int64_t of_target =
           target.result.data ? channel_tiles * cut(target.part_samples * pixels(target), tile_width) : 0;
-      const int64_t wanted = std::max<int64_t>(2 * chip_.processors - of_target, chip_.processors);
+      const int64_t wanted = std::max<int64_t>(resident() - of_target, chip_.processors);
       const int64_t sum = cut(target.part_samples * pixels(target), terms());
       target.splits = int32_t(std::clamp<int64_t>(wanted / (channel_tiles * cut(target.rows, tile_width)), 1,
                                                   std::max<int64_t>(1, sum / fewest_tiles)));
@@ -197,7 +197,7 @@ class Planner {
       const auto blocks = [&](int32_t planes) { return batch_ * cut(group->rows, planes); };
       group->planes_of_block = planes_of_block;
       while (group->planes_of_block * pixels(*group) < 1 << 13 &&
-             blocks(2 * group->planes_of_block) >= 2 * chip_.processors)
+             blocks(2 * group->planes_of_block) >= resident())
         group->planes_of_block *= 2;
       if (own) gram.own_rows = group->rows, gram.halves = group->halves;
     }
@@ -207,7 +207,7 @@ class Planner {
     target.tiles = int32_t(batch_ * target.tiles_of_sample);
     target.slots = 1;
     places.row_sums = take_row_sums(target, 1);
-    const int64_t blocks = 2 * chip_.processors;
+    const int64_t blocks = resident();
     target.splits = int32_t(std::clamp<int64_t>(blocks / (channel_tiles(target) * cut(rows, tile_width)), 1, batch_));
     if (wants_weights(target)) places.weight_sums = take_floats(target.splits * rows * channels);
     gram.shares = int32_t(std::clamp<int64_t>(chip_.processors / (batch_ * channel_tiles(target) * cut(gram.halves, 2)),
@@ -227,10 +227,15 @@ class Planner {
     place_products();
     const int64_t of_products = plan_.bytes - begin;
     plan_.bytes = begin;
-    int64_t all = 0;
-    for (const Target& target : targets_) all += bytes_of(target, batch_) * kept();
-    bytes_of_differences_ =
-        std::min(most_differences, std::max({bytes_of_differences_, all / share_of_differences, of_products}));
+    int64_t all = 0, rows = 0;
+    for (const Target& target : targets_) {
+      all += bytes_of(target, batch_) * kept();
+      rows = std::max<int64_t>(rows, target.rows);
+    }
+    const int64_t of_tiles = resident() * tile_width * std::min<int64_t>(rows, tile_width) * element_;
+    bytes_of_differences_ = std::min(
+        most_differences,
+        std::max({bytes_of_maps_ / share_of_maps, all / share_of_differences, of_tiles, of_products}));
   }
 
   void place_products() {
@@ -381,8 +386,8 @@ class Planner {
       if (longest.segment.kind != Segment::Kind::target || longest.work * chip_.processors <= all) continue;
       Part& part = plan_.parts[longest.segment.index];
       const Target& target = targets_[part.target];
-      // short enough to fill what longer items leave of two blocks a processor
-      const int64_t wanted = cut(longest.work * 4 * chip_.processors, all), terms_of_sum = cut(target.rows, terms());
+      // half of what each block gets of all, to fill what longer items leave
+      const int64_t wanted = cut(longest.work * 2 * resident(), all), terms_of_sum = cut(target.rows, terms());
       part.target_shares = int32_t(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, terms_of_sum / fewest_tiles)));
       if (part.target_shares == 1) continue;
       longest.items *= part.target_shares;
@@ -476,8 +481,8 @@ class Planner {
   std::vector<Group>& groups_;
   const Wishes wishes_;
   const Chip chip_;
-  const int64_t element_;
-  int64_t bytes_of_differences_;
+  const int64_t element_, bytes_of_maps_;
+  int64_t bytes_of_differences_ = 0;
   Plan plan_;
 };
 

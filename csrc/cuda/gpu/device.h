@@ -60,10 +60,11 @@ class Device {
     asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
   }
 
+  // Rounds to nearest, for products by tensor cores alone: they do not look at the lower 13 bits, which stay as they
+  // come. Half of a unit of tf32 in the number's own size is added to it: two instructions, where cvt.rna.tf32 is four
+  // or five. What is infinite or no number stays so.
   L2T_FAST_KERNEL uint32_t tf32(uint32_t bits) const {
-    uint32_t rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-    return rounded;
+    return __float_as_uint(__fmaf_rn(__uint_as_float(bits & 0xff800000), 0x1p-11f, __uint_as_float(bits)));
   }
   L2T_FAST_KERNEL void round_to_tf32(float* piece) const {
     auto* const place = reinterpret_cast<uint4*>(piece);
@@ -72,8 +73,9 @@ class Device {
   }
   L2T_FAST_KERNEL uint32_t split_tf32(uint32_t& bits) const {
     const float whole = __uint_as_float(bits);
-    bits = tf32(bits);
-    return tf32(__float_as_uint(whole - __uint_as_float(bits)));
+    bits = tf32(bits) & 0xffffe000;
+    // Rounded by half a unit more in its bits: of what is infinite or no number the first part tells.
+    return __float_as_uint(whole - __uint_as_float(bits)) + 0x1000;
   }
 
   // Four matrices of 8 rows of 16 bytes: lane l names row l % 8 of matrix l / 8, and gets, of each matrix, word l % 4
