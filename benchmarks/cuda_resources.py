@@ -27,7 +27,7 @@ THREADS = 256
 
 MULTIPLY = ("differences", "gradients", "gram_products", "gram_projections", "gram_targets")
 BATCH_NORM = ("planar_sums", "planar_maps", "row_sums", "row_maps")
-KERNELS = (*MULTIPLY, "gram_planes", "pack", "finish", "coefficients", "upload", "witness", *BATCH_NORM)
+KERNELS = (*MULTIPLY, "gram_planes", "pack", "finish", "coefficients", "scaling", "upload", "witness", *BATCH_NORM)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,11 @@ class GramProducts : GramTiles<M> {
     const int first_channel = next(item, tiles(channels, height)) * height;
     const int first_half = next(item, tiles(small ? small->halves : gram.halves, 2)) * 2;
     const int part = next(item, shares), sample = item;
-    const Half halves[2] = {half_of(small, first_half, sample), half_of(small, first_half + 1, sample)};
+    if (const int h = m_.thread(); h < 2)
+      halves()[h] = half_of(small, first_half + h, sample);
+    else if (h == 2)
+      halves()[2] = channels_of(small, which, first_channel, sample);
+    m_.barrier();
     const int count = tiles(pixels, terms);
     const int begin = int(int64_t(count) * part / shares),
               of_pixels = int(int64_t(count) * (part + 1) / shares) - begin;
@@ -46,26 +50,23 @@ class GramProducts : GramTiles<M> {
         [=, this](int number, Element* a, Element* b) {
           const bool of_rest = is_bfloat16 && number >= of_pixels;
           const int pixel = (begin + (of_rest ? number - of_pixels : number)) * terms;
-          if (small) {
-            const int64_t place = (of_rest ? problem_.batch : 0) + sample;
-            const Packed shrunk{static_cast<const Element*>(small->shrunk[which]) + place * channels * small->stride,
-                                small->stride, channels};
-            feed_packed<true, height, Element>(m_, shrunk, first_channel, pixel).next(m_, a);
-          } else {
-            fill_map<true, height>(a, which ? target_.direction : target_.map, sample, first_channel, channels, pixel,
-                                   pixels);
-          }
+          const Half of_channels = halves()[2];
+          const int64_t place = of_rest ? problem_.batch * channels * small->stride : 0;
+          fill_lines<true, height, height>(a, 0, of_channels.from + place + pixel, of_channels.by_row,
+                                           of_channels.at_once, of_channels.rows, pixels - pixel);
           L2T_FAST_UNROLL
-          for (int h = 0; h < 2; ++h)
-            fill_lines<true, tile_width, rows_of_half>(b, h, halves[h].from + pixel, halves[h].by_row,
-                                                       halves[h].at_once, halves[h].rows, pixels - pixel);
+          for (int h = 0; h < 2; ++h) {
+            const Half half = halves()[h];
+            fill_lines<true, tile_width, rows_of_half>(b, h, half.from + pixel, half.by_row, half.at_once, half.rows,
+                                                       pixels - pixel);
+          }
         },
         [](int, Element*, Element*) {});
     float* const to = small ? gram.small_products[which] + int64_t(sample) * (target_.rows - gram.own_rows) * channels
                             : gram.products[which] +
                                   (int64_t(part) * problem_.batch + sample) * (channels + gram.own_rows) * channels;
-    for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) {
-      const Half& half = halves[half_at(j)];
+    for_each_sum<blocks>(m_, sums, [=, this](int i, int j, float sum) {
+      const Half& half = halves()[half_at(j)];
       const int channel = first_channel + i, row = row_of_half(j);
       if (channel < channels && row < half.rows) to[int64_t(half.first + row) * channels + channel] = sum;
     });
@@ -161,12 +162,28 @@ class GramProducts : GramTiles<M> {
   }
 
  private:
-  // Rows of one map, of T or of a pair's source, that a half of a tile has: none beyond the last.
+  // Rows of one map that a half of a tile has, of T or of a pair's source, or the other operand's: none beyond the last.
   struct Half {
     const Element* from;  // the sample's, in its first row
     int by_row, at_once, rows;
     int first;  // among the lines of the products
   };
+  // The block's two, and its T's or T U's, in shared memory, because registers are full of sums.
+  L2T_FAST_KERNEL Half* halves() const {
+    static_assert(3 * sizeof(Half) <= reserved_bytes);
+    return reinterpret_cast<Half*>(m_.shared() + pipeline_bytes);
+  }
+  // From a channel on.
+  L2T_FAST_KERNEL Half channels_of(const Group* small, int which, int first_channel, int sample) const {
+    const int channels = target_.channels, rows = channels - first_channel;
+    if (small) {
+      const auto* const shrunk = static_cast<const Element*>(small->shrunk[which]);
+      return {shrunk + (int64_t(sample) * channels + first_channel) * small->stride, small->stride, vector<Element>, rows,
+              first_channel};
+    }
+    const Map& map = which ? target_.direction : target_.map;
+    return {at(map, sample, first_channel), map.channel, map.at_once, rows, first_channel};
+  }
   L2T_FAST_KERNEL Half half_of(const Group* small, int number, int sample) const {
     const Gram& gram = target_.gram;
     const Group* const group = small ? small : gram.own_rows ? &own_group() : nullptr;

@@ -235,9 +235,9 @@ L2T_FAST_KERNEL void multiply_tiles(M& m, Sums<blocks>& sums, int count, Fill fi
     if (number < count) fill(number, tile(number), tile(number) + second);
     m.commit();
   }
-  // Where its fragments lie is computed once for all tiles; in bfloat16, whose tiles have twice the terms, for each,
-  // for want of registers.
-  constexpr bool asks_again = std::is_same_v<Mode, Bfloat16>;
+  // Where its fragments lie is computed once for all tiles; in bfloat16, whose tiles have twice the terms, and in the
+  // Gram form's three products of tf32 for each, for want of registers.
+  constexpr bool asks_again = std::is_same_v<Mode, Bfloat16> || (std::is_same_v<Mode, Tf32x3> && !apart);
   const int thread = m.thread();
   int slot = 0, free = stages - 1;
   for (int number = 0; number < count; ++number) {

@@ -15,14 +15,13 @@ __global__ void __launch_bounds__(threads, 3) gram_planes_kernel(const Problem* 
 }
 
 template <class Mode>
-__global__ void __launch_bounds__(threads, blocks_at_once<Tf32x3>)
+__global__ void __launch_bounds__(threads, blocks_at_once<Tf32>)
     gram_products_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
   gram_products<Mode>(device, *problem, launch);
 }
 
-// Whose three products of tf32 leave registers for a second block, as those of the others do not.
 __global__ void __launch_bounds__(threads, 2) gram_projections_kernel(const Problem* problem, Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
