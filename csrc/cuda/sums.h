@@ -161,14 +161,26 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
   const Matrix& result = pair.weight_result;
   const float* const from = target.weight_sums + int64_t(pair.first_row) * channels;
   const int64_t step = int64_t(target.rows) * channels;
-  // The thread's elements side by side: one after the other, each would be waited for.
+  // The thread's elements side by side, and some shares of each: one after the other, each would be waited for.
+  constexpr int at_once = 4;
   int elements[weights_of_thread];
   float sums[weights_of_thread] = {};
   L2T_FAST_UNROLL
   for (int i = 0; i < weights_of_thread; ++i) elements[i] = (block * weights_of_thread + i) * threads + m.thread();
-  for (int split = 0; split < target.splits; ++split) {
+  L2T_FAST_UNROLL_BY(1)
+  for (int split = 0; split < target.splits; split += at_once) {
+    float values[at_once][weights_of_thread];
     L2T_FAST_UNROLL
-    for (int i = 0; i < weights_of_thread; ++i) sums[i] += from[split * step + (elements[i] < count ? elements[i] : 0)];
+    for (int k = 0; k < at_once; ++k) {
+      const float* const share = from + (split + k < target.splits ? split + k : split) * step;
+      L2T_FAST_UNROLL
+      for (int i = 0; i < weights_of_thread; ++i) values[k][i] = share[elements[i] < count ? elements[i] : 0];
+    }
+    L2T_FAST_UNROLL
+    for (int k = 0; k < at_once; ++k) {
+      L2T_FAST_UNROLL
+      for (int i = 0; i < weights_of_thread; ++i) sums[i] += split + k < target.splits ? values[k][i] : 0.f;
+    }
   }
   L2T_FAST_UNROLL
   for (int i = 0; i < weights_of_thread; ++i) {

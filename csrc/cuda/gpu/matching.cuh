@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(threads, blocks_at_once<Mode>)
 }
 
 // Without a number of blocks ptxas makes do with 40 registers, and spills.
-static __global__ void __launch_bounds__(threads, 5) finish_kernel(const Problem* problem, Launch launch) {
+static __global__ void __launch_bounds__(threads, 4) finish_kernel(const Problem* problem, Launch launch) {
   __shared__ __align__(16) unsigned char shared[threads * sizeof(float)];
   Device device(shared);
   finish(device, *problem, launch);
