@@ -176,7 +176,7 @@ class Differences {
   // D = products + b (- S), E and the sums, of a tile of one sample: eight lanes a row, four columns at a time. A loop
   // that fits into the processor's instruction cache: unrolled over the registers of the sums, its code took longer to
   // arrive than to run.
-  L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile& tile, bool taps) {
+  L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile tile, bool taps) {
     auto* const facts = reinterpret_cast<Facts*>(staged() + tile_width * staged_width);
     static_assert(tile_width * (staged_width * sizeof(float) + sizeof(Facts)) <= pipeline_bytes);
     const int thread = m_.thread(), lane = thread % 32;
@@ -186,6 +186,7 @@ class Differences {
     const int64_t stride = part().stride;
     const int columns_of_part = part().samples * target().height * target().width;
     void *const differences = part().differences[0], *const others = part().differences[1];
+    float* const row_sums = row_sums_of_tile(tile, 0);
     const bool aligned = tile.first_column % 4 == 0;
     L2T_FAST_UNROLL_BY(1)
     for (int turn = 0; turn < rows_of_warp / 4; ++turn) {
@@ -228,7 +229,7 @@ class Differences {
         square += m_.exchange(square, mask);
         factor += m_.exchange(factor, mask);
       }
-      if (lane % 8 == 0 && own.lives) write_row_sums(tile.number, 0, tile.first_row + row, square, factor);
+      if (lane % 8 == 0 && own.lives) write_row_sums(row_sums + 2 * row, square, factor);
     }
   }
 
@@ -277,8 +278,11 @@ class Differences {
     return i == 0 ? values[0] : i == 1 ? values[1] : i == 2 ? values[2] : values[3];
   }
 
-  L2T_FAST_KERNEL void write_row_sums(int tile, int slot, int row, float square, float factor) {
-    float* const to = row_sums_of(target(), part().number, tile, slot) + 2 * int64_t(row);
+  // Of the tile's rows, for one of the samples that it touches.
+  L2T_FAST_KERNEL float* row_sums_of_tile(const Tile& tile, int slot) const {
+    return row_sums_of(target(), part().number, tile.number, slot) + 2 * int64_t(tile.first_row);
+  }
+  static L2T_FAST_KERNEL void write_row_sums(float* to, float square, float factor) {
     to[0] = square;
     to[1] = factor;
   }
@@ -424,7 +428,7 @@ class Differences {
   }
 
   // staged() -= S~ where it is resized tap by tap, of a tile of one sample; a warp some rows at a time.
-  L2T_FAST_KERNEL void subtract_taps(const Tile& tile) {
+  L2T_FAST_KERNEL void subtract_taps(const Tile tile) {
     const int thread = m_.thread(), lane = thread % 32, first_sample = part().first_sample + tile.first;
     const int begin_row = tile.first_row + thread / 32 * rows_of_warp, rows = target().rows;
     const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
@@ -475,7 +479,7 @@ class Differences {
   }
 
   // A warp some rows at a time, from staged(), where D and V are left.
-  L2T_FAST_KERNEL void go_through_rows(const Tile& tile) {
+  L2T_FAST_KERNEL void go_through_rows(const Tile tile) {
     const int thread = m_.thread(), lane = thread % 32;
     const int first_sample = part().first_sample + tile.first;
     const int begin_row = tile.first_row + thread / 32 * rows_of_warp, rows = target().rows;
@@ -547,7 +551,7 @@ class Differences {
   }
 
   // Of each row and sample: sums of D^2 and of E, in which alpha is the same for all; in K2 of 2 D V and E'.
-  L2T_FAST_KERNEL void sum_rows(const Tile& tile) {
+  L2T_FAST_KERNEL void sum_rows(const Tile tile) {
     constexpr int chains = 4;  // of additions, side by side
     const int rows = target().rows - tile.first_row < tile_width ? target().rows - tile.first_row : tile_width;
     const int row = m_.thread() % tile_width, pixels = target().height * target().width;
@@ -577,12 +581,12 @@ class Differences {
           }
         }
       }
+      float* const row_sums = row_sums_of_tile(tile, sample - tile.first) + 2 * row;
       const auto whole = [](const float (&of)[chains]) { return (of[0] + of[1]) + (of[2] + of[3]); };
       if constexpr (second)
-        write_row_sums(tile.number, sample - tile.first, tile.first_row + row, 2 * whole(squares),
-                       twice * whole(moved) + twice_direction * whole(sums));
+        write_row_sums(row_sums, 2 * whole(squares), twice * whole(moved) + twice_direction * whole(sums));
       else
-        write_row_sums(tile.number, sample - tile.first, tile.first_row + row, whole(squares), twice * whole(sums));
+        write_row_sums(row_sums, whole(squares), twice * whole(sums));
     }
   }
 
