@@ -99,7 +99,8 @@ class Gradients {
     const int begin = int(int64_t(all) * share / shares), end = int(int64_t(all) * (share + 1) / shares);
     Sums<blocks> sums;
     clear<blocks>(sums);
-    multiply_tiles<Mode, Layout<false>, Layout<false>, blocks>(
+    constexpr bool pairs = sizeof(Element) == 4;
+    multiply_tiles<Mode, Layout<false, pairs>, Layout<false>, blocks>(
         m_, sums, end - begin,
         [=, this, from_a = Feed<false, height, height, Element>(),
          from_b = Feed<false, tile_width, tile_width, Element>()](int number, Element* a, Element* b) mutable {
@@ -117,7 +118,7 @@ class Gradients {
     if (shares > 1) {
       const int64_t stride = part().stride;
       float* const to = part().target_sums + int64_t(share) * channels * stride;
-      for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) {
+      for_each_sum<blocks, pairs>(m_, sums, [=](int i, int j, float sum) {
         if (first_channel + i < channels && first_column + j < stride)
           to[(first_channel + i) * stride + first_column + j] = sum;
       });
@@ -133,7 +134,7 @@ class Gradients {
         const int64_t offset = offset_of(result, spot);
         L2T_FAST_UNROLL
         for (int i = 0; i < 2 * blocks; ++i) {
-          const int channel = first_channel + position<blocks>(m_.thread(), i / 2, j, i % 2 * 2).row;
+          const int channel = first_channel + position<blocks, pairs>(m_.thread(), i / 2, j, i % 2 * 2).row;
           if (channel < channels)
             store(m_, result.data, result.type, offset + channel * result.channel, sums[i / 2][j][i % 2 * 2 + e]);
         }

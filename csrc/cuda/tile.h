@@ -64,12 +64,23 @@ L2T_FAST_KERNEL int place(int line, int piece) {
     return line * length + permuted<Element>(line, piece) * vector<Element>;
 }
 
+// One operand of a product of tiles: whether lines of its tiles run along the sum. Where those of the first one do not
+// and are of floats, its rows may be taken `in_pairs`: of 16, those that a thread gets are neighbours, and read at once.
+// The second one's would arrive in registers that its products cannot take.
+template <bool along_sum_, bool in_pairs_ = false>
+struct Layout {
+  static constexpr bool along_sum = along_sum_, in_pairs = in_pairs_;
+};
+
 // Four registers of an operand: of 16 rows first .. (a multiple of 32) + 16 block, step `step` of the four. Register e
-// holds row 8 (e % 2) + lane / 4, half e / 2 of the step; with `of_b` row 8 (e / 2) + lane / 4, half e % 2. A register
-// is a float, or two neighbouring terms of bfloat16. `lane` names the rows that the thread hands to the warp's loads.
-template <bool AlongSum, int length, bool of_b, class Element, class M>
+// holds row 8 (e % 2) + lane / 4, in pairs 2 (lane / 4) + e % 2, half e / 2 of the step; with `of_b` row 8 (e / 2) +
+// lane / 4, half e % 2. A register is a float, or two neighbouring terms of bfloat16. `lane` names the rows that the
+// thread hands to the warp's loads.
+template <class Layout, int length, bool of_b, class Element, class M>
 L2T_FAST_KERNEL void fragments(M& m, const Element* tile, int first, int block, int step, int lane,
                                uint32_t (&registers)[4]) {
+  constexpr bool AlongSum = Layout::along_sum;
+  static_assert(!Layout::in_pairs || (!AlongSum && !of_b && sizeof(Element) == 4));
   const int matrix = lane / 8, line = lane % 8;
   const int rows = of_b ? matrix / 2 : matrix % 2, half = of_b ? matrix % 2 : matrix / 2;
   const int row = first + 16 * block + 8 * rows;
@@ -77,6 +88,16 @@ L2T_FAST_KERNEL void fragments(M& m, const Element* tile, int first, int block, 
     m.load_matrices(registers, tile + (row + line) * depth<Element> + ((2 * step + half) ^ line) * vector<Element>);
   } else if constexpr (sizeof(Element) == 2) {
     m.load_transposed(registers, tile + place<false, length, Element>(16 * step + 8 * half + line, row / 8));
+  } else if constexpr (Layout::in_pairs) {
+    const int piece = first / 4 + 4 * block + lane / 8;
+    L2T_FAST_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      uint32_t two[2];
+      m.read8(two, tile + (8 * step + 4 * h + lane % 4) * length + permuted<Element>(lane % 4, piece) * 4 +
+                       lane / 4 % 2 * 2);
+      registers[2 * h] = two[0];
+      registers[2 * h + 1] = two[1];
+    }
   } else {
     const uint32_t* const bits = reinterpret_cast<const uint32_t*>(tile);
     L2T_FAST_UNROLL
@@ -96,11 +117,12 @@ struct Position {
   int row, column;
 };
 
-template <int blocks>
+// Where a thread's sums stand in the tile; with rows of an operand that is taken in pairs.
+template <int blocks, bool in_pairs = false>
 L2T_FAST_KERNEL Position position(int thread, int i, int j, int element) {
   const int warp = thread / 32, lane = thread % 32;
-  return {warp / 4 * 16 * blocks + i * 16 + lane / 4 + element / 2 * 8,
-          warp % 4 * 32 + j * 8 + lane % 4 * 2 + element % 2};
+  const int row = in_pairs ? lane / 4 * 2 + element / 2 : lane / 4 + element / 2 * 8;
+  return {warp / 4 * 16 * blocks + i * 16 + row, warp % 4 * 32 + j * 8 + lane % 4 * 2 + element % 2};
 }
 
 // function(i, j, e) for each of a thread's Sums.
@@ -131,11 +153,11 @@ L2T_FAST_KERNEL void put_away(Sums<blocks>& sums, Sums<blocks>& whole) {
 }
 
 // function(row, column, sum) for each of a thread's sums: where it stands in the tile.
-template <int blocks, class M, class Function>
+template <int blocks, bool in_pairs = false, class M, class Function>
 L2T_FAST_KERNEL void for_each_sum(M& m, const Sums<blocks>& sums, const Function& function) {
   const int thread = m.thread();
   for_each_index<blocks>([&](int i, int j, int e) {
-    const Position where = position<blocks>(thread, i, j, e);
+    const Position where = position<blocks, in_pairs>(thread, i, j, e);
     function(where.row, where.column, sums[i][j][e]);
   });
 }
@@ -191,12 +213,6 @@ L2T_FAST_KERNEL void multiply(M& m, Bfloat16, Sums<blocks>& sums, uint32_t (&a)[
   m.multiply_bfloat16(sums, a, b);
 }
 
-// One operand of a product of tiles: whether lines of its tiles run along the sum.
-template <bool along_sum_>
-struct Layout {
-  static constexpr bool along_sum = along_sum_;
-};
-
 // sums += A B^T over the terms of two tiles, A of 32 * blocks rows, B of 128; with `apart` by multiply_apart.
 template <class Mode, class A, class B, int blocks, bool apart, class M>
 L2T_FAST_KERNEL void product(M& m, int thread, Sums<blocks>& sums, const typename Mode::Element* a,
@@ -208,10 +224,10 @@ L2T_FAST_KERNEL void product(M& m, int thread, Sums<blocks>& sums, const typenam
     uint32_t from_a[blocks][4], from_b[2][4];
     L2T_FAST_UNROLL
     for (int i = 0; i < blocks; ++i)
-      fragments<A::along_sum, 32 * blocks, false>(m, a, warp / 4 * 16 * blocks, i, step, lane, from_a[i]);
+      fragments<A, 32 * blocks, false>(m, a, warp / 4 * 16 * blocks, i, step, lane, from_a[i]);
     L2T_FAST_UNROLL
     for (int j = 0; j < 2; ++j)
-      fragments<B::along_sum, tile_width, true>(m, b, warp % 4 * 32, j, step, lane, from_b[j]);
+      fragments<B, tile_width, true>(m, b, warp % 4 * 32, j, step, lane, from_b[j]);
     if constexpr (apart)
       multiply_apart<blocks>(m, sums, from_a, from_b);
     else
