@@ -452,7 +452,8 @@ class Differences {
             L2T_FAST_UNROLL
             for (int r = 0; r < rows_at_once; ++r) {
               if (row + r >= until) break;
-              float* const to = staged() + (row + r - tile.first_row) * staged_width + spread<tile_width, columns>(lane, 0);
+              float* const to =
+                  staged() + (row + r - tile.first_row) * staged_width + spread<tile_width, columns>(lane, 0);
               L2T_FAST_UNROLL
               for (int i = 0; i < own; ++i) to[spread<tile_width, columns>(32 * i, 0)] -= values[r][i];
             }

@@ -162,7 +162,8 @@ class GramProducts : GramTiles<M> {
   }
 
  private:
-  // Rows of one map that a half of a tile has, of T or of a pair's source, or the other operand's: none beyond the last.
+  // Rows of one map that a half of a tile has, of T or of a pair's source, or the other operand's: none beyond the
+  // last.
   struct Half {
     const Element* from;  // the sample's, in its first row
     int by_row, at_once, rows;
@@ -178,8 +179,8 @@ class GramProducts : GramTiles<M> {
     const int channels = target_.channels, rows = channels - first_channel;
     if (small) {
       const auto* const shrunk = static_cast<const Element*>(small->shrunk[which]);
-      return {shrunk + (int64_t(sample) * channels + first_channel) * small->stride, small->stride, vector<Element>, rows,
-              first_channel};
+      return {shrunk + (int64_t(sample) * channels + first_channel) * small->stride, small->stride, vector<Element>,
+              rows, first_channel};
     }
     const Map& map = which ? target_.direction : target_.map;
     return {at(map, sample, first_channel), map.channel, map.at_once, rows, first_channel};

@@ -59,7 +59,7 @@ class Planner {
 
  private:
   int64_t resident() const { return 2 * chip_.processors; }  // blocks that run at a time
-  int64_t terms() const { return row_bytes / element_; }  // of a tile
+  int64_t terms() const { return row_bytes / element_; }     // of a tile
   bool is_bfloat16() const { return element_ == element_bytes(Products::bfloat16); }
   int64_t columns_of_tile() const { return wishes_.second ? tile_width / 2 : tile_width; }
   static int64_t height(const Target& target) { return target.channels > 64 ? 128 : 64; }  // of a tile of gradients
@@ -196,8 +196,7 @@ class Planner {
       // all.
       const auto blocks = [&](int32_t planes) { return batch_ * cut(group->rows, planes); };
       group->planes_of_block = planes_of_block;
-      while (group->planes_of_block * pixels(*group) < 1 << 13 &&
-             blocks(2 * group->planes_of_block) >= resident())
+      while (group->planes_of_block * pixels(*group) < 1 << 13 && blocks(2 * group->planes_of_block) >= resident())
         group->planes_of_block *= 2;
       if (own) gram.own_rows = group->rows, gram.halves = group->halves;
     }
@@ -233,9 +232,9 @@ class Planner {
       rows = std::max<int64_t>(rows, target.rows);
     }
     const int64_t of_tiles = resident() * tile_width * std::min<int64_t>(rows, tile_width) * element_;
-    bytes_of_differences_ = std::min(
-        most_differences,
-        std::max({bytes_of_maps_ / share_of_maps, all / share_of_differences, of_tiles, of_products}));
+    bytes_of_differences_ =
+        std::min(most_differences,
+                 std::max({bytes_of_maps_ / share_of_maps, all / share_of_differences, of_tiles, of_products}));
   }
 
   void place_products() {

@@ -127,9 +127,9 @@ struct Target {
 struct Part {
   int32_t target, number;
   int32_t first_sample, samples;
-  int64_t stride;        // of a row of E: the columns, up to a multiple of 16 bytes; zeros beyond them
-  void* differences[2];  // E, the factor of W and T; in K2 E' is, and E, the factor of their directions, is the second
-  float* target_sums;    // (target_shares, channels, stride): of dT, where its sums over rows are cut into shares
+  int64_t stride;         // of a row of E: the columns, up to a multiple of 16 bytes; zeros beyond them
+  void* differences[2];   // E, the factor of W and T; in K2 E' is, and E, the factor of their directions, is the second
+  float* target_sums;     // (target_shares, channels, stride): of dT, where its sums over rows are cut into shares
   int32_t target_shares;  // 1: dT is written at once
 };
 

@@ -65,8 +65,8 @@ L2T_FAST_KERNEL int place(int line, int piece) {
 }
 
 // One operand of a product of tiles: whether lines of its tiles run along the sum. Where those of the first one do not
-// and are of floats, its rows may be taken `in_pairs`: of 16, those that a thread gets are neighbours, and read at once.
-// The second one's would arrive in registers that its products cannot take.
+// and are of floats, its rows may be taken `in_pairs`: of 16, those that a thread gets are neighbours, and read at
+// once. The second one's would arrive in registers that its products cannot take.
 template <bool along_sum_, bool in_pairs_ = false>
 struct Layout {
   static constexpr bool along_sum = along_sum_, in_pairs = in_pairs_;
@@ -226,8 +226,7 @@ L2T_FAST_KERNEL void product(M& m, int thread, Sums<blocks>& sums, const typenam
     for (int i = 0; i < blocks; ++i)
       fragments<A, 32 * blocks, false>(m, a, warp / 4 * 16 * blocks, i, step, lane, from_a[i]);
     L2T_FAST_UNROLL
-    for (int j = 0; j < 2; ++j)
-      fragments<B, tile_width, true>(m, b, warp % 4 * 32, j, step, lane, from_b[j]);
+    for (int j = 0; j < 2; ++j) fragments<B, tile_width, true>(m, b, warp % 4 * 32, j, step, lane, from_b[j]);
     if constexpr (apart)
       multiply_apart<blocks>(m, sums, from_a, from_b);
     else
