@@ -62,6 +62,7 @@ def without_triton_kernels(counting: CountingDriver) -> Loss:
     properties = SimpleNamespace(name="none", multi_processor_count=PROCESSORS)
     torch.cuda.get_device_properties = lambda device: properties
     ops._why_no_triton = lambda gpu: None
+    ops.kind_of_devices = lambda backend: None
 
     # Gradients are scaled in one launch on a GPU. Here it would be a pass over the maps, so they are left as they are.
     torch._foreach_mul_ = lambda tensors, factor: None
