@@ -385,8 +385,8 @@ class Planner {
       if (longest.segment.kind != Segment::Kind::target || longest.work * chip_.processors <= all) continue;
       Part& part = plan_.parts[longest.segment.index];
       const Target& target = targets_[part.target];
-      // half of what each block gets of all, to fill what longer items leave
-      const int64_t wanted = cut(longest.work * 2 * resident(), all), terms_of_sum = cut(target.rows, terms());
+      // each as long as what a block gets of all: shorter ones write more partial sums than they fill gaps
+      const int64_t wanted = cut(longest.work * resident(), all), terms_of_sum = cut(target.rows, terms());
       part.target_shares = int32_t(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, terms_of_sum / fewest_tiles)));
       if (part.target_shares == 1) continue;
       longest.items *= part.target_shares;
