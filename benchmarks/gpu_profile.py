@@ -41,9 +41,15 @@ class Subject:
     ieee: bool
 
     def columns(self) -> dict[str, object]:
-        case = self.case
-        named = {"workload": case.workload.name, "batch": case.batch, "dtype": case.dtype}
-        return named | {"products": "ieee" if self.ieee else "tf32"} | {k: getattr(self, k) for k in NAMED}
+        return {
+            "workload": self.case.workload.name,
+            "batch": self.case.batch,
+            "dtype": self.case.dtype,
+            "products": "ieee" if self.ieee else "tf32",
+            "backend": self.backend,
+            "form": self.form,
+            "mode": self.mode,
+        }
 
     def call(self) -> Callable[[], object]:
         """One that has been made some times already."""
@@ -58,9 +64,6 @@ class Subject:
             call()
         torch.cuda.synchronize()
         return call
-
-
-NAMED = ("backend", "form", "mode")
 
 
 @dataclass(frozen=True)

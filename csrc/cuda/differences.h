@@ -427,41 +427,46 @@ class Differences {
     return pair.height != target.height || pair.width != target.width;
   }
 
+  // function(pair, first row, the row behind its last) for the pairs that a warp's rows of a tile are of.
+  template <class Function>
+  L2T_FAST_KERNEL void for_each_pair(const Tile& tile, const Function& function) const {
+    const int begin_row = tile.first_row + m_.thread() / 32 * rows_of_warp, rows = target().rows;
+    const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
+    if (begin_row >= end_row) return;
+    const Pair* pair = pair_of(problem_, target(), begin_row);
+    for (int first_row = begin_row; first_row < end_row; ++pair) {
+      const int pair_end = pair->first_row + pair->channels, until = pair_end < end_row ? pair_end : end_row;
+      function(*pair, first_row, until);
+      first_row = until;
+    }
+  }
+
   // staged() -= S~ where it is resized tap by tap, of a tile of one sample; a warp some rows at a time.
   L2T_FAST_KERNEL void subtract_taps(const Tile tile) {
-    const int thread = m_.thread(), lane = thread % 32, first_sample = part().first_sample + tile.first;
-    const int begin_row = tile.first_row + thread / 32 * rows_of_warp, rows = target().rows;
-    const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
-    if (begin_row < end_row) {
-      const Pair* pair = pair_of(problem_, target(), begin_row);
-      for (int first_row = begin_row; first_row < end_row; ++pair) {
-        const int pair_end = pair->first_row + pair->channels, until = pair_end < end_row ? pair_end : end_row;
-        if (pair->resize == Pair::Resize::taps) {
-          const bool resized = resizes(*pair, target());
-          const Columns at = find_columns(*pair, resized, first_sample);
-          const Map& map = pair->source;
-          const Type type = map.type;
-          const int64_t row_bytes = map.channel * bytes_of(type);
-          const auto* source = rows_of_source(*pair, first_row, first_sample);
-          for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
-            const void* data[rows_at_once];
-            float values[rows_at_once][own];
-            L2T_FAST_UNROLL
-            for (int r = 0; r < rows_at_once; ++r) data[r] = source + (row + r < until ? r : 0) * row_bytes;
-            with_type(type, [&](auto own_type) { resize<decltype(own_type)::value>(data, map, at, resized, values); });
-            L2T_FAST_UNROLL
-            for (int r = 0; r < rows_at_once; ++r) {
-              if (row + r >= until) break;
-              float* const to =
-                  staged() + (row + r - tile.first_row) * staged_width + spread<tile_width, columns>(lane, 0);
-              L2T_FAST_UNROLL
-              for (int i = 0; i < own; ++i) to[spread<tile_width, columns>(32 * i, 0)] -= values[r][i];
-            }
-          }
+    const int lane = m_.thread() % 32, first_sample = part().first_sample + tile.first;
+    for_each_pair(tile, [&](const Pair& pair, int first_row, int until) {
+      if (pair.resize != Pair::Resize::taps) return;
+      const bool resized = resizes(pair, target());
+      const Columns at = find_columns(pair, resized, first_sample);
+      const Map& map = pair.source;
+      const Type type = map.type;
+      const int64_t row_bytes = map.channel * bytes_of(type);
+      const auto* source = rows_of_source(pair, first_row, first_sample);
+      for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
+        const void* data[rows_at_once];
+        float values[rows_at_once][own];
+        L2T_FAST_UNROLL
+        for (int r = 0; r < rows_at_once; ++r) data[r] = source + (row + r < until ? r : 0) * row_bytes;
+        with_type(type, [&](auto own_type) { resize<decltype(own_type)::value>(data, map, at, resized, values); });
+        L2T_FAST_UNROLL
+        for (int r = 0; r < rows_at_once; ++r) {
+          if (row + r >= until) break;
+          float* const to = staged() + (row + r - tile.first_row) * staged_width + spread<tile_width, columns>(lane, 0);
+          L2T_FAST_UNROLL
+          for (int i = 0; i < own; ++i) to[spread<tile_width, columns>(32 * i, 0)] -= values[r][i];
         }
-        first_row = until;
       }
-    }
+    });
     m_.barrier();
   }
 
@@ -481,12 +486,7 @@ class Differences {
 
   // A warp some rows at a time, from staged(), where D and V are left.
   L2T_FAST_KERNEL void go_through_rows(const Tile tile) {
-    const int thread = m_.thread(), lane = thread % 32;
-    const int first_sample = part().first_sample + tile.first;
-    const int begin_row = tile.first_row + thread / 32 * rows_of_warp, rows = target().rows;
-    const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
-    if (begin_row >= end_row) return;
-
+    const int lane = m_.thread() % 32, first_sample = part().first_sample + tile.first;
     int sample[own];
     uint32_t live = 0, kept = 0;
     const int64_t stride = part().stride;
@@ -501,17 +501,14 @@ class Differences {
     void *const differences = part().differences[0], *const others = part().differences[1];
     const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
 
-    const Pair* pair = pair_of(problem_, target(), begin_row);
-    for (int first_row = begin_row; first_row < end_row; ++pair) {
-      const bool resized = resizes(*pair, target());
-      const Columns at = find_columns(*pair, resized, first_sample);
-      const int pair_row = pair->first_row, pair_end = pair_row + pair->channels;
-      const int until = pair_end < end_row ? pair_end : end_row;
-      const Map& map = pair->source;
+    for_each_pair(tile, [&](const Pair& pair, int first_row, int until) {
+      const bool resized = resizes(pair, target());
+      const Columns at = find_columns(pair, resized, first_sample);
+      const Map& map = pair.source;
       const Type type = map.type;
       const int64_t row_bytes = map.channel * bytes_of(type);
-      const auto* source = rows_of_source(*pair, first_row, first_sample);
-      const int64_t first_alpha = pair->column - pair_row;
+      const auto* source = rows_of_source(pair, first_row, first_sample);
+      const int64_t first_alpha = pair.column - pair.first_row;
       for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
         const void* data[rows_at_once];
         float values[rows_at_once][own], alphas[rows_at_once][own], alphas_direction[rows_at_once][own];
@@ -547,8 +544,7 @@ class Differences {
           }
         }
       }
-      first_row = until;
-    }
+    });
   }
 
   // Of each row and sample: sums of D^2 and of E, in which alpha is the same for all; in K2 of 2 D V and E'.

@@ -206,8 +206,8 @@ class Planner {
     target.tiles = int32_t(batch_ * target.tiles_of_sample);
     target.slots = 1;
     places.row_sums = take_row_sums(target, 1);
-    const int64_t blocks = resident();
-    target.splits = int32_t(std::clamp<int64_t>(blocks / (channel_tiles(target) * cut(rows, tile_width)), 1, batch_));
+    target.splits =
+        int32_t(std::clamp<int64_t>(resident() / (channel_tiles(target) * cut(rows, tile_width)), 1, batch_));
     if (wants_weights(target)) places.weight_sums = take_floats(target.splits * rows * channels);
     gram.shares = int32_t(std::clamp<int64_t>(chip_.processors / (batch_ * channel_tiles(target) * cut(gram.halves, 2)),
                                               1, std::max<int64_t>(1, cut(pixels(target), terms()) / fewest_tiles)));
@@ -220,7 +220,7 @@ class Planner {
   }
 
   // What the Gram form's kernels leave for each other takes the place of what the direct form's, which come before
-  // them, have left: so E may be as large.
+  // them, have left: so E may be as large as that, whatever else would allow.
   void limit_differences() {
     const int64_t begin = plan_.bytes;
     place_products();

@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(threads, 3) gram_planes_kernel(const Problem* 
   gram_planes(device, *problem, launch);
 }
 
+// Its three products of tf32 leave registers for a second block.
 template <class Mode>
 __global__ void __launch_bounds__(threads, blocks_at_once<Tf32>)
     gram_products_kernel(const Problem* problem, Launch launch) {

@@ -7,7 +7,7 @@
 namespace l2t_fast::cuda {
 
 // Two blocks a processor, so that one computes while the other waits for memory: where shared memory is enough for
-// two, and not for three products of tf32, which take too many registers.
+// two, and not for the direct form's three products of tf32, which take too many registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 template <class Mode>
 inline constexpr int blocks_at_once = 1;

@@ -314,11 +314,11 @@ class Planner:
         maps = [*self.arguments.sources, *self.arguments.targets, *(v for v in self.v_targets if v is not None)]
         read = sum(map_.numel() * map_.element_size() for map_ in maps)
         tiles = self.processors * WIDEST_TILE**2 * self.e_type.itemsize
-        whole = sum(layer.rows * layer.pixels for layer in self.layers) * self.batch * self._bytes_of_difference()
+        whole = sum(layer.rows * layer.pixels for layer in self.layers) * self.batch * self._bytes_of_element()
         of_maps, of_differences = read // SHARE_OF_MAPS, whole // SHARE_OF_DIFFERENCES
         return min(MOST_DIFFERENCES, max(of_maps, of_differences, tiles, of_products))
 
-    def _bytes_of_difference(self) -> int:
+    def _bytes_of_element(self) -> int:
         """Of an element of E, with E' beside it where both are kept."""
         return self.e_type.itemsize * (2 if self.second else 1)
 
@@ -330,7 +330,7 @@ class Planner:
 
     def _place(self, layer: Layer) -> None:
         """The layer's parts, and where all of it lies that is no map."""
-        per_sample = layer.pixels * max(layer.rows, 1) * self._bytes_of_difference()
+        per_sample = layer.pixels * max(layer.rows, 1) * self._bytes_of_element()
         samples = self.bytes_of_differences // per_sample if layer.keeps else self.batch
         samples = min(samples, 2**30 // layer.pixels)
         parts = _cut(self.batch, max(1, min(samples, self.batch)))
