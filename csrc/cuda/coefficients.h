@@ -73,11 +73,23 @@ L2T_FAST_KERNEL void differentiate_term(M& m, const SomePairs<capacity>& pairs, 
   const int64_t first = sample * call.columns + pairs.items[own].begin;
   const CoefficientTerm& term = call.terms[0];
   const float scale = pairs.items[own].scale, factor = where_at(m, term, sample, pair) * scale;
+  const int channels = pairs.items[own].channels;
+  constexpr int at_once = 4;  // are read before the first is used: each would be waited for
   float sum = 0;
-  for (int c = m.thread() % 32; c < pairs.items[own].channels; c += 32) {
-    const float adjoint = m.read(call.adjoint + first + c);
-    if (call.of_what) call.of_what[first + c] = factor * adjoint;
-    if (call.of_where) sum += term.what ? adjoint * m.read(term.what + first + c) : adjoint;
+  for (int begin = m.thread() % 32; begin < channels; begin += 32 * at_once) {
+    float adjoints[at_once], whats[at_once];
+    L2T_FAST_UNROLL
+    for (int k = 0; k < at_once; ++k) {
+      const int64_t at = first + (begin + 32 * k < channels ? begin + 32 * k : begin);
+      adjoints[k] = m.read(call.adjoint + at);
+      whats[k] = call.of_where && term.what ? m.read(term.what + at) : 1.f;
+    }
+    L2T_FAST_UNROLL
+    for (int k = 0; k < at_once; ++k) {
+      if (begin + 32 * k >= channels) break;
+      if (call.of_what) call.of_what[first + begin + 32 * k] = factor * adjoints[k];
+      sum += adjoints[k] * whats[k];
+    }
   }
   if (!call.of_where) return;
   for (int mask = 16; mask > 0; mask /= 2) sum += m.exchange(sum, mask);

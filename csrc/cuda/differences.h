@@ -19,7 +19,8 @@ class Differences {
   static constexpr int columns = second ? tile_width / 2 : tile_width;
   static constexpr int own = columns / 32;  // of a lane, when a warp goes through a row
   static constexpr int rows_of_warp = tile_width / (threads / 32);
-  static constexpr int rows_at_once = 2;  // of a warp, in go_through_rows: so many are read before the first is used
+  // Of a warp, in go_through_rows and subtract_taps: so many are read before the first is used.
+  static constexpr int rows_at_once = second ? 4 : 3;
 
  public:
   L2T_FAST_KERNEL Differences(M& m, const Problem& problem) : m_(m), problem_(problem) {}
@@ -109,12 +110,13 @@ class Differences {
   // pixels at a time, eight lanes to a row. All others, and in other tiles all, are resized tap by tap.
   L2T_FAST_KERNEL bool finishes_at_once(Sums<4>& sums, const Tile& tile) {
     if (!target().keeps) return false;
-    const int after = tile.first_row + tile_width < target().rows ? tile.first_row + tile_width : target().rows;
-    bool taps = false;
+    const int after = end_of(tile);
+    int taps = after;  // the first row of those that are resized so, which come last
     for (const Pair* pair = pair_of(problem_, target(), tile.first_row);; ++pair) {
+      const int begin = pair->first_row, end = begin + pair->channels;
       if (pair->resize == Pair::Resize::products) subtract_source(sums, *pair, tile.first_row, tile.live);
-      taps |= pair->resize == Pair::Resize::taps;
-      if (pair->first_row + pair->channels >= after) break;
+      if (pair->resize == Pair::Resize::taps && begin < taps) taps = begin > tile.first_row ? begin : tile.first_row;
+      if (end >= after) break;
     }
     finish_sums(sums, tile, taps);
     return true;
@@ -176,26 +178,35 @@ class Differences {
   // D = products + b (- S), E and the sums, of a tile of one sample: eight lanes a row, four columns at a time. A loop
   // that fits into the processor's instruction cache: unrolled over the registers of the sums, its code took longer to
   // arrive than to run.
-  L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile tile, bool taps) {
+  L2T_FAST_KERNEL void finish_sums(const Sums<4>& sums, const Tile tile, int taps) {
     auto* const facts = reinterpret_cast<Facts*>(staged() + tile_width * staged_width);
     static_assert(tile_width * (staged_width * sizeof(float) + sizeof(Facts)) <= pipeline_bytes);
     const int thread = m_.thread(), lane = thread % 32;
     if (thread < tile_width) facts[thread] = facts_of(tile.first_row + thread);
     stage(sums);
-    if (taps) subtract_taps(tile);
+    if (taps < end_of(tile)) subtract_taps(tile, taps);
     const int64_t stride = part().stride;
     const int columns_of_part = part().samples * target().height * target().width;
     void *const differences = part().differences[0], *const others = part().differences[1];
     float* const row_sums = row_sums_of_tile(tile, 0);
     const bool aligned = tile.first_column % 4 == 0;
+    const int first_row = thread / 32 * rows_of_warp + lane / 8;
+    // the next row's, so that they are on their way while this one's columns are gone through
+    float next[columns / 32][4] = {};
+    read_sources(facts[first_row], lane, tile.live, aligned, next);
     L2T_FAST_UNROLL_BY(1)
     for (int turn = 0; turn < rows_of_warp / 4; ++turn) {
-      const int row = thread / 32 * rows_of_warp + 4 * turn + lane / 8;
+      const int row = first_row + 4 * turn;
       const Facts own = facts[row];
       const int64_t place = (tile.first_row + row) * stride + tile.first_column;
       const float* const products = staged() + row * staged_width;
       float square = 0, factor = 0, sources[columns / 32][4];
-      if (own.source) read_sources(own, lane, tile.live, aligned, sources);
+      L2T_FAST_UNROLL
+      for (int k = 0; k < columns / 32; ++k) {
+        L2T_FAST_UNROLL
+        for (int i = 0; i < 4; ++i) sources[k][i] = next[k][i];
+      }
+      if (turn + 1 < rows_of_warp / 4) read_sources(facts[row + 4], lane, tile.live, aligned, next);
       L2T_FAST_UNROLL
       for (int turn_of_columns = 0; turn_of_columns < columns / 32; ++turn_of_columns) {
         const int column = 4 * (lane % 8) + 32 * turn_of_columns;
@@ -233,10 +244,11 @@ class Differences {
     }
   }
 
-  // S~ at the lane's columns, where it is S: all is read before any of it is looked at. Beyond the end any pixel will
-  // do.
+  // S~ at the lane's columns of a row, where it is S: all is read before any of it is looked at. Beyond the end any
+  // pixel will do.
   L2T_FAST_KERNEL void read_sources(const Facts& of, int lane, int live, bool aligned,
                                     float (&values)[columns / 32][4]) {
+    if (!of.source) return;
     const auto column_of = [lane](int turn) { return 4 * (lane % 8) + 32 * turn; };
     if (aligned && of.in_fours) {
       L2T_FAST_UNROLL
@@ -427,11 +439,18 @@ class Differences {
     return pair.height != target.height || pair.width != target.width;
   }
 
-  // function(pair, first row, the row behind its last) for the pairs that a warp's rows of a tile are of.
+  // The row behind a tile's last.
+  L2T_FAST_KERNEL int end_of(const Tile& tile) const {
+    const int rows = target().rows;
+    return tile.first_row + tile_width < rows ? tile.first_row + tile_width : rows;
+  }
+
+  // function(pair, first row, the row behind its last) for the pairs of a warp's share of some rows.
   template <class Function>
-  L2T_FAST_KERNEL void for_each_pair(const Tile& tile, const Function& function) const {
-    const int begin_row = tile.first_row + m_.thread() / 32 * rows_of_warp, rows = target().rows;
-    const int end_row = begin_row + rows_of_warp < rows ? begin_row + rows_of_warp : rows;
+  L2T_FAST_KERNEL void for_each_pair(int begin, int end, const Function& function) const {
+    constexpr int warps = threads / 32;
+    const int share = (end - begin + warps - 1) / warps, begin_row = begin + m_.thread() / 32 * share;
+    const int end_row = begin_row + share < end ? begin_row + share : end;
     if (begin_row >= end_row) return;
     const Pair* pair = pair_of(problem_, target(), begin_row);
     for (int first_row = begin_row; first_row < end_row; ++pair) {
@@ -441,11 +460,11 @@ class Differences {
     }
   }
 
-  // staged() -= S~ where it is resized tap by tap, of a tile of one sample; a warp some rows at a time.
-  L2T_FAST_KERNEL void subtract_taps(const Tile tile) {
+  // staged() -= S~ where it is resized tap by tap, in the rows from `begin` on of a tile of one sample; a warp some
+  // rows at a time.
+  L2T_FAST_KERNEL void subtract_taps(const Tile tile, int begin) {
     const int lane = m_.thread() % 32, first_sample = part().first_sample + tile.first;
-    for_each_pair(tile, [&](const Pair& pair, int first_row, int until) {
-      if (pair.resize != Pair::Resize::taps) return;
+    for_each_pair(begin, end_of(tile), [&](const Pair& pair, int first_row, int until) {
       const bool resized = resizes(pair, target());
       const Columns at = find_columns(pair, resized, first_sample);
       const Map& map = pair.source;
@@ -501,7 +520,7 @@ class Differences {
     void *const differences = part().differences[0], *const others = part().differences[1];
     const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
 
-    for_each_pair(tile, [&](const Pair& pair, int first_row, int until) {
+    for_each_pair(tile.first_row, end_of(tile), [&](const Pair& pair, int first_row, int until) {
       const bool resized = resizes(pair, target());
       const Columns at = find_columns(pair, resized, first_sample);
       const Map& map = pair.source;
@@ -563,19 +582,23 @@ class Differences {
                   twice_direction = second ? coefficient(direction, of_sample, facts.column) : 0.f;
       float squares[chains] = {}, sums[chains] = {}, moved[chains] = {};
       // Each of eight rows begins elsewhere, so that a warp finds all banks.
-      const int count = end - begin, ahead = row / 4 % 8;
-      int column = begin + ahead % count;
+      const int count = end - begin;
+      int column = begin + row / 4 % 8 % count;
       for (int n = 0; n < count; n += chains) {
+        float differences[chains], changes[chains];
         L2T_FAST_UNROLL
         for (int k = 0; k < chains; ++k) {
-          if (n + k < count) {
-            const float* const at = staged() + row * staged_width + spread<tile_width, columns>(column, 0);
-            const float difference = at[0], change = second ? at[16] : difference;
-            squares[k] += difference * change;
-            sums[k] += difference;
-            moved[k] += change;
-            column = column + 1 == end ? begin : column + 1;
-          }
+          const float* const at = staged() + row * staged_width + spread<tile_width, columns>(column, 0);
+          differences[k] = at[0];
+          changes[k] = second ? at[16] : differences[k];
+          column = column + 1 == end ? begin : column + 1;
+        }
+        L2T_FAST_UNROLL
+        for (int k = 0; k < chains; ++k) {
+          const float difference = n + k < count ? differences[k] : 0.f, change = n + k < count ? changes[k] : 0.f;
+          squares[k] += difference * change;
+          sums[k] += difference;
+          moved[k] += change;
         }
       }
       float* const row_sums = row_sums_of_tile(tile, sample - tile.first) + 2 * row;
@@ -593,9 +616,9 @@ class Differences {
 
 template <class Mode, bool second, class M>
 L2T_FAST_KERNEL void differences(M& m, const Problem& problem, const Launch& launch) {
-  const Segment& segment = segment_of(m, problem, launch);
+  const Segment segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
-  begin_work(m, problem, segment.index);
+  begin_work(m, problem, segment);
   Differences<Mode, second, M>(m, problem).run(item);
 }
 

@@ -21,13 +21,13 @@ class EmulatedRunner : public Runner {
 
   void upload(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
 
-  void run(Products products, bool second, const Problem* problem, const Launch& launch) override {
+  void run(Products products, bool second, const Problem& problem, const Launch& launch) override {
     if (products == Products::tf32)
-      run<Tf32>(second, *problem, launch);
+      run<Tf32>(second, problem, launch);
     else if (products == Products::tf32x3)
-      run<Tf32x3>(second, *problem, launch);
+      run<Tf32x3>(second, problem, launch);
     else
-      run<Bfloat16>(second, *problem, launch);
+      run<Bfloat16>(second, problem, launch);
   }
 
   void run(const PairColumns* pairs, const CoefficientCall& call) override {

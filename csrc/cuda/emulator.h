@@ -54,7 +54,8 @@ class EmulatedThread {
   // Nearest; ties away from zero. What is infinite or no number stays so.
   uint32_t tf32(uint32_t bits) const {
     const bool is_finite = (bits & 0x7f800000) != 0x7f800000;
-    return (bits + (is_finite ? 0x1000 : 0)) & 0xffffe000;
+    if (!is_finite) return bits & 0x7fffff ? bits | 0x400000 : bits;
+    return (bits + 0x1000) & 0xffffe000;
   }
   void round_to_tf32(float* piece) const {
     for (int i = 0; i < 4; ++i) piece[i] = as_float(tf32(as_bits(piece[i])));

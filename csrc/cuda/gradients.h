@@ -222,10 +222,10 @@ class Gradients {
 
 template <class Mode, class M>
 L2T_FAST_KERNEL void gradients(M& m, const Problem& problem, const Launch& launch) {
-  const Segment& segment = segment_of(m, problem, launch);
+  const Segment segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
   const bool of_target = segment.kind == Segment::Kind::target;
-  begin_work(m, problem, segment.index);
+  begin_work(m, problem, segment);
   if (of_target)
     Gradients<Mode, M>(m).run_target(item);
   else

@@ -412,11 +412,11 @@ class GramPlanes {
 template <class M>
 L2T_FAST_KERNEL void gram_planes(M& m, const Problem& problem, const Launch& launch) {
   using Kind = Segment::Kind;
-  const Segment& segment = segment_of(m, problem, launch);
+  const Segment segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
   const bool of_group = segment.kind == Kind::source_planes || segment.kind == Kind::shrink;
   const Group* const group = of_group ? problem.groups + segment.index : nullptr;
-  GramPlanes<M> planes(m, problem, problem.targets[group ? group->target : segment.index], launch.side);
+  GramPlanes<M> planes(m, problem, problem.targets[segment.target], launch.side);
   if (segment.kind == Kind::target_planes)
     planes.sum_target(item);
   else if (segment.kind == Kind::source_planes)

@@ -361,11 +361,11 @@ class GramProducts : GramTiles<M> {
 template <class Mode, class M>
 L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& launch) {
   using Kind = Segment::Kind;
-  const Segment& segment = segment_of(m, problem, launch);
+  const Segment segment = segment_of(m, problem, launch);
   const int item = m.block() - segment.first;
   const bool of_group = segment.kind == Kind::source_products || segment.kind == Kind::grow;
   const Group* const group = of_group ? problem.groups + segment.index : nullptr;
-  GramProducts<Mode, M> products(m, problem, problem.targets[group ? group->target : segment.index]);
+  GramProducts<Mode, M> products(m, problem, problem.targets[segment.target]);
   if (segment.kind == Kind::factor)
     products.multiply_weights(segment.which, item);
   else if (segment.kind == Kind::grow)
@@ -377,8 +377,8 @@ L2T_FAST_KERNEL void gram_products(M& m, const Problem& problem, const Launch& l
 // Mode: Tf32 or Bfloat16.
 template <class Mode, class M>
 L2T_FAST_KERNEL void gram_targets(M& m, const Problem& problem, const Launch& launch) {
-  const Segment& segment = segment_of(m, problem, launch);
-  GramProducts<Mode, M>(m, problem, problem.targets[segment.index]).write_target(m.block() - segment.first);
+  const Segment segment = segment_of(m, problem, launch);
+  GramProducts<Mode, M>(m, problem, problem.targets[segment.target]).write_target(m.block() - segment.first);
 }
 
 }  // namespace l2t_fast::cuda

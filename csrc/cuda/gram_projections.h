@@ -273,8 +273,8 @@ class GramProjections : GramTiles<M> {
 
 template <class M>
 L2T_FAST_KERNEL void gram_projections(M& m, const Problem& problem, const Launch& launch) {
-  const Segment& segment = segment_of(m, problem, launch);
-  GramProjections<M>(m, problem, problem.targets[segment.index]).write_projections(m.block() - segment.first);
+  const Segment segment = segment_of(m, problem, launch);
+  GramProjections<M>(m, problem, problem.targets[segment.target]).write_projections(m.block() - segment.first);
 }
 
 }  // namespace l2t_fast::cuda

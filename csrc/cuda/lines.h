@@ -72,8 +72,8 @@ L2T_FAST_KERNEL Work& work(M& m) {
 }
 
 template <class M>
-L2T_FAST_KERNEL void begin_work(M& m, const Problem& problem, int part) {
-  if (m.thread() == 0) work(m) = {problem.parts + part, problem.targets + problem.parts[part].target};
+L2T_FAST_KERNEL void begin_work(M& m, const Problem& problem, const Segment& segment) {
+  if (m.thread() == 0) work(m) = {problem.parts + segment.index, problem.targets + segment.target};
   m.barrier();
 }
 
@@ -116,9 +116,16 @@ L2T_FAST_KERNEL float* row_sums_of(const Target& target, int part, int tile, int
 
 // The segment of the launch that a block's item is in.
 template <class M>
-L2T_FAST_KERNEL const Segment& segment_of(M& m, const Problem& problem, const Launch& launch) {
+L2T_FAST_KERNEL Segment segment_of(M& m, const Problem& problem, const Launch& launch) {
+  const int block = m.block();
+  if (launch.count <= Launch::few) {
+    int found = 0;
+    L2T_FAST_UNROLL
+    for (int i = 1; i < Launch::few; ++i) found += i < launch.count && launch.segments[i].first <= block;
+    return launch.segments[found];
+  }
   return problem.segments[last_that_begins(launch.first, launch.count,
-                                           [&](int segment) { return problem.segments[segment].first <= m.block(); })];
+                                           [&](int segment) { return problem.segments[segment].first <= block; })];
 }
 
 }  // namespace l2t_fast::cuda

@@ -254,7 +254,7 @@ class Call {
   void launch(const at::Tensor& loss) {
     Plan plan = make_plan(problem_.alpha.size(0), records_, wishes_, products_, runner_.chip());
     const auto bytes_of = [](const auto& list) { return (list.size() * sizeof(list[0]) + 15) / 16 * 16; };
-    const size_t targets_at = (sizeof(Problem) + 15) / 16 * 16, pairs_at = targets_at + bytes_of(records_.targets);
+    const size_t pairs_at = bytes_of(records_.targets);
     const size_t groups_at = pairs_at + bytes_of(records_.pairs), parts_at = groups_at + bytes_of(records_.groups);
     const size_t segments_at = parts_at + bytes_of(plan.parts);
     const size_t table_bytes = segments_at + bytes_of(plan.segments);
@@ -264,34 +264,32 @@ class Call {
     bind(plan, records_, base);
     auto* const on_device = base + plan.bytes;
 
-    Problem header{};
-    header.batch = problem_.alpha.size(0);
-    header.second = direction_;
-    header.alpha = coefficients_of(problem_.alpha);
-    if (direction_) header.alpha_direction = coefficients_of(direction_->alpha);
-    header.squares = result_.alpha.defined() ? result_.alpha.mutable_data_ptr<float>() : nullptr;
-    header.columns = problem_.alpha.size(1);
-    header.loss_sums = reinterpret_cast<float*>(base + plan.loss_sums);
-    header.loss_count = small(plan.loss_count);
-    header.loss = loss.defined() ? loss.mutable_data_ptr<float>() : nullptr;
-    header.targets = reinterpret_cast<const Target*>(on_device + targets_at);
-    header.pairs = reinterpret_cast<const Pair*>(on_device + pairs_at);
-    header.groups = reinterpret_cast<const Group*>(on_device + groups_at);
-    header.parts = reinterpret_cast<const Part*>(on_device + parts_at);
-    header.segments = reinterpret_cast<const Segment*>(on_device + segments_at);
+    Problem problem{};
+    problem.batch = problem_.alpha.size(0);
+    problem.second = direction_;
+    problem.alpha = coefficients_of(problem_.alpha);
+    if (direction_) problem.alpha_direction = coefficients_of(direction_->alpha);
+    problem.squares = result_.alpha.defined() ? result_.alpha.mutable_data_ptr<float>() : nullptr;
+    problem.columns = problem_.alpha.size(1);
+    problem.loss_sums = reinterpret_cast<float*>(base + plan.loss_sums);
+    problem.loss_count = small(plan.loss_count);
+    problem.loss = loss.defined() ? loss.mutable_data_ptr<float>() : nullptr;
+    problem.targets = reinterpret_cast<const Target*>(on_device);
+    problem.pairs = reinterpret_cast<const Pair*>(on_device + pairs_at);
+    problem.groups = reinterpret_cast<const Group*>(on_device + groups_at);
+    problem.parts = reinterpret_cast<const Part*>(on_device + parts_at);
+    problem.segments = reinterpret_cast<const Segment*>(on_device + segments_at);
 
     std::vector<uint8_t> table(table_bytes);
-    std::memcpy(table.data(), &header, sizeof header);
     const auto put = [&table](size_t at, const auto& list) {
       if (!list.empty()) std::memcpy(table.data() + at, list.data(), list.size() * sizeof(list[0]));
     };
-    put(targets_at, records_.targets);
+    put(0, records_.targets);
     put(pairs_at, records_.pairs);
     put(groups_at, records_.groups);
     put(parts_at, plan.parts);
     put(segments_at, plan.segments);
     runner_.upload(on_device, table.data(), table.size());
-    const auto* const problem = reinterpret_cast<const Problem*>(on_device);
     for (const Launch& launch : plan.launches) runner_.run(products_, direction_ != nullptr, problem, launch);
   }
 

@@ -280,12 +280,35 @@ class Planner {
     return cut(pair.channels * columns, threads * weights_of_thread);
   }
 
-  void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0, 0}); }
+  void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0, 0, {}}); }
+
+  int32_t target_of(Segment::Kind kind, size_t index) const {
+    using Kind = Segment::Kind;
+    switch (kind) {
+      case Kind::differences:
+      case Kind::target:
+      case Kind::projection:
+      case Kind::target_sums:
+        return plan_.parts[index].target;
+      case Kind::source_planes:
+      case Kind::source_products:
+      case Kind::shrink:
+      case Kind::grow:
+        return groups_[index].target;
+      case Kind::pack:
+      case Kind::weight:
+      case Kind::bias:
+        return pairs_[index].target;
+      default:
+        return int32_t(index);
+    }
+  }
 
   void add(Segment::Kind kind, size_t index, int64_t items, int32_t which = 0) {
     Launch& launch = plan_.launches.back();
     if (!items) return;
-    plan_.segments.push_back({kind, launch.blocks, int32_t(index), which});
+    plan_.segments.push_back({kind, launch.blocks, int32_t(index), which, target_of(kind, index)});
+    if (launch.count < Launch::few) launch.segments[launch.count] = plan_.segments.back();
     ++launch.count;
     launch.blocks += int32_t(items);
   }
@@ -362,15 +385,15 @@ class Planner {
     const int64_t row_tiles = cut(target.rows, tile_width), channel_tiles = cut(target.channels, height(target));
     const int64_t tiles =
         target.tiles_of_sample ? int64_t(part.samples) * target.tiles_of_sample : cut(columns, target.step);
-    first.push_back({{Segment::Kind::differences, 0, index, 0}, tiles * row_tiles, terms_of_w});
+    first.push_back({{Segment::Kind::differences, 0, index, 0, 0}, tiles * row_tiles, terms_of_w});
     if (!target.keeps) return;
     const int64_t heights = height(target) / 64;  // a product of lower tiles takes less
     if (target.result.data)
-      then.push_back({{Segment::Kind::target, 0, index, 0},
+      then.push_back({{Segment::Kind::target, 0, index, 0, 0},
                       cut(columns, tile_width) * channel_tiles,
                       cut(target.rows, terms()) * heights});
     if (target.splits)
-      then.push_back({{Segment::Kind::projection, 0, index, 0},
+      then.push_back({{Segment::Kind::projection, 0, index, 0, 0},
                       row_tiles * channel_tiles * target.splits,
                       cut(part.stride, terms()) / target.splits * heights});
   }
@@ -394,7 +417,7 @@ class Planner {
       part.target_sums = reinterpret_cast<float*>(place + bytes);
       const int64_t elements = target.channels * part.stride;
       bytes += cut(part.target_shares * elements * int64_t(sizeof(float)), 256) * 256;
-      sums.push_back({{Segment::Kind::target_sums, 0, longest.segment.index, 0},
+      sums.push_back({{Segment::Kind::target_sums, 0, longest.segment.index, 0, 0},
                       cut(elements, threads * weights_of_thread),
                       part.target_shares});
     }
@@ -416,7 +439,7 @@ class Planner {
     std::vector<Cut> planes, products, projections, targets;
     int32_t which = 0, side = 0;
     const auto put = [&which](std::vector<Cut>& cuts, Kind kind, size_t index, int64_t items, int64_t work) {
-      cuts.push_back({{kind, 0, int32_t(index), which}, items, work});
+      cuts.push_back({{kind, 0, int32_t(index), which, 0}, items, work});
     };
     for (size_t n = 0; n < targets_.size(); ++n) {
       const Target& target = targets_[n];
@@ -469,7 +492,7 @@ class Planner {
         add(Segment::Kind::weight, p, blocks_of_weights(pairs_[p], targets_[pairs_[p].target].channels));
     begin(Kernel::finish);
     for (size_t p = 0; p < pairs_.size(); ++p)
-      if (pairs_[p].bias_result.data) add(Segment::Kind::bias, p, cut(pairs_[p].channels, threads));
+      if (pairs_[p].bias_result.data) add(Segment::Kind::bias, p, cut(pairs_[p].channels, biases_of_block));
     if (!wishes_.second) add(Segment::Kind::loss, 0, 1);
     end();
   }

@@ -17,6 +17,7 @@ inline constexpr int planes_of_block = 16;     // of the Gram form: T's channels
 inline constexpr int constants_of_block = 64;  // of the Gram form: channels whose constants a block sums up
 inline constexpr int most_side = 1024;         // of the Gram form: a map's height and width, by the room for an axis
 inline constexpr int weights_of_thread = 4;    // that it packs, or whose gradients it sums up
+inline constexpr int biases_of_block = 32;     // whose gradients it sums up
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 
@@ -158,10 +159,11 @@ struct Segment {
     loss
   };
   Kind kind;
-  int32_t first;  // number of its first item in the launch
-  int32_t index;  // of a part (differences, target, projection, target_sums), a group (source_planes, source_products,
-                  // shrink, grow), a pair (pack, weight, bias) or a target
-  int32_t which;  // 1: of a direction (shrink, target_products, source_products, factor)
+  int32_t first;   // number of its first item in the launch
+  int32_t index;   // of a part (differences, target, projection, target_sums), a group (source_planes, source_products,
+                   // shrink, grow), a pair (pack, weight, bias) or a target
+  int32_t which;   // 1: of a direction (shrink, target_products, source_products, factor)
+  int32_t target;  // that all of it belongs to; of the loss, none
 };
 
 struct Problem {
@@ -194,12 +196,15 @@ enum class Kernel : int32_t {
 // Their products are of one kind.
 constexpr bool is_gram(Kernel kernel) { return kernel >= Kernel::gram_planes && kernel <= Kernel::gram_targets; }
 
-// What one launch works on: `count` segments of the table from `first` on.
+// What one launch works on: `count` segments of the table from `first` on. Few come with the launch, as the problem
+// does: what a block asks for first it then has without waiting for memory.
 struct Launch {
+  static constexpr int few = 8;
   Kernel kernel;
   int32_t first, count;
   int32_t blocks;
   int32_t side;  // the longest of the targets' heights and widths, by which gram_planes takes shared memory
+  Segment segments[few];
 };
 
 }  // namespace l2t_fast::cuda

@@ -30,7 +30,7 @@ class Runner {
   virtual Chip chip() const = 0;
   // Bytes into memory of the device; the source is free again when this returns.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
-  virtual void run(Products products, bool second, const Problem* problem, const Launch& launch) = 0;
+  virtual void run(Products products, bool second, const Problem& problem, const Launch& launch) = 0;
   virtual void run(const PairColumns* pairs, const CoefficientCall& call) = 0;
 };
 

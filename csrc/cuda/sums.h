@@ -22,46 +22,60 @@ L2T_FAST_KERNEL void pack_coefficients(M& m, const Problem& problem, const Targe
 
 template <class Mode, class M>
 L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
-  const Segment& segment = segment_of(m, problem, launch);
+  const Segment segment = segment_of(m, problem, launch);
   const int block = m.block() - segment.first;
   if (segment.kind == Segment::Kind::coefficients) {
-    pack_coefficients(m, problem, problem.targets[segment.index], block * threads + m.thread());
+    pack_coefficients(m, problem, problem.targets[segment.target], block * threads + m.thread());
     return;
   }
   const Pair& pair = problem.pairs[segment.index];
-  const Target& target = problem.targets[pair.target];
-  for (int i = 0; i < weights_of_thread; ++i) {
-    const int element = (block * weights_of_thread + i) * threads + m.thread();
-    if (element >= pair.channels * target.stride) return;
-    const int row = element / target.stride, channel = element - row * target.stride;
-    const int place = pair.first_row * target.stride + element;
-    const auto value = [&](const Matrix& matrix) {
-      if (!matrix.data || channel >= target.channels) return 0.f;
-      return load(m, matrix.data, matrix.type, row * matrix.row + channel * matrix.column);
-    };
-    const auto put = [&](void* to, const Matrix& matrix) {
-      if (target.gram.groups)  // not rounded
-        static_cast<float*>(to)[place] = value(matrix);
-      else
-        keep<Mode>(m, to, place, value(matrix));
-    };
-    put(target.weight, pair.weight);
-    if (target.weight_direction) put(target.weight_direction, pair.weight_direction);
-    if (target.gram.weights[0]) keep<Mode>(m, target.gram.weights[0], place, value(pair.weight));
-    if (target.gram.weights[1]) keep<Mode>(m, target.gram.weights[1], place, value(pair.weight_direction));
-  }
+  const Target& target = problem.targets[segment.target];
+  const int channels = target.channels, stride = target.stride, count = pair.channels * stride;
+  const int first = block * weights_of_thread * threads + m.thread();
+  const int64_t place = int64_t(pair.first_row) * stride;
+  const bool rounds = target.gram.groups == 0;
+  const auto pack_matrix = [&](const Matrix& matrix, void* to, void* to_rounded) {
+    if (!to && !to_rounded) return;
+    // all are read before the first is written: each would be waited for
+    float values[weights_of_thread] = {};
+    if (matrix.data && channels)
+      with_type(matrix.type, [&](auto type) {
+        L2T_FAST_UNROLL
+        for (int i = 0; i < weights_of_thread; ++i) {
+          const int element = first + i * threads, row = element / stride, channel = element - row * stride;
+          const bool lives = element < count && channel < channels;
+          const float value =
+              load<decltype(type)::value>(m, matrix.data, lives ? row * matrix.row + channel * matrix.column : 0);
+          values[i] = lives ? value : 0.f;
+        }
+      });
+    L2T_FAST_UNROLL
+    for (int i = 0; i < weights_of_thread; ++i) {
+      const int element = first + i * threads;
+      if (element >= count) continue;
+      if (to && rounds)
+        keep<Mode>(m, to, place + element, values[i]);
+      else if (to)
+        static_cast<float*>(to)[place + element] = values[i];
+      if (to_rounded) keep<Mode>(m, to_rounded, place + element, values[i]);
+    }
+  };
+  pack_matrix(pair.weight, target.weight, target.gram.weights[0]);
+  pack_matrix(pair.weight_direction, target.weight_direction, target.gram.weights[1]);
 }
 
-// The sum of a number a thread, in the first thread; the others get parts of it.
+// The sum of a number a thread.
 template <class M>
 L2T_FAST_KERNEL float sum_of_block(M& m, float value) {
   float* const parts = reinterpret_cast<float*>(m.shared());
-  parts[m.thread()] = value;
-  for (int half = threads / 2; half > 0; half /= 2) {
-    m.barrier();
-    if (m.thread() < half) parts[m.thread()] += parts[m.thread() + half];
-  }
-  return parts[m.thread()];
+  L2T_FAST_UNROLL
+  for (int mask = 1; mask < 32; mask *= 2) value += m.exchange(value, mask);
+  if (m.thread() % 32 == 0) parts[m.thread() / 32] = value;
+  m.barrier();
+  float sum = 0;
+  L2T_FAST_UNROLL
+  for (int warp = 0; warp < threads / 32; ++warp) sum += parts[warp];
+  return sum;
 }
 
 // read(0) + read(1) + ..., in order. Some are read before the first is added: each would be waited for.
@@ -89,20 +103,33 @@ L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& 
     const int part = sample / target.part_samples, local = sample - part * target.part_samples;
     const int pixels = target.height * target.width;
     const int ahead = target.tiles_of_sample, first_column = ahead ? 0 : local * pixels;
-    const int begin = ahead ? local * ahead : first_column / target.step;
-    const int end = ahead ? begin + ahead : (first_column + pixels - 1) / target.step + 1;
-    float square = 0, factor = 0;
-    for (int tile = begin; tile < end; ++tile) {
-      const int first = ahead ? local : tile * target.step / pixels;
-      const float* const from = row_sums_of(target, part, tile, local - first) + 2 * int64_t(row);
-      square += from[0];
-      factor += from[1];
-    }
-    target.bias_sums[element] = factor;
+    const int step = target.step, begin = ahead ? local * ahead : first_column / step;
+    const int end = ahead ? begin + ahead : (first_column + pixels - 1) / step + 1;
+    const Divisor by_pixels = target.by_pixels;
     const Pair& pair = *pair_of(problem, target, row);
     const int64_t column = pair.column + row - pair.first_row;
+    const Coefficients& alpha = problem.alpha;
+    const float coefficient = problem.loss ? alpha.data[sample * alpha.sample + column * alpha.column] : 0.f;
+    constexpr int at_once = 4;  // as in sum_in_order
+    float square = 0, factor = 0;
+    for (int tile = begin; tile < end; tile += at_once) {
+      float squares[at_once], factors[at_once];
+      L2T_FAST_UNROLL
+      for (int k = 0; k < at_once; ++k) {
+        const int here = tile + k < end ? tile + k : tile, first = ahead ? local : divide(here * step, by_pixels);
+        const float* const from = row_sums_of(target, part, here, local - first) + 2 * int64_t(row);
+        squares[k] = from[0];
+        factors[k] = from[1];
+      }
+      L2T_FAST_UNROLL
+      for (int k = 0; k < at_once; ++k) {
+        square += tile + k < end ? squares[k] : 0.f;
+        factor += tile + k < end ? factors[k] : 0.f;
+      }
+    }
+    target.bias_sums[element] = factor;
     if (problem.squares) problem.squares[sample * problem.columns + column] = square;
-    if (problem.loss) loss = problem.alpha.data[sample * problem.alpha.sample + column * problem.alpha.column] * square;
+    loss = coefficient * square;
   }
   if (!problem.loss) return;
   const float sum = sum_of_block(m, loss);
@@ -111,8 +138,7 @@ L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& 
 
 // dT, where its sums over rows are cut into shares.
 template <class M>
-L2T_FAST_KERNEL void finish_target(M& m, const Problem& problem, const Part& part, int block) {
-  const Target& target = problem.targets[part.target];
+L2T_FAST_KERNEL void finish_target(M& m, const Target& target, const Part& part, int block) {
   const Line line(target, part);
   const Map& result = target.result;
   const int64_t step = target.channels * part.stride;
@@ -130,30 +156,40 @@ L2T_FAST_KERNEL void finish_target(M& m, const Problem& problem, const Part& par
 
 template <class M>
 L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) {
-  const Segment& segment = segment_of(m, problem, launch);
+  const Segment segment = segment_of(m, problem, launch);
   const int block = m.block() - segment.first;
   if (segment.kind == Segment::Kind::squares) {
-    finish_squares(m, problem, problem.targets[segment.index], block);
+    finish_squares(m, problem, problem.targets[segment.target], block);
     return;
   }
   if (segment.kind == Segment::Kind::target_sums) {
-    finish_target(m, problem, problem.parts[segment.index], block);
+    finish_target(m, problem.targets[segment.target], problem.parts[segment.index], block);
     return;
   }
   if (segment.kind == Segment::Kind::loss) {
-    float own = 0;
-    for (int i = m.thread(); i < problem.loss_count; i += threads) own += problem.loss_sums[i];
-    const float loss = sum_of_block(m, own);
-    if (m.thread() == 0) *problem.loss = loss;
+    const int thread = m.thread(), count = (problem.loss_count - thread + threads - 1) / threads;
+    const float* const sums = problem.loss_sums + thread;
+    const float loss = sum_of_block(m, sum_in_order(count, [=](int i) { return sums[i * threads]; }));
+    if (thread == 0) *problem.loss = loss;
     return;
   }
   const Pair& pair = problem.pairs[segment.index];
-  const Target& target = problem.targets[pair.target];
+  const Target& target = problem.targets[segment.target];
   if (segment.kind == Segment::Kind::bias) {
-    const int element = block * threads + m.thread();
-    if (element >= pair.channels) return;
-    const float* const sums = target.bias_sums + pair.first_row + element;
-    const float sum = sum_in_order(int(problem.batch), [&](int sample) { return sums[sample * target.rows]; });
+    // some threads an element, each with samples of its own
+    constexpr int groups = threads / biases_of_block;
+    float* const parts = reinterpret_cast<float*>(m.shared());
+    const int thread = m.thread(), group = thread / biases_of_block;
+    const int element = block * biases_of_block + thread % biases_of_block, channels = pair.channels;
+    const int64_t rows = target.rows;
+    const float* const sums = target.bias_sums + group * rows + pair.first_row + (element < channels ? element : 0);
+    parts[thread] = sum_in_order((int(problem.batch) - group + groups - 1) / groups,
+                                 [=](int sample) { return sums[sample * groups * rows]; });
+    m.barrier();
+    if (group > 0 || element >= channels) return;
+    float sum = 0;
+    L2T_FAST_UNROLL
+    for (int g = 0; g < groups; ++g) sum += parts[thread + g * biases_of_block];
     store(m, pair.bias_result.data, pair.bias_result.type, element * pair.bias_result.step, sum);
     return;
   }

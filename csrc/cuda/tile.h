@@ -408,7 +408,7 @@ L2T_FAST_KERNEL void for_each_piece(Element* tile, int half, int thread, const F
     return tile + place_of<AlongSum, length, count, Element>(line, within, half) + within % vector<Element>;
   };
   Element* place = at(thread / width);
-  L2T_FAST_UNROLL_BY(1)
+  L2T_FAST_UNROLL_BY(4)
   for (int line = thread / width; line < lines; line += step) {
     piece(line, alike ? place : at(line));
     place += step * (AlongSum ? depth<Element> : length);
@@ -504,19 +504,39 @@ L2T_FAST_KERNEL void round_filled(M& m, typename Mode::Element* tile, int half, 
       return place_of<AlongSum, length, count, float>(line, within, half);
     };
     const int thread = m.thread();
-    const auto round = [&](float& element) { element = m.as_float(m.tf32(m.as_bits(element))); };
     if (at_once == vector<float>) {
       L2T_FAST_UNROLL
       for (int line = thread / pieces; line < lines; line += threads / pieces)
         m.round_to_tf32(tile + at(line, thread % pieces * vector<float>));
-    } else if (at_once == 2) {
-      for_each_piece<AlongSum, length, count, 2>(tile, half, thread, [&](int, float* element) {
-        round(element[0]);
-        round(element[1]);
-      });
-    } else {
-      for_each_piece<AlongSum, length, count, 1>(tile, half, thread, [&](int, float* element) { round(*element); });
+      return;
     }
+    // some are read before the first is written: each would be waited for
+    const auto round = [&](auto elements) {
+      constexpr int of_piece = decltype(elements)::value, step = threads * of_piece / width;
+      constexpr int some = lines / step < 4 ? lines / step : 4;
+      static_assert(lines % (step * some) == 0);
+      const int within = thread * of_piece % width;
+      L2T_FAST_UNROLL_BY(1)
+      for (int line = thread * of_piece / width; line < lines; line += step * some) {
+        float* places[some];
+        float values[some][of_piece];
+        L2T_FAST_UNROLL
+        for (int k = 0; k < some; ++k) {
+          places[k] = tile + at(line + k * step, within) + within % vector<float>;
+          L2T_FAST_UNROLL
+          for (int i = 0; i < of_piece; ++i) values[k][i] = places[k][i];
+        }
+        L2T_FAST_UNROLL
+        for (int k = 0; k < some; ++k) {
+          L2T_FAST_UNROLL
+          for (int i = 0; i < of_piece; ++i) places[k][i] = m.as_float(m.tf32(m.as_bits(values[k][i])));
+        }
+      }
+    };
+    if (at_once == 2)
+      round(std::integral_constant<int, 2>());
+    else
+      round(std::integral_constant<int, 1>());
   }
 }
 

@@ -103,8 +103,7 @@ void launch(const std::string& kernel, dim3 grid, dim3 block, size_t shared, voi
   } else {
     const auto how = argument<Launch>(arguments, 1);
     if (blocks != how.blocks) throw std::logic_error("a launch of other blocks than planned: " + kernel);
-    const auto* const problem = argument<const Problem*>(arguments, 0);
-    run(stream, [=] { run_matching(kernel, *problem, how); });
+    run(stream, [=, problem = argument<Problem>(arguments, 0)] { run_matching(kernel, problem, how); });
   }
 }
 

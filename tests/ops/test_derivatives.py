@@ -181,6 +181,18 @@ def test_nothing_but_the_loss_is_computed_without_grad(backend):
     assert record.calls == ["matching_forward"] and not any(record.needs[0])
 
 
+def test_a_factor_that_lies_negated_in_memory(backend):
+    """The imaginary part of a conjugate is a view with PyTorch's negative bit."""
+    problem = draw_sizes(RICH, dtype=torch.float32).map(lambda t: t.to(backend.device))
+    weights = [weight.requires_grad_() for weight in problem.weights]
+    factor = torch.tensor(1 + 2j, device=backend.device).conj().imag
+    assert factor.is_neg()
+    loss = problem.loss(backend.matching_loss)
+    wanted = [-2 * gradient for gradient in torch.autograd.grad(loss, weights, retain_graph=True)]
+    torch.testing.assert_close(torch.autograd.grad(loss, weights, factor, retain_graph=True), wanted)
+    torch.testing.assert_close(torch.autograd.grad(loss, weights, factor), wanted)
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_loss_scale_saves_the_gradients_of_float16(backend, layout, create_graph):

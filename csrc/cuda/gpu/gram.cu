@@ -8,33 +8,35 @@ namespace l2t_fast::cuda {
 namespace {
 
 // Without a number of blocks ptxas makes do with 64 registers, and spills.
-__global__ void __launch_bounds__(threads, 3) gram_planes_kernel(const Problem* problem, Launch launch) {
+__global__ void __launch_bounds__(threads, 3)
+    gram_planes_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
-  gram_planes(device, *problem, launch);
+  gram_planes(device, problem, launch);
 }
 
 // Its three products of tf32 leave registers for a second block.
 template <class Mode>
 __global__ void __launch_bounds__(threads, blocks_at_once<Tf32>)
-    gram_products_kernel(const Problem* problem, Launch launch) {
+    gram_products_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
-  gram_products<Mode>(device, *problem, launch);
+  gram_products<Mode>(device, problem, launch);
 }
 
-__global__ void __launch_bounds__(threads, 2) gram_projections_kernel(const Problem* problem, Launch launch) {
+__global__ void __launch_bounds__(threads, 2)
+    gram_projections_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
-  gram_projections(device, *problem, launch);
+  gram_projections(device, problem, launch);
 }
 
 template <class Mode>
 __global__ void __launch_bounds__(threads, blocks_at_once<Mode>)
-    gram_targets_kernel(const Problem* problem, Launch launch) {
+    gram_targets_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Launch launch) {
   extern __shared__ __align__(128) unsigned char shared[];
   Device device(shared);
-  gram_targets<Mode>(device, *problem, launch);
+  gram_targets<Mode>(device, problem, launch);
 }
 
 template <class OfMaps, class OfTargets>
@@ -47,7 +49,7 @@ Function function_of(Kernel kernel) {
 
 }  // namespace
 
-cudaError_t launch_gram(Products products, const Problem* problem, const Launch& launch, cudaStream_t stream) {
+cudaError_t launch_gram(Products products, const Problem& problem, const Launch& launch, cudaStream_t stream) {
   const Function function = products == Products::bfloat16 ? function_of<Bfloat16, Bfloat16>(launch.kernel)
                                                            : function_of<Tf32x3, Tf32>(launch.kernel);
   const int shared = launch.kernel == Kernel::gram_planes ? planes_bytes(launch.side) : int(shared_bytes);

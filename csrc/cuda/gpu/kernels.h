@@ -12,12 +12,12 @@
 namespace l2t_fast::cuda {
 
 // One file a way of computing products, so that they are compiled side by side.
-cudaError_t launch_tf32(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
-cudaError_t launch_tf32x3(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
-cudaError_t launch_bfloat16(bool second, const Problem* problem, const Launch& launch, cudaStream_t stream);
+cudaError_t launch_tf32(bool second, const Problem& problem, const Launch& launch, cudaStream_t stream);
+cudaError_t launch_tf32x3(bool second, const Problem& problem, const Launch& launch, cudaStream_t stream);
+cudaError_t launch_bfloat16(bool second, const Problem& problem, const Launch& launch, cudaStream_t stream);
 
 // Those of the Gram form.
-cudaError_t launch_gram(Products products, const Problem* problem, const Launch& launch, cudaStream_t stream);
+cudaError_t launch_gram(Products products, const Problem& problem, const Launch& launch, cudaStream_t stream);
 
 // The coefficients, in as many launches as their pairs take.
 cudaError_t launch_coefficients(const PairColumns* pairs, const CoefficientCall& call, cudaStream_t stream);

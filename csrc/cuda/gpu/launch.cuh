@@ -18,9 +18,9 @@ template <>
 inline constexpr int blocks_at_once<Tf32x3> = 1;
 #endif
 
-using Function = void (*)(const Problem*, Launch);
+using Function = void (*)(Problem, Launch);
 
-inline cudaError_t start(Function function, int shared, const Problem* problem, const Launch& launch,
+inline cudaError_t start(Function function, int shared, const Problem& problem, const Launch& launch,
                          cudaStream_t stream) {
   if (shared) {
     const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);

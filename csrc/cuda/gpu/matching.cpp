@@ -30,7 +30,7 @@ class GpuRunner : public Runner {
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  void run(Products products, bool second, const Problem* problem, const Launch& launch) override {
+  void run(Products products, bool second, const Problem& problem, const Launch& launch) override {
     const auto direct = products == Products::tf32     ? launch_tf32
                         : products == Products::tf32x3 ? launch_tf32x3
                                                        : launch_bfloat16;

@@ -26,7 +26,9 @@ cuda::Type type_of(const at::Tensor& tensor) {
 }  // namespace
 
 bool scale_in_place_cuda(at::TensorList tensors, const at::Tensor& factor) {
-  if (factor.scalar_type() != at::kFloat || factor.numel() != 1) return false;
+  // The kernel reads what lies in memory, which lazy factors are not yet.
+  if (factor.scalar_type() != at::kFloat || factor.numel() != 1 || factor.is_neg() || factor._is_zerotensor())
+    return false;
   for (const at::Tensor& tensor : tensors)
     if (tensor.device() != factor.device() || !has_kernel(tensor)) return false;
   const c10::cuda::CUDAGuard device(factor.device());
