@@ -276,8 +276,8 @@ class Planner {
     return {{true, maps_move}, {result && maps_move, result && factors_move}, result && factors_move};
   }
 
-  static int64_t blocks_of_weights(const Pair& pair, int64_t columns) {
-    return cut(pair.channels * columns, threads * weights_of_thread);
+  static int64_t blocks_of_weights(const Pair& pair, int64_t columns, int64_t of_block = threads * weights_of_thread) {
+    return cut(pair.channels * columns, of_block);
   }
 
   void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0, 0, {}}); }
@@ -487,12 +487,16 @@ class Planner {
       add(Segment::Kind::squares, n, cut(batch_ * targets_[n].rows, threads));
     plan_.loss_count = plan_.launches.back().blocks;
     plan_.loss_sums = take(plan_.loss_count * int64_t(sizeof(float)));
-    for (size_t p = 0; p < pairs_.size(); ++p)
-      if (pairs_[p].weight_result.data)
-        add(Segment::Kind::weight, p, blocks_of_weights(pairs_[p], targets_[pairs_[p].target].channels));
+    for (size_t p = 0; p < pairs_.size(); ++p) {
+      if (!pairs_[p].weight_result.data) continue;
+      const Target& target = targets_[pairs_[p].target];
+      add(Segment::Kind::weight, p,
+          target.splits > many_splits ? blocks_of_weights(pairs_[p], target.channels, sums_of_block)
+                                      : blocks_of_weights(pairs_[p], target.channels));
+    }
     begin(Kernel::finish);
     for (size_t p = 0; p < pairs_.size(); ++p)
-      if (pairs_[p].bias_result.data) add(Segment::Kind::bias, p, cut(pairs_[p].channels, biases_of_block));
+      if (pairs_[p].bias_result.data) add(Segment::Kind::bias, p, cut(pairs_[p].channels, sums_of_block));
     if (!wishes_.second) add(Segment::Kind::loss, 0, 1);
     end();
   }

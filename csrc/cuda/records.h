@@ -17,7 +17,8 @@ inline constexpr int planes_of_block = 16;     // of the Gram form: T's channels
 inline constexpr int constants_of_block = 64;  // of the Gram form: channels whose constants a block sums up
 inline constexpr int most_side = 1024;         // of the Gram form: a map's height and width, by the room for an axis
 inline constexpr int weights_of_thread = 4;    // that it packs, or whose gradients it sums up
-inline constexpr int biases_of_block = 32;     // whose gradients it sums up
+inline constexpr int sums_of_block = 32;       // that it adds up with all its warps, where each is of many numbers
+inline constexpr int many_splits = 8;          // more of them are added up so
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 

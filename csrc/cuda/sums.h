@@ -93,6 +93,20 @@ L2T_FAST_KERNEL float sum_in_order(int count, const Read& read) {
   return sum;
 }
 
+// The same for 32 sums a block, each by a lane of every warp: a warp adds every eighth number.
+template <class M, class Read>
+L2T_FAST_KERNEL float sum_by_all_warps(M& m, int count, const Read& read) {
+  constexpr int warps = threads / sums_of_block;
+  float* const parts = reinterpret_cast<float*>(m.shared());
+  const int thread = m.thread(), warp = thread / sums_of_block;
+  parts[thread] = sum_in_order((count - warp + warps - 1) / warps, [&](int i) { return read(i * warps + warp); });
+  m.barrier();
+  float sum = 0;
+  L2T_FAST_UNROLL
+  for (int w = 0; w < warps; ++w) sum += parts[thread % sums_of_block + w * sums_of_block];
+  return sum;
+}
+
 // Q of a sample and row (or its derivative), the sum of E for the bias, and the loss of the block's samples and rows.
 template <class M>
 L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& target, int block) {
@@ -176,27 +190,28 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
   const Pair& pair = problem.pairs[segment.index];
   const Target& target = problem.targets[segment.target];
   if (segment.kind == Segment::Kind::bias) {
-    // some threads an element, each with samples of its own
-    constexpr int groups = threads / biases_of_block;
-    float* const parts = reinterpret_cast<float*>(m.shared());
-    const int thread = m.thread(), group = thread / biases_of_block;
-    const int element = block * biases_of_block + thread % biases_of_block, channels = pair.channels;
+    const int element = block * sums_of_block + m.thread() % sums_of_block, channels = pair.channels;
     const int64_t rows = target.rows;
-    const float* const sums = target.bias_sums + group * rows + pair.first_row + (element < channels ? element : 0);
-    parts[thread] = sum_in_order((int(problem.batch) - group + groups - 1) / groups,
-                                 [=](int sample) { return sums[sample * groups * rows]; });
-    m.barrier();
-    if (group > 0 || element >= channels) return;
-    float sum = 0;
-    L2T_FAST_UNROLL
-    for (int g = 0; g < groups; ++g) sum += parts[thread + g * biases_of_block];
+    const float* const sums = target.bias_sums + pair.first_row + (element < channels ? element : 0);
+    const float sum = sum_by_all_warps(m, int(problem.batch), [=](int sample) { return sums[sample * rows]; });
+    if (m.thread() >= sums_of_block || element >= channels) return;
     store(m, pair.bias_result.data, pair.bias_result.type, element * pair.bias_result.step, sum);
     return;
   }
   const int channels = target.channels, count = pair.channels * channels;
-  const Matrix& result = pair.weight_result;
   const float* const from = target.weight_sums + int64_t(pair.first_row) * channels;
   const int64_t step = int64_t(target.rows) * channels;
+  const auto put = [&, result = pair.weight_result](int element, float sum) {
+    const int row = element / channels, channel = element - row * channels;
+    store(m, result.data, result.type, int64_t(row) * result.row + channel * result.column, sum);
+  };
+  if (target.splits > many_splits) {
+    const int element = block * sums_of_block + m.thread() % sums_of_block;
+    const float* const shares = from + (element < count ? element : 0);
+    const float sum = sum_by_all_warps(m, target.splits, [=](int split) { return shares[split * step]; });
+    if (m.thread() < sums_of_block && element < count) put(element, sum);
+    return;
+  }
   // The thread's elements side by side, and some shares of each: one after the other, each would be waited for.
   constexpr int at_once = 4;
   int elements[weights_of_thread];
@@ -221,8 +236,7 @@ L2T_FAST_KERNEL void finish(M& m, const Problem& problem, const Launch& launch) 
   L2T_FAST_UNROLL
   for (int i = 0; i < weights_of_thread; ++i) {
     if (elements[i] >= count) return;
-    const int row = elements[i] / channels, channel = elements[i] - row * channels;
-    store(m, result.data, result.type, int64_t(row) * result.row + channel * result.column, sums[i]);
+    put(elements[i], sums[i]);
   }
 }
 
