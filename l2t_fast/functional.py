@@ -51,7 +51,8 @@ def feature_matching_loss(
         beta: weight of the whole loss, or one number a pair. A tensor is read by the host, which waits for its device
             and which a graph of ``torch.compile`` cannot hold.
         backend: "auto", "reference", "cpu", "cuda" or "triton". "auto" takes the fused path when all tensors are on one
-            device that has one and no source feature requires grad; the environment variable ``L2T_FAST_BACKEND``
+            device that has one and no source feature requires grad, outside of ``torch.func`` transforms, and for
+            float64 on a CPU alone; the environment variable ``L2T_FAST_BACKEND``
             replaces "auto". ``l2t_fast.explain_backend(device)`` tells the choice.
 
     Returns:
@@ -64,7 +65,9 @@ def feature_matching_loss(
 
     Raises:
         ValueError: shapes, batch sizes, devices, lengths or pair indices that do not fit; the message names the pair.
-        TypeError: an argument of the wrong type, or float64 mixed with other dtypes.
+            An unknown backend, or one named by hand for tensors that are elsewhere, for a source feature that requires
+            grad or inside a ``torch.func`` transform.
+        TypeError: an argument of the wrong type, float64 mixed with other dtypes, or with "cuda" or "triton".
         RuntimeError: ``backend`` names one that this installation does not have.
     """
     given = (source_features, target_features, projections, pairs, channel_weights, pair_weights, beta)

@@ -85,8 +85,8 @@ def plan(
         dtype: of the feature maps; the computation is in float64 for float64, else in float32 ("gram": in float64).
 
     Raises:
-        ValueError: a shape that is not (B, C, H, W), has no channels or no pixels, or is too large for any memory, no
-            pair, an index out of range, an unknown ``work`` or ``dtype``.
+        ValueError: a shape that is not (B, C, H, W), has no channels or no pixels, or is too large for any memory,
+            different batch sizes, no pair, an index out of range, an unknown ``work`` or ``dtype``.
         TypeError: no list, what is neither a tensor nor a shape, or a pair that is not two integers.
         RuntimeError: this installation has no native code.
     """

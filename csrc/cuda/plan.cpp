@@ -58,7 +58,7 @@ class Planner {
   }
 
  private:
-  int64_t resident() const { return 2 * chip_.processors; }  // blocks that run at a time
+  int64_t resident() const { return 2 * chip_.processors; }  // blocks that run at a time, on sm_90
   int64_t terms() const { return row_bytes / element_; }     // of a tile
   bool is_bfloat16() const { return element_ == element_bytes(Products::bfloat16); }
   int64_t columns_of_tile() const { return wishes_.second ? tile_width / 2 : tile_width; }
@@ -326,8 +326,9 @@ class Planner {
     if (!plan_.launches.back().blocks) plan_.launches.pop_back();
   }
 
-  // Parts are taken together as long as their E fits; each such phase is a launch of E and one of the gradients. Those
-  // of one target never are: a part's dW is added to that of the part before it.
+  // Parts are taken together as long as their E fits; each such phase is a launch of E and one of the gradients, and
+  // one more where these have shares to be added up. Parts of one target never are taken together: a part's dW is added
+  // to that of the part before it.
   void cut_into_phases() {
     std::vector<std::vector<int>> phases;
     int64_t filled = 0, most = 0;

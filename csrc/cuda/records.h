@@ -5,7 +5,7 @@
 
 namespace l2t_fast::cuda {
 
-inline constexpr int threads = 256;     // a block: 8 warps, 2 by 4, each with 16 or 32 rows by 32 columns of a tile
+inline constexpr int threads = 256;     // a block: 8 warps, 2 by 4, each with 32 or 64 rows by 32 columns of a tile
 inline constexpr int tile_width = 128;  // columns of a block's tile; its rows are 128 or 64
 inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or 64 bfloat16
 inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles on their way, and being worked on

@@ -29,8 +29,8 @@ from l2t_fast.ops import batching, reference  # noqa: F401  (batching registers 
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 ENVIRONMENT_VARIABLE = "L2T_FAST_BACKEND"
 
-# Which backends `auto` takes for a kind of device, the first that is available. Of a GPU's two, CUDA's is timed (H100);
-# Triton's, not timed in its present form, serves where the extension has no CUDA kernels.
+# Which backends `auto` takes for a kind of device, the first that is available. Both of a GPU's were timed on an H200
+# (docs/performance.md); Triton's serves where the extension has no CUDA kernels or the GPU cannot run them.
 FUSED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 MatchingLoss = Callable[..., Tensor]
@@ -196,8 +196,9 @@ def choose_backend(requested: str, sources: Iterable[Tensor], others: Iterable[T
     ``others`` are all tensors of the call but the source features.
 
     Raises:
-        ValueError: an unknown name, or a fused backend named by hand for a source feature that requires grad or for
-            tensors that are elsewhere.
+        ValueError: an unknown name, or a fused backend named by hand for a source feature that requires grad, for
+            tensors that are elsewhere or inside a ``torch.func`` transform.
+        TypeError: "cuda" or "triton" named by hand for float64 tensors.
         RuntimeError: a backend named by hand that this installation does not have.
     """
     name, named_by = requested, "backend="

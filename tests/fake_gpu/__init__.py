@@ -11,7 +11,8 @@ and Triton's, compiled for the GPU that FAKE_GPU_ARCHITECTURE names (90, or 80),
 address is looked up among what is allocated: with PYTORCH_NO_CUDA_MEMORY_CACHING=1 each tensor is a block of its own.
 FAKE_GPU_COUNTS names a file for what launches executed, by opcode (and by line, where nvcc was asked for -lineinfo);
 FAKE_GPU_LISTING one for how often each instruction ran, and bank conflicts; FAKE_GPU_PTX another file of cuobjdump's,
-or nvcc's, to run; FAKE_GPU_REVERSED=1 runs blocks and warps in the opposite order.
+or nvcc's, to run; FAKE_GPU_REVERSED=1 runs blocks and warps in the opposite order, FAKE_GPU_TIMED=1 says where warps
+wait (benchmarks.gpu_waiting).
 
 What it cannot show: time, races between streams or threads (all work is done when it is launched), what ptxas
 makes of PTX, PyTorch's own kernels, and CUDA's generator of random numbers (they come from the CPU's).

@@ -2,8 +2,8 @@
 
 With Triton 3.8 all compile without spills and within the chip's shared memory, however maps lie (``python -m
 benchmarks.triton_resources``); that, and a model of where warps wait (``python -m benchmarks.gpu_waiting``), is how
-they were chosen. No tile was timed on a GPU. What a user's GPU timed (:mod:`l2t_fast.ops.triton.tuning`) comes before
-the table.
+they were chosen. No other tile was timed on a GPU. What a user's GPU timed (:mod:`l2t_fast.ops.triton.tuning`) comes
+before the table.
 
 Tiles with one stage read straight into registers. With more, Triton copies what it cannot read in vectors (weights, odd
 maps, operands that are split for tf32x3) to shared memory element by element, and 16 threads meet in a bank.
