@@ -53,8 +53,8 @@ class Differences {
   }
 
  private:
-  L2T_FAST_KERNEL const Part& part() const { return *work(m_).part; }
-  L2T_FAST_KERNEL const Target& target() const { return *work(m_).target; }
+  L2T_FAST_KERNEL const Part& part() const { return work(m_).part; }
+  L2T_FAST_KERNEL const Target& target() const { return work(m_).target; }
   struct Tile {
     int first_row, first_column, live, number;  // live: its columns
     int first, last;                            // samples it touches, counted from the part's first

@@ -31,8 +31,8 @@ class Gradients {
   }
 
  private:
-  L2T_FAST_KERNEL const Part& part() const { return *work(m_).part; }
-  L2T_FAST_KERNEL const Target& target() const { return *work(m_).target; }
+  L2T_FAST_KERNEL const Part& part() const { return work(m_).part; }
+  L2T_FAST_KERNEL const Target& target() const { return work(m_).target; }
 
   // Tiles of a map's channels and consecutive columns, where pieces are of one sample.
   template <int height>

@@ -59,10 +59,11 @@ L2T_FAST_KERNEL Shares* shares(M& m) {
   return reinterpret_cast<Shares*>(m.shared() + pipeline_bytes + tile_width * sizeof(Spot));
 }
 
-// What a block works on. In shared memory too, because registers are full of sums.
+// What a block works on, copied from the table: its fields are asked for all along, each line of memory would be waited
+// for when it is first, and registers are full of sums.
 struct Work {
-  const Part* part;
-  const Target* target;
+  Target target;
+  Part part;
 };
 static_assert(tile_width * (sizeof(Spot) + sizeof(Shares)) + sizeof(Work) <= reserved_bytes);
 
@@ -73,7 +74,18 @@ L2T_FAST_KERNEL Work& work(M& m) {
 
 template <class M>
 L2T_FAST_KERNEL void begin_work(M& m, const Problem& problem, const Segment& segment) {
-  if (m.thread() == 0) work(m) = {problem.parts + segment.index, problem.targets + segment.target};
+  constexpr int of_target = sizeof(Target) / 8, of_part = sizeof(Part) / 8;
+  static_assert(sizeof(Target) % 8 == 0 && sizeof(Part) % 8 == 0 && of_target + of_part <= threads);
+  const int thread = m.thread();
+  const auto copy = [&](void* to, const void* from, int piece) {
+    m.copy8(static_cast<unsigned char*>(to) + 8 * piece, static_cast<const unsigned char*>(from) + 8 * piece, true);
+  };
+  if (thread < of_target)
+    copy(&work(m).target, problem.targets + segment.target, thread);
+  else if (thread < of_target + of_part)
+    copy(&work(m).part, problem.parts + segment.index, thread - of_target);
+  m.commit();
+  m.template wait_for_all_but<0>();
   m.barrier();
 }
 

@@ -9,7 +9,7 @@ inline constexpr int threads = 256;     // a block: 8 warps, 2 by 4, each with 3
 inline constexpr int tile_width = 128;  // columns of a block's tile; its rows are 128 or 64
 inline constexpr int row_bytes = 128;   // of a tile along the sum: 32 floats or 64 bfloat16
 inline constexpr int pipeline_bytes = 3 * 2 * tile_width * row_bytes;  // tiles on their way, and being worked on
-inline constexpr int reserved_bytes = 3200;                            // of shared memory, beside tiles: see lines.h
+inline constexpr int reserved_bytes = 3584;                            // of shared memory, beside tiles: see lines.h
 
 inline constexpr int gram_height = 64;         // of the Gram form: channels of a tile
 inline constexpr int rows_of_half = 64;        // of the Gram form: of one map, in products with T
@@ -18,7 +18,7 @@ inline constexpr int constants_of_block = 64;  // of the Gram form: channels who
 inline constexpr int most_side = 1024;         // of the Gram form: a map's height and width, by the room for an axis
 inline constexpr int weights_of_thread = 4;    // that it packs, or whose gradients it sums up
 inline constexpr int sums_of_block = 32;       // that it adds up with all its warps, where each is of many numbers
-inline constexpr int many_splits = 8;          // more of them are added up so
+inline constexpr int many_splits = 48;         // more of them are added up so
 
 enum class Type : int32_t { float32, bfloat16, float16 };
 
