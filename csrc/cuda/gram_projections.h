@@ -106,6 +106,10 @@ class GramProjections : GramTiles<M> {
   struct Element {
     float product, with_source, weight, moved, mean, mean_moved;
   };
+  // Of a row and sample: twice alpha and its direction, and the sums over pixels of S~ and S~^2.
+  struct Row {
+    float twice, twice_direction, source, source_square;
+  };
   // What it adds to the sums over channels, and to the gradient of the weight.
   struct Added {
     float values[3], gradient;
@@ -127,14 +131,17 @@ class GramProjections : GramTiles<M> {
         [](int, float*, float*) {}, [](int) {});  // a chain would take registers, and channels are few
   }
 
-  // Goes through a product's elements, a warp a row: contribution(row, row of the tile, element) says what each adds,
-  // and finish(row, row of the tile, sums) is for one thread, the same in every call. By way of shared memory, in a
-  // short loop: unrolled over the registers of the sums the code would not fit into the instruction cache. What a lane
-  // needs of its channels is read before any of it is used. `cross_moves`: S~ vT^T in S~ T^T's place.
+  // Goes through a product's elements, a warp a row: contribution(what is known of the row, row of the tile, element)
+  // says what each adds, and finish(row, row of the tile, what is known of it, sums) is for one thread, the same in
+  // every call. By way of shared memory, in a short loop: unrolled over the registers of the sums the code would not
+  // fit into the instruction cache. What a lane needs of some rows is read before any of it is used. `cross_moves`: S~
+  // vT^T in S~ T^T's place.
   template <class Function, class Finish>
   L2T_FAST_KERNEL void sum_up(const Sums<blocks>& sums, const Where& here, bool adds, bool cross_moves,
                               const Function& contribution, const Finish& finish) {
     constexpr int width = tile_width + 1, rows_of_warp = tile_width / (threads / 32), own = height / 32;
+    constexpr int rows_at_once = 4;
+    static_assert(rows_of_warp % rows_at_once == 0);
     static_assert(height * width * sizeof(float) <= pipeline_bytes);
     float* const staged = reinterpret_cast<float*>(m_.shared());
     for_each_sum<blocks>(m_, sums, [=](int i, int j, float sum) { staged[i * width + j] = sum; });
@@ -145,50 +152,62 @@ class GramProjections : GramTiles<M> {
     const float* const planes = planes_of(here.sample);
     const int64_t step = problem_.batch * (channels + target_.gram.own_rows) * channels;  // from share to share
     const bool has_cross = !cross_moves || target_.direction.data;
+    const float* const factors = twice(false, here.sample);
+    const float* const factors_direction = target_.gram.coefficients[1] ? twice(true, here.sample) : nullptr;
+    int channel[own];
+    float mean[own], mean_moved[own];
+    L2T_FAST_UNROLL
+    for (int k = 0; k < own; ++k) {
+      channel[k] = here.first_channel + (lane + 32 * k < live ? lane + 32 * k : 0);  // beyond the end any will do
+      mean[k] = planes[2 * channel[k]];
+      mean_moved[k] = planes[2 * channel[k] + 1];
+    }
     L2T_FAST_UNROLL_BY(1)
-    for (int turn = 0; turn < rows_of_warp; ++turn) {
-      const int column = m_.thread() / 32 * rows_of_warp + turn, row = here.first_row + column;
-      if (row >= target_.rows) break;
-      Element found[own] = {};
-      int channel[own];
-      const int64_t weights = int64_t(row) * target_.stride;
+    for (int turn = 0; turn < rows_of_warp; turn += rows_at_once) {
+      const int first = m_.thread() / 32 * rows_of_warp + turn, rows = target_.rows - here.first_row;
+      if (first >= rows) break;
+      Row of_row[rows_at_once];
+      Element found[rows_at_once][own];
+      float before[rows_at_once][own];
       L2T_FAST_UNROLL
-      for (int k = 0; k < own; ++k) {
-        channel[k] = here.first_channel + (lane + 32 * k < live ? lane + 32 * k : 0);  // beyond the end any will do
-        found[k].weight = weight[weights + channel[k]];
-        found[k].mean = planes[2 * channel[k]];
-        found[k].mean_moved = planes[2 * channel[k] + 1];
-      }
-      if (moved) {
-        L2T_FAST_UNROLL
-        for (int k = 0; k < own; ++k) found[k].moved = moved[weights + channel[k]];
-      }
-      if (has_cross) {
+      for (int r = 0; r < rows_at_once; ++r) {
+        const int row = here.first_row + (first + r < rows ? first + r : first);
+        of_row[r] = {factors[row], factors_direction ? factors_direction[row] : 0.f, planes[2 * (channels + row)],
+                     planes[2 * (channels + row) + 1]};
         const Cross from = cross(cross_moves, here.sample, row);
-        for (int part = 0; part < from.shares; ++part) {
+        L2T_FAST_UNROLL
+        for (int k = 0; k < own; ++k) {
+          const int64_t at = int64_t(row) * target_.stride + channel[k];
+          found[r][k] = {
+              0, has_cross ? from.begin[channel[k]] : 0.f, weight[at], moved ? moved[at] : 0.f, mean[k], mean_moved[k]};
+          before[r][k] = adds && here.weight_sums ? here.weight_sums[int64_t(row) * channels + channel[k]] : 0.f;
+        }
+        for (int part = 1; has_cross && part < from.shares; ++part) {
           L2T_FAST_UNROLL
-          for (int k = 0; k < own; ++k) found[k].with_source += from.begin[part * step + channel[k]];
-        }
-      }
-      RowSums own_sums{};
-      L2T_FAST_UNROLL
-      for (int k = 0; k < own; ++k) {
-        if (lane + 32 * k >= live) continue;
-        found[k].product = staged[(lane + 32 * k) * width + column];
-        const Added added = contribution(row, column, found[k]);
-        L2T_FAST_UNROLL
-        for (int i = 0; i < 3; ++i) own_sums.values[i] += added.values[i];
-        if (here.weight_sums) {
-          float& to = here.weight_sums[int64_t(row) * channels + channel[k]];
-          to = adds ? to + added.gradient : added.gradient;
+          for (int k = 0; k < own; ++k) found[r][k].with_source += from.begin[part * step + channel[k]];
         }
       }
       L2T_FAST_UNROLL
-      for (int mask = 1; mask < 32; mask *= 2) {
+      for (int r = 0; r < rows_at_once; ++r) {
+        if (first + r >= rows) break;
+        const int column = first + r, row = here.first_row + column;
+        RowSums own_sums{};
         L2T_FAST_UNROLL
-        for (float& value : own_sums.values) value += m_.exchange(value, mask);
+        for (int k = 0; k < own; ++k) {
+          if (lane + 32 * k >= live) continue;
+          found[r][k].product = staged[(lane + 32 * k) * width + column];
+          const Added added = contribution(of_row[r], column, found[r][k]);
+          L2T_FAST_UNROLL
+          for (int i = 0; i < 3; ++i) own_sums.values[i] += added.values[i];
+          if (here.weight_sums) here.weight_sums[int64_t(row) * channels + channel[k]] = before[r][k] + added.gradient;
+        }
+        L2T_FAST_UNROLL
+        for (int mask = 1; mask < 32; mask *= 2) {
+          L2T_FAST_UNROLL
+          for (float& value : own_sums.values) value += m_.exchange(value, mask);
+        }
+        if (lane == 0) finish(row, column, of_row[r], own_sums);
       }
-      if (lane == 0) finish(row, column, own_sums);
     }
   }
 
@@ -210,21 +229,20 @@ class GramProjections : GramTiles<M> {
     Sums<blocks> sums;
     clear<blocks>(sums);
     multiply_weights_by_product(sums, here, false);
-    const float *const planes = planes_of(here.sample), *const factors = twice(false, here.sample);
     sum_up(
         sums, here, here.adds, false,
-        [=, this](int row, int column, const Element& at) {
+        [this](const Row& of, int column, const Element& at) {
           const float whole = at.product + (biases(0)[column] * at.mean - at.with_source);
-          return Added{{at.weight * (whole - at.with_source), at.weight * at.mean, 0}, factors[row] * whole};
+          return Added{{at.weight * (whole - at.with_source), at.weight * at.mean, 0}, of.twice * whole};
         },
-        [=, this, &here](int row, int column, const RowSums& found) {
-          const float bias = biases(0)[column], *const source = planes + 2 * (target_.channels + row);
+        [this, &here](int row, int column, const Row& of, const RowSums& found) {
+          const float bias = biases(0)[column];
           float square = found.values[0], difference = found.values[1];
           if (here.channel_tile == 0) {
-            difference += float(target_.height * target_.width) * bias - source[0];
-            square += source[1] - bias * source[0];
+            difference += float(target_.height * target_.width) * bias - of.source;
+            square += of.source_square - bias * of.source;
           }
-          write_row_sums(here, row, square + bias * difference, factors[row] * difference);
+          write_row_sums(here, row, square + bias * difference, of.twice * difference);
         });
   }
 
@@ -233,40 +251,39 @@ class GramProjections : GramTiles<M> {
   //   sum V = W sum vT + vW sum T + P vb
   //   sum D V = (W . N - vW . (W T T^T)) / 2 + b W sum vT - W . (S~ vT^T) + vW . M + vb sum D
   L2T_FAST_KERNEL void reduce_second(const Where& here) {
-    const float *const planes = planes_of(here.sample), *const factors = twice(false, here.sample);
-    const float* const factors_direction = target_.gram.coefficients[1] ? twice(true, here.sample) : nullptr;
+    const bool coefficients_move = target_.gram.coefficients[1] != nullptr;
     Sums<blocks> sums;
     clear<blocks>(sums);
     multiply_weights_by_product(sums, here, false);
     sum_up(
         sums, here, here.adds, false,
-        [=, this](int row, int column, const Element& at) {
+        [=, this](const Row& of, int column, const Element& at) {
           const float whole = at.product + (biases(0)[column] * at.mean - at.with_source);
           return Added{{at.moved * (whole - at.product / 2), at.weight * at.mean, at.moved * at.mean},
-                       factors_direction ? factors_direction[row] * whole : 0.f};
+                       coefficients_move ? of.twice_direction * whole : 0.f};
         },
-        [this](int /*row*/, int column, const RowSums& found) { kept()[column] = found; });
+        [this](int /*row*/, int column, const Row&, const RowSums& found) { kept()[column] = found; });
     m_.barrier();
     clear<blocks>(sums);
     multiply_weights_by_product(sums, here, true);
     sum_up(
         sums, here, true, true,
-        [=, this](int row, int column, const Element& at) {
+        [this](const Row& of, int column, const Element& at) {
           const float change = biases(0)[column] * at.mean_moved - at.with_source;
           return Added{{at.weight * (at.product / 2 + change), 0, at.weight * at.mean_moved},
-                       factors[row] * (at.product + change + biases(1)[column] * at.mean)};
+                       of.twice * (at.product + change + biases(1)[column] * at.mean)};
         },
-        [=, this, &here](int row, int column, const RowSums& moving) {
+        [=, this, &here](int row, int column, const Row& of, const RowSums& moving) {
           const RowSums still = kept()[column];
           const float bias_direction = biases(1)[column];
           float difference = still.values[1], change = still.values[2] + moving.values[2];
           if (here.channel_tile == 0) {
             const float pixels = float(target_.height * target_.width);
-            difference += pixels * biases(0)[column] - planes[2 * (target_.channels + row)];
+            difference += pixels * biases(0)[column] - of.source;
             change += pixels * bias_direction;
           }
           write_row_sums(here, row, 2 * (still.values[0] + moving.values[0] + bias_direction * difference),
-                         factors[row] * change + (factors_direction ? factors_direction[row] * difference : 0.f));
+                         of.twice * change + (coefficients_move ? of.twice_direction * difference : 0.f));
         });
   }
 };

@@ -40,14 +40,16 @@ L2T_FAST_KERNEL void pack(M& m, const Problem& problem, const Launch& launch) {
     float values[weights_of_thread] = {};
     if (matrix.data && channels)
       with_type(matrix.type, [&](auto type) {
+        bool live[weights_of_thread];
         L2T_FAST_UNROLL
         for (int i = 0; i < weights_of_thread; ++i) {
           const int element = first + i * threads, row = element / stride, channel = element - row * stride;
-          const bool lives = element < count && channel < channels;
-          const float value =
-              load<decltype(type)::value>(m, matrix.data, lives ? row * matrix.row + channel * matrix.column : 0);
-          values[i] = lives ? value : 0.f;
+          live[i] = element < count && channel < channels;
+          const int64_t offset = row * matrix.row + channel * matrix.column;
+          values[i] = load<decltype(type)::value>(m, matrix.data, live[i] ? offset : 0);
         }
+        L2T_FAST_UNROLL
+        for (int i = 0; i < weights_of_thread; ++i) values[i] = live[i] ? values[i] : 0.f;
       });
     L2T_FAST_UNROLL
     for (int i = 0; i < weights_of_thread; ++i) {
