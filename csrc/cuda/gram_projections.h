@@ -152,6 +152,7 @@ class GramProjections : GramTiles<M> {
     const float* const planes = planes_of(here.sample);
     const int64_t step = problem_.batch * (channels + target_.gram.own_rows) * channels;  // from share to share
     const bool has_cross = !cross_moves || target_.direction.data;
+    const bool reads = adds && here.weight_sums;  // a lane its own alone: the others write theirs
     const float* const factors = twice(false, here.sample);
     const float* const factors_direction = target_.gram.coefficients[1] ? twice(true, here.sample) : nullptr;
     int channel[own];
@@ -180,7 +181,7 @@ class GramProjections : GramTiles<M> {
           const int64_t at = int64_t(row) * target_.stride + channel[k];
           found[r][k] = {
               0, has_cross ? from.begin[channel[k]] : 0.f, weight[at], moved ? moved[at] : 0.f, mean[k], mean_moved[k]};
-          before[r][k] = adds && here.weight_sums ? here.weight_sums[int64_t(row) * channels + channel[k]] : 0.f;
+          before[r][k] = reads && lane + 32 * k < live ? here.weight_sums[int64_t(row) * channels + channel[k]] : 0.f;
         }
         for (int part = 1; has_cross && part < from.shares; ++part) {
           L2T_FAST_UNROLL
