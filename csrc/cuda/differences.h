@@ -394,6 +394,25 @@ class Differences {
     return found;
   }
 
+  // How a warp reads a pair's source tap by tap.
+  struct Source {
+    bool resized;
+    Type type;
+    int64_t row_bytes;
+    Columns columns;
+  };
+  L2T_FAST_KERNEL Source source_of(const Pair& pair, int first_sample) const {
+    const bool resized = pair.height != target().height || pair.width != target().width;
+    const Map& map = pair.source;
+    return {resized, map.type, map.channel * bytes_of(map.type), find_columns(pair, resized, first_sample)};
+  }
+
+  L2T_FAST_KERNEL void resize(const void* const (&data)[rows_at_once], const Map& map, const Source& from,
+                              float (&values)[rows_at_once][own]) {
+    with_type(from.type,
+              [&](auto type) { resize<decltype(type)::value>(data, map, from.columns, from.resized, values); });
+  }
+
   // S~ at the lane's columns of the rows that begin at `data`. All is read before any of it is looked at.
   template <Type type>
   L2T_FAST_KERNEL void resize(const void* const (&data)[rows_at_once], const Map& map, const Columns& at, bool resized,
@@ -435,10 +454,6 @@ class Differences {
   }
   static L2T_FAST_KERNEL int64_t bytes_of(Type type) { return type == Type::float32 ? 4 : 2; }
 
-  static L2T_FAST_KERNEL bool resizes(const Pair& pair, const Target& target) {
-    return pair.height != target.height || pair.width != target.width;
-  }
-
   // The row behind a tile's last.
   L2T_FAST_KERNEL int end_of(const Tile& tile) const {
     const int rows = target().rows;
@@ -465,18 +480,14 @@ class Differences {
   L2T_FAST_KERNEL void subtract_taps(const Tile tile, int begin) {
     const int lane = m_.thread() % 32, first_sample = part().first_sample + tile.first;
     for_each_pair(begin, end_of(tile), [&](const Pair& pair, int first_row, int until) {
-      const bool resized = resizes(pair, target());
-      const Columns at = find_columns(pair, resized, first_sample);
-      const Map& map = pair.source;
-      const Type type = map.type;
-      const int64_t row_bytes = map.channel * bytes_of(type);
+      const Source from = source_of(pair, first_sample);
       const auto* source = rows_of_source(pair, first_row, first_sample);
-      for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
+      for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * from.row_bytes) {
         const void* data[rows_at_once];
         float values[rows_at_once][own];
         L2T_FAST_UNROLL
-        for (int r = 0; r < rows_at_once; ++r) data[r] = source + (row + r < until ? r : 0) * row_bytes;
-        with_type(type, [&](auto own_type) { resize<decltype(own_type)::value>(data, map, at, resized, values); });
+        for (int r = 0; r < rows_at_once; ++r) data[r] = source + (row + r < until ? r : 0) * from.row_bytes;
+        resize(data, pair.source, from, values);
         L2T_FAST_UNROLL
         for (int r = 0; r < rows_at_once; ++r) {
           if (row + r >= until) break;
@@ -521,24 +532,20 @@ class Differences {
     const Coefficients alpha = problem_.alpha, alpha_direction = problem_.alpha_direction;
 
     for_each_pair(tile.first_row, end_of(tile), [&](const Pair& pair, int first_row, int until) {
-      const bool resized = resizes(pair, target());
-      const Columns at = find_columns(pair, resized, first_sample);
-      const Map& map = pair.source;
-      const Type type = map.type;
-      const int64_t row_bytes = map.channel * bytes_of(type);
+      const Source from = source_of(pair, first_sample);
       const auto* source = rows_of_source(pair, first_row, first_sample);
       const int64_t first_alpha = pair.column - pair.first_row;
-      for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * row_bytes) {
+      for (int row = first_row; row < until; row += rows_at_once, source += rows_at_once * from.row_bytes) {
         const void* data[rows_at_once];
         float values[rows_at_once][own], alphas[rows_at_once][own], alphas_direction[rows_at_once][own];
         L2T_FAST_UNROLL
         for (int r = 0; r < rows_at_once; ++r) {
           const int here = row + r < until ? r : 0;
-          data[r] = source + here * row_bytes;
+          data[r] = source + here * from.row_bytes;
           coefficients(alpha, sample, first_alpha + row + here, alphas[r]);
           if constexpr (second) coefficients(alpha_direction, sample, first_alpha + row + here, alphas_direction[r]);
         }
-        with_type(type, [&](auto own_type) { resize<decltype(own_type)::value>(data, map, at, resized, values); });
+        resize(data, pair.source, from, values);
         L2T_FAST_UNROLL
         for (int r = 0; r < rows_at_once; ++r) {
           if (row + r >= until) break;

@@ -13,6 +13,7 @@ constexpr int64_t most_differences = int64_t(80) << 20;
 constexpr int64_t share_of_maps = 6;
 constexpr int64_t share_of_differences = 12;
 constexpr int64_t most_columns = int64_t(1) << 30;  // of a part: kernels count them in 32 bits
+constexpr int64_t weights_of_block = threads * weights_of_thread;
 constexpr int64_t fewest_tiles = 10;  // of a sum that is split: below that, writing the partial sums takes the time
 
 int64_t cut(int64_t length, int64_t into) { return (length + into - 1) / into; }
@@ -276,10 +277,6 @@ class Planner {
     return {{true, maps_move}, {result && maps_move, result && factors_move}, result && factors_move};
   }
 
-  static int64_t blocks_of_weights(const Pair& pair, int64_t columns, int64_t of_block = threads * weights_of_thread) {
-    return cut(pair.channels * columns, of_block);
-  }
-
   void begin(Kernel kernel) { plan_.launches.push_back({kernel, int32_t(plan_.segments.size()), 0, 0, 0, {}}); }
 
   int32_t target_of(Segment::Kind kind, size_t index) const {
@@ -316,7 +313,8 @@ class Planner {
   void pack() {
     begin(Kernel::pack);
     for (size_t p = 0; p < pairs_.size(); ++p)
-      add(Segment::Kind::pack, p, blocks_of_weights(pairs_[p], targets_[pairs_[p].target].stride));
+      add(Segment::Kind::pack, p,
+          cut(int64_t(pairs_[p].channels) * targets_[pairs_[p].target].stride, weights_of_block));
     for (size_t n = 0; n < targets_.size(); ++n)
       if (takes_gram(targets_[n])) add(Segment::Kind::coefficients, n, cut(batch_ * targets_[n].rows, threads));
     end();
@@ -419,7 +417,7 @@ class Planner {
       const int64_t elements = target.channels * part.stride;
       bytes += cut(part.target_shares * elements * int64_t(sizeof(float)), 256) * 256;
       sums.push_back({{Segment::Kind::target_sums, 0, longest.segment.index, 0, 0},
-                      cut(elements, threads * weights_of_thread),
+                      cut(elements, weights_of_block),
                       part.target_shares});
     }
     return bytes;
@@ -491,9 +489,8 @@ class Planner {
     for (size_t p = 0; p < pairs_.size(); ++p) {
       if (!pairs_[p].weight_result.data) continue;
       const Target& target = targets_[pairs_[p].target];
-      add(Segment::Kind::weight, p,
-          target.splits > many_splits ? blocks_of_weights(pairs_[p], target.channels, sums_of_block)
-                                      : blocks_of_weights(pairs_[p], target.channels));
+      const int64_t of_block = target.splits > many_splits ? sums_of_block : weights_of_block;
+      add(Segment::Kind::weight, p, cut(int64_t(pairs_[p].channels) * target.channels, of_block));
     }
     begin(Kernel::finish);
     for (size_t p = 0; p < pairs_.size(); ++p)
