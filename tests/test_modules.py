@@ -105,6 +105,10 @@ def test_pair_weight_types(weight_type):
         torch.testing.assert_close(found[i], wanted)
 
 
+def test_pair_weights_begin_with_a_bias_of_one():
+    assert all(torch.equal(layer.bias, torch.ones(1)) for layer in LossWeightNetwork(SOURCE, PAIRS))
+
+
 def test_constant_pair_weights():
     network = LossWeightNetwork(SOURCE, PAIRS, "const")
     nn.init.constant_(network.weights, 0.1)

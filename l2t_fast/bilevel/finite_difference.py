@@ -69,7 +69,7 @@ class FiniteDifference:
         weight_bars: Sequence[Tensor],
     ) -> None:
         usual, length = self._epsilon(problem, step.theta, direction)
-        factor = 1.0 if step.last else self._factor
+        factor = self._factor
         epsilon = usual * factor
         moved = _plus(step.theta, direction, epsilon, own=step.own)
         differences = self._differences(problem, head_weights, step, moved)

@@ -108,6 +108,7 @@ def test_float32_over_training():
             exact = hypergradient(*problem)
             found = hypergradient(*problem, method="finite_difference")
             assert cosine(found, exact) >= 0.999, f"after {step + 1} steps"
+            assert torch.dist(flat(found), flat(exact)) < 0.02 * flat(exact).norm(), f"after {step + 1} steps"
 
 
 def test_autocast_does_not_spoil_it():
@@ -291,3 +292,14 @@ for setting in (
 def test_no_lower_precision_however_it_was_asked_for():
     """And what was asked for is there again."""
     subprocess.run([sys.executable, "-c", PRECISION], check=True)
+
+
+def test_its_passes_run_without_tf32():
+    problem, allowed = one_problem(), []
+    problem[0].register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    assert torch.backends.cudnn.allow_tf32  # PyTorch's default
+    hypergradient(*problem, method="finite_difference")
+    assert allowed and not any(allowed) and torch.backends.cudnn.allow_tf32
+    allowed.clear()
+    hypergradient(*problem)
+    assert allowed and all(allowed)

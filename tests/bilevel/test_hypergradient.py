@@ -256,6 +256,25 @@ def test_networks_in_half_precision(dtype):
     assert error(method="exact") <= 2 * error(method="double_backward") < 0.5 * true.norm()
 
 
+class LogitsInBfloat16(PlainNet):
+    widened = False
+
+    def forward(self, x):
+        logits, maps = super().forward(x)
+        logits = logits.bfloat16()
+        return logits.float() if self.widened else logits, maps
+
+
+@pytest.mark.parametrize("method", ["exact", "double_backward"])
+def test_the_cross_entropy_is_never_made_in_half_precision(method):
+    problem = make_problem(net=LogitsInBfloat16, dtype=torch.float32, warm=False)
+    found = hypergradient(*problem, method=method)
+    problem[0].widened = True
+    wanted = hypergradient(*problem, method=method)
+    assert any(w.any() for w in wanted)
+    assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
 @every_way
 def test_a_phi_that_makes_no_weights_gets_zeros(way):
     problem = make_problem()

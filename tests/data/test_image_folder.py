@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from l2t_fast.data import DataConfig, load_data
 from l2t_fast.errors import L2TFastError
@@ -127,6 +128,21 @@ def test_random_resized_crop_is_224_by_default_and_tests_see_the_centre(make_fol
     bundle = load_data(config(make_folder(USUAL, size=(40, 30)), augment="random_resized_crop"))
     assert bundle.image_size == 224
     assert next(iter(bundle.train))[0].shape[1:] == next(iter(bundle.test))[0].shape[1:] == (3, 224, 224)
+
+
+def test_with_resized_crops_tests_see_what_torchvision_s_usual_transforms_leave(tmp_path):
+    numbers = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(10):  # of rows and columns that differ, so that another resize or crop is another picture
+                small = numbers.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+                Image.fromarray(small).resize((400, 300)).save(tmp_path / part / name / f"{i}.png")
+    bundle = load_data(config(tmp_path, image_size=224, augment="random_resized_crop", normalization=RAW))
+    usual = v2.Compose([v2.PILToTensor(), v2.Resize(256, antialias=True), v2.CenterCrop(224)])
+    files = sorted((tmp_path / "test").glob("*/*.png"))
+    wanted = torch.stack([usual(Image.open(file)) for file in files])
+    assert ((images_of(bundle.test) * 255).round() - wanted.float()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(10**6, True), (10**4, False)])

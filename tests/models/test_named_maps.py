@@ -1,9 +1,11 @@
 """Which maps the networks give, and that they can be differentiated as training needs it."""
 
 import copy
+import math
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -34,6 +36,27 @@ def map_shapes(name, size, in_channels=3, **options):
 @pytest.mark.parametrize("name", ["resnet20", "resnet32", "resnet44", "resnet56", "l2tww_resnet32"])
 def test_default_maps_of_the_cifar_resnets_are_the_last_of_each_stage(name):
     assert map_shapes(name, 32) == CIFAR_MAPS
+
+
+def test_default_maps_of_the_authors_resnet_are_those_of_the_paper():
+    network = build_model("l2tww_resnet32", 200)
+    layers = list(network.layer_channels())
+    assert [layers.index(name) for name in network.feature_names] == [4, 9, 14]
+
+
+def test_convolutions_of_vgg9_start_as_torchvision_s_vgg_does():
+    torch.manual_seed(0)
+    network = build_model("vgg9bn", 10)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            wanted = math.sqrt(2 / (layer.out_channels * 9))
+            assert layer.weight.std().item() == pytest.approx(wanted, rel=0.1)
+            assert not layer.bias.any()
+
+
+def test_colour_images_are_normalised_as_torchvision_s_weights_expect():
+    transform = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    assert (list(IMAGENET_MEAN), list(IMAGENET_STD)) == (transform.mean, transform.std)
 
 
 def test_default_maps_of_vgg9_are_those_before_each_max_pool():

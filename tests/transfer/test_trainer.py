@@ -24,7 +24,7 @@ from l2t_fast.models import build_model
 from l2t_fast.transfer import METHODS, Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.run_folder import METRICS, RunFolder
-from l2t_fast.transfer.run_state import RunState
+from l2t_fast.transfer.run_state import Reached, RunState
 from l2t_fast.transfer.trainer import cosine_lr
 
 
@@ -140,23 +140,29 @@ def test_it_learns(make_config, quiet):
 @pytest.mark.parametrize("method", ["l2t-w", "l2t-ww"])
 def test_one_batch_follows_the_paper(make_config, quiet, method, nesterov):
     """A real step on cross-entropy + beta L_wfm, then Adam on phi with the hypergradient taken after that step."""
-    changes = {"method": method, "beta": 0.7, "lookahead_steps": 1, "nesterov": nesterov, "weight_decay": 0.01}
-    trainer = Trainer(make_config(**changes), quiet)
-    twin = Trainer(make_config(**changes), quiet)
+    changes = {"method": method, "beta": 0.7, "lookahead_steps": 1, "nesterov": nesterov, "momentum": 0.8}
+    rates = {"lr": 0.04, "weight_decay": 0.01, "meta_lr": 0.02, "meta_weight_decay": 0.03}
+    trainer = Trainer(make_config(**changes, **rates), quiet)
+    twin = Trainer(make_config(**changes, **rates), quiet)
     for module in (trainer.source, trainer.target, trainer.method, twin.source, twin.target, twin.method):
         module.double()  # Adam divides by the gradient's size, which blows rounding up
     twin.target.load_state_dict(trainer.target.state_dict())
     twin.method.load_state_dict(trainer.method.state_dict())
+    learning = [*twin.target.parameters(), *twin.method.matching.parameters()]
+    sgd = torch.optim.SGD(learning, lr=0.04, momentum=0.8, weight_decay=0.01, nesterov=nesterov)
+    adam = torch.optim.Adam(twin.method.meta.parameters(), lr=0.02, weight_decay=0.03)
     x, y = next(iter(trainer.data.train))
     x = x.double()
 
     trainer.train_batch(x, y)
     trainer.train_batch(x, y)  # the second step has momentum
 
+    lambdas = []
     for _ in range(2):
         with torch.no_grad():
             _, source_features = twin.source.networks[0](x)
             channel_weights, pair_weights = twin.method.meta(source_features)
+        lambdas.append(torch.cat(pair_weights or [x.new_zeros(len(x), 1)], dim=1))
         logits, features = twin.target(x)
         loss = F.cross_entropy(logits, y)
         for p, (m, n) in enumerate(twin.pairs):
@@ -164,14 +170,14 @@ def test_one_batch_follows_the_paper(make_config, quiet, method, nesterov):
             resized = F.interpolate(source_features[m], projected.shape[2:], mode="bilinear", align_corners=False)
             distance = (channel_weights[p][:, :, None, None] * (projected - resized) ** 2).sum(1).mean((1, 2))
             loss = loss + 0.7 * ((1 if pair_weights is None else pair_weights[p].flatten()) * distance).mean()
-        twin.step.optimizer.zero_grad()
+        sgd.zero_grad()
         loss.backward()
-        twin.step.optimizer.step()
+        sgd.step()
         gradients = hypergradient(
             twin.target,
             twin.method.matching,
             twin.method.meta,
-            twin.step.optimizer,
+            sgd,
             source_features,
             x,
             y,
@@ -181,7 +187,7 @@ def test_one_batch_follows_the_paper(make_config, quiet, method, nesterov):
         )
         for parameter, gradient in zip(twin.method.meta.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        twin.method.meta_optimizer.step()
+        adam.step()
 
     for name, value in trainer.target.state_dict().items():
         torch.testing.assert_close(value, twin.target.state_dict()[name], rtol=1e-9, atol=1e-10, msg=name)
@@ -189,6 +195,21 @@ def test_one_batch_follows_the_paper(make_config, quiet, method, nesterov):
         torch.testing.assert_close(value, twin.method.state_dict()[name], rtol=1e-7, atol=1e-8, msg=name)
     moved = [p for p in trainer.method.meta.parameters() if p.abs().sum() > 0]
     assert moved
+    if method == "l2t-ww":  # what the epoch's row of pair_weights.csv says: of all images, each as its step had it
+        seen = torch.cat(lambdas)
+        recorded = torch.tensor(trainer.method.pair_weights(), dtype=torch.float64)
+        torch.testing.assert_close(recorded, torch.stack([seen.mean(0), seen.std(0, correction=0)], dim=1))
+
+
+def test_of_equal_validation_accuracies_the_lower_loss_is_better():
+    reached = Reached()
+    for accuracy, loss, better in ((0.5, 1.0, True), (0.5, 1.0, False), (0.5, 1.1, False), (0.5, 0.9, True)):
+        row = {"epoch": 1, "validation_accuracy": accuracy, "validation_loss": loss}
+        assert reached.improves(row) == better
+        if better:
+            reached.best = row
+    assert reached.improves({"validation_accuracy": 0.6, "validation_loss": 5.0})
+    assert not reached.improves({"validation_accuracy": 0.4, "validation_loss": 0.1})
 
 
 def test_look_ahead_steps_leave_no_trace_in_batch_norm(make_config, quiet):
