@@ -6,14 +6,16 @@
 on a cold cache; ``graph`` the same of a replayed CUDA graph, in which the host takes no part. ``--forms`` compares the
 forms that the cuda backend chooses from (csrc/cuda/README.md); the other backends have one. All times are taken before
 the first look at single kernels: once PyTorch's profiler has run in a process, every launch takes the host longer.
+Rows are written as they come, one of each call first, without launches and kernels' time, then one of each kernel.
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from l2t_fast import _native
 from l2t_fast.bench.conditions import conditions, now
 from l2t_fast.bench.losses import LOSS_MODES, LOSS_PROVIDERS
 from l2t_fast.bench.timing import Stopwatch
-from l2t_fast.bench.workloads import WORKLOADS, Case
+from l2t_fast.bench.workloads import WORKLOADS, Case, Tensors
 
 CALLS = 5
 DEVICE = torch.device("cuda")
@@ -39,6 +41,9 @@ class Subject:
     form: str
     mode: str
     ieee: bool
+
+    def __str__(self) -> str:
+        return "{workload} B={batch} {dtype} {products} {backend} {form} {mode}".format(**self.columns())
 
     def columns(self) -> dict[str, object]:
         return {
@@ -55,7 +60,7 @@ class Subject:
         """One that has been made some times already."""
         if _native.extension is not None:
             _native.extension.force_algorithm(self.form)
-        loss, tensors = LOSS_PROVIDERS[self.backend].make(), self.case.tensors(DEVICE)
+        loss, tensors = LOSS_PROVIDERS[self.backend].make(), tensors_of(self.case)
 
         def call() -> object:
             return LOSS_MODES[self.mode](loss, tensors)
@@ -64,6 +69,12 @@ class Subject:
             call()
         torch.cuda.synchronize()
         return call
+
+
+@functools.cache
+def tensors_of(case: Case) -> Tensors:
+    """Made once: drawing those of 128 pairs takes the host seconds."""
+    return case.tensors(DEVICE)
 
 
 @dataclass(frozen=True)
@@ -121,31 +132,26 @@ def graph_seconds(call: Callable[[], object]) -> float | None:
     return event_seconds(graph.replay)
 
 
-def rows_of(subject: Subject, taken: Times, kernels: dict[str, tuple[int, float]]) -> list[dict[str, object]]:
-    """One of the whole call, then one a kernel; what a kernel has no figure for is empty."""
+def row_of_call(subject: Subject, taken: Times) -> dict[str, object]:
+    graph = "" if taken.graph_ms is None else f", graph {taken.graph_ms:.3f} ms"
+    print(f"{subject}: host {taken.host_ms:.3f} ms, events {taken.events_ms:.3f} ms{graph}", flush=True)
+    return subject.columns() | {"kernel": "", "launches": None, "kernels_ms": None} | rounded(asdict(taken))
+
+
+def rows_of_kernels(subject: Subject, kernels: dict[str, tuple[int, float]], shown: int) -> list[dict[str, object]]:
     launches, total = sum(count for count, _ in kernels.values()), sum(ms for _, ms in kernels.values())
-    whole = {"kernel": "", "launches": launches, "kernels_ms": total, **asdict(taken)}
-    of_kernels = [
-        {"kernel": name, "launches": count, "kernels_ms": ms, **dict.fromkeys(asdict(taken))}
+    print(f"{subject}: kernels {total:.3f} ms in {launches} launches", flush=True)
+    for name, (count, ms) in list(kernels.items())[:shown]:
+        print(f"    {1e3 * ms:9.1f} us  {count:4d} x  {name[:100]}", flush=True)
+    no_times = dict.fromkeys(field.name for field in fields(Times))
+    return [
+        subject.columns() | {"kernel": name, "launches": count} | rounded({"kernels_ms": ms}) | no_times
         for name, (count, ms) in kernels.items()
     ]
-    return [
-        subject.columns() | {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
-        for row in (whole, *of_kernels)
-    ]
 
 
-def tell(rows: list[dict[str, object]], shown: int) -> None:
-    whole, *kernels = rows
-    graph = "" if whole["graph_ms"] is None else f"graph {whole['graph_ms']:.3f} ms, "
-    print(
-        "{workload} B={batch} {dtype} {products} {backend} {form} {mode}: host {host_ms:.3f} ms, "
-        "events {events_ms:.3f} ms, {graph}kernels {kernels_ms:.3f} ms in {launches} launches".format(
-            **whole, graph=graph
-        )
-    )
-    for row in kernels[:shown]:
-        print(f"    {1e3 * row['kernels_ms']:9.1f} us  {row['launches']:4d} x  {row['kernel'][:100]}", flush=True)
+def rounded(columns: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 5) for name, value in columns.items()}
 
 
 def main() -> None:
@@ -155,7 +161,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=["auto"], choices=["auto", "direct", "gram"])
     parser.add_argument("--modes", nargs="+", default=["forward_backward", "second_order"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--kernels", type=int, default=12, help="so many kernels are listed")
+    parser.add_argument("--kernels", type=int, default=12, help="so many kernels are listed; 0: times of whole calls only")
     parser.add_argument("--ieee", action="store_true", help="products in float32 as asked for without TF32")
     parser.add_argument("--output", type=Path, help="CSV file that rows are appended to, of all kernels")
     given = parser.parse_args()
@@ -170,12 +176,15 @@ def main() -> None:
         for form in (given.forms if backend == "cuda" else ["auto"])
         for mode in given.modes
     ]
-    taken = [times(subject.call()) for subject in subjects]
-    for subject, of_subject in zip(subjects, taken, strict=True):
-        rows = rows_of(subject, of_subject, kernel_times(subject.call()))
-        tell(rows, given.kernels)
-        if given.output:
+
+    def keep(rows: list[dict[str, object]]) -> None:
+        if given.output and rows:
             append([shared | row for row in rows], given.output)
+
+    for subject in subjects:
+        keep([row_of_call(subject, times(subject.call()))])
+    for subject in subjects if given.kernels else []:
+        keep(rows_of_kernels(subject, kernel_times(subject.call()), given.kernels))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,15 @@ PROBLEMS = (
 )
 
 
+def check_ieee(backend: str) -> None:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for sizes in PROBLEMS:
+            problem = draw(*sizes, batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
+            directions = draw_directions(problem)
+            assert_accurate(solve(implementation(backend), problem, directions), problem, directions)
+            print(f"{backend}, ieee float32: right", flush=True)
+
+
 def check_tensor_cores() -> None:
     """The CUDA kernels that so small a problem does not take by itself, or not in ieee float32: all are compiled."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -27,6 +36,7 @@ def check_tensor_cores() -> None:
                 with form():
                     found = solve(implementation("cuda"), problem, directions)
                 assert_accurate(found, problem, directions, roundings=4 * 2**12)
+                print(f"cuda, {dtype}, {form.__name__}: right", flush=True)
 
 
 def main() -> int:
@@ -34,14 +44,10 @@ def main() -> int:
         print("error: PyTorch sees no CUDA GPU", file=sys.stderr)
         return 2
     backends = sys.argv[1:] or [name for name in FUSED["cuda"] if why_unavailable(name) is None]
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for sizes in PROBLEMS:
-            problem = draw(*sizes, batch=3, dtype=torch.float32).map(lambda tensor: tensor.to("cuda"))
-            directions = draw_directions(problem)
-            for name in backends:
-                assert_accurate(solve(implementation(name), problem, directions), problem, directions)
-    if "cuda" in backends:
-        check_tensor_cores()
+    for name in backends:
+        check_ieee(name)
+        if name == "cuda":
+            check_tensor_cores()
     print(f"{len(PROBLEMS)} problems agree with float64, on {' and '.join(backends)}")
     return 0
 

@@ -25,13 +25,17 @@ INTERRUPTED = "interrupted"
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, its time limit in seconds, what else its environment holds, and what the summary says of it."""
+    """A command, its time limit in seconds, what else its environment holds, and what the summary says of it.
+
+    If one that is ``needed`` fails, no other one runs.
+    """
 
     name: str
     seconds: int
     command: list[str]
     variables: dict[str, str]
     note: str = ""
+    needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Outcome:
     status: str
     seconds: float
     last_line: str
+
+    @property
+    def lacking(self) -> bool:
+        """Whether others would run without what they need."""
+        return self.stage.needed and self.status != "ok"
 
 
 def run_together(stages: list[Stage], logs: Path, left: float) -> Iterator[Outcome]:

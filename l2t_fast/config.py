@@ -1,7 +1,7 @@
 """What can be chosen: one dataclass field is one YAML key and one command-line flag of the same name.
 
-The defaults are the method's at CIFAR scale (Jang et al., ICML 2019). ``configs/digits.yaml`` inside the package
-overrides them for the embedded run, which needs no download.
+The defaults are the method's at CIFAR scale (Jang et al., ICML 2019), but that images are not augmented, which not all
+images bear. ``configs/digits.yaml`` inside the package overrides them for the embedded run, which needs no download.
 """
 
 from __future__ import annotations

@@ -165,20 +165,22 @@ def _steps(mode: str, title: str, baseline: str) -> Callable[[Sequence[Group]], 
 
 
 def _parts(groups: Sequence[Group]) -> Table | None:
-    cells, used = [], []
-    for group in _main(groups, "step"):
-        for provider in dict.fromkeys(row.provider for row in group.parts):
-            used.append(group)
-            parts = [row for row in group.parts if row.provider == provider]
-            total = sum(row.median_ms for row in parts)
-            where = [f"{group.first.workload}, B={group.first.batch}", label(provider)]
-            for row in parts:
-                cells.append([*where, row.part, f"{row.median_ms:.0f}", f"{row.median_ms / total:.0%}"])
-            whole = group.row(provider)
-            data = " and data" if any(row.part == DATA for row in parts) else ""
-            told = f"**sum** (the step without the clock{data}: {_ms(whole)} ms)"
-            cells.append([*where, told, f"{total:.0f}", "100%"])
-    header = ["set-up", "provider", "part", "ms", "share"]
+    """A line a part and a column a provider; empty where a provider does nothing of the kind."""
+    used = [group for group in _main(groups, "step") if group.parts]
+    providers = list(dict.fromkeys(row.provider for group in used for row in group.parts))
+    cells = []
+    for group in used:
+        found = {(row.provider, row.part): row.median_ms for row in group.parts}
+        totals = {name: sum(ms for (own, _), ms in found.items() if own == name) for name in providers}
+        where = f"{group.first.workload}, B={group.first.batch}"
+        for part in dict.fromkeys(row.part for row in group.parts):
+            times = [(found.get((name, part)), totals[name]) for name in providers]
+            cells.append([where, part, *("" if ms is None else f"{ms:.0f} ({ms / total:.0%})" for ms, total in times)])
+        cells.append([where, "**sum**", *(f"{total:.0f}" if total else "" for total in totals.values())])
+        data = " and data" if any(row.part == DATA for row in group.parts) else ""
+        told = f"the step by itself, without the clock{data}"
+        cells.append([where, told, *(_ms(group.row(name)) if totals[name] else "" for name in providers)])
+    header = ["set-up", "part, ms (share)", *map(label, providers)]
     return Table("Where a step's time goes", header, cells, conditions_line(used)) if cells else None
 
 

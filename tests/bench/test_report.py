@@ -88,7 +88,7 @@ def test_tables_say_what_has_no_figure():
     assert "unsupported (cannot)" in made["loss"][0].markdown()
     assert "| 50% |" in made["loss"][0].markdown()
     parts = made["step-parts"][0].markdown()
-    assert "| source network | 100 | 33% |" in parts and "the step without the clock: 300 ms" in parts
+    assert "| source network | 100 (33%) |" in parts and "| the step by itself, without the clock | 300 |" in parts
     assert "| 1.00 (R² 1.000) |" in made["scaling"][0].markdown() and "at 64" in made["scaling"][0].markdown()
     assert "| product 2 x 2, float32 | 556 GFLOP/s |" in made["peaks"][0].markdown()
 

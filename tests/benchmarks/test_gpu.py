@@ -1,5 +1,6 @@
 """`make gpu` without a GPU: stages that fail or hang cost the others nothing, and the summary says what happened."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -60,6 +61,14 @@ def test_an_interrupted_run_leaves_what_there_is(tmp_path):
     assert "| beside | interrupted |" in text
     with tarfile.open(tmp_path / "logs.tgz") as packed:
         assert packed.extractfile("second.log").read() == b"at work\n"
+
+
+def test_without_what_all_stages_need_none_runs(tmp_path, capsys):
+    failing = dataclasses.replace(stage("build", "raise SystemExit('no compiler')"), needed=True)
+    assert gpu.run_all([[failing], [stage("next", "print('ran')")]], tmp_path) == 1
+    told = capsys.readouterr().out
+    assert "build: exit code 1" in told and "no compiler" in told and "next" not in told
+    assert "build" in (tmp_path / "summary.md").read_text()
 
 
 def test_a_folder_that_cannot_be_written_to_stops_no_stage(tmp_path, capsys):

@@ -49,6 +49,8 @@ Function function_of(Kernel kernel) {
 
 }  // namespace
 
+static_assert(planes_bytes(most_side) <= int(shared_bytes), "launches ask for no more than that");
+
 cudaError_t launch_gram(Products products, const Problem& problem, const Launch& launch, cudaStream_t stream) {
   const Function function = products == Products::bfloat16 ? function_of<Bfloat16, Bfloat16>(launch.kernel)
                                                            : function_of<Tf32x3, Tf32>(launch.kernel);

@@ -1,5 +1,8 @@
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+
 #include "kernel_image.h"
 
 namespace l2t_fast::cuda {
@@ -34,6 +37,14 @@ KernelImage kernel_image(int device) {
         "the driver is for CUDA 12.0 or older, and kernels have the parameters of CUDA 12.1";  // 32 KB of them
   }
   return image;
+}
+
+bool kernels_run_on(int device) {
+  static std::mutex mutex;
+  static std::map<int, bool> known;
+  const std::scoped_lock lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known[device] = kernel_image(device).error.empty();
 }
 
 }  // namespace l2t_fast::cuda

@@ -22,8 +22,9 @@ using Function = void (*)(Problem, Launch);
 
 inline cudaError_t start(Function function, int shared, const Problem& problem, const Launch& launch,
                          cudaStream_t stream) {
-  if (shared) {
-    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (shared) {  // the most that any launch asks for: another thread may set it between here and the launch
+    const cudaError_t error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (error != cudaSuccess) return error;
   }
   function<<<launch.blocks, threads, shared, stream>>>(problem, launch);

@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "../../matching.h"
+#include "kernel_image.h"
 #include "kernels.h"
 
 namespace l2t_fast {
@@ -29,6 +30,8 @@ bool scale_in_place_cuda(at::TensorList tensors, const at::Tensor& factor) {
   // The kernel reads what lies in memory, which lazy factors are not yet.
   if (factor.scalar_type() != at::kFloat || factor.numel() != 1 || factor.is_neg() || factor._is_zerotensor())
     return false;
+  if (!cuda::kernels_run_on(factor.get_device()))
+    return false;  // Triton's serve there, and their results come here too
   for (const at::Tensor& tensor : tensors)
     if (tensor.device() != factor.device() || !has_kernel(tensor)) return false;
   const c10::cuda::CUDAGuard device(factor.device());

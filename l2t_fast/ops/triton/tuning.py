@@ -82,7 +82,7 @@ def _fastest(table: TileTable, which: Class, seconds: Callable[[TileTable], floa
         for change in _CHANGES:
             while _allowed(other := change(best)) and time(other) < (1 - GAIN) * time(best):
                 best = other
-    _log.info("%s: %s of %d tiles, %.4g ms a call", which, best, len(known), 1e3 * known[best])
+    _log.warning("%s: %s of %d tiles, %.4g ms a call", which, best, len(known), 1e3 * known[best])
     return best
 
 
@@ -116,11 +116,16 @@ _CHANGES += [_changed(rows=2, columns=0.5), _changed(rows=0.5, columns=2)]
 # Where E is made, channels are summed over alone.
 _LIMITS_OF_DIFFERENCES = _LIMITS | {"channels": (0, 0)}
 
+#: Sums that a thread holds in registers, of which there are 255. What has more spills, and takes seconds to compile.
+_MOST_SUMS = 128
+
 
 def _allowed(tile: Tile) -> bool:
     """Whether numbers are within their limits."""
     limits = _LIMITS if tile.channels else _LIMITS_OF_DIFFERENCES
-    return all(low <= getattr(tile, name) <= high for name, (low, high) in limits.items())
+    sums = max(tile.rows, tile.columns) * tile.channels if tile.channels else tile.rows * tile.columns
+    fits = sums <= _MOST_SUMS * 32 * tile.warps
+    return fits and all(low <= getattr(tile, name) <= high for name, (low, high) in limits.items())
 
 
 def _sensible(which: Class, tile: Tile) -> bool:
@@ -176,12 +181,13 @@ def _entries(content: object) -> Iterator[tuple[str, list[int]]]:
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """Median seconds of a call on the GPU, from a cold L2 cache; math.inf where a kernel of it does not compile."""
+    """Median seconds of a call on the GPU, from a cold L2 cache; math.inf where a kernel of it cannot run there."""
     try:
         return triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median") / 1e3
     except TritonError:
         return math.inf
     except RuntimeError as error:
-        if "PassManager" not in str(error):  # how Triton's compiler gives up on a tile
+        # How Triton's compiler gives up on a tile, and how a GPU does that has no memory for what a tile spills.
+        if "PassManager" not in str(error) and "out of memory" not in str(error):
             raise
         return math.inf
