@@ -161,7 +161,9 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=["auto"], choices=["auto", "direct", "gram"])
     parser.add_argument("--modes", nargs="+", default=["forward_backward", "second_order"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
-    parser.add_argument("--kernels", type=int, default=12, help="so many kernels are listed; 0: times of whole calls only")
+    parser.add_argument(
+        "--kernels", type=int, default=12, help="so many kernels are listed; 0: times of whole calls only"
+    )
     parser.add_argument("--ieee", action="store_true", help="products in float32 as asked for without TF32")
     parser.add_argument("--output", type=Path, help="CSV file that rows are appended to, of all kernels")
     given = parser.parse_args()

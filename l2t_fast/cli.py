@@ -87,6 +87,7 @@ def _train(options: Namespace, group: Group) -> None:
     folder = RunFolder(config.folder())
     # No mistake: what starts runs again when they were killed always says --resume. But its name may be mistyped.
     if options.resume and group.leads and not folder.holds_run():
+        folder.check(config, resume=True)
         print(f"{printable(folder.path)} holds no run to continue: one begins there", flush=True)
     result = run(config, resume=options.resume, group=group)
     if not group.leads:

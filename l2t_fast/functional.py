@@ -1,6 +1,7 @@
 """``feature_matching_loss``: argument checks, the None cases, and the choice of backend."""
 
 import operator
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from itertools import chain
 from numbers import Real
@@ -257,6 +258,11 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
+def shown(value: object) -> str:
+    """A wrong value for a message: of a tensor its shape, of anything else what is not too long of its repr."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else reprlib.repr(value)
+
+
 def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]) -> list[tuple[int, int]]:
     """The pairs as plain integers, each index in range.
 
@@ -279,7 +285,9 @@ def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]
             m, n = pair
             m, n = operator.index(m), operator.index(n)
         except (TypeError, ValueError):
-            raise TypeError(f"pairs[{p}] must be two integers (source index, target index), not {pair!r}") from None
+            raise TypeError(
+                f"pairs[{p}] must be two integers (source index, target index), not {shown(pair)}"
+            ) from None
         for (side, count, holds), index in zip(sides, (m, n), strict=False):
             if not 0 <= index < count:
                 raise ValueError(f"pairs[{p}] = ({m}, {n}): {side} index {index} is out of range, {holds}")

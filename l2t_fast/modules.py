@@ -24,6 +24,7 @@ from l2t_fast.functional import (
     has_order,
     listed_features,
     pair_name,
+    shown,
 )
 from l2t_fast.ops import check_backend_name
 
@@ -259,7 +260,7 @@ class MetaNetworks(nn.Module):
             ValueError: the pair weights are of the type "const", one parameter for all pairs.
         """
         pair_weights = self.loss_weight_network
-        some = copy.copy(self)
+        some = _shallow(self)
         some._modules = {
             "weight_network": _some_pairs(self.weight_network, chosen, source_maps),
             "loss_weight_network": None if pair_weights is None else _some_pairs(pair_weights, chosen, source_maps),
@@ -267,12 +268,21 @@ class MetaNetworks(nn.Module):
         return some
 
 
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy with the same parameters, buffers, modules and hooks, to which others can be added without it."""
+    other = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, (dict, set)):
+            vars(other)[name] = copy.copy(value)
+    return other
+
+
 def _some_pairs(module: _PairLayers, chosen: Sequence[int], source_maps: Sequence[int]) -> _PairLayers:
     """A list with a layer a pair, cut down to some pairs: the same layers, and indices into ``source_maps``."""
     if len(module) < len(module.pairs):
         raise ValueError('pair weights of the type "const" are one parameter, which cannot be divided')
     places = {m: i for i, m in enumerate(source_maps)}
-    some = copy.copy(module)
+    some = _shallow(module)
     some._modules = {}
     some.extend(module[p] for p in chosen)
     some.pairs = [(places[module.pairs[p][0]], module.pairs[p][1]) for p in chosen]
@@ -349,6 +359,6 @@ def _check_channels(name: str, count: int) -> None:
             raise TypeError
         fits = operator.index(count) > 0
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {count!r}") from None
+        raise TypeError(f"{name} must be an integer, not {shown(count)}") from None
     if not fits:
         raise ValueError(f"{name} must be at least 1, not {count}")

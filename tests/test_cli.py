@@ -177,6 +177,7 @@ def test_version(capsys):
         (["--data.seed", "1.5"], "data.seed is 1.5, it must be a whole number"),
         (["--method", "l2tww"], "there is no method 'l2tww': did you mean l2t-ww?"),
         (["--method", "LwF"], "there is no method 'LwF': did you mean lwf?"),
+        (["--method", "fm-onetoone"], "there is no method 'fm-onetoone': did you mean fm-one-to-one?"),
         (["--method", "fm-single"], "there is no method 'fm-single': fm-single is fm with pairs: single; known are"),
         (["--lr", "-1"], "lr is -1.0, it must be a number above 0"),
         (["--pairs", "[]"], "pairs is empty"),

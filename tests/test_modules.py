@@ -358,6 +358,17 @@ def test_some_pairs_are_the_same_layers():
         MetaNetworks([3], [(0, 0)], weight_type="const").some_pairs([0], [0])
 
 
+def test_what_is_hung_on_a_slice_is_not_on_the_whole():
+    matching, ran = FeatureMatching(SOURCE, TARGET, PAIRS), []
+    names = list(matching.state_dict())
+    part = matching[0:1]
+    part.register_forward_hook(lambda *_: ran.append(1))
+    part.scale = nn.Parameter(torch.ones(1))
+    part.register_buffer("count", torch.zeros(1))
+    matching(*features())
+    assert not ran and list(matching.state_dict()) == names
+
+
 def test_a_slice_is_the_loss_over_some_of_the_pairs():
     pairs = [(0, 0), (1, 0), (1, 1)]
     matching, what = FeatureMatching([3, 4], [5, 6], pairs), WeightNetwork([3, 4], pairs)

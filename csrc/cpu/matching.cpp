@@ -25,7 +25,9 @@ double run(const MatchingProblem& problem, const Direction* direction, const Nee
 LossAndGradient matching_forward_cpu(const MatchingProblem& problem, const Needs& needs) {
   Gradient gradient = empty_results(problem, needs, cpu::pooled_gradient);
   const double loss = run(problem, nullptr, needs, gradient);
-  return {at::full({}, loss, problem.alpha.options()), std::move(gradient)};
+  // Beyond float's range it is inf, as wherever else float32 overflows; at::full would refuse the number.
+  const double kept = problem.alpha.scalar_type() == at::kFloat ? double(float(loss)) : loss;
+  return {at::full({}, kept, problem.alpha.options()), std::move(gradient)};
 }
 
 HessianVector matching_hvp_cpu(const MatchingProblem& problem, const Direction& direction, const Needs& needs) {

@@ -236,7 +236,8 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
             for layout in options.layouts:
                 case = workload.case(protocol.device, batch=options.batch, dtype=dtype, layout=layout)
                 yield from measure_loss(case, loss_modes, loss_providers(dtype), protocol, peaks)
-    setups = [STEP_SETUPS[name] for name in options.workloads or ("cifar", "imagenet") if name in STEP_SETUPS]
+    of_steps = ("cifar", "imagenet") if options.workloads is None and not options.shapes else options.workloads or ()
+    setups = [STEP_SETUPS[name] for name in of_steps if name in STEP_SETUPS]
     for setup in setups if step_modes else ():
         if "hypergradient" in step_modes and providers("hypergradient"):
             protocol.progress(f"{setup.name}, hypergradient:")
@@ -320,7 +321,7 @@ def _report(options: Namespace) -> int:
 
 
 def _compare(options: Namespace) -> int:
-    from l2t_fast.bench.compare import compare, not_measured_again, rows_of, why_nothing_in_common
+    from l2t_fast.bench.compare import compare, not_measured_again, other_work, rows_of, why_nothing_in_common
     from l2t_fast.bench.groups import Group, conditions_line, label
 
     if options.threshold < 1:
@@ -349,6 +350,8 @@ def _compare(options: Namespace) -> int:
         print(f"{mark:<11} {change.what:<7} {name(change.row)}: {values[0]} -> {values[1]}{unit}{ratio}")
     for row in not_measured_again(before, after):
         print(f"{'missing':<11} {'status':<7} {name(row)}: was measured before, and not after")
+    if left := other_work(before, after):
+        print(f"only measured before: {', '.join(left)}")
     worse = sum(change.regressed for change in changes)
     print(f"{worse} of {len(changes)} figures are more than {options.threshold:g} times worse")
     return 1 if worse else 0

@@ -62,6 +62,13 @@ def not_measured_again(before: Sequence[Row], after: Sequence[Row]) -> list[Row]
     return [row for key, row in old.items() if key not in again and _work(row) in works]
 
 
+def other_work(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
+    """What was measured before and by nobody after, as "workload mode", each once."""
+    works = {_work(row) for row in after}
+    left = [row for row in _compared(before) if row.status == OK and _work(row) not in works]
+    return list(dict.fromkeys(f"{row.workload} {row.mode}" for row in left))
+
+
 def _compared(rows: Sequence[Row]) -> list[Row]:
     """Rows without those of what the machine can do, and of a step's parts."""
     return [row for row in rows if row.mode != "peak" and not row.part]

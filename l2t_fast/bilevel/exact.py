@@ -12,6 +12,8 @@ hooks and of ``torch.no_grad()``, and not every operation takes them: a target w
 differentiated as the others are.
 """
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
@@ -116,6 +118,14 @@ class _Watch(TorchFunctionMode):
 _DUAL_NUMBERS = RLock()
 
 
+@functools.cache
+def _load_decompositions() -> None:
+    """PyTorch's first dual number makes what others need, and warns of ``torch.jit.script``, which it uses there."""
+    with warnings.catch_warnings(), _DUAL_NUMBERS, own_dual_level():
+        warnings.simplefilter("ignore", FutureWarning)
+        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+
+
 def _mixed_gradients(
     problem: BilevelProblem, head_weights: HeadWeights, step: Step, direction: Sequence[Tensor]
 ) -> tuple[list[GradientEdge | None], list[Tensor]]:
@@ -124,6 +134,7 @@ def _mixed_gradients(
     Its gradient for features and projections, where it hangs in its graph, and their tangents in direction v: the
     network on dual numbers.
     """
+    _load_decompositions()
     slots = problem.matching_slots
     parameters = [step.theta[i] for i in slots]
     with _DUAL_NUMBERS, own_dual_level():  # grad mode is on, as in the other passes, but nothing requires grad

@@ -47,7 +47,7 @@ class FiniteDifference:
         self._factor = 1.0  # of epsilon, for the steps on the matching loss: what the latest of them needed
 
     def gradients(self, problem: BilevelProblem, head_weights: HeadWeights, step: Step) -> list[Tensor]:
-        noted = NoteHeld(step.theta[0].dtype)
+        noted = NoteHeld(problem.dtype)
         found = _gradients(problem, head_weights, step, step.theta, noted)
         if noted.refusal is not None:
             raise ValueError(
@@ -115,7 +115,7 @@ class FiniteDifference:
         vectors = [v[part] for part in (slice(of_theta), slice(of_theta, None)) for v in (differences, step.kept)]
         found = torch.cat([problem.lengths_of_shares(*vectors), length.reshape(1)]).tolist()
         pairs, along = zip(found[:-1:2], found[1:-1:2], strict=True), found[-1]
-        eps = torch.finfo(step.theta[0].dtype).eps
+        eps = torch.finfo(problem.dtype).eps
         # Where all is the same, rounding may have swallowed half a unit. What is not asked for here has no gradient.
         relative = [max(there / here, eps / 2) for there, here in pairs if here > 0]
         if not (along > 0 and relative):
@@ -128,7 +128,7 @@ class FiniteDifference:
         problem: BilevelProblem, theta: Sequence[Tensor], direction: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """It and the direction's length, both (): their values are not read, which a GPU would have to wait for."""
-        relative = RELATIVE_STEP * math.sqrt(torch.finfo(theta[0].dtype).eps)
+        relative = RELATIVE_STEP * math.sqrt(torch.finfo(problem.dtype).eps)
         of_theta, length = problem.norms([p.detach() for p in theta], direction)
         epsilon = relative * of_theta / length
         return torch.where(length > 0, epsilon, 1.0), length  # no direction: the differences are 0

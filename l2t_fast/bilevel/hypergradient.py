@@ -96,7 +96,8 @@ def hypergradient(
         NumPy's and Python's global random generators advance as by steps + 2 forward passes.
 
     Raises:
-        ValueError: an unknown method, negative steps, no piece, or an optimizer without a parameter of target; with
+        ValueError: an unknown method, negative steps, no piece, an optimizer that maximizes or has no parameter of
+            target; with
             "finite_difference" hooks in the target's backward pass, a compiled function, writing in place without a
             derivative into what has one, or computing in a lower precision than that of the parameters; with several
             ranks, batch normalisation of target that was not synchronized; with pieces, a number of labels or maps that

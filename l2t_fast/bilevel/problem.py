@@ -1,9 +1,11 @@
 """One batch's bilevel problem as pure functions of theta: what every hypergradient method works on."""
 
 import contextlib
+import functools
 import inspect
 import numbers
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,6 +105,14 @@ class BilevelProblem:
     def autocast(self) -> torch.autocast:
         """The caller's autocast, for forward passes. Its cache of cast weights would mix up several thetas."""
         return torch.autocast(self._device, self._autocast_dtype, self._autocast, cache_enabled=False)
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        """The passes' precision: the real type of most numbers among the target's parameters, whatever their order."""
+        counts: Counter[torch.dtype] = Counter()
+        for slot in self.target_slots:
+            counts[self.theta[slot].dtype.to_real()] += self.theta[slot].numel()
+        return max(counts, key=counts.__getitem__)
 
     @property
     def matched(self) -> int:
@@ -214,7 +224,8 @@ class BilevelProblem:
 
     def lengths_of_shares(self, *vectors: Sequence[Tensor]) -> Tensor:
         """The root of the sum of squares over each vector's entries and over the ranks: (vectors,), on all alike."""
-        norm, zero = torch.nn.utils.get_total_norm, self.theta[0].new_zeros(())  # a rank without pairs has no weights
+        norm = torch.nn.utils.get_total_norm
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)  # a rank without pairs has no weights
         lengths = torch.stack([norm(list(vector)) if vector else zero for vector in vectors])
         if not self.joint:
             return lengths

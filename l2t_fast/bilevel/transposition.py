@@ -84,9 +84,8 @@ def transposed(
     problem = problems[0]  # theta and the optimizer are the same for all
     weights = problem.head_weights(meta, source_features)
     # Not in less than theta's precision, in which the steps' adjoints of them would be rounded.
-    dtype = problem.theta[0].dtype
     pieces = [
-        [None if w is None else [_leaf(t, dtype) for t in w] for w in head_weights]
+        [None if w is None else [_leaf(t, problem.dtype) for t in w] for w in head_weights]
         for head_weights in cut_weights(weights, [p.matched for p in problems])
     ]
 

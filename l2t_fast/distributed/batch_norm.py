@@ -25,17 +25,12 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
     """`torch.nn.BatchNorm1d`, ``2d`` or ``3d`` on the images of all ranks; equal to it in eval mode.
 
     Running statistics take the unbiased variance of the joined batch, so they are the same on all ranks. The
-    ``state_dict`` is that of the module it replaces.
+    ``state_dict`` is that of the module it replaces, and so are its hooks and whatever else hangs on it.
     """
 
     def __init__(self, replaced: nn.modules.batchnorm._BatchNorm, group: Group) -> None:
         nn.Module.__init__(self)
-        for name in ("num_features", "eps", "momentum", "affine", "track_running_stats", "training"):
-            setattr(self, name, getattr(replaced, name))
-        for name in ("weight", "bias"):
-            self.register_parameter(name, getattr(replaced, name))
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(replaced, name))
+        vars(self).update(vars(replaced))
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:

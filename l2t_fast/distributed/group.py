@@ -298,6 +298,8 @@ def pieces(
     """
     if number == 1:
         return [(part, list(own), list(matched))]
+    # Batch normalisation has no statistics of a piece that is empty on all ranks.
+    number = min(number, max(1, *(part.sizes or part.group.each(len(own[0])))))
     joined = len(own[0]) if part.images == part.joined and part.sizes is None else part.joined
     sizes: list[tuple[int, ...] | None] = [None] * number
     counts = cut(len(own[0]), number)
@@ -306,13 +308,10 @@ def pieces(
         counts = [sum(of_piece) for of_piece in sizes]
     own_pieces = zip(*(t.tensor_split(number) for t in own), strict=True)
     matched_pieces = zip(*(t.split(counts) for t in matched), strict=True) if matched else [()] * number
-    found = [
+    return [
         (Part(part.group, len(own_piece[0]), joined, size), list(own_piece), list(matched_piece))
         for own_piece, matched_piece, size in zip(own_pieces, matched_pieces, sizes, strict=True)
     ]
-    # Batch normalisation has no statistics of a piece that is empty on all ranks: the last pieces of a small batch.
-    most = max(part.sizes or part.group.each(len(own[0])))
-    return found[: max(most, 1)]
 
 
 def cut(count: int, number: int) -> list[int]:
@@ -328,6 +327,7 @@ def rows_by_piece(sizes: Sequence[int], number: int) -> list[int]:
         sizes: how many rows each rank has.
         number: of pieces that each rank cuts its rows into.
     """
+    number = min(number, max(1, *sizes))  # what follows is empty
     starts = [sum(sizes[:rank]) for rank in range(len(sizes))]
     ranges = []
     for lengths in zip(*(cut(size, number) for size in sizes), strict=True):

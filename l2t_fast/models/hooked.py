@@ -1,8 +1,10 @@
 """Named feature maps of any network, torchvision's among them, by forward hooks on its modules."""
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +41,13 @@ class _HookedMaps:
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         maps: dict[str, Tensor] = {}
+        compiling = torch.compiler.is_compiling()
+        thread = None if compiling else threading.get_ident()
 
         def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
             def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+                if not compiling and threading.get_ident() != thread:  # of the same network, run elsewhere meanwhile
+                    return
                 feature_map = self._to_map(module, output)
                 if feature_map is not None:
                     maps[name] = feature_map.clone() if name in self._changed_later else feature_map
@@ -79,7 +85,8 @@ def with_feature_maps(
     follows the contract of ``NamedMapsNetwork``: ``forward(x) -> (logits, maps)``, ``feature_names``,
     ``feature_channels``. Parameter names stay as they are, modules that work in place are set to work out of place, and
     SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their backward. Maps that the network's own
-    code overwrites afterwards are copied first. One forward pass on zeros of ``image_size`` finds the channels.
+    code overwrites afterwards, in evaluation or in training, are copied first. A forward pass on zeros of
+    ``image_size`` in either mode finds that and the channels; modes, buffers and generators are as before.
 
     Called again, it chooses other maps. Raises ``L2TFastError`` if a layer does not exist or gives no map, the network
     or ``to_map`` fails on the zeros, or the network cannot be given maps: it has an attribute of those names already,
@@ -104,7 +111,8 @@ def with_feature_maps(
     if not hasattr(network, "input_mean"):
         network.input_mean, network.input_std = input_normalisation(in_channels)
     network._to_map = to_map
-    network._changed_later = frozenset(layer for layer in layers if probed[layer].changed_later)
+    in_training = _changed_in_training(network, in_channels, image_size, to_map)
+    network._changed_later = frozenset(n for n in layers if probed[n].changed_later or n in in_training)
     plain = type(network)
     if not issubclass(plain, _HookedMaps):
         network.__class__ = type(plain.__name__, (_HookedMaps, plain), {})
@@ -237,7 +245,41 @@ def _family_to_map(model_name: str) -> ToMap:
 
 
 def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, Probed]:
-    """Run ``network`` once and say which modules give maps, in the order in which they finish."""
+    """Run ``network`` in evaluation and say which modules give maps, in the order in which they finish."""
+    with _as_it_was(network):
+        network.eval()
+        return _probe(network, 1, in_channels, image_size, to_map)
+
+
+def _changed_in_training(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> set[str]:
+    """The modules into whose maps a later one writes in training; none where the zeros are nothing to train on."""
+    with _as_it_was(network), contextlib.suppress(Exception):
+        network.train()
+        found = _probe(network, 2, in_channels, image_size, to_map)  # batch normalisation may need two
+        return {name for name, probed in found.items() if probed.changed_later}
+    return set()
+
+
+@contextlib.contextmanager
+def _as_it_was(network: nn.Module) -> Iterator[None]:
+    """Let the network run without gradients, in any mode; modes, buffers and generators are as before afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    devices = {tensor.device for tensor in itertools.chain(network.parameters(), network.buffers())}
+    gpus = [device for device in devices if device.type == "cuda"]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(gpus):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _probe(network: nn.Module, images: int, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, Probed]:
+    """Run ``network`` on zeros."""
     seen: dict[str, tuple[Tensor, int]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
@@ -250,16 +292,11 @@ def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) 
         return hook
 
     handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name]
-    was_training = network.training
-    network.eval()
     try:
         tensors = itertools.chain(network.parameters(), network.buffers())
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-        zeros = torch.zeros(1, in_channels, image_size, image_size, dtype=like.dtype, device=like.device)
-        with torch.no_grad():
-            network(zeros)
+        network(torch.zeros(images, in_channels, image_size, image_size, dtype=like.dtype, device=like.device))
     finally:
-        network.train(was_training)
         for handle in handles:
             handle.remove()
     return {name: Probed(m.shape, m._version != version) for name, (m, version) in seen.items()}

@@ -49,6 +49,7 @@ def conditions_of(comparison: Comparison) -> Conditions:
         ("Data set", _join(config("data.dataset"), config("data.classes", "classes "))),
         ("Training images", images),
         ("Held out for validation", _share(config("data.validation_share"))),
+        ("Evaluated on", _evaluated(runs)),
         ("Images", _join(config("data.image_size", "side "), config("data.augment", "augmentation "))),
         ("Source networks", _several_sources(comparison)),
         (
@@ -78,16 +79,17 @@ def conditions_of(comparison: Comparison) -> Conditions:
         ("Versions", _join(*(machine(key, f"{name} ") for key, name in VERSIONS.items()))),
         ("Commit", machine("commit")),
     ]
-    sentence = _join(
+    told = [
         config("data.dataset"),
         config("data.classes", "classes "),
-        f"{numbers} training images a class" if numbers else "",
+        f"training images a class: {numbers}" if numbers else "",
         config("epochs", after=" epochs"),
         f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_list}" if seeds else "",
         device,
         machine("torch", "PyTorch "),
         machine("commit", "commit "),
-    )
+    ]
+    sentence = "; ".join(filter(None, told))
     return Conditions([row for row in rows if row[1]], f"Conditions: {sentence}." if sentence else "")
 
 
@@ -95,6 +97,13 @@ def _of_configs(comparison: Comparison, path: str) -> str:
     """The values at ``path`` of the runs' configs, or the comparison's own where no run kept a config."""
     values = [_show(lookup(run.config, path)) for run in comparison.runs if run.config]
     return _distinct(values or [_show(lookup(comparison.config, path))])
+
+
+def _evaluated(runs: list[Run]) -> str:
+    """``174 validation images, 145 test images``: how coarse an accuracy is."""
+    validation = _distinct([_show(run.validation_images) for run in runs])
+    test = _distinct([_show(run.test_images) for run in runs])
+    return _join(validation and f"{validation} validation images", test and f"{test} test images")
 
 
 def _device(environment: dict[str, Any]) -> str:
@@ -124,7 +133,7 @@ def _join(*parts: str) -> str:
 
 def _share(value: str) -> str:
     try:
-        return f"{100 * float(value):g} % of the training images"
+        return f"{100 * float(value):g} % of each class's images for training, before any are chosen from the rest"
     except ValueError:
         return value
 

@@ -44,6 +44,8 @@ class Run:
     """Why the run stopped without a result, where it did."""
     test_accuracy: float = math.nan
     validation_accuracy: float = math.nan
+    validation_images: int | None = None
+    test_images: int | None = None
     best_epoch: int | None = None
     seconds: float = math.nan
     pairs: int | None = None
@@ -175,6 +177,8 @@ def read_run(path: Path) -> Run:
         failure=str(failure.get("problem", "")),
         test_accuracy=_number(result.get("test_accuracy")),
         validation_accuracy=_number(result.get("validation_accuracy")),
+        validation_images=_integer(result.get("validation_images")),
+        test_images=_integer(result.get("test_images")),
         best_epoch=_integer(result.get("best_epoch")),
         seconds=_number(result.get("seconds")),
         pairs=len(result["pairs"]) if isinstance(result.get("pairs"), list) else _integer(result.get("pairs")),

@@ -30,7 +30,7 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
     values = np.array([[[weights.get((s, t), math.nan) for t in targets] for s in sources] for weights in per_run])
     mean, spread = _mean_and_spread(values)
     largest = float(np.nanmax(mean)) if np.isfinite(mean).any() else 1.0
-    scale = matplotlib.colors.Normalize(0, max(largest, 1e-12))
+    scale = matplotlib.colors.Normalize(0, max(largest, 1.0))  # where lambda starts: all that is far below looks so
     colors = matplotlib.colormaps["YlGnBu"]
     width = max(NARROW, 1.45 + 0.62 * len(targets))
     known = {pair for weights in per_run for pair in weights}
@@ -83,7 +83,7 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
         caption = (
             f"λ of each layer pair for {method_label(method)}, mean over the images of the best-validation epoch; "
             f"{over}. λ lies between 0 (the pair is not used) and 6, and starts around 1. Darker is larger, from 0 to "
-            f"{largest:.2f}.{missing} {_distance_from_start(used)} {conditions}"
+            f"{scale.vmax:.2f}.{missing}{_all_off(largest)} {_distance_from_start(used)} {conditions}"
         )
         name = f"pair_weights_{_file_name(method)}"
         return save_plot(figure, plots_dir, name, f"Where: λ of each pair ({method_label(method)})", caption)
@@ -260,6 +260,12 @@ def _suffix(origin: str) -> str:
     return f"_{_file_name(origin)}" if origin else ""
 
 
+def _all_off(largest: float) -> str:
+    if largest < 0.1:
+        return " All pairs are practically switched off: by then these runs train as without a source."
+    return ""
+
+
 def _distance_from_start(runs: list[Run]) -> str:
     """How far lambda moved from what is first on record, against how different the pairs were by then.
 
@@ -270,7 +276,7 @@ def _distance_from_start(runs: list[Run]) -> str:
     spreads: list[float] = []
     from_start = all(0 in by_epoch for run in runs for by_epoch in run.pair_weights.values())
     since, at = (
-        ("From before the first step", "there") if from_start else ("From the first epoch", "in the first epoch")
+        ("From before the first step", "before it") if from_start else ("From the first epoch", "in the first epoch")
     )
     for run in runs:
         first = {pair: by_epoch[min(by_epoch)] for pair, by_epoch in run.pair_weights.items()}

@@ -122,7 +122,13 @@ def judge(results: list[MethodResult]) -> Verdict:
         if separate:
             details.append(f"{best.label} is clearly above {_names(separate)}: those intervals do not overlap.")
     difference = paired_difference(best.by_seed, second.by_seed)
-    if difference.has_interval:
+    if difference.has_interval and difference.high - difference.low < 1e-9:
+        # So few images or seeds that an interval of no width says nothing about other seeds.
+        details.append(
+            f"{best.label} minus {second.label} is {points(difference.mean, sign=True)} points with each of "
+            f"{difference.n} seeds, so their spread is not known."
+        )
+    elif difference.has_interval:
         details.append(
             f"Seed by seed, {best.label} minus {second.label} is {points(difference.mean, sign=True)} points "
             f"(95 % interval {points(difference.low, sign=True)} to {points(difference.high, sign=True)}, "

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import math
@@ -135,10 +136,7 @@ class RunFolder:
 
     def check_same(self, config: TrainConfig) -> None:
         """Raise L2TFastError if the folder's configuration differs from `config`, naming the first key that does."""
-        may_change = ["out", "device", "threads", "data.workers", "data.cache", "source_plan", "source_memory"]
-        if not find_method(config.method).needs_source:
-            may_change += ["source", "sources", "pretrain"]  # they may come with another method of a comparison
-        check_same_config(self.config, config, may_change=may_change)
+        check_same_config(self.config, config, may_change=_may_change(config))
 
     def log(self, text: str) -> None:
         """Add a line, with the time in UTC, to log.txt."""
@@ -201,6 +199,31 @@ class RunFolder:
             if not isinstance(found, kind) or isinstance(found, bool) or unheard_of:
                 raise L2TFastError(f"{self.result} is damaged: its {name} is {found!r:.100}; remove it to run again")
         return result
+
+
+def _may_change(config: TrainConfig) -> list[str]:
+    """The keys and groups of keys that a run may go on with other values of."""
+    keys = ["out", "device", "threads", "data.workers", "data.cache", "source_plan", "source_memory"]
+    if not find_method(config.method).needs_source:
+        keys += ["source", "sources", "pretrain"]  # they may come with another method of a comparison
+    return keys
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """What tells a run's checkpoints from those of runs with other options, wherever their files and images lie.
+
+    A later version's keys leave it as it is, as long as they have their defaults.
+    """
+    defaults, may_change = _flatten(config_tree(type(config)())), _may_change(config)
+    decisive = {
+        key: value
+        for key, value in sorted(_flatten(config_tree(config)).items())
+        if value != defaults.get(key)
+        and not key.endswith(_PATHS)
+        and key not in may_change
+        and key.partition(".")[0] not in may_change
+    }
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
 
 def read_saved(path: Path) -> Mapping[str, Any]:

@@ -55,13 +55,21 @@ class RunState:
         step: what is trained, and how.
         whole: brings the ranks' states together where they have pairs of their own, else None.
         task: what a reader of the networks must know to use them, as a source for example.
+        options: the fingerprint of the run's configuration, by which its checkpoints are told from other runs'.
         group: the ranks; the one that leads writes, all of them read.
     """
 
     def __init__(
-        self, folder: RunFolder, step: Step, whole: WholeState | None, task: dict[str, Any], group: Group
+        self,
+        folder: RunFolder,
+        step: Step,
+        whole: WholeState | None,
+        task: dict[str, Any],
+        options: str,
+        group: Group,
     ) -> None:
         self._folder, self._step, self._whole, self._task, self._group = folder, step, whole, task, group
+        self._options = options
         if whole is not None:
             whole.note(self._optimizers())
 
@@ -78,7 +86,7 @@ class RunState:
     def save_best(self, state: dict[str, Any]) -> None:
         """Write best.pt of a state's "model", "method" and "best"."""
         networks = {name: state[name] for name in ("model", "method")}
-        save_checkpoint({**networks, **state["best"], **self._task}, self._folder.best)
+        save_checkpoint({**networks, **state["best"], **self._task, "options": self._options}, self._folder.best)
 
     def restore(self, epochs: int) -> Reached:
         """Continue from last.pt a run of so many epochs; `folder.open` has looked that its configuration is the same.
@@ -145,6 +153,7 @@ class RunState:
             "method_optimizers": optimizers,
             "scaler": self._step.scaler.state_dict(),
             "random": random_state(),
+            "options": self._options,
             **asdict(reached),
         }
 
@@ -154,6 +163,8 @@ class RunState:
 
     def _take(self, state: dict[str, Any], epochs: int) -> Reached:
         problem = misfit(state, self._own_state(Reached()), skip=_FREE_FORM)
+        if problem is None and state["options"] != self._options:
+            problem = "it is of a run with other options"
         if problem is None and not 0 < state["epoch"] <= epochs:
             problem = f"it is of epoch {state['epoch']}, and the run has {epochs}"
         if problem is None and not all(math.isfinite(value) for value in state["best"].values()):
@@ -194,8 +205,10 @@ class RunState:
         best = load_checkpoint(path) if path.exists() else {}
         if misfit(best.get("epoch"), epoch) is not None or best["epoch"] != epoch:
             raise L2TFastError(f"{path} is missing or not of epoch {epoch}, which was the best: {remedy}")
-        wanted = self._networks()
+        wanted = {**self._networks(), "options": self._options}
         problem = misfit({name: best.get(name) for name in wanted}, wanted)
+        if problem is None and best["options"] != self._options:
+            problem = "it is of a run with other options"
         if problem is not None:
             raise L2TFastError(f"{path} does not fit this run, {problem}: {remedy}")
         spoiled = first_non_finite_tensor({"target": best["model"], "method": best["method"]})

@@ -26,7 +26,7 @@ from l2t_fast.transfer.methods import Setup, find_method
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import rank_seed, seed_everything
-from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.run_folder import RunFolder, fingerprint
 from l2t_fast.transfer.run_state import Reached, RunState
 from l2t_fast.transfer.source import FrozenSources, config_key, load_sources
 from l2t_fast.transfer.source_placing import Placement, UnplacedSources, place_sources
@@ -119,7 +119,8 @@ class Trainer:
         self.folder = RunFolder(config.folder())
         # What a reader of the networks must know to use them, as a source for example.
         task = {"num_classes": self.data.num_classes, "normalization": [list(self.data.mean), list(self.data.std)]}
-        self.state = RunState(self.folder, self.step, self.placement.whole_state, task, group)
+        whole = self.placement.whole_state
+        self.state = RunState(self.folder, self.step, whole, task, fingerprint(config), group)
         self._resume = resume
 
     def fit(self) -> dict[str, Any]:
@@ -358,6 +359,8 @@ class Trainer:
             "best_epoch": self.reached.best["epoch"],
             "validation_accuracy": self.reached.best["validation_accuracy"],
             "test_accuracy": test_accuracy,
+            "validation_images": len(self.data.validation.dataset),
+            "test_images": len(self.data.test.dataset),
             "epochs": self.config.epochs,
             "seconds": self.reached.seconds,
         }
@@ -404,7 +407,7 @@ class Trainer:
         return f"the checkpoint of epoch {self.reached.epoch} in {self.folder.path} is intact"
 
     def _advice(self) -> str:
-        keys = ("lr", *self.method.loss_weights)
+        keys = ("lr", *(("meta_lr",) if "meta" in self.method.optimizers() else ()), *self.method.loss_weights)
         lower = f"a lower {' or '.join(f'{key} (now {getattr(self.config, key)})' for key in keys)} may help"
         # Which the run that was begun cannot go on with.
         where = ", from the start in another folder (--out)" if self.reached.epoch else ""

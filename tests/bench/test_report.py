@@ -238,9 +238,10 @@ def test_compare_says_what_else_than_the_code_differs_and_what_is_missing(tmp_pa
     )
     append_rows(after, [fake_row("eager", torch="2.15.0", commit="fed-dirty")])
     assert main(["bench", "compare", str(before), str(after)]) == 0
-    first, second, *_, missing, last = capsys.readouterr().out.splitlines()
+    first, second, *_, missing, other, last = capsys.readouterr().out.splitlines()
     assert "PyTorch 2.14.1" in first and "commit 0123456;" in first and first.startswith("before: ")
     assert "PyTorch 2.15.0" in second and "commit fed-dirty;" in second and second.startswith("after:  ")
+    assert other == "only measured before: imagenet forward_backward"
     assert missing.startswith("missing     status  cifar") and "l2t_fast, CPU: was measured before" in missing
     assert last == "0 of 1 figures are more than 1.15 times worse"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l2t_fast.bench.compare import compare, rows_of
+from l2t_fast.bench.compare import compare, not_measured_again, other_work, rows_of
 from l2t_fast.bench.rows import COLUMNS, OUT_OF_MEMORY, WRONG, append_rows, check_output, read_rows
 from l2t_fast.errors import L2TFastError
 from tests.bench.fake_rows import fake_row
@@ -165,6 +165,12 @@ def test_memory_and_status_regress_too():
     assert (memory.what, memory.regressed, time.what, time.regressed) == ("memory", True, "time", False)
     (change,) = compare(before, [fake_row(median_ms=None, status=WRONG)], 1.15)
     assert change.what == "status" and change.regressed
+
+
+def test_what_was_only_measured_before_is_named():
+    before = [fake_row(), fake_row("eager"), fake_row(mode="step", provider="naive"), fake_row(mode="step")]
+    assert other_work(before, [fake_row()]) == [f"{before[2].workload} step"]
+    assert [row.provider for row in not_measured_again(before, [fake_row()])] == ["eager"]
 
 
 def test_only_equal_conditions_are_compared():

@@ -92,6 +92,9 @@ def test_labels_that_do_not_count_are_refused_in_pieces(way):
 
 
 def test_no_piece_is_an_error():
+    problem = make_problem()
+    alone = hypergradient(*problem, accumulation=len(problem[5]))  # each image by itself
+    assert_close(hypergradient(*problem, accumulation=10**12), alone, 0.0)
     with pytest.raises(ValueError, match="accumulation=0 pieces"):
         hypergradient(*make_problem(), accumulation=0)
 

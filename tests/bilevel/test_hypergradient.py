@@ -275,6 +275,33 @@ def test_the_cross_entropy_is_never_made_in_half_precision(method):
     assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
 
 
+class Scaled(PlainNet):
+    """The logits times a parameter, of another type than all others once it is replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        logits, maps = super().forward(x)
+        factor = self.temperature.real if self.temperature.is_complex() else self.temperature
+        return logits * factor.to(logits.dtype), maps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+def test_a_parameter_of_another_type_may_come_first(method, dtype):
+    """Precision is that of most numbers, not of the one that the optimizer happens to begin with."""
+    target, matching, meta, _, *batch = make_problem(net=Scaled, dtype=torch.float32, warm=False)
+    target.temperature = nn.Parameter(torch.ones((), dtype=dtype))
+    rest = [p for p in (*target.parameters(), *matching.parameters()) if p is not target.temperature]
+    optimizer = torch.optim.SGD([target.temperature, *rest], lr=0.05)
+    wanted = hypergradient(target, matching, meta, optimizer, *batch, method="double_backward")
+    found = hypergradient(target, matching, meta, optimizer, *batch, method=method)
+    difference = torch.cat([(f - w).flatten() for f, w in zip(found, wanted, strict=True)])
+    assert difference.norm() < (1e-4 if method == "exact" else 0.02) * torch.cat([w.flatten() for w in wanted]).norm()
+
+
 @every_way
 def test_a_phi_that_makes_no_weights_gets_zeros(way):
     problem = make_problem()

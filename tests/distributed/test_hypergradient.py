@@ -11,6 +11,7 @@ from torch import nn
 from l2t_fast import FeatureMatching
 from l2t_fast.bilevel import hypergradient
 from l2t_fast.distributed import ALONE, Group, NoPairs, NoWeights, synchronize_batch_norm
+from l2t_fast.distributed.batch_norm import JointBatchNorm
 from l2t_fast.distributed.group import rows_by_piece
 from tests.bilevel.test_hypergradient import PAIRS, SOURCE_CHANNELS, WAYS, make_problem
 from tests.distributed.ranks import run_ranks
@@ -215,6 +216,17 @@ def test_batch_norm_in_other_ways(tmp_path):
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_joint_batch_norm_keeps_what_hangs_on_the_one_before():
+    norm = nn.BatchNorm2d(3).eval()
+    norm.note = "mine"
+    norm.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    norm.register_forward_hook(lambda module, inputs, output: output + 1)
+    x = torch.randn(2, 3, 4, 4)
+    joint = JointBatchNorm(norm, ALONE)
+    assert joint.note == "mine" and not joint.training and joint.state_dict().keys() == norm.state_dict().keys()
+    assert joint.weight is norm.weight and torch.equal(joint(x), norm(x))
 
 
 def unsynchronized_rank(group: Group) -> str:

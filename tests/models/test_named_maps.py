@@ -2,9 +2,11 @@
 
 import copy
 import math
+import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.autograd import forward_ad
@@ -166,6 +168,58 @@ def test_a_map_that_the_network_overwrites_is_kept_as_it_was():
     network.get_submodule(name).register_forward_hook(lambda module, inputs, output: before.append(output.clone()))
     _, (feature_map,) = network(torch.randn(1, 3, 64, 64))
     torch.testing.assert_close(feature_map, before[0], rtol=0, atol=0)
+
+
+class OverwritesInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.fc = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        a = self.first(x)
+        F.dropout(a, 0.5, self.training, inplace=True)
+        return self.fc(self.norm(a).mean((2, 3)))
+
+
+def test_a_map_that_is_overwritten_in_training_alone_is_kept_too():
+    network, kept = OverwritesInTraining(), []
+    with_feature_maps(network, ["first"], image_size=8)
+    network.first.register_forward_hook(lambda module, inputs, output: kept.append(output.clone()))
+    _, (found,) = network(torch.randn(2, 3, 8, 8))
+    assert torch.equal(found, kept[0])
+
+
+def test_to_be_given_maps_leaves_modes_buffers_and_generators():
+    network = OverwritesInTraining()
+    network.norm.eval()  # frozen
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    with_feature_maps(network, ["first"], image_size=8)
+    assert torch.equal(torch.rand(2), wanted)
+    assert [m.training for m in (network, network.first, network.norm)] == [True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_each_thread_gets_the_maps_of_its_own_images():
+    network = with_feature_maps(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()), ["0"], in_channels=1, image_size=8)
+    wrong, together = [], threading.Barrier(4)
+
+    def run(number):
+        x = torch.full((1, 1, 64, 64), float(number))
+        wanted = network[0](x)
+        together.wait()
+        for _ in range(50):
+            with torch.no_grad():
+                wrong.extend([number] if not torch.equal(network(x)[1][0], wanted) else [])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_parameter_names_of_torchvision_networks_are_the_plain_ones():

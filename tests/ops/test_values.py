@@ -176,6 +176,12 @@ def test_what_is_not_finite_shows_in_the_loss(backend, where, value):
     assert not loss.isfinite()
 
 
+def test_a_loss_beyond_float32_is_infinite(backend):
+    problem = draw(*ODD["several maps"], dtype=torch.float32)
+    problem.alpha.fill_(1e38)
+    assert on(backend, problem).loss(backend.matching_loss) == torch.inf
+
+
 def test_a_sample_with_coefficient_zero_has_no_gradient(backend):
     problem = draw(*ODD["several maps"], batch=3, dtype=torch.float32)
     problem.alpha[1] = 0

@@ -66,9 +66,9 @@ def test_a_whole_comparison(tmp_path):
     assert "91.0 % 88.5 to 93.5 % 1.0 % 3" in page.text
     assert page.tags.count("svg") == 5
     conditions = (
-        "digits, classes 5 to 9, 10 training images a class, 20 epochs, seeds 0, 1, 2, cpu (x86_64), PyTorch 2.14.1"
+        "digits; classes 5 to 9; training images a class: 10; 20 epochs; seeds 0, 1, 2; cpu (x86_64); PyTorch 2.14.1"
     )
-    assert page.text.count(f"Conditions: {conditions}, commit 0123456789ab+changes.") == 5
+    assert page.text.count(f"Conditions: {conditions}; commit 0123456789ab+changes.") == 5
     assert "pretrained here on digits, classes 0 to 4, 30 epochs, its own test accuracy 98.5 %" in page.text
     assert "lookahead_steps: 2" in page.text and "How to read this" in page.text
     assert {path.name for path in (folder / "plots").iterdir()} == {

@@ -16,7 +16,7 @@ def verdict(tmp_path, **accuracies):
 
 
 def test_clearly_ahead_needs_intervals_apart(tmp_path):
-    said = verdict(tmp_path, scratch=[0.70, 0.71, 0.72], fm=[0.80, 0.81, 0.82])
+    said = verdict(tmp_path, scratch=[0.70, 0.71, 0.72], fm=[0.80, 0.81, 0.821])
     assert said.headline.replace("\N{NO-BREAK SPACE}", " ") == (
         "FM is clearly ahead: 81.0 % mean test accuracy, 10.0 points above Scratch (71.0 %), "
         "and its 95 % interval overlaps no other."
@@ -25,12 +25,19 @@ def test_clearly_ahead_needs_intervals_apart(tmp_path):
 
 
 def test_overlap_means_no_winner_and_says_who_is_behind(tmp_path):
-    said = verdict(tmp_path, **{"scratch": [0.50, 0.51, 0.52], "fm": [0.80, 0.82, 0.84], "l2t-ww": [0.81, 0.83, 0.85]})
+    said = verdict(
+        tmp_path, **{"scratch": [0.50, 0.51, 0.52], "fm": [0.80, 0.82, 0.84], "l2t-ww": [0.81, 0.8301, 0.8499]}
+    )
     assert said.headline.startswith("No method is clearly ahead: L2T-ww has the highest mean test accuracy")
     assert "1.0 points above FM" in said.headline
     assert said.headline.endswith("but the 95 % interval of L2T-ww overlaps that of FM.")
     assert said.details[0] == "L2T-ww is clearly above Scratch: those intervals do not overlap."
     assert "L2T-ww minus FM is +1.0 points" in said.details[1] and "excludes zero" in said.details[1]
+
+
+def test_differences_that_are_all_the_same_have_no_interval(tmp_path):
+    said = verdict(tmp_path, scratch=[0.50, 0.60], fm=[0.51, 0.61])
+    assert said.details == ["FM minus Scratch is +1.0 points with each of 2 seeds, so their spread is not known."]
 
 
 def test_the_widest_interval_counts_not_only_the_second_best(tmp_path):

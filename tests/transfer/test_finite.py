@@ -145,7 +145,11 @@ def test_a_learning_rate_far_too_high_stops_with_a_hint(make_config, quiet):
 
 @pytest.mark.parametrize(
     ("method", "keys"),
-    [("scratch", r"lr \(now 1e\+30\)"), ("lwf-at", r"lr \(.*\) or lwf_weight \(now 1.0\) or at_weight \(now 1000.0\)")],
+    [
+        ("scratch", r"lr \(now 1e\+30\)"),
+        ("l2t-w", r"lr \(.*\) or meta_lr \(now 0.01\) or beta \(.*\)"),
+        ("lwf-at", r"lr \(.*\) or lwf_weight \(now 1.0\) or at_weight \(now 1000.0\)"),
+    ],
 )
 def test_the_hint_names_the_keys_of_the_method(make_config, quiet, method, keys):
     with pytest.raises(L2TFastError, match=rf"a lower {keys} may help$"):

@@ -41,7 +41,8 @@ def find_method(name: str) -> type[Method]:
         L2TFastError: there is none; the message names the nearest.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name.lower(), METHODS, n=1)  # papers write L2T-ww, FM and LwF
+        schemes = [f"{method}-{scheme}" for method, kind in METHODS.items() if kind.default_pairs for scheme in SCHEMES]
+        near = difflib.get_close_matches(name.lower(), [*METHODS, *schemes], n=1)  # papers write L2T-ww, FM and LwF
         hint = f"did you mean {near[0]}? " if near else ""
         if (split := split_scheme(name)) is not None and split[0].default_pairs is not None:
             hint = f"{name} is {split[0].name} with pairs: {split[1]}; "
