@@ -94,6 +94,10 @@ def test_resume_says_where_there_is_nothing_to_continue(train, tmp_path, capsys)
     assert out.startswith(said) and "epoch 1/1" in out
     assert train("--method", "scratch", "--resume") == 0
     assert said not in capsys.readouterr().out
+    for name in ("result.json", "checkpoints/last.pt"):
+        (tmp_path / "run" / name).unlink()
+    assert train("--method", "scratch", "--resume") == 2  # best.pt is left, and nothing begins
+    assert said not in capsys.readouterr().out
 
 
 def test_compare_prints_a_table_and_skips_what_is_done(config, tmp_path, capsys):

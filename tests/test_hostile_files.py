@@ -24,7 +24,7 @@ from l2t_fast.parsing import read_config
 from l2t_fast.report.folder import read_comparison
 from l2t_fast.transfer import TrainingProgress, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
-from l2t_fast.transfer.run_folder import fingerprint
+from l2t_fast.transfer.run_folder import decisive_options
 from l2t_fast.yaml_files import LARGEST, parse_yaml, read_yaml
 
 PACKAGE = Path(l2t_fast.__file__).parent
@@ -279,7 +279,15 @@ STATES = {
         lambda s: s["best"].update(validation_accuracy=float("nan")),
         "its best epoch's numbers are not finite",
     ),
-    "other options": (lambda s: s.update(options="0" * 16), r"last\.pt .* \(it is of a run with other options\)"),
+    "other options": (
+        lambda s: s["options"].update(beta=7),
+        r"last\.pt .* \(it is of a run with beta: 7, here it is 0\.5",
+    ),
+    "an option of this name": (
+        lambda s: s["options"].update({"\x1b[2J": "\n"}),
+        r"it is of a run with \\x1b\[2J: '\\\\n'",
+    ),
+    "options that are none": (lambda s: s.update(options=3), "its options are no table"),
     "an optimizer that is none": (lambda s: s.update(optimizer=[1]), "optimizer holds no state"),
     "random numbers from elsewhere": (
         lambda s: s["random"]["numpy"].update(keys=torch.zeros(1)),
@@ -321,7 +329,10 @@ BEST = {
     "no names": (lambda s: s.update(method=3), "does not fit this run, method is a int and not a table of names"),
     "NaN": (lambda s: s["model"][first_weight(s)].fill_(torch.nan), "holds NaN or infinite values in target "),
     "another epoch": (lambda s: s.update(epoch=torch.ones(3)), "is missing or not of epoch 1, which was the best"),
-    "other options": (lambda s: s.update(options="0" * 16), "does not fit this run, it is of a run with other options"),
+    "other options": (
+        lambda s: s["options"].update(lr=7),
+        "does not fit this run, it is of a run with lr: 7, here it is",
+    ),
 }
 
 
@@ -334,7 +345,7 @@ def test_a_hostile_best_model_is_seen_before_the_training(finished, tmp_path, wh
     (out / "result.json").unlink()
     config = TrainConfig(**{**vars(finished), "out": str(out), "epochs": 3})
     write_config(config, out / "config.yaml")
-    own = {"options": fingerprint(config)}
+    own = {"options": decisive_options(config)}
     state = load_checkpoint(out / "checkpoints" / "last.pt") | own
     torch.save(state | {"epoch": 2}, out / "checkpoints" / "last.pt")
     best = load_checkpoint(out / "checkpoints" / "best.pt") | own

@@ -1,6 +1,8 @@
 // The CPU implementation of the operators' two functions.
 #include "../matching.h"
 
+#include <cmath>
+#include <limits>
 #include <utility>
 
 #include "../results.h"
@@ -26,7 +28,8 @@ LossAndGradient matching_forward_cpu(const MatchingProblem& problem, const Needs
   Gradient gradient = empty_results(problem, needs, cpu::pooled_gradient);
   const double loss = run(problem, nullptr, needs, gradient);
   // Beyond float's range it is inf, as wherever else float32 overflows; at::full would refuse the number.
-  const double kept = problem.alpha.scalar_type() == at::kFloat ? double(float(loss)) : loss;
+  const bool beyond = problem.alpha.scalar_type() == at::kFloat && std::abs(loss) > std::numeric_limits<float>::max();
+  const double kept = beyond ? std::copysign(std::numeric_limits<double>::infinity(), loss) : loss;
   return {at::full({}, kept, problem.alpha.options()), std::move(gradient)};
 }
 

@@ -121,7 +121,8 @@ _DUAL_NUMBERS = RLock()
 @functools.cache
 def _load_decompositions() -> None:
     """PyTorch's first dual number makes what others need, and warns of ``torch.jit.script``, which it uses there."""
-    with warnings.catch_warnings(), _DUAL_NUMBERS, own_dual_level():
+    # Filters are the process's: one thread at a time changes them and puts them back.
+    with _DUAL_NUMBERS, warnings.catch_warnings(), own_dual_level():
         warnings.simplefilter("ignore", FutureWarning)
         forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
 

@@ -108,10 +108,8 @@ class BilevelProblem:
 
     @functools.cached_property
     def dtype(self) -> torch.dtype:
-        """The passes' precision: the real type of most numbers among the target's parameters, whatever their order."""
-        counts: Counter[torch.dtype] = Counter()
-        for slot in self.target_slots:
-            counts[self.theta[slot].dtype.to_real()] += self.theta[slot].numel()
+        """The passes' precision: the real type of most of the target's parameters, whatever their order and size."""
+        counts = Counter(self.theta[slot].dtype.to_real() for slot in self.target_slots)
         return max(counts, key=counts.__getitem__)
 
     @property

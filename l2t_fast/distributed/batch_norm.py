@@ -95,9 +95,9 @@ class _Synchronized(nn.Module):
 def synchronize_batch_norm(module: nn.Module, group: Group) -> nn.Module:
     """Let every batch normalisation inside `module` take the statistics of all ranks' images; returns the module.
 
-    ``BatchNorm`` and ``SyncBatchNorm`` become `JointBatchNorm`; classes derived from them, and functions that call
-    `torch.nn.functional.batch_norm`, are caught while the module runs. Parameters and buffers stay the same objects.
-    Nothing changes for a process alone.
+    ``BatchNorm`` and ``SyncBatchNorm`` become `JointBatchNorm`; classes derived from them, modules with a forward of
+    their own, and functions that call `torch.nn.functional.batch_norm`, are caught while the module runs. Parameters
+    and buffers stay the same objects. Nothing changes for a process alone.
     """
     if group.size == 1 or isinstance(module, _Synchronized):
         return module
@@ -109,7 +109,8 @@ def synchronize_batch_norm(module: nn.Module, group: Group) -> nn.Module:
 
 def _replace(module: nn.Module, group: Group) -> None:
     for name, child in module.named_children():
-        if type(child) in _PLAIN:
+        own_forward = "forward" in vars(child) or child._compiled_call_impl is not None
+        if type(child) in _PLAIN and not own_forward:
             setattr(module, name, JointBatchNorm(child, group))
         else:
             _replace(child, group)

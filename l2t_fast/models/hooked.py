@@ -1,6 +1,6 @@
 """Named feature maps of any network, torchvision's among them, by forward hooks on its modules."""
 
-import contextlib
+import copy
 import itertools
 import math
 import threading
@@ -64,7 +64,7 @@ class _HookedMaps:
             if name not in maps:
                 raise L2TFastError(
                     f"the layer {name!r} gave no feature map for images {tuple(x.shape)}: choose one that runs in "
-                    "training as in evaluation, whatever the images' size"
+                    "training as in evaluation, whatever the images' size, in the thread that calls the network"
                 )
         return logits, [maps[name] for name in self.feature_names]
 
@@ -85,8 +85,9 @@ def with_feature_maps(
     follows the contract of ``NamedMapsNetwork``: ``forward(x) -> (logits, maps)``, ``feature_names``,
     ``feature_channels``. Parameter names stay as they are, modules that work in place are set to work out of place, and
     SiLU and Hardsigmoid are written out, since PyTorch lacks derivatives of their backward. Maps that the network's own
-    code overwrites afterwards, in evaluation or in training, are copied first. A forward pass on zeros of
-    ``image_size`` in either mode finds that and the channels; modes, buffers and generators are as before.
+    code overwrites afterwards, in evaluation or in training, are copied first. Forward passes on zeros of
+    ``image_size`` find that and the channels, in evaluation and, of a copy, in training. The layers must run in the
+    thread that calls the network.
 
     Called again, it chooses other maps. Raises ``L2TFastError`` if a layer does not exist or gives no map, the network
     or ``to_map`` fails on the zeros, or the network cannot be given maps: it has an attribute of those names already,
@@ -246,36 +247,31 @@ def _family_to_map(model_name: str) -> ToMap:
 
 def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, Probed]:
     """Run ``network`` in evaluation and say which modules give maps, in the order in which they finish."""
-    with _as_it_was(network):
-        network.eval()
-        return _probe(network, 1, in_channels, image_size, to_map)
-
-
-def _changed_in_training(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> set[str]:
-    """The modules into whose maps a later one writes in training; none where the zeros are nothing to train on."""
-    with _as_it_was(network), contextlib.suppress(Exception):
-        network.train()
-        found = _probe(network, 2, in_channels, image_size, to_map)  # batch normalisation may need two
-        return {name for name, probed in found.items() if probed.changed_later}
-    return set()
-
-
-@contextlib.contextmanager
-def _as_it_was(network: nn.Module) -> Iterator[None]:
-    """Let the network run without gradients, in any mode; modes, buffers and generators are as before afterwards."""
     modes = [(module, module.training) for module in network.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    devices = {tensor.device for tensor in itertools.chain(network.parameters(), network.buffers())}
-    gpus = [device for device in devices if device.type == "cuda"]
+    network.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(gpus):
-            yield
+        return _probe(network, 1, in_channels, image_size, to_map)
     finally:
         for module, training in modes:
             module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+
+
+def _changed_in_training(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> set[str]:
+    """The modules into whose maps a later one writes in training; none where a copy cannot be trained on zeros."""
+    gpus = {tensor.device for tensor in _tensors(network) if tensor.device.type == "cuda"}
+    try:
+        copied = copy.deepcopy(network).train()  # what training changes in it stays there
+        with torch.random.fork_rng(gpus):
+            found = _probe(copied, 2, in_channels, image_size, to_map)  # batch normalisation may need two images
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return set()
+    return {name for name, probed in found.items() if probed.changed_later}
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(network.parameters(), network.buffers())
 
 
 def _probe(network: nn.Module, images: int, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, Probed]:
@@ -293,9 +289,9 @@ def _probe(network: nn.Module, images: int, in_channels: int, image_size: int, t
 
     handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules() if name]
     try:
-        tensors = itertools.chain(network.parameters(), network.buffers())
-        like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-        network(torch.zeros(images, in_channels, image_size, image_size, dtype=like.dtype, device=like.device))
+        like = next((tensor for tensor in _tensors(network) if tensor.is_floating_point()), torch.empty(0))
+        with torch.no_grad():
+            network(torch.zeros(images, in_channels, image_size, image_size, dtype=like.dtype, device=like.device))
     finally:
         for handle in handles:
             handle.remove()

@@ -262,7 +262,7 @@ def _suffix(origin: str) -> str:
 
 def _all_off(largest: float) -> str:
     if largest < 0.1:
-        return " All pairs are practically switched off: by then these runs train as without a source."
+        return " All pairs are practically switched off: by then these runs train nearly as without a source."
     return ""
 
 

@@ -3,11 +3,11 @@
 import contextlib
 import csv
 import errno
-import hashlib
 import io
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from l2t_fast.distributed.group import Group
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import InUseError, expand_user, held, opened_itself, write_text, write_whole
+from l2t_fast.text import printable
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.yaml_files import read_yaml
 
@@ -209,21 +210,34 @@ def _may_change(config: TrainConfig) -> list[str]:
     return keys
 
 
-def fingerprint(config: TrainConfig) -> str:
-    """What tells a run's checkpoints from those of runs with other options, wherever their files and images lie.
+def _counts(key: str, may_change: Sequence[str]) -> bool:
+    return key not in may_change and key.partition(".")[0] not in may_change
 
-    A later version's keys leave it as it is, as long as they have their defaults.
+
+def decisive_options(config: TrainConfig) -> dict[str, Any]:
+    """The keys that a run cannot go on with other values of, wherever its files and images lie; they tell checkpoints.
+
+    As JSON has them: lists for tuples.
     """
-    defaults, may_change = _flatten(config_tree(type(config)())), _may_change(config)
-    decisive = {
-        key: value
-        for key, value in sorted(_flatten(config_tree(config)).items())
-        if value != defaults.get(key)
-        and not key.endswith(_PATHS)
-        and key not in may_change
-        and key.partition(".")[0] not in may_change
-    }
-    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+    flat, may_change = json.loads(json.dumps(_flatten(config_tree(config)))), _may_change(config)
+    return {key: value for key, value in flat.items() if _counts(key, may_change) and not key.endswith(_PATHS)}
+
+
+def other_option(saved: object, own: Mapping[str, Any]) -> str | None:
+    """A clause that names the first of a checkpoint's `decisive_options` that is not this run's, or None.
+
+    A key that one of them lacks has its default; without any, the checkpoint is from before they were kept.
+    """
+    if saved is None:
+        return None
+    if not isinstance(saved, Mapping):
+        return "its options are no table"
+    defaults = decisive_options(TrainConfig())
+    for key in sorted({str(key) for key in saved} | own.keys()):
+        there, here = (options.get(key, defaults.get(key)) for options in (saved, own))
+        if there != here:
+            return f"it is of a run with {printable(key)}: {printable(reprlib.repr(there))}, here it is {here}"
+    return None
 
 
 def read_saved(path: Path) -> Mapping[str, Any]:
@@ -256,7 +270,7 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
     defaults = _flatten(config_tree(type(config)()))
     saved |= {key: defaults[key] for key in asked.keys() - saved.keys() if key in defaults}
     for key in sorted(saved.keys() | asked.keys()):
-        if key in may_change or key.partition(".")[0] in may_change:
+        if not _counts(key, may_change):
             continue
         if saved.get(key) != asked.get(key) and not (key.endswith(_PATHS) and _same_place(key, saved, asked)):
             raise L2TFastError(

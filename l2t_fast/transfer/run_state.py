@@ -19,13 +19,13 @@ from l2t_fast.transfer.checkpoint import (
 )
 from l2t_fast.transfer.finite import first_non_finite_tensor
 from l2t_fast.transfer.randomness import random_state, restore_random_state
-from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.run_folder import RunFolder, other_option
 from l2t_fast.transfer.step import Step
 from l2t_fast.transfer.whole_state import WholeState
 
 #: What a state may hold in another form than the run's own: momenta come with the first step, a Gaussian may be
-#: waiting or not, and GPUs have a generator each.
-_FREE_FORM = ("optimizer", "method_optimizers", "random.python.gauss", "random.cuda")
+#: waiting or not, and GPUs have a generator each. Options are looked at by themselves.
+_FREE_FORM = ("optimizer", "method_optimizers", "random.python.gauss", "random.cuda", "options")
 
 
 @dataclass
@@ -55,7 +55,7 @@ class RunState:
         step: what is trained, and how.
         whole: brings the ranks' states together where they have pairs of their own, else None.
         task: what a reader of the networks must know to use them, as a source for example.
-        options: the fingerprint of the run's configuration, by which its checkpoints are told from other runs'.
+        options: the run's `decisive_options`, by which its checkpoints are told from other runs'.
         group: the ranks; the one that leads writes, all of them read.
     """
 
@@ -65,7 +65,7 @@ class RunState:
         step: Step,
         whole: WholeState | None,
         task: dict[str, Any],
-        options: str,
+        options: dict[str, Any],
         group: Group,
     ) -> None:
         self._folder, self._step, self._whole, self._task, self._group = folder, step, whole, task, group
@@ -163,8 +163,7 @@ class RunState:
 
     def _take(self, state: dict[str, Any], epochs: int) -> Reached:
         problem = misfit(state, self._own_state(Reached()), skip=_FREE_FORM)
-        if problem is None and state["options"] != self._options:
-            problem = "it is of a run with other options"
+        problem = problem or other_option(state.get("options"), self._options)
         if problem is None and not 0 < state["epoch"] <= epochs:
             problem = f"it is of epoch {state['epoch']}, and the run has {epochs}"
         if problem is None and not all(math.isfinite(value) for value in state["best"].values()):
@@ -205,10 +204,9 @@ class RunState:
         best = load_checkpoint(path) if path.exists() else {}
         if misfit(best.get("epoch"), epoch) is not None or best["epoch"] != epoch:
             raise L2TFastError(f"{path} is missing or not of epoch {epoch}, which was the best: {remedy}")
-        wanted = {**self._networks(), "options": self._options}
+        wanted = self._networks()
         problem = misfit({name: best.get(name) for name in wanted}, wanted)
-        if problem is None and best["options"] != self._options:
-            problem = "it is of a run with other options"
+        problem = problem or other_option(best.get("options"), self._options)
         if problem is not None:
             raise L2TFastError(f"{path} does not fit this run, {problem}: {remedy}")
         spoiled = first_non_finite_tensor({"target": best["model"], "method": best["method"]})

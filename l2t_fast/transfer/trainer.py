@@ -26,7 +26,7 @@ from l2t_fast.transfer.methods import Setup, find_method
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import rank_seed, seed_everything
-from l2t_fast.transfer.run_folder import RunFolder, fingerprint
+from l2t_fast.transfer.run_folder import RunFolder, decisive_options
 from l2t_fast.transfer.run_state import Reached, RunState
 from l2t_fast.transfer.source import FrozenSources, config_key, load_sources
 from l2t_fast.transfer.source_placing import Placement, UnplacedSources, place_sources
@@ -120,7 +120,7 @@ class Trainer:
         # What a reader of the networks must know to use them, as a source for example.
         task = {"num_classes": self.data.num_classes, "normalization": [list(self.data.mean), list(self.data.std)]}
         whole = self.placement.whole_state
-        self.state = RunState(self.folder, self.step, whole, task, fingerprint(config), group)
+        self.state = RunState(self.folder, self.step, whole, task, decisive_options(config), group)
         self._resume = resume
 
     def fit(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Every hypergradient method against an unrolled loop of its own, in float64, and what must stay untouched."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -281,25 +283,50 @@ class Scaled(PlainNet):
     def __init__(self):
         super().__init__()
         self.temperature = nn.Parameter(torch.ones(()))
+        self.others = nn.ParameterList()
 
     def forward(self, x):
         logits, maps = super().forward(x)
-        factor = self.temperature.real if self.temperature.is_complex() else self.temperature
-        return logits * factor.to(logits.dtype), maps
+        for factor in (self.temperature, *self.others):
+            factor = factor.mean() if factor.dim() else factor
+            logits = logits * (factor.real if factor.is_complex() else factor).to(logits.dtype)
+        return logits, maps
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "more"), [(torch.bfloat16, 0), (torch.float64, 0), (torch.complex64, 0), (torch.complex64, 20)], ids=str
+)
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
-def test_a_parameter_of_another_type_may_come_first(method, dtype):
-    """Precision is that of most numbers, not of the one that the optimizer happens to begin with."""
+def test_a_parameter_of_another_type_may_come_first(method, dtype, more):
+    """Precision is that of most parameters, and real, not of the one that the optimizer happens to begin with."""
     target, matching, meta, _, *batch = make_problem(net=Scaled, dtype=torch.float32, warm=False)
     target.temperature = nn.Parameter(torch.ones((), dtype=dtype))
+    target.others.extend(nn.Parameter(torch.ones((), dtype=dtype)) for _ in range(more))
     rest = [p for p in (*target.parameters(), *matching.parameters()) if p is not target.temperature]
     optimizer = torch.optim.SGD([target.temperature, *rest], lr=0.05)
     wanted = hypergradient(target, matching, meta, optimizer, *batch, method="double_backward")
     found = hypergradient(target, matching, meta, optimizer, *batch, method=method)
     difference = torch.cat([(f - w).flatten() for f, w in zip(found, wanted, strict=True)])
     assert difference.norm() < (1e-4 if method == "exact" else 0.02) * torch.cat([w.flatten() for w in wanted]).norm()
+
+
+def test_a_few_wide_layers_of_another_type_do_not_decide():
+    target, matching, meta, _, *batch = make_problem(net=Scaled, dtype=torch.float32, warm=False)
+    target.temperature = nn.Parameter(torch.ones(10**4, dtype=torch.float64))
+    optimizer = torch.optim.SGD([*target.parameters(), *matching.parameters()], lr=0.05)
+    assert all(f.isfinite().all() for f in hypergradient(target, matching, meta, optimizer, *batch))
+
+
+NO_WARNING = """
+import torch
+from l2t_fast.bilevel import hypergradient
+from tests.bilevel.test_hypergradient import make_problem
+hypergradient(*make_problem())
+"""
+
+
+def test_it_warns_of_nothing():
+    subprocess.run([sys.executable, "-W", "error::FutureWarning", "-c", NO_WARNING], check=True)
 
 
 @every_way

@@ -178,7 +178,7 @@ class OverwritesInTraining(nn.Module):
     def forward(self, x):
         a = self.first(x)
         F.dropout(a, 0.5, self.training, inplace=True)
-        return self.fc(self.norm(a).mean((2, 3)))
+        return self.fc(self.norm(a.mean((2, 3), keepdim=True)).flatten(1))
 
 
 def test_a_map_that_is_overwritten_in_training_alone_is_kept_too():
@@ -200,6 +200,27 @@ def test_to_be_given_maps_leaves_modes_buffers_and_generators():
     assert torch.equal(torch.rand(2), wanted)
     assert [m.training for m in (network, network.first, network.norm)] == [True, True, False]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class BeginsWithItsFirstImages(nn.Sequential):
+    """Reads its scale off the first images that it is trained on, and keeps a buffer that it assigns anew."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3))
+        self.scale, self.ready = nn.Parameter(torch.ones(())), False
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()).expand(2, 2))  # cannot be written to
+
+    def forward(self, x):
+        if self.training and not self.ready:
+            self.scale.data, self.ready = 1 / (x.std() + 1e-6), True
+        self.mean = self.mean if not self.training else self.mean + 1
+        return (super().forward(x) * self.scale).mean((2, 3))
+
+
+def test_to_be_given_maps_trains_nothing():
+    network = with_feature_maps(BeginsWithItsFirstImages(), ["0"], image_size=8)
+    assert not network.ready and network.scale == 1 and network.mean == 0
 
 
 def test_each_thread_gets_the_maps_of_its_own_images():

@@ -23,7 +23,7 @@ from l2t_fast.files import held
 from l2t_fast.models import build_model
 from l2t_fast.transfer import METHODS, Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
-from l2t_fast.transfer.run_folder import METRICS, RunFolder
+from l2t_fast.transfer.run_folder import METRICS, RunFolder, decisive_options, other_option
 from l2t_fast.transfer.run_state import Reached, RunState
 from l2t_fast.transfer.trainer import cosine_lr
 
@@ -301,6 +301,23 @@ def test_where_there_are_no_momenta_none_are_asked_for(make_config, quiet):
         run(config, progress=Interrupting(quiet, epoch=2))
     assert not load_checkpoint(Path(config.out) / "checkpoints" / "last.pt")["optimizer"]["state"].get(0)
     assert run(config, resume=True, progress=quiet)["epochs"] == 3
+
+
+def test_resume_takes_what_is_the_same_run(make_config, quiet, tmp_path):
+    """In another place, with other numbers of the machine's, and with whole numbers for fractions."""
+    config = make_config(method="fm", beta=2, epochs=2)
+    first = run(config, progress=quiet)
+    moved = Path(config.out).rename(tmp_path / "moved")
+    (moved / "result.json").unlink()
+    again = make_config(method="fm", beta=2.0, epochs=2, out=str(moved), data={"cache": True, "workers": 0})
+    assert {**run(again, resume=True, progress=quiet), "seconds": 0} == {**first, "seconds": 0}
+
+    saved, own = load_checkpoint(moved / "checkpoints" / "last.pt")["options"], decisive_options(again)
+    assert not {"out", "source.checkpoint", "threads", "data.cache"} & saved.keys()
+    assert other_option(None, own) is None  # a checkpoint from before they were kept
+    del saved["nesterov"]  # from before there was such a key: it has its default
+    assert other_option(saved, own) is None
+    assert other_option(saved, own | {"nesterov": True}) == "it is of a run with nesterov: False, here it is True"
 
 
 def test_resume_forgets_rows_that_no_checkpoint_holds(make_config, quiet, monkeypatch, tmp_path):

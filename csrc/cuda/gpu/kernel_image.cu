@@ -1,7 +1,7 @@
 #include <cuda_runtime.h>
 
-#include <map>
 #include <mutex>
+#include <set>
 
 #include "kernel_image.h"
 
@@ -41,10 +41,12 @@ KernelImage kernel_image(int device) {
 
 bool kernels_run_on(int device) {
   static std::mutex mutex;
-  static std::map<int, bool> known;
+  static std::set<int> known;
   const std::scoped_lock lock(mutex);
-  const auto found = known.find(device);
-  return found != known.end() ? found->second : known[device] = kernel_image(device).error.empty();
+  if (known.count(device)) return true;
+  const bool runs = kernel_image(device).error.empty();  // which may be short of memory for once
+  if (runs) known.insert(device);
+  return runs;
 }
 
 }  // namespace l2t_fast::cuda

@@ -15,7 +15,7 @@ struct KernelImage {
 
 KernelImage kernel_image(int device);
 
-// Whether they can; the driver is asked once a device.
+// Whether they can; the driver is asked until it says so once for a device.
 bool kernels_run_on(int device);
 
 }  // namespace l2t_fast::cuda
