@@ -283,10 +283,7 @@ STATES = {
         lambda s: s["options"].update(beta=7),
         r"last\.pt .* \(it is of a run with beta: 7, here it is 0\.5",
     ),
-    "an option of this name": (
-        lambda s: s["options"].update({"\x1b[2J": "\n"}),
-        r"it is of a run with \\x1b\[2J: '\\\\n'",
-    ),
+    "an option of this name": (lambda s: s["options"].update({"\x1b[2J": 1}), r"of a run with \\x1b\[2J: 1, here"),
     "options that are none": (lambda s: s.update(options=3), "its options are no table"),
     "an optimizer that is none": (lambda s: s.update(optimizer=[1]), "optimizer holds no state"),
     "random numbers from elsewhere": (

@@ -32,6 +32,7 @@ class ListedImages:
                 f"{printable(listed_in)} names the image {printable(path)!r}, which must be a path inside "
                 f"{printable(self.folder)}"
             )
+        path = str(parts)  # as others spell it, a//b or a/./b
         if path in self._found:
             raise L2TFastError(f"{printable(listed_in)} names the image {printable(path)} twice")
         full = self.folder / parts

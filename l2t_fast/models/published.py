@@ -63,8 +63,9 @@ def _timm(name: str) -> Checkpoint:
         raise _not_had(name, error) from error
     said = network.pretrained_cfg
     checkpoint = from_state_dict(network.state_dict(), f"{name} default")
+    normalization = tuple(said["mean"]), tuple(said["std"])
     return dataclasses.replace(
-        checkpoint, num_classes=network.num_classes, normalization=(tuple(said["mean"]), tuple(said["std"]))
+        checkpoint, num_classes=network.num_classes, says_classes=True, normalization=normalization
     )
 
 

@@ -37,6 +37,7 @@ class Checkpoint:
         shown: what messages call it
         weights: state dict, without the prefixes of wrappers
         num_classes: as the file says, else the length of its last tensor, which a classifier's is
+        says_classes: whether the file says them
         in_channels: of the first convolution; None if there is none
         normalization: (mean, std) of the images it was trained on, one a channel, for pixels in 0 ... 1; None if the
             file does not say
@@ -45,6 +46,7 @@ class Checkpoint:
     shown: str
     weights: Mapping[str, Tensor]
     num_classes: int | None = None
+    says_classes: bool = False
     in_channels: int | None = None
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
@@ -63,9 +65,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint = from_state_dict(_find_state_dict(content, shown), shown)
     said = content if isinstance(content, Mapping) else {}
     classes = said.get("num_classes")
+    says = type(classes) is int and 0 < classes <= MOST_CLASSES
     return dataclasses.replace(
         checkpoint,
-        num_classes=classes if type(classes) is int and 0 < classes <= MOST_CLASSES else checkpoint.num_classes,
+        num_classes=classes if says else checkpoint.num_classes,
+        says_classes=says,
         normalization=_normalization(said),
     )
 
@@ -80,6 +84,16 @@ def from_state_dict(weights: Mapping[str, Tensor], shown: str) -> Checkpoint:
         num_classes=last.shape[0] if last.ndim else None,
         in_channels=next((value.shape[1] for value in weights.values() if value.ndim == 4), None),
     )
+
+
+def in_the_order_of(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint told by the network's order of tensors: files may have another, safetensors' has them by name."""
+    names = [name for name in model.state_dict() if name in checkpoint.weights]
+    if not names:
+        return checkpoint
+    told = from_state_dict({name: checkpoint.weights[name] for name in names}, checkpoint.shown)
+    classes = checkpoint.num_classes if checkpoint.says_classes else told.num_classes
+    return dataclasses.replace(checkpoint, num_classes=classes, in_channels=told.in_channels)
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path | Checkpoint) -> None:
@@ -208,7 +222,11 @@ def _check_fit(model: nn.Module, weights: Mapping[str, Tensor], shown: str) -> N
         problems.append(f"it has {_some(wrong_kind, 2)}")
     if problems:
         raise L2TFastError(f"the checkpoint {shown} is of another network: {'; '.join(problems)}")
-    not_finite = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    not_finite = [
+        name
+        for name, value in weights.items()
+        if value.is_floating_point() and not value.to(expected.get(name, value).dtype).isfinite().all()
+    ]
     if not_finite:
         raise L2TFastError(f"the checkpoint {shown} holds NaN or infinite values in {_some(not_finite)}")
 

@@ -62,7 +62,7 @@ def accuracy_curves(comparison: Comparison, plots_dir: Path, conditions: str) ->
             sample = {"color": style.color, "linestyle": dashes, "transform": axes.get_yaxis_transform()}
             axes.plot([1.03, 1.12], [place, place], linewidth=1.5, clip_on=False, **sample)
             axes.annotate(
-                f"{short(method_label(method, narrow=True), 16)} {percent(value)}",
+                f"{short(method_label(method, narrow=True), 18)} {percent(value)}",
                 (1.15, place),
                 xycoords=("axes fraction", "data"),
                 color=style.color,
@@ -116,7 +116,7 @@ def accuracy_results(results: list[MethodResult], plots_dir: Path, conditions: s
                 color=style.color,
                 annotation_clip=False,
             )
-        labels = [f"{short(method_label(result.method, narrow=True), 16)} (n={result.test.n})" for result in rows]
+        labels = [f"{short(method_label(result.method, narrow=True), 18)} (n={result.test.n})" for result in rows]
         axes.set_yticks(range(len(rows)), labels, color=LIGHT["ink"])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.5, -0.55)

@@ -35,7 +35,7 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
         return None
     styles = method_styles(sorted(by_method))
     steps = np.diff(np.log(numbers))
-    # Bars of several methods at one N would cover each other: the methods stand side by side, within a third of a step.
+    # Bars of several methods at one N would cover each other: they stand side by side, within a third of a step.
     shifts = np.exp(np.linspace(-1, 1, len(by_method)) * 0.17 * steps.min()) if len(by_method) > 1 else [1.0]
     counts = [result.test.n for results in by_method.values() for result in results.values() if result.test.n > 1]
     # An interval from two seeds is nine standard deviations to either side: bars of that length hide every line.
@@ -48,25 +48,22 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
             style = styles[method]
             where = sorted(results)
             tests = [results[level].test for level in where]
-            x = np.array(where) * shift
             mean = np.array([test.mean for test in tests])
             half = np.array([(test.high - test.mean if intervals else test.spread) for test in tests])
             half[[test.n < 2 for test in tests]] = 0
             # What leaves 0 to 100 % is cut there.
             bars = np.stack([np.minimum(half, mean), np.minimum(half, 1 - mean)])
-            axes.errorbar(
-                x,
-                mean,
-                yerr=bars if half.any() else None,
-                color=style.color,
-                marker=style.marker,
-                linestyle=style.dashes,
-                markersize=5,
-                linewidth=1.6,
-                elinewidth=1,
-                capsize=2,
+            axes.plot(
+                *(where, mean),
+                **{"color": style.color, "marker": style.marker, "linestyle": style.dashes},
+                **{"markersize": 5, "linewidth": 1.6},
             )
-            ends.append((results[where[-1]], float(x[-1]), float(mean[-1])))
+            several = half > 0
+            axes.errorbar(
+                *((np.array(where) * shift)[several], mean[several]),
+                **{"yerr": bars[:, several], "fmt": "none", "ecolor": style.color, "elinewidth": 1, "capsize": 2},
+            )
+            ends.append((results[where[-1]], float(where[-1]), float(mean[-1])))
         axes.xaxis.set_major_locator(FixedLocator(numbers))
         axes.xaxis.set_minor_locator(NullLocator())
         named = _apart(numbers)
@@ -81,7 +78,7 @@ def accuracy_against_images(levels: Levels, plots_dir: Path, conditions: str) ->
         )
         if counts:
             bar = "95 % Student t interval of the mean" if intervals else "one standard deviation over seeds"
-            caption += f" Bar: {bar}, cut at 0 and 100 %. Methods are drawn side by side."
+            caption += f" Bar: {bar}, cut at 0 and 100 %, beside its N."
         caption += " The vertical axis does not start at zero." if lowest > 0 else ""
         title = "Test accuracy against training images"
         plot = save_plot(figure, plots_dir, "accuracy_against_images", title, f"{caption} {conditions}")

@@ -73,7 +73,7 @@ def _tables(folder: RunFolder, rows: list[dict[str, str]], width: int) -> list[T
         room = width - (BETWEEN_WITH_UNTRAINED if untrained else BETWEEN)
         of_pair = min(longest, LONGEST_PAIR, max(room - CHANNELS, CHANNELS))
         table = Table(
-            Column("pair", min_width=of_pair),  # the channels wrap first
+            Column("pair", min_width=of_pair, overflow="fold"),  # the channels wrap first
             "lambda",
             "spread",
             *(["untrained"] if untrained else []),

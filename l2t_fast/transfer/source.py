@@ -17,6 +17,7 @@ from l2t_fast.models import (
     Checkpoint,
     build_model,
     has_published,
+    in_the_order_of,
     load_weights,
     published_checkpoint,
     read_checkpoint,
@@ -203,11 +204,14 @@ def load_source(name: str, config: SourceConfig, data: DataBundle, weights: Chec
     """One source with its weights, without the scales of `unit_rms`; arguments and errors as of `load_sources`."""
     key = config_key(name)
     checkpoint = _checkpoint(key, config) if weights is None else weights
-    num_classes = config.num_classes if config.num_classes is not None else checkpoint.num_classes
+    network = _built(config, config.num_classes, checkpoint, data.in_channels)
+    told = in_the_order_of(network, checkpoint)
+    num_classes = told.num_classes if config.num_classes is None else config.num_classes
     if num_classes is None:
         raise L2TFastError(f"{key}.num_classes is not set, and {checkpoint.shown} does not tell it: set it")
-    channels = checkpoint.in_channels or data.in_channels
-    network = build_model(config.model, num_classes, in_channels=channels, layers=config.layers)
+    if (told.num_classes, told.in_channels) != (checkpoint.num_classes, checkpoint.in_channels):
+        network = _built(config, num_classes, told, data.in_channels)
+    channels = told.in_channels or data.in_channels
     try:
         load_weights(network, checkpoint)
     except L2TFastError as error:
@@ -223,6 +227,11 @@ def load_source(name: str, config: SourceConfig, data: DataBundle, weights: Chec
     except L2TFastError as error:
         raise L2TFastError(f"{key} ({config.model}) {error}") from error
     return FrozenSource(network, num_classes, prepare)
+
+
+def _built(config: SourceConfig, num_classes: int | None, told: Checkpoint, in_channels: int) -> nn.Module:
+    classes = told.num_classes if num_classes is None else num_classes
+    return build_model(config.model, classes or 2, in_channels=told.in_channels or in_channels, layers=config.layers)
 
 
 def config_key(name: str) -> str:

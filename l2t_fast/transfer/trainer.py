@@ -151,6 +151,8 @@ class Trainer:
             self._log(f"unit_rms divides the source's maps: {scales}")
         if self.group.leads and self.group.size > 1 and self.step.runs_source:
             self._log(f"where the sources run: {self.placement.reason}")
+        for note in self.method.notes:
+            self._log(note)
         events = EventFile(self.folder.tensorboard, self.reached.epoch + 1) if self.group.leads else None
         self.progress.start(f"{self.config.method} seed {self.config.seed}", self.config.epochs, self.reached.epoch)
         try:

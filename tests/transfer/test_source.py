@@ -204,6 +204,25 @@ def test_a_single_source_keeps_the_plain_names(digits, checkpoint):
     assert sources.num_classes == [5]  # read off the checkpoint
 
 
+@pytest.mark.parametrize("order", ["by name", "with extras behind", "counters behind"])
+def test_tensors_may_stand_in_a_file_in_any_order(digits, tmp_path, order):
+    """safetensors' files have them by type and name; some of the authors' end with what is no part of the network."""
+    torch.manual_seed(0)
+    network = build_model("l2tww_resnet32", 7, in_channels=1)
+    state = network.state_dict()
+    if order == "by name":
+        state = dict(sorted(state.items()))
+    elif order == "counters behind":
+        state = dict(sorted(state.items(), key=lambda item: item[1].ndim == 0))
+    else:
+        state |= {"alphas.0": torch.zeros(3, 2, 1, 1)}
+    torch.save(state, tmp_path / "weights.pt")
+    sources = load_sources({"": SourceConfig("l2tww_resnet32", str(tmp_path / "weights.pt"))}, digits)
+    (found,) = sources.networks
+    assert sources.parts[0].num_classes == 7
+    assert_same_state(dict(found.state_dict()), dict(network.state_dict()))
+
+
 def test_a_colour_network_may_be_the_source_of_grey_images(digits, checkpoint):
     colour = SourceConfig("resnet8", checkpoint(classes=4, in_channels=3), image_size=12)
     sources = load_sources({"grey": SourceConfig("resnet8", checkpoint()), "colour": colour}, digits)

@@ -27,6 +27,12 @@ class FineTune(Method):
         assert setup.source is not None
         found = [same_tensors(network, setup.target) for network in setup.source.networks]
         best = max(found, key=_elements)
+        prepare = setup.source.parts[[_elements(one) for one in found].index(_elements(best))].prepare
+        if prepare.changes_values or prepare.size is not None:
+            self.notes = (
+                "fine-tune: the source's images were of another normalisation or size than the target's are, so its "
+                "weights meet values that they were not trained with; data.normalization and data.image_size set both",
+            )
         share = _elements(best) / _elements(setup.target.state_dict())
         if share < LEAST_SHARE:
             raise L2TFastError(

@@ -33,6 +33,15 @@ def test_networks_whose_names_have_a_version_start_from_the_source(make_config, 
     assert all(torch.equal(value, weights[name]) for name, value in trainer.target.state_dict().items())
 
 
+def test_the_log_says_where_the_source_saw_other_images(make_config, quiet, source_checkpoint):
+    for normalization, noted in ((None, False), ([[0.5], [2.0]], True)):
+        source = SourceConfig("resnet8", str(source_checkpoint), num_classes=5, normalization=normalization)
+        trainer = Trainer(make_config(method="fine-tune", source=source, target=TargetConfig("resnet8")), quiet)
+        assert bool(trainer.method.notes) == noted
+    trainer.fit()
+    assert "weights meet values that they were not trained with" in trainer.folder.log_file.read_text()
+
+
 def test_the_source_does_not_run_while_training(make_config, quiet):
     trainer = Trainer(make_config(method="fine-tune", target=TargetConfig("resnet8"), epochs=1), quiet)
     passes = []
