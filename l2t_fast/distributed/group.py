@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,7 @@ class Group:
         """The first name whose tensor is not the same on all ranks, bit for bit; None if all are."""
         if self.size == 1:
             return None
-        own = torch.tensor([zlib.crc32(_bytes(t)) for t in tensors.values()])
+        own = checksums(tensors.values())
         first = self._placed(own if self.leads else torch.zeros_like(own))
         self.sum_([first])
         differs = self._placed((own != first.cpu()).long())
@@ -266,6 +266,11 @@ class Part:
             return {name: term * self.matched_share for name, term in terms.items()}
         # A mean over no image is NaN, but it stays in the graph: backward passes are the same on all ranks.
         return {name: (term * 0).nan_to_num() for name, term in terms.items()}
+
+
+def checksums(tensors: Iterable[Tensor]) -> Tensor:
+    """A number (tensors,) of each one's bits, int64."""
+    return torch.tensor([zlib.crc32(_bytes(tensor)) for tensor in tensors], dtype=torch.int64)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 import threading
 from datetime import timedelta
@@ -62,6 +63,10 @@ class Job:
         if self._watch is None:
             print(text, file=sys.stderr)
             return code
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # another Ctrl-C hastens nothing, and would end it in tracebacks
         if isinstance(error, PeerError):
             self._watch.wait_for_reason()
         if self._watch.claim(text.strip()):

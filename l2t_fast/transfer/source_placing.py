@@ -9,11 +9,12 @@ from torch import nn
 
 from l2t_fast.config import TransferOptions
 from l2t_fast.data import DataBundle
-from l2t_fast.distributed.group import Group
+from l2t_fast.distributed.group import Group, checksums
 from l2t_fast.distributed.source_plan import PLANS, Load, Plan, bytes_of, choose, output_bytes, plans
+from l2t_fast.errors import L2TFastError
 from l2t_fast.models import Checkpoint
 from l2t_fast.transfer.methods import Method
-from l2t_fast.transfer.source import FrozenSources, load_source, scale
+from l2t_fast.transfer.source import FrozenSources, config_key, load_source, scale
 from l2t_fast.transfer.source_sharing import SourceSharing
 from l2t_fast.transfer.whole_state import WholeState
 
@@ -46,6 +47,7 @@ class UnplacedSources:
 
     Attributes:
         sources: all of them, on PyTorch's "meta" device.
+        checksums: of each source's weights, by its name.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class UnplacedSources:
         image = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
         self.weights: list[int] = []
         self.maps: list[int] = []
+        self.checksums: dict[str, torch.Tensor] = {}
         described = {}
         for name, config in options.named_sources().items():
             source = load_source(name, config, data, untrained)
             check(name, source)
             self.weights.append(bytes_of(source.state_dict().values()))
             self.maps.append(output_bytes(source, image))
+            self.checksums[name] = checksums(source.state_dict().values())
             described[name] = source.to("meta")
         self.sources = FrozenSources(described)
 
@@ -132,7 +136,17 @@ def place_sources(
     group: Group,
     device: torch.device,
 ) -> Placement:
-    """Plan where the sources run, load those of this rank, and divide the pairs if that is the plan: collective."""
+    """Plan where the sources run, load those of this rank, and divide the pairs if that is the plan: collective.
+
+    Raises:
+        L2TFastError: a rank has read other weights than rank 0, which nobody would see where each runs some of them.
+    """
+    name = group.disagreement(unplaced.checksums)
+    if name is not None:
+        raise L2TFastError(
+            f"the ranks do not read the same weights of {config_key(name)}: {config_key(name)}.checkpoint must be the "
+            "same file on every machine"
+        )
     source = unplaced.sources
     image = torch.zeros(1, data.in_channels, data.image_size, data.image_size, device=device)
     meta = getattr(method, "meta", None)

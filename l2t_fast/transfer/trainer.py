@@ -14,7 +14,7 @@ from l2t_fast.config import TrainConfig
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.distributed.batch_norm import synchronize_batch_norm
 from l2t_fast.distributed.group import ALONE, Group, PeerError
-from l2t_fast.errors import L2TFastError
+from l2t_fast.errors import L2TFastError, one_sentence
 from l2t_fast.files import held
 from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import Checkpoint, build_model, from_state_dict
@@ -421,7 +421,7 @@ class Trainer:
             self._log_reason(
                 str(error) or "interrupted"
                 if isinstance(error, KeyboardInterrupt)
-                else f"{type(error).__name__}: {error}"
+                else f"{type(error).__name__}: {one_sentence(error)}"
             )
 
     def _log_reason(self, reason: str) -> None:

@@ -209,6 +209,34 @@ def resumed_rank(group: Group, config: TrainConfig) -> dict:
     return run(config, resume=True, progress=silent(), group=group)
 
 
+def other_weights(group: Group, configs: list[list[TrainConfig]]) -> list[str]:
+    said = []
+    for of_ranks in configs:
+        try:
+            Trainer(of_ranks[group.rank], silent(), group=group)
+            said.append("")
+        except L2TFastError as error:
+            said.append(str(error))
+    return said
+
+
+def test_another_source_file_on_one_machine_is_seen(tmp_path, make_config, three_sources):  # noqa: F811
+    """Of the same form, which no loss would show, and of another, by which ranks would reckon other owners."""
+    configs = []
+    for plan in ("maps", "pairs"):
+        for classes in (5, 9):
+            file = tmp_path / f"other{classes}.pt"
+            torch.save(build_model("resnet8", classes, in_channels=1).state_dict(), file)
+            files = three_sources["a"].checkpoint, str(file)
+            of_ranks = [{**three_sources, "a": SourceConfig("resnet8", own)} for own in files]
+            changes = {"method": "l2t-ww", "source": SourceConfig(), "source_plan": plan}
+            configs.append([make_config(**changes, sources=sources) for sources in of_ranks])
+    first, second = run_ranks(2, tmp_path / "ranks", other_weights, configs)
+    assert first == second
+    said = "the ranks do not read the same weights of sources.a: sources.a.checkpoint must be the same file on"
+    assert all(text.startswith(said) for text in first)
+
+
 def said_by_a_rank(group: Group, configs: list[TrainConfig]) -> list[str]:
     """What the ranks say of NaN in an image of rank 1, a projection of rank 0, a source of rank 1; of plans."""
     found = []
