@@ -96,12 +96,11 @@ def hypergradient(
         NumPy's and Python's global random generators advance as by steps + 2 forward passes.
 
     Raises:
-        ValueError: an unknown method, negative steps, no piece, an optimizer that maximizes or has no parameter of
-            target; with
-            "finite_difference" hooks in the target's backward pass, a compiled function, writing in place without a
-            derivative into what has one, or computing in a lower precision than that of the parameters; with several
-            ranks, batch normalisation of target that was not synchronized; with pieces, a number of labels or maps that
-            is not that of the images.
+        ValueError: an unknown method, negative steps, no piece, or an optimizer that maximizes or has no parameter of
+            target; with "finite_difference" hooks in the target's backward pass, a compiled function, writing in place
+            without a derivative into what has one, or computing in a lower precision than that of the parameters; with
+            several ranks, batch normalisation of target that was not synchronized; with pieces, a number of labels or
+            maps that is not that of the images.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel or
             DistributedDataParallel, x or y no tensor; source_features, or what target, matching or meta returns, is not

@@ -64,9 +64,8 @@ class Job:
             print(text, file=sys.stderr)
             return code
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # another Ctrl-C hastens nothing, and would end it in tracebacks
+            # Another Ctrl-C hastens nothing, and would end this in tracebacks.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if isinstance(error, PeerError):
             self._watch.wait_for_reason()
         if self._watch.claim(text.strip()):

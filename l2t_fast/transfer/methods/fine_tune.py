@@ -25,9 +25,8 @@ class FineTune(Method):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         assert setup.source is not None
-        found = [same_tensors(network, setup.target) for network in setup.source.networks]
-        best = max(found, key=_elements)
-        prepare = setup.source.parts[[_elements(one) for one in found].index(_elements(best))].prepare
+        found = [(same_tensors(part.network, setup.target), part.prepare) for part in setup.source.parts]
+        best, prepare = max(found, key=lambda of_source: _elements(of_source[0]))
         if prepare.changes_values or prepare.size is not None:
             self.notes = (
                 "fine-tune: the source's images were of another normalisation or size than the target's are, so its "
