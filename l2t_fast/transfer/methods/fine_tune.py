@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models.weights import replace_weights
 from l2t_fast.transfer.methods.base import Method, Setup
+from l2t_fast.transfer.source_input import SourceInput
 
 #: Less of the target's weights than this from the source is not fine-tuning but an accident of names.
 LEAST_SHARE = 0.5
@@ -27,7 +28,7 @@ class FineTune(Method):
         assert setup.source is not None
         found = [(same_tensors(part.network, setup.target), part.prepare) for part in setup.source.parts]
         best, prepare = max(found, key=lambda of_source: _elements(of_source[0]))
-        if prepare.changes_values or prepare.size is not None:
+        if isinstance(prepare, SourceInput) and (prepare.changes_values or prepare.size is not None):
             self.notes = (
                 "fine-tune: the source's images were of another normalisation or size than the target's are, so its "
                 "weights meet values that they were not trained with; data.normalization and data.image_size set both",
