@@ -276,7 +276,9 @@ def _distance_from_start(runs: list[Run]) -> str:
     spreads: list[float] = []
     from_start = all(0 in by_epoch for run in runs for by_epoch in run.pair_weights.values())
     since, at = (
-        ("From before the first step", "before that step") if from_start else ("From the first epoch", "in the first epoch")
+        ("From before the first step", "before that step")
+        if from_start
+        else ("From the first epoch", "in the first epoch")
     )
     for run in runs:
         first = {pair: by_epoch[min(by_epoch)] for pair, by_epoch in run.pair_weights.items()}
