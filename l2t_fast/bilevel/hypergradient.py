@@ -99,8 +99,8 @@ def hypergradient(
         ValueError: an unknown method, negative steps, no piece, or an optimizer that maximizes or has no parameter of
             target; with "finite_difference" hooks in the target's backward pass, a compiled function, writing in place
             without a derivative into what has one, or computing in a lower precision than that of the parameters; with
-            several ranks, batch normalisation of target that was not synchronized; with pieces, a number of labels or
-            maps that is not that of the images.
+            several ranks, batch normalisation of target that was not synchronized, or other images than part's; with
+            pieces, a number of labels or maps that is not that of the images.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel or
             DistributedDataParallel, x or y no tensor; source_features, or what target, matching or meta returns, is not
@@ -140,6 +140,8 @@ def hypergradient(
     _check_type("x", x, Tensor, "a tensor of images (B, ...)")
     _check_type("y", y, Tensor, "a tensor of labels (B,)")
     source_features, x, y = [_plain(feature) for feature in source_features], _plain(x), _plain(y)
+    if part.images != part.joined:  # a share of a batch: the losses would be weighed as if x were all of it
+        _check_rows("x", x, part.images)
     if accumulation > 1:  # otherwise the networks and losses tell
         _check_rows("y", y, len(x))
         for i, feature in enumerate(source_features):

@@ -6,6 +6,7 @@ from torch import nn
 
 from l2t_fast import MetaNetworks
 from l2t_fast.bilevel import hypergradient
+from l2t_fast.distributed import ALONE, Part
 from tests.bilevel.naive import naive_hypergradient
 from tests.bilevel.test_hypergradient import (
     PAIRS,
@@ -89,6 +90,12 @@ def test_labels_that_do_not_count_are_refused_in_pieces(way):
     hypergradient(*problem, x, y, **WAYS[way][0])
     with pytest.raises(IndexError, match="-100 is out of bounds"):
         hypergradient(*problem, x, y, accumulation=2, **WAYS[way][0])
+
+
+def test_a_part_of_other_images_is_refused():
+    problem = make_problem()
+    with pytest.raises(ValueError, match=r"x has shape \(5, 2, 6, 6\), which is not a row for each of 3 images"):
+        hypergradient(*problem, part=Part(ALONE, 3, 6))
 
 
 def test_no_piece_is_an_error():
