@@ -226,18 +226,26 @@ def decisive_options(config: TrainConfig) -> dict[str, Any]:
 def other_option(saved: object, own: Mapping[str, Any]) -> str | None:
     """A clause that names the first of a checkpoint's `decisive_options` that is not this run's, or None.
 
-    A key that one of them lacks has its default; without any, the checkpoint is from before they were kept.
+    Without any, the checkpoint is from before they were kept.
     """
     if saved is None:
         return None
     if not isinstance(saved, Mapping):
         return "its options are no table"
-    defaults = decisive_options(TrainConfig())
-    for key in sorted({str(key) for key in saved} | own.keys()):
-        there, here = (options.get(key, defaults.get(key)) for options in (saved, own))
-        if there != here:
-            return f"it is of a run with {printable(key)}: {printable(reprlib.repr(there))}, here it is {here}"
-    return None
+    known = _with_defaults({str(key): value for key, value in saved.items()}, own, decisive_options(TrainConfig()))
+    key = next(iter(_differing(known, own)), None)
+    if key is None:
+        return None
+    return f"it is of a run with {printable(key)}: {printable(reprlib.repr(known.get(key)))}, here it is {own.get(key)}"
+
+
+def _with_defaults(saved: Mapping[str, Any], asked: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`saved`, and what it lacks: a key that came with a later version, whose default is what was done before."""
+    return {**saved, **{key: defaults[key] for key in asked.keys() - saved.keys() if key in defaults}}
+
+
+def _differing(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted(saved.keys() | asked.keys()) if saved.get(key) != asked.get(key)]
 
 
 def read_saved(path: Path) -> Mapping[str, Any]:
@@ -262,17 +270,12 @@ def check_same_config(path: Path, config: TransferOptions, *, may_change: Sequen
     """Raise L2TFastError if the YAML file `path` and `config` differ in a key that is not in `may_change`.
 
     There may be groups of keys in it too ("source"). A checkpoint and the images are the same under another path to
-    them, and a source that was pretrained for the run where the run's folder was moved. A key that the file lacks has
-    come with a later version, whose default is what was done before.
+    them, and a source that was pretrained for the run where the run's folder was moved.
     """
-    saved = _flatten(read_saved(path))
     asked = _flatten(config_tree(config))
-    defaults = _flatten(config_tree(type(config)()))
-    saved |= {key: defaults[key] for key in asked.keys() - saved.keys() if key in defaults}
-    for key in sorted(saved.keys() | asked.keys()):
-        if not _counts(key, may_change):
-            continue
-        if saved.get(key) != asked.get(key) and not (key.endswith(_PATHS) and _same_place(key, saved, asked)):
+    saved = _with_defaults(_flatten(read_saved(path)), asked, _flatten(config_tree(type(config)())))
+    for key in _differing(saved, asked):
+        if _counts(key, may_change) and not (key.endswith(_PATHS) and _same_place(key, saved, asked)):
             raise L2TFastError(
                 f"{path.parent} was made with {key}: {saved.get(key)}, but now {key} is {asked.get(key)}: "
                 "ask for the same, or name another folder with --out"
