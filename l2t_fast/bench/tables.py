@@ -27,11 +27,12 @@ class Table:
 
 
 def tables(groups: Sequence[Group]) -> dict[str, list[Table]]:
-    """All tables by the name that a marker in a document asks for; one table a machine and number of threads."""
-    return {
-        name: [made for part in _by_machine(groups) if (made := make(part)) is not None]
+    """All tables by the name that a marker in a document asks for: one a machine and number of threads, one summary."""
+    made = {
+        name: [table for part in _by_machine(groups) if (table := make(part)) is not None]
         for name, make in _MAKERS.items()
     }
+    return made | {"summary": _together(made["summary"])}
 
 
 def _by_machine(groups: Iterable[Group]) -> list[list[Group]]:
@@ -49,69 +50,62 @@ def _main(groups: Sequence[Group], *modes: str) -> list[Group]:
 
 
 def _summary(groups: Sequence[Group]) -> Table | None:
-    """What the README shows: ratios to the baselines on the two set-ups of the paper."""
-    names = ("cifar", "imagenet")
+    """What the README shows: ratios to the baselines, a line for each of the paper's two set-ups."""
 
-    def find(workload: str, mode: str) -> Group | None:
-        found = [g for g in _main(groups, mode) if g.first.workload == workload and g.first.dtype == "float32"]
-        found = [g for g in found if g.first.layout == "NCHW"]
-        return found[0] if found else None
-
-    lines: list[list[str]] = []
-    used: list[Group] = []
-
-    def line(title: str, mode: str, cell: Callable[[Group], str | None]) -> None:
-        cells = []
-        for name in names:
-            group = find(name, mode)
-            text = cell(group) if group else None
-            cells.append(text or DASH)
-            if text and group not in used:
-                used.append(group)
-        if any(text != DASH for text in cells):
-            lines.append([title, *cells])
-
-    def against(slower: str, faster: Callable[[Group], Row | None]) -> Callable[[Group], str | None]:
+    def faster(slower: str, of: Callable[[Group], Row | None]) -> Callable[[Group], str | None]:
         def cell(group: Group) -> str | None:
-            row, ratio = faster(group), group.ratio(slower, faster(group))
-            return ratio and f"{_ratio(ratio)} ({_ms(row)} instead of {_ms(group.row(slower))} ms)"
+            ratio = group.ratio(slower, of(group))
+            return ratio and _ratio(ratio)
 
         return cell
 
-    def memory(slower: str, faster: Callable[[Group], Row | None]) -> Callable[[Group], str | None]:
+    def smaller(larger: str, of: Callable[[Group], Row | None]) -> Callable[[Group], str | None]:
         def cell(group: Group) -> str | None:
-            row, other = faster(group), group.row(slower)
-            if not row or not other or not row.peak_mib or not other.peak_mib:
-                return None
-            return f"{other.peak_mib / row.peak_mib:.2g} times less ({_mib(row)} instead of {_mib(other)} MiB)"
+            row, other = of(group), group.row(larger)
+            return (
+                f"{other.peak_mib / row.peak_mib:.1f} x" if row and other and row.peak_mib and other.peak_mib else None
+            )
 
         return cell
 
     def exact(group: Group) -> Row | None:
         return group.row("exact")
 
-    line("loss and gradient, against plain PyTorch", "forward_backward", against("eager", Group.ours))
-    line("the same, against `torch.compile`", "forward_backward", against("compile", Group.ours))
-    line("loss, gradient and Hessian-vector product", "second_order", against("eager", Group.ours))
-    line("peak memory of loss and gradient, gradients included", "forward_backward", memory("eager", Group.ours))
-    line("whole training step, against the published loop", "step", against("naive", exact))
-    line("the same, against nested autograd in plain PyTorch", "step", against("eager", exact))
-    line("peak memory of the step, against the published loop", "step", memory("naive", exact))
-    if not lines:
-        return None
-    titles = [
-        f"{names[0]}, {_sizes(groups, names[0])}".strip(", "),
-        f"{names[1]}, {_sizes(groups, names[1])}".strip(", "),
-    ]
-    return Table("Summary", ["float32", *titles], lines, conditions_line(used))
+    columns = {
+        "loss and gradient": ("forward_backward", faster("eager", Group.ours)),
+        "the same, against `torch.compile`": ("forward_backward", faster("compile", Group.ours)),
+        "loss, gradient, Hessian-vector product": ("second_order", faster("eager", Group.ours)),
+        "memory of loss and gradient": ("forward_backward", smaller("eager", Group.ours)),
+        "training step": ("step", faster("eager", exact)),
+        "the same, against the published loop": ("step", faster("naive", exact)),
+        "memory of the step, against the published loop": ("step", smaller("naive", exact)),
+    }
+    lines, used = [], []
+    for workload in ("cifar", "imagenet"):
+        main = [g for g in _main(groups, "forward_backward", "second_order", "step") if g.first.workload == workload]
+        # Reversed, so that of several batches the first stands.
+        by_mode = {g.first.mode: g for g in reversed(main) if (g.first.dtype, g.first.layout) == ("float32", "NCHW")}
+        cells = [cell(by_mode[mode]) if mode in by_mode else None for mode, cell in columns.values()]
+        if any(cells):
+            used += by_mode.values()
+            lines.append([_set_up(by_mode), *(cell or DASH for cell in cells)])
+    return Table("Summary", ["float32", *columns], lines, conditions_line(used)) if lines else None
 
 
-def _sizes(groups: Sequence[Group], workload: str) -> str:
-    found = [g.first for g in groups if g.first.workload == workload and g.first.sweep is None]
-    loss = [row.batch for row in found if row.mode in LOSS_MODE_NAMES]
-    step = [row.batch for row in found if row.mode == "step"]
-    texts = [f"B={batch}" for batch in loss[:1]] + [f"step B={batch}" for batch in step[:1]]
-    return ", ".join([f"{found[0].pairs} pairs", *texts]) if found else ""
+def _set_up(by_mode: dict[str, Group]) -> str:
+    """Machine, workload and batches of a line of the summary."""
+    loss = [group.first for mode, group in by_mode.items() if mode != "step"]
+    step = [group.first for mode, group in by_mode.items() if mode == "step"]
+    batches = [f"B={row.batch}" for row in loss[:1]] + [f"step B={row.batch}" for row in step]
+    first = (loss + step)[0]
+    return f"{first.device}, {first.capability}: {first.workload}, {first.pairs} pairs, {', '.join(batches)}"
+
+
+def _together(made: Sequence[Table]) -> list[Table]:
+    """One table of all machines' lines."""
+    lines = [line for table in made for line in table.cells]
+    conditions = ". ".join(table.conditions for table in made)
+    return [Table(made[0].title, made[0].header, lines, conditions)] if made else []
 
 
 def _loss(groups: Sequence[Group]) -> Table | None:

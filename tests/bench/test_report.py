@@ -71,14 +71,26 @@ def test_curves_of_several_dtypes_and_batches_are_not_joined():
 
 def test_the_summary():
     (table,) = tables(newest(fake_rows()))["summary"]
-    assert table.header == ["float32", "cifar, 15 pairs, B=128, step B=4", "imagenet, 16 pairs, B=128, step B=4"]
-    cells = {line[0]: line[1] for line in table.cells}
-    assert cells["loss and gradient, against plain PyTorch"] == "5.00 x (20.0 instead of 100 ms)"
-    assert cells["the same, against `torch.compile`"] == "2.00 x (20.0 instead of 40.0 ms)"
-    assert cells["whole training step, against the published loop"] == "3.00 x (300 instead of 900 ms)"
-    assert cells["peak memory of loss and gradient, gradients included"].startswith("4 times less (50.0 instead of 200")
+    cells = [dict(zip(table.header, line, strict=True)) for line in table.cells]
+    assert [line["float32"].split(": ")[1] for line in cells] == [
+        "cifar, 15 pairs, B=128, step B=4",
+        "imagenet, 16 pairs, B=128, step B=4",
+    ]
+    assert cells[0]["float32"].startswith("Some processor (2 cores), AVX2: ")
+    assert cells[0]["loss and gradient"] == "5.00 x"
+    assert cells[0]["the same, against `torch.compile`"] == "2.00 x"
+    assert cells[0]["the same, against the published loop"] == "3.00 x"
+    assert cells[0]["memory of loss and gradient"] == "4.0 x"
     for fact in ("Some processor (2 cores)", "PyTorch 2.14.1", "commit 0123456", "cold cache", "2020-01-01"):
         assert fact in table.conditions
+
+
+def test_the_summary_has_a_line_a_machine_and_set_up():
+    rows = fake_rows() + [dataclasses.replace(row, device="Another", threads=4) for row in fake_rows()]
+    (table,) = tables(newest(rows))["summary"]
+    assert [line[0].split(",")[0] for line in table.cells] == ["Some processor (2 cores)"] * 2 + ["Another"] * 2
+    assert [line[1:] for line in table.cells[:2]] == [line[1:] for line in table.cells[2:]]
+    assert table.conditions.count("commit 0123456") == 2 and "threads: 4" in table.conditions
 
 
 def test_tables_say_what_has_no_figure():
@@ -114,7 +126,10 @@ def test_without_any_figure_there_are_tables_and_pictures_all_the_same(tmp_path)
 def test_machines_do_not_share_a_table():
     rows = fake_rows()
     others = [dataclasses.replace(row, device="Another") for row in rows]
-    assert [len(same) for same in tables(newest([*rows, *others])).values()] == [2] * 8
+    made = tables(newest([*rows, *others]))
+    assert {name: len(same) for name, same in made.items() if name != "summary"} == dict.fromkeys(
+        set(made) - {"summary"}, 2
+    )
 
 
 def test_markers(tmp_path):
@@ -158,7 +173,7 @@ def test_figures_and_page(tmp_path):
     assert "plain PyTorch, out of memory at 64" in scaling and "l2t_fast, CPU, k = 1.00" in scaling
     page = Page(render_page(groups, tables(groups), plots, [tmp_path / "rows.csv"]))
     assert_self_contained(page)
-    assert page.tags.count("svg") == len(plots) and "5.00 x (20.0 instead of 100 ms)" in page.text
+    assert page.tags.count("svg") == len(plots) and "5.00 x" in page.text
 
 
 def test_hostile_cells_are_only_ever_text(tmp_path):
