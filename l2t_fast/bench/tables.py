@@ -182,13 +182,14 @@ def _setup(groups: Sequence[Group]) -> Table | None:
     """Set-up and first calls, which are in no other figure."""
     used = [g for g in _main(groups, *LOSS_MODE_NAMES, "step", "hypergradient") if g.first.dtype == "float32"]
     used = [g for g in used if g.first.layout == "NCHW" and g.first.workload in ("cifar", "imagenet")]
-    cells = [
-        [f"{row.workload}, B={row.batch}", row.mode, label(row.provider), f"{row.first_call_ms:.0f}"]
-        for group in used
-        for row in group.rows
-        if row.first_call_ms
-    ]
-    header = ["workload", "mode", "provider", "set-up and first call, ms"]
+    cells = []
+    for group in used:
+        first = group.first
+        calls = [f"{label(row.provider)}: {row.first_call_ms:,.0f}" for row in group.rows if row.first_call_ms]
+        if calls:
+            work = LOSS_MODE_NAMES.get(first.mode, first.mode)
+            cells.append([f"{first.workload}, B={first.batch}", work, "; ".join(calls)])
+    header = ["workload", "work", "set-up and first call, ms"]
     return Table("Set-up and first call", header, cells, conditions_line(used)) if cells else None
 
 
