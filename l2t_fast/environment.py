@@ -15,7 +15,7 @@ from l2t_fast.convolution import why_plain
 from l2t_fast.ops import ENVIRONMENT_VARIABLE, backend_of_environment, why_unavailable
 
 PACKAGES = ("torchvision", "triton", "numpy", "scikit-learn")
-VARIABLES = (ENVIRONMENT_VARIABLE, "L2T_FAST_TUNE", "L2T_FAST_DATA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = (ENVIRONMENT_VARIABLE, "L2T_FAST_TUNE", "L2T_FAST_PATIENCE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
 def describe_environment() -> dict[str, dict[str, Any]]:

@@ -1,5 +1,5 @@
 """The benchmark suite: workloads, providers, one harness for time and memory, rows, tables and plots.
 
 It is part of the package so that ``l2t-fast bench`` works wherever l2t_fast is installed. ``benchmarks/`` in the
-sources holds the recorded rows and the pytest-benchmark suite over the same registries.
+sources holds the recorded rows, the same under pytest-benchmark, and scripts around them.
 """
