@@ -4,7 +4,7 @@ PyTorch's second derivative of a convolution turns the batch into channels and w
 four convolutions of the ordinary kind. And where a convolution is 3x3 with stride 1 and padding 1, in float32 on a CPU,
 it and its gradients are the native operators ``convolution3x3`` and ``convolution3x3_weight_gradient``: Winograd's
 form, 4 multiplications instead of 9, with the rounding of an ordinary convolution (csrc/convolution.h has the formulas,
-docs/performance.md what it brings). All others are PyTorch's.
+docs/tuning_step.md what it brings). All others are PyTorch's.
 """
 
 import contextlib

@@ -22,7 +22,7 @@ from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld
 from l2t_fast.bilevel.problem import BilevelProblem, gradients
 from l2t_fast.bilevel.transposition import HeadWeights, Step, flat
 
-# In square roots of the rounding unit, measured: docs/performance.md. The error by rounding falls with epsilon, that by
+# In square roots of the rounding unit, measured: docs/tuning_step.md. The error by rounding falls with epsilon, that by
 # curvature grows.
 #: Length of epsilon v over length of theta.
 RELATIVE_STEP = 0.004
