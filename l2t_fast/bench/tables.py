@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from l2t_fast.bench.groups import Group, conditions_line, curves, label, machine_key
+from l2t_fast.bench.groups import LABELS, Group, conditions_line, curves, label, machine_key
 from l2t_fast.bench.rows import DATA, LOSS_MODE_NAMES, OK, Row
 from l2t_fast.report.wording import DASH
 
@@ -109,28 +109,29 @@ def _together(made: Sequence[Table]) -> list[Table]:
 
 
 def _loss(groups: Sequence[Group]) -> Table | None:
-    cells, used = [], []
-    for group in _main(groups, *LOSS_MODE_NAMES):
-        used.append(group)
-        first, ours = group.first, group.ours()
-        for row in group.rows:
-            cells.append(
-                [
-                    f"{first.workload}, B={first.batch}, {first.pairs} pairs",
-                    f"{first.dtype}, {first.layout}",
-                    LOSS_MODE_NAMES[first.mode],
-                    label(row.provider),
-                    *_time(row),
-                    _ratio(row.median_ms / ours.median_ms) if row.median_ms and ours else DASH,
-                    _share(row),
-                    _mib(row),
-                    _mib(row, "results_mib"),
-                    _error(row),
-                ]
-            )
-    header = ["workload", "features", "work", "provider", "median ms", "p20 to p80", "times ours"]
-    header += ["of the roofline", "peak MiB", "results MiB", "error"]
-    return Table("Matching loss", header, cells, conditions_line(used)) if cells else None
+    """A line a piece of work and a column a provider; empty where a provider took no part."""
+    used = _main(groups, *LOSS_MODE_NAMES)
+    order = list(LABELS)
+    providers = sorted({row.provider for group in used for row in group.rows}, key=order.index)
+    cells = []
+    for group in used:
+        first, eager, ours = group.first, group.row("eager"), group.ours()
+        ratio = group.ratio("eager", ours)
+        cells.append(
+            [
+                f"{first.workload}, B={first.batch}, {first.pairs} pairs",
+                f"{first.dtype}, {first.layout}",
+                LOSS_MODE_NAMES[first.mode],
+                *(_time_in_one(group.row(provider)) for provider in providers),
+                _ratio(ratio) if ratio else DASH,
+                _share(ours) if ours else DASH,
+                *(f"{of(eager)}, {of(ours)}" if eager and ours else DASH for of in (_mib, _error)),
+            ]
+        )
+    header = ["workload", "features", "work", *(f"{label(provider)}, ms" for provider in providers)]
+    header += ["times as fast as plain PyTorch", "of the roofline", "peak MiB, plain and ours", "error, plain and ours"]
+    notes = dict.fromkeys(row.note for group in used for row in group.rows if row.median_ms is None and row.note)
+    return Table("Matching loss", header, cells, "; ".join([conditions_line(used), *notes])) if cells else None
 
 
 def _steps(mode: str, title: str, baseline: str) -> Callable[[Sequence[Group]], Table | None]:
@@ -252,6 +253,12 @@ def _time(row: Row) -> list[str]:
     if row.median_ms is None:
         return [row.status + (f" ({row.note})" if row.note else ""), DASH]
     return [_number(row.median_ms), f"{_number(row.p20_ms)} to {_number(row.p80_ms)}"]
+
+
+def _time_in_one(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return row.status if row.median_ms is None else f"{_ms(row)} ({_number(row.p20_ms)} to {_number(row.p80_ms)})"
 
 
 def _mib(row: Row, column: str = "peak_mib") -> str:
