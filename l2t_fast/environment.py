@@ -12,17 +12,21 @@ import torch
 import l2t_fast
 from l2t_fast import _native
 from l2t_fast.convolution import why_plain
-from l2t_fast.ops import ENVIRONMENT_VARIABLE, backend_of_environment, why_unavailable
+from l2t_fast.ops import ENVIRONMENT_VARIABLE, FUSED, backend_of_environment, why_unavailable
 
 PACKAGES = ("torchvision", "triton", "numpy", "scikit-learn")
 VARIABLES = (ENVIRONMENT_VARIABLE, "L2T_FAST_TUNE", "L2T_FAST_PATIENCE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
-def describe_environment() -> dict[str, dict[str, Any]]:
+def describe_environment(device: torch.device | None = None) -> dict[str, dict[str, Any]]:
     """Everything that decides what runs here and how fast, in named sections; strings, numbers, lists and None only.
 
     Sections: ``l2t_fast``, ``versions``, ``machine``, one ``gpu N`` for each GPU, ``native``, ``backend`` and
     ``variables`` (the environment variables that are set).
+
+    Args:
+        device: the one that is used; None for all. A GPU whose driver is asked what it makes of the kernels has a
+            context from then on, some 500 MiB of its memory, so that GPUs which are not used are not asked.
     """
     sections: dict[str, dict[str, Any]] = {
         "l2t_fast": {"version": l2t_fast.__version__, "commit": source_commit(), "folder": str(_package_folder())},
@@ -34,9 +38,9 @@ def describe_environment() -> dict[str, dict[str, Any]]:
         "machine": _machine(),
     }
     for index in range(torch.cuda.device_count()):
-        sections[f"gpu {index}"] = _gpu(index)
+        sections[f"gpu {index}"] = _gpu(index, asked=device is None or device == torch.device("cuda", index))
     sections["native"] = _native_build()
-    sections["backend"] = _backends()
+    sections["backend"] = _backends(device)
     sections["variables"] = {name: os.environ[name] for name in VARIABLES if name in os.environ}
     return sections
 
@@ -98,14 +102,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu(index: int) -> dict[str, Any]:
+def _gpu(index: int, *, asked: bool) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(index)
-    return {
+    facts = {
         "name": properties.name,
         "compute capability": f"{properties.major}.{properties.minor}",
         "memory": f"{properties.total_memory / 2**30:.1f} GiB",
-        "kernels": _kernels(index),
     }
+    return facts | {"kernels": _kernels(index)} if asked else facts
 
 
 def _kernels(index: int) -> str:
@@ -130,8 +134,8 @@ def _native_build() -> dict[str, Any]:
     }
 
 
-def _backends() -> dict[str, str]:
-    """What ``backend="auto"`` takes, and why, for each kind of device that is here; which fused backends could run.
+def _backends(device: torch.device | None) -> dict[str, str]:
+    """What ``backend="auto"`` takes, and why, for each kind of device in use; which of its fused backends could run.
 
     And whose the convolutions on a CPU are.
     """
@@ -139,10 +143,13 @@ def _backends() -> dict[str, str]:
     convolutions = {"convolutions on cpu": "fast where 3x3 in float32" if plain is None else f"PyTorch's: {plain}"}
     if backend_of_environment() == "reference":  # which serves every device
         return {"auto": f"reference: {ENVIRONMENT_VARIABLE} asks for it", **convolutions}
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    choices = {device: l2t_fast.explain_backend(device) for device in devices}
-    taken = {f"auto on {device}": f"{choice.backend}: {choice.reason}" for device, choice in choices.items()}
-    fused = {name: why_unavailable(name) or "available" for name in ("cpu", "triton", "cuda")}
+    devices = [torch.device(kind) for kind in ["cpu"] + ["cuda"] * torch.cuda.is_available()]
+    if device is not None:
+        devices = [device] if device.type == "cpu" else [devices[0], device]
+    choices = {device.type: l2t_fast.explain_backend(device) for device in devices}
+    taken = {f"auto on {kind}": f"{choice.backend}: {choice.reason}" for kind, choice in choices.items()}
+    names = [name for kind in ("cpu", "cuda") if device is None or kind in choices for name in FUSED[kind]]
+    fused = {name: why_unavailable(name, device) or "available" for name in names}
     return taken | fused | convolutions
 
 

@@ -21,6 +21,7 @@ _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = {Tensor, nn.Parameter}
 #: What holds things in no order that somebody gave them.
 UNORDERED = (Mapping, Set)
+_BY_NAME = "weights of channels and pairs are the arguments weight and loss_weight (channel_weights and pair_weights)"
 _checked = getattr(_native.extension, "checked", None)  # None without native code
 
 
@@ -59,6 +60,9 @@ def feature_matching_loss(
     Returns:
         A scalar, float32 (float64 for float64 tensors), twice differentiable in target features, projections, channel
         weights and pair weights. With B = 0 it is 0.
+
+    A fused loss's graph is differentiated twice at most, and not under vmap (``is_grads_batched``, ``vectorize``): take
+    "reference" for that.
 
     Features are float32, bfloat16 or float16 in any mixture, with sums in float32, or all float64. Any height and
     width, contiguous, channels_last or strided, are read as they are. float32 products follow PyTorch's convolution
@@ -306,9 +310,12 @@ def checked_maps(
         ValueError: a map of another shape, no pair, or a pair whose index is out of range.
         TypeError: no list, a map that is no tensor, or a pair that is not two integers.
     """
-    sources = _checked_features("source_features", sources)
-    targets = _checked_features("target_features", targets)
+    sources, targets = listed_features("source_features", sources), listed_features("target_features", targets)
     pairs = checked_pairs(pairs, features_side("source", len(sources)), features_side("target", len(targets)))
+    for side, (name, features) in enumerate((("source_features", sources), ("target_features", targets))):
+        first_pair = {pair[side]: pair_name(p, pairs) + ": " for p, pair in reversed(list(enumerate(pairs)))}
+        for i, feature in enumerate(features):
+            _check_map(f"{first_pair.get(i, '')}{name}[{i}]", feature)
     return sources, targets, pairs
 
 
@@ -364,15 +371,12 @@ def checked_number(name: str, value: float) -> float:
         raise TypeError(f"{name} must be a number, not {value!r}") from None
 
 
-def _checked_features(name: str, features: Collection[Tensor]) -> Sequence[Tensor]:
-    features = listed_features(name, features)
-    for i, feature in enumerate(features):
-        check_tensor(f"{name}[{i}]", feature, "a tensor (B, C, H, W)")
-        if feature.dim() != 4:
-            raise ValueError(f"{name}[{i}] has shape {_shape(feature)}, but a feature map is (B, C, H, W)")
-        if 0 in feature.shape[1:]:
-            raise ValueError(f"{name}[{i}] has shape {_shape(feature)}: it has no channels or no pixels")
-    return features
+def _check_map(name: str, feature: Tensor) -> None:
+    check_tensor(name, feature, "a tensor (B, C, H, W)")
+    if feature.dim() != 4:
+        raise ValueError(f"{name} has shape {_shape(feature)}, but a feature map is (B, C, H, W)")
+    if 0 in feature.shape[1:]:
+        raise ValueError(f"{name} has shape {_shape(feature)}: it has no channels or no pixels")
 
 
 def _channel_weights(at: str = "") -> str:
@@ -442,11 +446,12 @@ def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
     for tensor in [b for b in given if type(b) is not float and isinstance(b, Tensor)]:
         if tensor.requires_grad:
             raise TypeError(
-                "beta must be a number, or one for each pair: the tensor given requires grad, as pair weights do, "
-                "which are loss_weight of FeatureMatching and pair_weights of feature_matching_loss"
+                f"beta must be a number, or one for each pair, not {shown(tensor)} that requires grad: {_BY_NAME}"
             )
         if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type == "meta":
             raise TypeError(f"beta must be a number or one number a pair, not {tensor!r}")
+        if tensor.dim() > 1 and tensor.numel() != 1:
+            raise TypeError(f"beta must be a number or one number a pair, not {shown(tensor)}: {_BY_NAME}")
     if not isinstance(beta, Real) and hasattr(beta, "tolist"):  # a tensor or an array, of one number too
         beta = beta.tolist()
     if isinstance(beta, Real):

@@ -49,7 +49,8 @@ class FeatureMatching(_PairLayers):
     """One 1x1 convolution with bias a pair, and the matching loss over all pairs.
 
     The convolutions lend their weights and are not called. Their forward-pre-hooks run, since those of pruning and of
-    the older weight and spectral norms make the weights; their forward hooks do not.
+    the older weight and spectral norms make the weights; their forward hooks do not. ``matching[p] = layer`` puts
+    another 1x1 convolution, or a linear layer, there.
 
     Args:
         source_channels: C_m of every source map, by its index.
@@ -70,6 +71,15 @@ class FeatureMatching(_PairLayers):
         super().__init__(nn.Conv2d(target_channels[n], source_channels[m], 1) for m, n in pairs)
         self.pairs = pairs
         self.backend = backend
+
+    def __setitem__(self, index: int, projection: nn.Module) -> None:
+        # One that computes something else than its weights say would be taken for what it is not, without a word.
+        if not _is_projection(projection):
+            raise TypeError(
+                f"projection {index} must be a torch.nn.Conv2d, 1x1 without stride or padding, or a torch.nn.Linear, "
+                f"since its weights are used and it is not called; a {type(projection).__name__} may do more"
+            )
+        super().__setitem__(index, projection)
 
     def forward(
         self,
@@ -132,6 +142,18 @@ class FeatureMatching(_PairLayers):
             source_maps: indices of the source maps that it is going to be called with, in their order.
         """
         return _some_pairs(self, chosen, source_maps)
+
+
+def _is_projection(module: nn.Module) -> bool:
+    """Whether its weight and bias are all that it does to a map."""
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+    return (
+        plain
+        and (*module.kernel_size, *module.stride) == (1, 1, 1, 1)
+        and module.padding in (0, (0, 0), "same", "valid")
+    )
 
 
 def _weight_and_bias(projection: nn.Module) -> Projection:

@@ -41,6 +41,11 @@ def test_without_native_code_the_reason_is_told(monkeypatch):
     assert environment.describe_environment()["native"] == {"loaded": "no", "because": "it was eaten"}
 
 
+def test_of_a_device_in_use_it_tells_what_serves_that():
+    backends = environment.describe_environment(torch.device("cpu"))["backend"]
+    assert {"auto on cpu", "cpu", "convolutions on cpu"} == set(backends)
+
+
 def test_a_backend_forced_by_the_environment_is_told(monkeypatch):
     monkeypatch.setenv("L2T_FAST_BACKEND", "reference")
     sections = environment.describe_environment()
@@ -73,8 +78,9 @@ def test_a_gpu_is_described_with_the_kernels_it_runs(monkeypatch, image, text):
     properties = SimpleNamespace(name="GPU", major=9, minor=0, total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(_native, "extension", SimpleNamespace(kernel_image=lambda index: image))
-    described = environment._gpu(0)
+    described = environment._gpu(0, asked=True)
     assert described == {"name": "GPU", "compute capability": "9.0", "memory": "80.0 GiB", "kernels": text}
+    assert "kernels" not in environment._gpu(0, asked=False)
 
 
 def test_the_commit_is_the_checkouts_and_none_elsewhere(monkeypatch, tmp_path):

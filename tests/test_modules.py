@@ -297,6 +297,37 @@ def test_projections_whose_weight_is_no_parameter():
     assert matching[0].parametrizations.weight.original.grad.any() and matching[1].weight_orig.grad.any()
 
 
+class Rectified(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Rectified(4, 3, 1),
+        nn.Conv2d(4, 3, 1, padding=1),
+        nn.Conv2d(4, 3, 1, stride=2),
+        nn.Sequential(nn.Conv2d(4, 3, 1)),
+    ],
+)
+def test_a_projection_that_does_more_than_its_weights_say_is_refused(layer):
+    matching = FeatureMatching([3], [4], [(0, 0)])
+    with pytest.raises(
+        TypeError, match=f"projection 0 must be a torch.nn.Conv2d, 1x1 .*; a {type(layer).__name__} may"
+    ):
+        matching[0] = layer
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 3, 1, bias=False), nn.Linear(4, 3)])
+def test_another_projection_may_take_the_place_of_one(layer):
+    matching = FeatureMatching([3], [4], [(0, 0)])
+    matching[0] = layer
+    source, target = torch.randn(2, 3, 5, 5), torch.randn(2, 4, 5, 5)
+    projected = F.conv2d(target, layer.weight.view(3, 4, 1, 1), layer.bias)
+    torch.testing.assert_close(matching([source], [target]), (projected - source).square().mean())
+
+
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, prune.l1_unstructured])
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_forward_pre_hooks_make_the_weights(norm):

@@ -393,8 +393,12 @@ void StackedLayer::write_weights(const at::Tensor& chunks, const std::vector<at:
 double StackedLayer::loss(const at::Tensor& squares) const {
   const double* q = squares.const_data_ptr<double>();
   double twice = 0;
+  // Rows of the padding are left out: zeros, but for an infinite target, of which they make NaN.
   const auto add = [&](const auto* alpha) {
-    for (int64_t i = 0; i < squares.numel(); ++i) twice += q[i] * double(alpha[i]);
+    for (int64_t b = 0; b < layer_.batch; ++b)
+      for (const PairView& pair : pairs_)
+        for (int64_t i = b * layer_.rows + pair.row, end = i + pair.source.channels; i < end; ++i)
+          twice += q[i] * double(alpha[i]);
   };
   if (type_ == at::kDouble)
     add(static_cast<const double*>(layer_.alpha));

@@ -35,7 +35,7 @@ L2T_FAST_KERNEL void scale_block(M& m, const Scaled& own, int64_t begin, float f
     L2T_FAST_UNROLL
     for (int i = 0; i < at_once; ++i) {
       const int64_t at = begin + (turn + i) * threads + m.thread();
-      values[i] = widened<type>(m, data[at < own.count ? at : begin]);
+      values[i] = at < own.count ? widened<type>(m, data[at]) : 0.0f;
     }
     L2T_FAST_UNROLL
     for (int i = 0; i < at_once; ++i) {

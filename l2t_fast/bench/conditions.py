@@ -16,7 +16,7 @@ CODE = ("l2t_fast", "csrc", "CMakeLists.txt", "setup.py")
 
 def conditions(device: torch.device) -> dict[str, object]:
     """The columns of :class:`l2t_fast.bench.rows.Row` from ``version`` to ``threads``."""
-    facts = describe_environment()
+    facts = describe_environment(torch.device("cpu"))  # nothing is read that a GPU has to be asked for
     machine = facts["machine"]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

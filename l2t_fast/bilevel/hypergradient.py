@@ -2,6 +2,7 @@
 
 import contextlib
 import operator
+import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,12 +11,13 @@ from torch.nn.utils import parametrize
 
 from l2t_fast.bilevel.exact import Exact
 from l2t_fast.bilevel.finite_difference import FiniteDifference
+from l2t_fast.bilevel.locking import alone_in
 from l2t_fast.bilevel.nested import double_backward
 from l2t_fast.bilevel.problem import BilevelProblem
 from l2t_fast.bilevel.transposition import transposed
 from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
-from l2t_fast.functional import listed_features
+from l2t_fast.functional import listed_features, shown
 
 METHODS = ("exact", "finite_difference", "double_backward")
 
@@ -54,6 +56,9 @@ def hypergradient(
     function of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward
     pass.
 
+    Meanwhile the modules have other parameters, which another thread that called them would meet. Calls of this
+    function wait for each other where they share a module.
+
     Modules that ``torch.compile`` has made run as what they were made of. Functions that it has made and a module calls
     are refused by "finite_difference", and with the others by PyTorch if their backend has no second derivative.
 
@@ -64,7 +69,8 @@ def hypergradient(
             :class:`l2t_fast.FeatureMatching`.
         meta: ``meta(source_features)`` returns (channel_weights, pair_weights or None), such as
             :class:`l2t_fast.MetaNetworks`. Its parameters are phi.
-        optimizer: the SGD that holds target's and matching's parameters.
+        optimizer: the SGD that holds target's and matching's parameters; a warning names trainable ones of matching
+            that it does not have, which stay as they are.
         source_features: the source network's maps of x, computed once; no gradient flows to them.
         x: the batch's images (B, ...).
         y: its labels (B,), int64; in pieces, or where several ranks hold the batch, without PyTorch's -100 for labels
@@ -73,7 +79,9 @@ def hypergradient(
         beta: weight of the matching loss (the paper's 0.5).
         method: "exact" (Hessian-vector products of one step at a time), "finite_difference" (first-order passes only,
             in full float32 whatever autocast and TF32 say; its cosine with exact is above 0.999 as a rule) or
-            "double_backward" (one nested graph, the slow oracle). The first and the last agree to rounding.
+            "double_backward" (one nested graph, the slow oracle). The first and the last agree to rounding: in float32
+            a unit whose input is within rounding of a rectifier's kink may be on in one and off in the other, which
+            moves a hypergradient by percents; compare in float64.
         keep_graphs: of "exact": keep every step's graph, not only the last one's, instead of making it again: a tenth
             less arithmetic at T = 2 for the activations of one more step a look-ahead step. The others ignore it.
         accumulation: number of pieces in which the batch goes through the networks, one after the other; memory is that
@@ -147,19 +155,35 @@ def hypergradient(
         for i, feature in enumerate(source_features):
             _check_rows(f"source_features[{i}]", feature, len(x) if part.sizes is None else part.matched)
     differences = method == "finite_difference"
-    problems = [
-        BilevelProblem(target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece)
-        for piece, (x_piece, y_piece), maps in pieces(part, accumulation, [x, y], source_features)
-    ]
-    # Autocast is for forward passes, which the problem runs under the caller's.
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        if method == "double_backward":
-            return double_backward(problems, meta, source_features, steps)
-        with fast_convolutions(x.device):
-            if method == "exact":
-                return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
-            with _full_float32():
-                return transposed(problems, meta, source_features, steps, FiniteDifference(capturable=capturable))
+    with alone_in(target, matching, meta):
+        problems = [
+            BilevelProblem(
+                target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece
+            )
+            for piece, (x_piece, y_piece), maps in pieces(part, accumulation, [x, y], source_features)
+        ]
+        _warn_of_missing(matching, optimizer)
+        # Autocast is for forward passes, which the problem runs under the caller's.
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            if method == "double_backward":
+                return double_backward(problems, meta, source_features, steps)
+            with fast_convolutions(x.device):
+                if method == "exact":
+                    return transposed(problems, meta, source_features, steps, Exact(keep_graphs=keep_graphs))
+                with _full_float32():
+                    return transposed(problems, meta, source_features, steps, FiniteDifference(capturable=capturable))
+
+
+def _warn_of_missing(matching: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Tell which trainable parameters of matching the optimizer does not have: mostly one that was made too early."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, p in matching.named_parameters() if p.requires_grad and id(p) not in held]
+    if missing:
+        warnings.warn(
+            f"the optimizer does not hold matching's {shown(missing)}, so the look-ahead leaves them as they are: "
+            "give it matching.parameters() too, or call matching.requires_grad_(False)",
+            stacklevel=3,
+        )
 
 
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:

@@ -59,7 +59,7 @@ class BilevelProblem:
         if inspect.unwrap(kind.step) is not inspect.unwrap(torch.optim.SGD.step):
             raise TypeError(
                 f"optimizer must step as torch.optim.SGD does, but {kind.__name__} has a step of its own, which the "
-                "look-ahead would not take: give a torch.optim.SGD of the same parameters"
+                "look-ahead would not take: train with torch.optim.SGD, whose load_state_dict takes this one's momentum"
             )
         if not isinstance(beta, numbers.Real):
             raise TypeError(f"beta must be one number, the weight of the matching loss, not {type(beta).__name__}")

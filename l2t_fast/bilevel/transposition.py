@@ -150,7 +150,10 @@ def transposed(
 
 
 def _leaf(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.detach().to(torch.promote_types(weight.dtype, dtype)).requires_grad_()
+    """A head weight to differentiate by, in theta's precision or its own if that is more."""
+    wider = torch.promote_types(weight.dtype, dtype)
+    # float64 does not mix with other types: the loss says so.
+    return weight.detach().to(weight.dtype if wider == torch.float64 else wider).requires_grad_()
 
 
 def _whole(of_pieces: Sequence[Tensor], weight: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 import copy
 import subprocess
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -487,6 +490,57 @@ def test_errors_name_what_is_wrong():
         hypergradient(target, matching, meta, torch.optim.SGD(matching.parameters()), *rest)
     with pytest.raises(ValueError, match="maximize=True"):
         hypergradient(target, matching, meta, torch.optim.SGD(target.parameters(), maximize=True), *rest)
+
+
+def test_projections_that_the_optimizer_does_not_have_are_told():
+    target, matching, meta, _, *rest = make_problem(warm=False)
+    optimizer = torch.optim.SGD([*target.parameters(), *matching[0].parameters()], lr=0.1)
+    with pytest.warns(
+        UserWarning, match=r"does not hold matching's \['1\.weight', '1\.bias', '2\.weight', .*requires_grad_"
+    ):
+        hypergradient(target, matching, meta, optimizer, *rest)
+    for projection in matching[1:]:
+        projection.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hypergradient(target, matching, meta, optimizer, *rest)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float64_beside_float32_weights_is_refused_alike(method):
+    problem = make_problem()
+    problem[2].float()
+    with pytest.raises(TypeError, match=r"the channel weight is torch\.float32.*float64 does not mix"):
+        hypergradient(*problem, method=method)
+
+
+class Rendezvous(PlainNet):
+    """Waits within its forward pass, so that two threads meet there if they can."""
+
+    barrier: threading.Barrier
+
+    def forward(self, x):
+        try:
+            self.barrier.wait(0.2)
+            self.met = True
+        except threading.BrokenBarrierError:
+            pass
+        return super().forward(x)
+
+
+def test_threads_wait_for_each_other_in_a_module():
+    """Each gives the modules other parameters for a while, which the other would take for the modules' own."""
+    problem = make_problem(Rendezvous, warm=False)
+    problem[0].barrier = threading.Barrier(2)
+    wanted = hypergradient(*problem, steps=1)
+    problem[0].barrier, problem[0].met = threading.Barrier(2), False
+    before = [*problem[0].parameters()]
+    with ThreadPoolExecutor(2) as threads:
+        found = [*threads.map(lambda _: hypergradient(*problem, steps=1), range(2))]
+    assert not problem[0].met
+    for one in found:
+        assert all(map(torch.equal, one, wanted))
+    assert all(a is b for a, b in zip(before, problem[0].parameters(), strict=True))
 
 
 @every_way

@@ -37,6 +37,7 @@ std::map<char*, size_t> memory, pinned;      // sizes, by where they begin
 size_t taken = 0;
 std::set<Stream*> streams;
 unsigned long long captures = 0;
+std::set<int> contexts;  // of devices, which hold hundreds of MB on a real one
 thread_local int device = 0;
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local struct {
@@ -219,10 +220,17 @@ cudaError_t cudaGetDevice(int* current) {
   return cudaSuccess;
 }
 
+// As since CUDA 12, it makes a context.
 cudaError_t cudaSetDevice(int wanted) {
   if (wanted < 0 || wanted >= devices()) return failed(cudaErrorInvalidDevice);
-  device = wanted;
+  const std::lock_guard lock(mutex);
+  contexts.insert(device = wanted);
   return cudaSuccess;
+}
+
+int fake_gpu_has_context(int number) {
+  const std::lock_guard lock(mutex);
+  return contexts.count(number);
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
@@ -302,6 +310,7 @@ cudaError_t cudaPeekAtLastError() { return last_error; }
 cudaError_t cudaMalloc(void** address, size_t bytes) {
   const std::lock_guard lock(mutex);
   if (taken + bytes > memory_bytes) return failed(cudaErrorMemoryAllocation);
+  contexts.insert(device);
   auto* const made = static_cast<char*>(std::aligned_alloc(512, (bytes + 511) / 512 * 512));
   std::memset(made, 0xff, bytes);  // no number, in every type
   memory[made] = bytes;

@@ -1,4 +1,4 @@
-// Can this library's CUDA kernels run on a device? Raw CUDA only, no torch type.
+// Can this library's CUDA kernels run on a device?
 #pragma once
 
 #include <string>

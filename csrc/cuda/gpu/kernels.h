@@ -22,6 +22,9 @@ cudaError_t launch_gram(Products products, const Problem& problem, const Launch&
 // The coefficients, in as many launches as their pairs take.
 cudaError_t launch_coefficients(const PairColumns* pairs, const CoefficientCall& call, cudaStream_t stream);
 
+// What the driver makes, on the current device, of a kernel compiled as all others.
+cudaError_t ask_witness(cudaFuncAttributes& attributes);
+
 // What is listed, times a factor.
 cudaError_t launch_scaling(const SomeScaled& some, int blocks, cudaStream_t stream);
 

@@ -1,5 +1,7 @@
 """What only a GPU can show of the CUDA backend: what it shows of Triton's, but for what Triton compiles."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -28,6 +30,29 @@ def gpu_backend():
     if problem is not None:
         pytest.skip(f"the cuda backend is not available: {problem}")
     return Backend("cuda", "cuda", implementation("cuda"), (torch.float32, torch.bfloat16, torch.float16))
+
+
+CONTEXTS = """
+import torch
+from l2t_fast.environment import describe_environment
+from l2t_fast.ops import why_unavailable
+torch.cuda.init()
+def contexts():
+    return [int(torch._C._cuda_hasPrimaryContext(gpu)) for gpu in range(2)]
+describe_environment(torch.device("cpu"))
+print(*contexts())
+why_unavailable("cuda", torch.device("cuda", 1))
+print(*contexts(), torch.cuda.current_device())
+describe_environment(torch.device("cuda", 1))
+print(*contexts())
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second device")
+def test_the_second_device_alone_is_asked_what_it_runs():
+    """Each that is asked has a context from then on, some 500 MiB of its memory."""
+    ran = subprocess.run([sys.executable, "-c", CONTEXTS], capture_output=True, text=True)
+    assert ran.stdout.splitlines() == ["0 0", "0 1 0", "0 1"], ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,25 +1,25 @@
-#include <cuda_runtime.h>
+#include "kernel_image.h"
+
+#include <c10/cuda/CUDAFunctions.h>
 
 #include <mutex>
 #include <set>
 
-#include "kernel_image.h"
+#include "kernels.h"
 
 namespace l2t_fast::cuda {
 namespace {
 
-// Compiled for the same architectures as every kernel here: what the driver makes of it, it makes of them all.
-__global__ void witness() {}
-
+// PyTorch's functions go back to a device without making a context there, some 500 MiB, where there is none yet.
 cudaError_t inspect(int device, KernelImage& image) {
-  int previous = 0;
-  if (cudaError_t error = cudaGetDevice(&previous); error != cudaSuccess) return error;
-  if (cudaError_t error = cudaSetDevice(device); error != cudaSuccess) return error;
+  c10::DeviceIndex previous = 0;
+  if (const cudaError_t error = c10::cuda::GetDevice(&previous); error != cudaSuccess) return error;
+  if (const cudaError_t error = cudaSetDevice(device); error != cudaSuccess) return error;
   cudaFuncAttributes attributes{};
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, witness);
+  const cudaError_t error = ask_witness(attributes);
   image.binary = attributes.binaryVersion;
   image.ptx = attributes.ptxVersion;
-  const cudaError_t restored = cudaSetDevice(previous);
+  const cudaError_t restored = previous == device ? cudaSuccess : c10::cuda::MaybeSetDevice(previous);
   return error != cudaSuccess ? error : restored;
 }
 
