@@ -48,9 +48,11 @@ class Exact:
             found = self._with_graph(problem, head_weights, step)
             step.kept = edges(found)
             return [g.detach().clone() for g in found]  # what is overwritten must not be what the graph has saved
-        with _Watch() as watch:
-            loss = problem.lookahead_loss(step.theta, *head_weights, last=step.last)
+        with _Watch() as watch:  # of the target alone, which the tangents go through
+            outputs = problem.run_target(step.theta)
         step.tangents = not watch.seen
+        loss = problem.loss_of(outputs, step.theta, *head_weights, last=step.last)
+        del outputs
         return gradients(loss, step.theta)
 
     def add_products_(
@@ -85,8 +87,8 @@ class Exact:
         return gradients(loss, step.theta, create_graph=True)
 
 
-#: What a target reads that does otherwise with a graph than without.
-_REQUIRES_GRAD = Tensor.requires_grad.__get__
+#: What a target reads that does otherwise with a graph than without. Each access makes another object, equal to these.
+_ASKS_FOR_GRAPH = (*HOOKS, Tensor.requires_grad.__get__, Tensor.is_leaf.__get__)
 _KNOWN = ("aten", "prims", "l2t_fast")
 
 
@@ -109,7 +111,7 @@ class _Watch(TorchFunctionMode):
         stops = function is SET_GRAD_ENABLED and torch.is_grad_enabled()
         # Operators that were registered with a gradient alone drop tangents without a word.
         registered = isinstance(function, (OpOverload, OpOverloadPacket)) and _library(function) not in _KNOWN
-        told = stops or registered or function in HOOKS or function is _REQUIRES_GRAD
+        told = stops or registered or function in _ASKS_FOR_GRAPH
         self.seen |= told or torch.compiler.is_compiling()  # what is compiled shows some of its calls only
         return function(*args, **(kwargs or {}))
 

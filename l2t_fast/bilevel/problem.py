@@ -265,7 +265,19 @@ class BilevelProblem:
         last: bool,
     ) -> Tensor:
         """The loss of one look-ahead step: beta L_wfm, or cross-entropy on the last one."""
-        logits, features = self.run_target(theta)
+        return self.loss_of(self.run_target(theta), theta, channel_weights, pair_weights, last=last)
+
+    def loss_of(
+        self,
+        outputs: tuple[Tensor, list[Tensor]],
+        theta: Theta,
+        channel_weights: Sequence[Tensor] | None,
+        pair_weights: Sequence[Tensor] | None,
+        *,
+        last: bool,
+    ) -> Tensor:
+        """:meth:`lookahead_loss`, of what the target has returned."""
+        logits, features = outputs
         if last:
             return self.cross_entropy(logits)
         parameters = [theta[i] for i in self.matching_slots]
