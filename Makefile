@@ -66,7 +66,7 @@ else
 	$(FAKE) tests/ops tests/test_*.py tests/bilevel tests/transfer --ignore tests/ops/test_instruction_sets.py \
 	  -k 'not triton and not dropout and not peak and (not compile or without_graph_breaks)'
 	FAKE_GPU_CODE=compiled $(FAKE) tests/ops/test_values.py tests/ops/test_derivatives.py tests/ops/test_operators.py tests/ops/triton \
-	  tests/ops/cuda/test_gpu.py tests/ops/cuda/test_coefficients.py \
+	  tests/ops/cuda/test_gpu.py tests/ops/cuda/test_coefficients.py tests/bilevel/test_second_order.py \
 	  -k '(triton or cuda) and not cpu and not interpreter and not resources and not peak and not compile'
 endif
 

@@ -16,9 +16,10 @@ QUICK = (
     "or (without_graph_breaks and cuda)",
 )
 COMPILED = (
-    *("tests/ops/cuda/test_gpu.py", "tests/ops/triton/test_gpu.py"),
+    *("tests/ops/cuda/test_gpu.py", "tests/ops/triton/test_gpu.py", "tests/bilevel/test_second_order.py"),
     "-k",
-    "stream_of or default_device or (plain_pytorch and smaller and not cpu and not dtype2) or (gram_form and flat)",
+    "stream_of or default_device or (plain_pytorch and smaller and not cpu and not dtype2) or (gram_form and flat) "
+    "or (as_good_as_pytorch and cuda)",
 )
 
 
