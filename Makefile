@@ -48,7 +48,7 @@ endef
 
 sanitize: $(READY)  ## run the operators' tests with the native code under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call sanitized,address,OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1,libasan.so libubsan.so) \
-	  tests/ops tests/fuzz tests/test_coefficients.py tests/test_convolution.py tests/test_everyday.py \
+	  tests/ops tests/fuzz tests/test_coefficients.py tests/test_convolution.py tests/test_python_calls.py \
 	  --ignore tests/ops/cuda/test_resources.py --ignore tests/ops/triton/test_resources.py \
 	  -k 'not compile and not aot and not gradcheck and not instruction and not snippet' $(ARGS)
 

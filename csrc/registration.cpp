@@ -15,7 +15,7 @@
 #include "cpu/planning.h"
 #include "cuda/emulation.h"
 #include "cuda/plan.h"
-#include "everyday.h"
+#include "python_calls.h"
 #include "triton_host.h"
 #ifdef L2T_FAST_WITH_CUDA
 #include "cuda/gpu/kernel_image.h"
@@ -110,13 +110,13 @@ py::dict kernel_image_dict(int device) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native part of l2t_fast; its operators are torch.ops.l2t_fast.*";
   m.def("build_info", &l2t_fast::build_info_dict, "What the library was built from and with, as a dict.");
-  m.def("checked", &l2t_fast::everyday::checked, py::arg("sources"), py::arg("targets"), py::arg("projections"),
+  m.def("checked", &l2t_fast::python_calls::checked, py::arg("sources"), py::arg("targets"), py::arg("projections"),
         py::arg("pairs"), py::arg("channel_weights"), py::arg("pair_weights"),
         "(weights, biases) of the projections where all arguments of the loss are usual ones, else None.");
-  m.def("coefficients", &l2t_fast::everyday::coefficients, py::arg("channel_weights"), py::arg("pair_weights"),
+  m.def("coefficients", &l2t_fast::python_calls::coefficients, py::arg("channel_weights"), py::arg("pair_weights"),
         py::arg("channels"), py::arg("scales"), py::arg("batch"), py::arg("is_double"),
         "The coefficients of lists of ordinary tensors, or None, as alpha.");
-  m.def("matching_loss", &l2t_fast::everyday::matching_loss, py::arg("sources"), py::arg("targets"), py::arg("weights"),
+  m.def("matching_loss", &l2t_fast::python_calls::matching_loss, py::arg("sources"), py::arg("targets"), py::arg("weights"),
         py::arg("biases"), py::arg("alpha"), py::arg("pairs"), py::arg("by_triton") = false,
         "The operator's loss of ordinary tensors, of Triton's operators or our own.");
   m.def("facts", &l2t_fast::triton_host::facts, py::arg("tensors"),

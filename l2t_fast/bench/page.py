@@ -5,28 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from l2t_fast import report
 from l2t_fast.bench.groups import Group
 from l2t_fast.bench.tables import Table
 from l2t_fast.report.figure import Plot
 from l2t_fast.report.style import DARK, LIGHT
+from l2t_fast.report.templates import templates
 
 
 def render_page(
     groups: Sequence[Group], tables: Mapping[str, Sequence[Table]], plots: Sequence[Plot], sources: Sequence[Path]
 ) -> str:
     """The page's HTML, without a script and without a request to anywhere."""
-    folders = [Path(__file__).parent, Path(report.__file__).parent]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     # The cells are Markdown: emphasis and code of theirs are dropped here.
     environment.filters["plain"] = lambda cell: cell.replace("**", "").replace("`", "")
     devices = ", ".join(dict.fromkeys(group.first.device for group in groups))

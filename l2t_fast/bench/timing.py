@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 Name = TypeVar("Name", bound=Hashable)
@@ -48,11 +49,7 @@ class Times:
 
     def quantile(self, fraction: float) -> float:
         """Linear between the two nearest values."""
-        ordered = sorted(self.seconds)
-        position = fraction * (len(ordered) - 1)
-        below = int(position)
-        above = min(below + 1, len(ordered) - 1)
-        return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+        return float(np.quantile(self.seconds, fraction))
 
 
 class Stopwatch:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from l2t_fast.errors import L2TFastError
@@ -20,6 +19,7 @@ from l2t_fast.report.folder import Comparison, Run, read_comparison
 from l2t_fast.report.sources import SourceRow, of_source, source_names, source_rows
 from l2t_fast.report.style import DARK, LIGHT, method_label
 from l2t_fast.report.sweep import Levels, judge_sweep, rank_levels, sweep_rows
+from l2t_fast.report.templates import templates
 from l2t_fast.report.verdict import MethodResult, judge
 from l2t_fast.report.wording import duration, interval, level_name, method_notes, number, percent
 
@@ -78,15 +78,7 @@ def render_page(comparison: Comparison) -> str:
     conditions = conditions_of(comparison)
     sweep = len(levels) > 1
     verdict = judge_sweep(levels) if sweep else judge(next(iter(levels.values())))
-    # All text, whoever wrote it, passes through autoescape; only the figures' SVG, whose text matplotlib escaped, is
-    # marked as safe.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {
         "percent": percent,
         "interval": interval,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
 
 from l2t_fast.report.figure import NARROW, Plot, drawing, percent_axis, save_plot, short, spread_apart
 from l2t_fast.report.folder import Comparison, Run
+from l2t_fast.report.statistics import mean_and_spread
 from l2t_fast.report.style import LIGHT, method_label, method_styles
 from l2t_fast.report.verdict import MethodResult
 from l2t_fast.report.wording import percent
@@ -147,8 +147,4 @@ def _mean_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Epochs that all runs have, mean and standard deviation (n - 1) over the runs with a finite value there."""
     shared = sorted(set.intersection(*({int(epoch) for epoch in run.metrics["epoch"]} for run in runs)))
     curves = np.stack([run.metrics["validation_accuracy"][np.isin(run.metrics["epoch"], shared)] for run in runs])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an epoch where no run has a number stays a gap
-        mean = np.nanmean(curves, axis=0)
-        spread = np.nan_to_num(np.nanstd(curves, axis=0, ddof=1)) if len(runs) > 1 else np.zeros_like(mean)
-    return np.array(shared), mean, spread
+    return np.array(shared), *mean_and_spread(curves)  # an epoch where no run has a number stays a gap

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +16,7 @@ from l2t_fast.layer_names import split_source_layer
 from l2t_fast.report.figure import NARROW, Plot, drawing, save_plot, short
 from l2t_fast.report.folder import Pair, Run
 from l2t_fast.report.sources import source_names, source_of, source_sums
+from l2t_fast.report.statistics import mean_and_spread
 from l2t_fast.report.style import LIGHT, layer_style, method_label
 
 
@@ -28,7 +28,7 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
     per_run = [run.pair_weights_at_best() for run in used]
     sources, targets = _layers([pair for weights in per_run for pair in weights])
     values = np.array([[[weights.get((s, t), math.nan) for t in targets] for s in sources] for weights in per_run])
-    mean, spread = _mean_and_spread(values)
+    mean, spread = mean_and_spread(values)
     largest = float(np.nanmax(mean)) if np.isfinite(mean).any() else 1.0
     scale = matplotlib.colors.Normalize(0, max(largest, 1.0))  # where lambda starts: all that is far below looks so
     colors = matplotlib.colormaps["YlGnBu"]
@@ -103,7 +103,7 @@ def source_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditio
             epochs = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
             if not epochs:
                 continue
-            mean, spread = _mean_and_spread(np.array([[curve[epoch] for epoch in epochs] for curve in curves]))
+            mean, spread = mean_and_spread(np.array([[curve[epoch] for epoch in epochs] for curve in curves]))
             style = layer_style(index)
             marker = {"marker": style.marker, "markersize": 4} if len(epochs) == 1 else {}
             axes.plot(
@@ -144,7 +144,7 @@ def pair_weight_curves(method: str, runs: list[Run], plots_dir: Path, conditions
         having = [run.pair_weights[pair] for run in used if pair in run.pair_weights]
         epochs = sorted(set.intersection(*(set(by_epoch) for by_epoch in having)))
         if epochs:
-            mean, _ = _mean_and_spread(np.array([[by_epoch[epoch] for epoch in epochs] for by_epoch in having]))
+            mean, _ = mean_and_spread(np.array([[by_epoch[epoch] for epoch in epochs] for by_epoch in having]))
             curves[pair] = (epochs, mean)
     with drawing(*_panel_size(len(targets))) as figure:
         panels = _panels(figure, targets, sources)
@@ -321,13 +321,6 @@ def _layers(pairs: list[Pair]) -> tuple[list[str], list[str]]:
                 targets.insert(place, target)
             place = targets.index(target)
     return sources, targets
-
-
-def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (n - 1) over the first axis, without NaN entries; NaN and 0 where nothing is left."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nanmean(values, axis=0), np.nan_to_num(np.nanstd(values, axis=0, ddof=1))
 
 
 def _panel_size(count: int) -> tuple[float, float]:

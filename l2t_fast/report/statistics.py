@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -49,3 +50,10 @@ def summarise(values: Iterable[float]) -> Summary:
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Summary:
     """Summary of ``first - second`` over the seeds that both have: seed -> accuracy."""
     return summarise(first[seed] - second[seed] for seed in first if seed in second)
+
+
+def mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (n - 1) over the first axis, without NaN entries; NaN and 0 where nothing is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=0), np.nan_to_num(np.nanstd(values, axis=0, ddof=1))

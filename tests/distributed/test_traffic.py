@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import distributed_costs, distributed_traffic
+from benchmarks.distributed_costs import LINK, RATE, Work, costs, passes
+from benchmarks.distributed_traffic import Sizes, step_bytes
 from l2t_fast.config import TrainConfig
-from l2t_fast.distributed import Group, extrapolation, traffic
-from l2t_fast.distributed.extrapolation import LINK, RATE, Work, costs, passes
+from l2t_fast.distributed import Group
 from l2t_fast.distributed.source_plan import Load, choose, plans
-from l2t_fast.distributed.traffic import Sizes, step_bytes
 from l2t_fast.transfer import Trainer
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_source_sharing import configurations as sharing_configurations
@@ -161,10 +162,10 @@ def test_flops_of_a_small_case_by_hand():
     assert images.hidden == min(images.send, passes(1)[1] * work.target * 2 / RATE)
 
 
-@pytest.mark.parametrize("main", [traffic.main, extrapolation.main])
+@pytest.mark.parametrize("main", [distributed_traffic.main, distributed_costs.main])
 def test_the_page_holds_the_tables(capsys, main):
     main()
     tables = capsys.readouterr().out.strip()
     page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
     for table in tables.split("\n\n"):
-        assert table in page, "write it anew with python -m l2t_fast.distributed.traffic, or .extrapolation"
+        assert table in page, "write it anew with python -m benchmarks.distributed_traffic, or distributed_costs"

@@ -1,6 +1,6 @@
 """Derivatives of the operators, in Python: for installations without native code, which has them in C++.
 
-They are what csrc/ops/autograd.cpp defines for either kind of kernels, and take the host longer.
+They are what csrc/ops/matching_autograd.cpp defines for either kind of kernels, and take the host longer.
 """
 
 from collections.abc import Callable, Sequence

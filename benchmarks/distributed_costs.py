@@ -1,7 +1,7 @@
 """What a step would move and compute on many ranks: counted, not run.
 
-``python -m l2t_fast.distributed.extrapolation`` writes the table of docs/distributed.md. Bytes are those of
-:mod:`l2t_fast.distributed.traffic` and :mod:`l2t_fast.distributed.source_plan`, which tests compare with what ranks
+``python -m benchmarks.distributed_costs`` writes the table of docs/distributed.md. Bytes are those of
+:mod:`benchmarks.distributed_traffic` and :mod:`l2t_fast.distributed.source_plan`, which tests compare with what ranks
 really send. Flops are those of the networks' convolutions and matrix products, counted by PyTorch's flop counter in one
 forward pass, and of the matching loss in its direct form (csrc/README.md).
 """
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.distributed_traffic import Sizes, step_bytes
 from l2t_fast.distributed.source_plan import Load, Plan, choose, plans
-from l2t_fast.distributed.traffic import Sizes, step_bytes
 from l2t_fast.models import build_model
 
 #: What the table takes a GPU to compute, in flops a second, and to send to GPUs of other machines, in bytes a second:

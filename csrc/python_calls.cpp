@@ -1,4 +1,4 @@
-#include "everyday.h"
+#include "python_calls.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -12,7 +12,7 @@
 #include "ops/arguments.h"
 #include "python_objects.h"
 
-namespace l2t_fast::everyday {
+namespace l2t_fast::python_calls {
 namespace {
 
 namespace py = pybind11;
@@ -219,4 +219,4 @@ py::object matching_loss(py::handle sources, py::handle targets, py::handle weig
   });
 }
 
-}  // namespace l2t_fast::everyday
+}  // namespace l2t_fast::python_calls

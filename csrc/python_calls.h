@@ -7,7 +7,7 @@
 
 #include <vector>
 
-namespace l2t_fast::everyday {
+namespace l2t_fast::python_calls {
 
 // (weights, biases) of the projections, if one look at all arguments finds nothing that Python has to ask further
 // about; else None. Weights that are not given are None.
@@ -24,4 +24,4 @@ pybind11::object coefficients(pybind11::handle channel_weights, pybind11::handle
 pybind11::object matching_loss(pybind11::handle sources, pybind11::handle targets, pybind11::handle weights,
                                pybind11::handle biases, pybind11::handle alpha, pybind11::handle pairs, bool by_triton);
 
-}  // namespace l2t_fast::everyday
+}  // namespace l2t_fast::python_calls

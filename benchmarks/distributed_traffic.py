@@ -1,6 +1,6 @@
 """How many bytes the ranks exchange in a training step, by part: the formula that docs/distributed.md prints.
 
-``python -m l2t_fast.distributed.traffic`` writes the tables of that page. A ring all-reduce, gloo's and NCCL's for
+``python -m benchmarks.distributed_traffic`` writes the tables of that page. A ring all-reduce, gloo's and NCCL's for
 large buffers, sends 2 (N - 1) / N of a buffer from each of N ranks, so that a rank sends less than twice these bytes,
 however many there are.
 """
@@ -40,19 +40,19 @@ class Sizes:
         return cls(*(_count(module.parameters()) for module in (target, matching, meta)), tuple(channels))
 
 
-def step_bytes(sizes: Sizes, steps: int, *, value: int = 4, keep_graphs: bool = False) -> dict[str, int]:
+def step_bytes(sizes: Sizes, steps: int, *, keep_graphs: bool = False) -> dict[str, int]:
     """Bytes of the buffers that one training step sums over the ranks, by part.
 
     Args:
         sizes: of what is trained.
         steps: T, look-ahead steps on the matching loss, with second derivatives by "exact".
-        value: bytes of a parameter.
         keep_graphs: whether all graphs of the look-ahead are kept, and not only the last step's, so that none of its
             passes is run again.
 
     Batch normalisation sums two float64 numbers a channel and one count in a forward pass, two values a channel in a
     backward pass or for tangents, and five in the pass that differentiates a backward pass.
     """
+    value = 4  # bytes of a parameter
     channels = sum(sizes.batch_norm)
     forward = 8 * (2 * channels + len(sizes.batch_norm))
     backward = tangents = 2 * channels * value
