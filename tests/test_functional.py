@@ -187,7 +187,7 @@ def test_empty_batch_is_zero_with_gradients():
             r"pair 1 .* pair weight has shape \(3, 2\)",
         ),
         (
-            lambda a: a["pair_weights"].__setitem__(0, torch.ones(1).double()),
+            lambda a: a.update(pair_weights=[torch.ones(1).double()] * 5),
             ValueError,
             r"pair 0 .* pair weight has shape \(1,\)",
         ),
