@@ -308,6 +308,7 @@ def test_a_projection_whose_bias_is_no_parameter():
         def forward(self, bias):
             return bias + 1
 
+    torch.manual_seed(0)
     (sources, targets), matching = features(), FeatureMatching(SOURCE, TARGET, PAIRS)
     before = matching(sources, targets)
     parametrize.register_parametrization(matching[0], "bias", Shifted())
