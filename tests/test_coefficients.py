@@ -91,6 +91,13 @@ def test_it_has_the_bits_and_the_derivatives_of_the_definition(way, channels, wh
         torch.testing.assert_close(f, w)
 
 
+def test_pair_weights_that_some_pairs_have_for_all_samples(way):
+    sizes = Sizes(((0, 0), (1, 0)), (2, 3), (4,), (1.0, 0.5), 3, True)
+    where = [torch.rand(3, 1), torch.rand(1, 1)]
+    found = way(sizes, None, where, torch.float32)
+    assert torch.equal(found, by_pair(sizes, None, where, torch.float32, CPU))
+
+
 def test_derivatives_of_every_order(way):
     """Of numbers for which every term counts: third and fourth derivatives are those of the definition too."""
     sizes, *weights = draw((2, 3), True, "(B, 1)", DTYPES["float64"], 2)

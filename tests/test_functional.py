@@ -80,6 +80,14 @@ def test_mixed_features_and_autocast():
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
 
 
+def test_the_reference_s_loss_is_the_same_under_autocast():
+    arguments = make(torch.float32)
+    found = feature_matching_loss(*arguments[:3], PAIRS, *arguments[3:], backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = feature_matching_loss(*arguments[:3], PAIRS, *arguments[3:], backend="reference")
+    assert torch.equal(found, inside)
+
+
 def test_second_derivatives_in_all_inputs():
     sources, targets, projections, w, lam = make(batch=2)
     inputs = [*targets, *(t for pair in projections for t in pair), *w, *lam]
@@ -177,6 +185,11 @@ def test_empty_batch_is_zero_with_gradients():
             lambda a: a["pair_weights"].__setitem__(1, torch.zeros(3, 2).double()),
             ValueError,
             r"pair 1 .* pair weight has shape \(3, 2\)",
+        ),
+        (
+            lambda a: a.update(pair_weights=[torch.ones(1).double()] * 5),
+            ValueError,
+            r"pair 0 .* pair weight has shape \(1,\)",
         ),
         (lambda a: a.update(channel_weights=a["channel_weights"][:2]), ValueError, "has 2 entries for 5 pairs"),
         (lambda a: a.update(beta=[1.0]), ValueError, "beta has 1 entries for 5 pairs"),
@@ -290,6 +303,15 @@ def test_maps_that_are_not_dense_matter_where_a_pair_uses_them(changed, inferenc
         feature_matching_loss(sources, [changed(targets[0].detach()), targets[1]], projections, PAIRS, w, lam)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.complex64])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_map_that_no_pair_uses_may_have_any_dtype(side, dtype):
+    arguments = make(torch.float32)
+    wanted = feature_matching_loss(*arguments[:3], PAIRS, *arguments[3:])
+    arguments[side].append(torch.ones(3, 2, 5, 4, dtype=dtype))
+    assert torch.equal(feature_matching_loss(*arguments[:3], PAIRS, *arguments[3:]), wanted)
+
+
 def test_source_that_requires_grad_takes_the_reference():
     sources, targets, projections, w, lam = make()
     sources[0].requires_grad_()
@@ -309,6 +331,17 @@ def test_a_source_that_no_pair_uses_may_require_grad(backend):
     loss = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, backend=backend)
     torch.testing.assert_close(loss, wanted)
     assert torch.autograd.grad(loss, [target, sources[-1]], allow_unused=True)[1] is None
+
+
+def test_a_source_that_requires_grad_is_one_as_any_other_without_grad():
+    if l2t_fast.explain_backend("cpu").backend != "cpu":
+        pytest.skip("needs the native kernels")
+    sources, targets, projections, w, lam = make()
+    wanted = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, backend="cpu")
+    sources[0].requires_grad_()
+    with torch.no_grad():
+        found = feature_matching_loss(sources, targets, projections, PAIRS, w, lam, backend="cpu")
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("backend", ["auto", "cpu"])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from l2t_fast import FeatureMatching, LossWeightNetwork, MetaNetworks, WeightNetwork
+from l2t_fast import FeatureMatching, LossWeightNetwork, MetaNetworks, WeightNetwork, feature_matching_loss
 
 SOURCE, TARGET = [2, 3], [4, 5]
 PAIRS = [(0, 0), (1, 0), (1, 1)]
@@ -103,6 +103,12 @@ def test_pair_weight_types(weight_type):
         else:
             wanted = ACTIVATIONS[weight_type](network[i](mean), SOURCE[m])
         torch.testing.assert_close(found[i], wanted)
+
+
+def test_relu_avg_divides_by_the_channels_and_not_by_the_batch():
+    torch.manual_seed(0)
+    source, network = torch.randn(3, 7, 4, 4), LossWeightNetwork([7], [(0, 0)], "relu-avg")
+    torch.testing.assert_close(network([source])[0], F.relu(network[0](source.mean((2, 3)) / 7)))
 
 
 def test_pair_weights_begin_with_a_bias_of_one():
@@ -297,6 +303,21 @@ def test_projections_whose_weight_is_no_parameter():
     assert matching[0].parametrizations.weight.original.grad.any() and matching[1].weight_orig.grad.any()
 
 
+def test_a_projection_whose_bias_is_no_parameter():
+    class Shifted(nn.Module):
+        def forward(self, bias):
+            return bias + 1
+
+    torch.manual_seed(0)
+    (sources, targets), matching = features(), FeatureMatching(SOURCE, TARGET, PAIRS)
+    before = matching(sources, targets)
+    parametrize.register_parametrization(matching[0], "bias", Shifted())
+    found = matching(sources, targets)
+    projections = [(layer.weight, layer.bias) for layer in matching]
+    torch.testing.assert_close(found, feature_matching_loss(sources, targets, projections, PAIRS))
+    assert abs(found - before) > 1e-3
+
+
 class Rectified(nn.Conv2d):
     def forward(self, x):
         return super().forward(x).relu()
@@ -369,6 +390,20 @@ def test_forward_pre_hooks_see_the_target_map_and_may_not_replace_it(with_kwargs
         matching(sources, targets)
 
 
+def test_a_forward_pre_hook_may_remove_itself():
+    (sources, targets), matching, ran = features(), FeatureMatching(SOURCE, TARGET, PAIRS), []
+
+    def once(*_):
+        ran.append("once")
+        handle.remove()
+
+    handle = matching[0].register_forward_pre_hook(once)
+    matching[0].register_forward_pre_hook(lambda *_: ran.append("always"))
+    for _ in range(2):
+        matching(sources, targets)
+    assert ran == ["once", "always", "always"]
+
+
 def test_some_pairs_are_the_same_layers():
     """The loss over all pairs is the sum of those over some, each called with the source maps that it needs."""
     pairs = [(0, 0), (1, 0), (1, 1), (2, 1)]
@@ -416,6 +451,12 @@ def test_a_slice_is_the_loss_over_some_of_the_pairs():
         matching[3:]
     with pytest.raises(ValueError, match="one parameter, which cannot be divided"):
         LossWeightNetwork([3, 4], pairs, "const")[:2]
+
+
+def test_a_slice_takes_maps_whose_index_is_beyond_the_number_of_pairs():
+    network, maps = WeightNetwork([3] * 6, [(5, 0), (0, 0)]), [torch.randn(2, 3, 4, 4) for _ in range(6)]
+    nn.init.normal_(network[0].weight)
+    assert torch.equal(network[:1](maps)[0], network(maps)[0])
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ RECTIFIERS = {
     "hardtanh": lambda x: F.hardtanh(x, -0.5, 2.0),
     "hardtanh in place": nn.Hardtanh(inplace=True),
     "relu6": nn.ReLU6(),
+    "F.relu6": F.relu6,
     "relu6 in place": nn.ReLU6(inplace=True),
     "hardsigmoid": nn.Hardsigmoid(),
     "hardswish": nn.Hardswish(),

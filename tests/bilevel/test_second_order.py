@@ -84,6 +84,16 @@ def test_batch_norm(shape, channels_last, affine, native, monkeypatch):
     assert_same(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), [x, w, b], tolerance=1e-10)
 
 
+def test_batch_norm_of_an_input_without_gradient():
+    x = torch.randn(5, 4, 3, 3, dtype=torch.float64)
+    assert_same(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), [x, leaf(4), leaf(4)], 1e-10)
+
+
+def test_batch_norm_of_one_value_per_channel_is_refused_as_by_pytorch():
+    with CheapSecondDerivatives(), pytest.raises(ValueError, match="more than 1 value per channel"):
+        F.batch_norm(torch.randn(1, 3, 1, 1), None, None, training=True)
+
+
 def test_batch_norm_updates_its_statistics_once():
     plain, cheap = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
     x = torch.randn(4, 3, 5, 5)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from l2t_fast import FeatureMatching
 from l2t_fast.bilevel import exact, hypergradient
+from l2t_fast.bilevel.problem import pull_back
 from tests.bilevel.naive import naive_hypergradient
 from tests.bilevel.test_hypergradient import (
     PAIRS,
@@ -782,6 +783,12 @@ def test_each_parameter_of_phi_gets_memory_of_its_own(way):
     for gradient in found:  # as clipping does it
         gradient.mul_(2)
     assert all(map(torch.equal, found, wanted))
+
+
+def test_what_is_pulled_back_shares_no_memory_under_another_shape():
+    left, right = torch.zeros(5, 1, requires_grad=True), torch.zeros(5, requires_grad=True)
+    found = pull_back([left + right.view(5, 1)], [torch.ones(5, 1)], [left, right])
+    assert len({gradient.untyped_storage().data_ptr() for gradient in found}) == 2
 
 
 @every_way

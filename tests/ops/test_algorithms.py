@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from l2t_fast import _native
-from l2t_fast.ops import reference
+from l2t_fast.ops import native, reference
 from l2t_fast.ops.native import hessian_vector_product, loss_and_gradients
+from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 
 pytestmark = pytest.mark.skipif(_native.extension is None, reason="needs the native extension")
 
@@ -17,6 +18,7 @@ CASES = [
     (5, [(16, 8, 8)], [(24, 2, 2), (40, 1, 1)]),
     (2, [(5, 3, 50)], [(9, 40, 4)]),
     (1, [(65, 30, 30), (8, 5, 5)], [(48, 30, 30)]),
+    (2, [(5, 18, 17)], [(6, 25, 24)]),
 ]
 
 
@@ -103,6 +105,16 @@ def test_both_algorithms_give_hessian_vector_products(algorithm, case, moving):
     results = hessian_vector_product(*problem, passed, needs_of(problem))
     for result, expected in zip(results, products, strict=True):
         assert result is None or (result - expected).norm() <= 1e-12 * (1 + expected.norm())
+
+
+@pytest.mark.parametrize("algorithm", ["direct"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("first", [8, 1000])
+def test_more_rows_than_are_stacked(algorithm, first, dtype):
+    """Up to 1024 are: the second pair's are a stack of their own."""
+    problem = draw([(first, 3, 3), (1020, 2, 2)], [(3, 3, 3)], [(0, 0), (1, 0)], dtype=dtype)
+    directions = draw_directions(problem)
+    assert_accurate(solve(native.matching_loss, problem, directions), problem, directions)
 
 
 def nearly_matched(channels, share):

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from l2t_fast import feature_matching_loss
-from l2t_fast.ops import native
+from l2t_fast.ops import native, reference
 from tests.ops.problems import SIZES, draw, draw_directions, draw_sizes, in_dtype, laid_out, solve, truth
 
 RICH = "all to all"
@@ -126,6 +126,17 @@ def test_the_operator_s_gradients_are_differentiable_too(exact_backend):
     assert gradcheck(outputs, problem.inputs)
 
 
+def test_the_operator_s_loss_and_gradients_differentiated_together(exact_backend):
+    problem = draw_sizes("neither divides").requiring_grad()
+
+    def derivative(loss, gradients):
+        return torch.autograd.grad(3 * loss + sum(g.square().sum() for g in gradients), problem.inputs)
+
+    found = derivative(*torch.ops.l2t_fast.matching_forward(*problem.operator_arguments()))
+    loss = problem.loss(reference.matching_loss)
+    close(found, derivative(loss, torch.autograd.grad(loss, problem.inputs, create_graph=True)))
+
+
 def test_loss_and_gradients_and_hessian_vector_product(exact_backend):
     problem = draw_sizes(RICH, biased=[True, False, True, True])
     directions = draw_directions(problem)
@@ -193,6 +204,15 @@ def test_a_factor_that_lies_negated_in_memory(backend):
     torch.testing.assert_close(torch.autograd.grad(loss, weights, factor), wanted)
 
 
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_a_factor_that_is_no_whole_number(backend, retain_graph):
+    problem = draw_sizes(RICH, dtype=torch.float32).map(lambda t: t.to(backend.device)).requiring_grad()
+    loss = problem.loss(backend.matching_loss)
+    wanted = [1.5 * gradient for gradient in torch.autograd.grad(loss, problem.inputs, retain_graph=True)]
+    found = torch.autograd.grad(1.5 * loss, problem.inputs, retain_graph=retain_graph)
+    torch.testing.assert_close(list(found), wanted)
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_loss_scale_saves_the_gradients_of_float16(backend, layout, create_graph):
@@ -225,6 +245,17 @@ def test_a_factor_is_not_rounded_to_the_gradients_bfloat16(backend):
         some = torch.autograd.grad(loss * factor, problem.targets, retain_graph=True, create_graph=create_graph)
         ratio = some[0].detach().double().norm() / whole[0].double().norm()
         assert abs(float(ratio) / 0.3 - 1) < 5e-4
+
+
+def test_the_derivative_along_a_factor_is_not_summed_in_bfloat16(backend):
+    problem = draw_sizes("neither divides", dtype=torch.bfloat16, batch=8)
+    problem = problem.map(lambda t: t.to(backend.device)).requiring_grad()
+    factor = torch.ones((), device=backend.device, requires_grad=True)
+    gradients = torch.autograd.grad(factor * problem.loss(backend.matching_loss), problem.inputs, create_graph=True)
+    directions = draw_directions(problem)
+    (found,) = torch.autograd.grad(gradients, factor, directions)
+    terms = [v.double() * g.detach().double() for v, g in zip(directions, gradients, strict=True)]
+    assert abs(found.double() - sum(t.sum() for t in terms)) < 1e-5 * sum(t.abs().sum() for t in terms)
 
 
 def test_backward_twice_and_accumulation(exact_backend):
@@ -412,6 +443,15 @@ def test_a_source_that_requires_grad_raises_and_auto_takes_the_reference(exact_b
     assert torch.autograd.grad(loss, problem.sources[1])[0].abs().sum() > 0
 
 
+def test_a_source_that_requires_grad_is_refused_by_the_backward_operator_too(exact_backend):
+    problem = draw_sizes(RICH)
+    arguments = problem.operator_arguments()
+    _, gradients = torch.ops.l2t_fast.matching_forward(*arguments)
+    problem.sources[0].requires_grad_()
+    with pytest.raises(ValueError, match="source feature 0 requires grad"):
+        torch.ops.l2t_fast.matching_backward(torch.ones((), dtype=torch.float64), gradients, *arguments)
+
+
 def test_a_need_that_leaves_out_an_input_that_requires_grad_raises(exact_backend):
     problem = draw_sizes(RICH).requiring_grad()
     needs = [True] * len(problem.slots)
@@ -487,8 +527,10 @@ def test_batches_of_adjoints_are_refused_in_words(backend):
         return torch.autograd.grad(loss, problem.inputs, adjoint, retain_graph=True)
 
     adjoints = torch.ones(2, device=backend.device)
-    with pytest.raises(NotImplementedError, match=message):
-        torch.autograd.grad(loss, problem.inputs, adjoints, retain_graph=True, is_grads_batched=True)
+    for retain_graph in (True, False):
+        other = problem.loss(backend.matching_loss)
+        with pytest.raises(NotImplementedError, match=message):
+            torch.autograd.grad(other, problem.inputs, adjoints, retain_graph=retain_graph, is_grads_batched=True)
     with pytest.raises(NotImplementedError, match=message):
         torch.func.vmap(derivative)(adjoints)
     with pytest.raises(NotImplementedError, match=message):

@@ -1,6 +1,10 @@
 """The operators as PyTorch sees them: schema, fake tensors, torch.compile, threads, memory, arguments."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -299,6 +303,42 @@ def test_large_results_in_use_are_left_alone(backend):
             del held[:2]
     for tensor, snapshot in held:
         assert torch.equal(tensor, snapshot)
+
+
+# Each target is more than an eighth larger than the one before it: no block is of use again.
+GROWING_TARGETS = """
+import os
+from pathlib import Path
+import torch
+from l2t_fast.ops import native
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def call(height):
+    target, source = torch.ones(8, 16, height, 64), torch.ones(8, 2, 1, 1)
+    slots = [target], [torch.ones(2, 16)], [torch.ones(2)], torch.ones(8, 2)
+    native.loss_and_gradients([source], *slots, [(0, 0)], [True] * 4)
+    return target.nbytes
+
+call(40)
+before = resident()
+for k in range(17):
+    largest = call(int(40 * 1.2**k))
+print((resident() - before) / largest)
+"""
+
+
+@pytest.mark.skipif(_native.extension is None, reason="there is no native extension")
+@pytest.mark.skipif("san.so" in os.environ.get("LD_PRELOAD", ""), reason="sanitizers keep what was freed")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to tell what memory is resident")
+def test_large_blocks_that_are_of_no_use_again_are_not_kept():
+    """All of the gradients together are six times the largest one."""
+    # malloc gives what is freed of this size back to the system, from which it is resident no more
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", GROWING_TARGETS]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert float(done.stdout) < 2.5
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

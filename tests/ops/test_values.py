@@ -141,6 +141,16 @@ def test_an_empty_batch(backend, sizes):
         assert not gradient.any() and not product.any()
 
 
+def test_a_target_without_pixels(backend):
+    """Beside one that has some: its loss is a sum of nothing."""
+    sizes = [(3, 2, 2), (2, 2, 2)], [(2, 0, 3), (2, 3, 3)], [(0, 0), (1, 1)]
+    problem = on(backend, draw(*sizes, dtype=torch.float32))
+    answer = solve(backend.matching_loss, problem, draw_directions(problem))
+    for alpha_result in (answer.gradients[-1], answer.products[-1]):
+        assert not alpha_result[:, :3].any() and alpha_result[:, 3:].all()
+    assert all(value.isfinite().all() for value in answer.parts().values())
+
+
 def test_no_pairs(backend):
     problem = on(backend, draw([(2, 3, 3)], [(3, 3, 3)], [], dtype=torch.float32)).requiring_grad()
     loss = problem.loss(backend.matching_loss)

@@ -75,6 +75,18 @@ def test_every_layout(emulated, layout, dtype, allow_tf32):
     assert_accurate(answer, problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
 
 
+@pytest.mark.parametrize("allow_tf32", [False, True])
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "offset"])
+def test_directions_in_another_layout_than_their_map(emulated, layout, allow_tf32):
+    problem = draw([(16, 17, 17), (31, 8, 8)], [(32, 8, 8)], [(0, 0), (1, 0)], dtype=torch.float32)
+    directions = draw_directions(problem)
+    laid = [laid_out(directions[0], layout), *directions[1:]]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=allow_tf32):
+        answer = solve(emulated.matching_loss, problem, directions)
+        products = native.hessian_vector_product(*arguments_of(problem), laid, [True] * len(problem.slots))
+    assert_accurate(replace(answer, products=products), problem, directions, roundings=4 * 2**12 if allow_tf32 else 64)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "bfloat16 features"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tensor_cores_types(emulated, shape, dtype):
@@ -149,9 +161,8 @@ def test_parts(emulate, gram, dtype):
     assert not same_bits(*(answer.parts() for answer in answers))
 
 
-@pytest.mark.parametrize(
-    "batch", [4, 8]
-)  # of which the one has two parts in the second derivative, the other in the first
+# The one has two parts in the second derivative, the other in the first, whose E would fit in memory together.
+@pytest.mark.parametrize("batch", [6, 11])
 def test_parts_of_a_target_are_not_in_one_launch(emulate, batch):
     """Blocks of a launch run in any order, and a part adds its dW to that of the part before it."""
     problem = in_dtype(draw([(87, 1, 1)], [(9, 9, 2)], [(0, 0)], batch=batch), *values.DTYPES["bfloat16 features"])
@@ -260,6 +271,7 @@ def test_an_empty_batch(emulated, sizes):
 
 def test_nothing_to_compute(emulated):
     values.test_no_pairs(emulated)
+    values.test_a_target_without_pixels(emulated)
     values.test_a_map_that_no_pair_uses_gets_a_zero_gradient(emulated)
 
 

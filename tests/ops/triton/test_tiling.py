@@ -143,6 +143,14 @@ def test_offsets_and_taps_beyond_32_bits():
     assert differences_index((300, 2, 2), (2, 2, 2), alpha=far[None]) == tl.int64
 
 
+@pytest.mark.parametrize("kernel", [kernels.differences_kernel, kernels.gradients_kernel], ids=lambda k: k.__name__)
+def test_an_e_beyond_32_bits(kernel):
+    for channels, wanted in ((3800, tl.int32), (3900, tl.int64)):
+        problem = draw([(channels, 1, 1)], [(1, 800, 700)], [(0, 0)], batch=1, dtype=torch.float32)
+        (launch,) = planned(problem.map(lambda t: t.to("meta")), kernel)
+        assert launch.constants["INDEX"] == wanted
+
+
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_more_pixels_than_are_counted_in_32_bits_are_refused(side):
     large, small = (1, 2**16, 2**15), (1, 2, 2)
