@@ -116,8 +116,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("coefficients", &l2t_fast::python_calls::coefficients, py::arg("channel_weights"), py::arg("pair_weights"),
         py::arg("channels"), py::arg("scales"), py::arg("batch"), py::arg("is_double"),
         "The coefficients of lists of ordinary tensors, or None, as alpha.");
-  m.def("matching_loss", &l2t_fast::python_calls::matching_loss, py::arg("sources"), py::arg("targets"), py::arg("weights"),
-        py::arg("biases"), py::arg("alpha"), py::arg("pairs"), py::arg("by_triton") = false,
+  m.def("matching_loss", &l2t_fast::python_calls::matching_loss, py::arg("sources"), py::arg("targets"),
+        py::arg("weights"), py::arg("biases"), py::arg("alpha"), py::arg("pairs"), py::arg("by_triton") = false,
         "The operator's loss of ordinary tensors, of Triton's operators or our own.");
   m.def("facts", &l2t_fast::triton_host::facts, py::arg("tensors"),
         "Bytes that are equal where the tensors (or None) are to a plan of Triton's.");
