@@ -36,6 +36,11 @@ def label(provider: str) -> str:
     return LABELS.get(provider, provider)
 
 
+def place(provider: str) -> int:
+    """Where it comes in tables; one that has no label comes last."""
+    return [*LABELS, provider].index(provider)
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows of providers that took turns, and the parts of a step that were measured with them."""
@@ -71,11 +76,7 @@ def newest(rows: Iterable[Row]) -> list[Group]:
     groups = []
     for by_run in runs.values():
         last = list(by_run.values())[-1]
-        order = list(LABELS)
-        whole = sorted(
-            (row for row in last if row.part is None),
-            key=lambda row: order.index(row.provider) if row.provider in order else len(order),
-        )
+        whole = sorted((row for row in last if row.part is None), key=lambda row: place(row.provider))
         if whole:
             groups.append(Group(tuple(whole), tuple(row for row in last if row.part is not None and row.status == OK)))
     return groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from l2t_fast.bench.groups import LABELS, Group, conditions_line, curves, label, machine_key
+from l2t_fast.bench.groups import Group, conditions_line, curves, label, machine_key, place
 from l2t_fast.bench.rows import DATA, LOSS_MODE_NAMES, OK, Row
 from l2t_fast.report.wording import DASH
 
@@ -111,8 +111,7 @@ def _together(made: Sequence[Table]) -> list[Table]:
 def _loss(groups: Sequence[Group]) -> Table | None:
     """A line a piece of work and a column a provider; empty where a provider took no part."""
     used = _main(groups, *LOSS_MODE_NAMES)
-    order = list(LABELS)
-    providers = sorted({row.provider for group in used for row in group.rows}, key=order.index)
+    providers = sorted(dict.fromkeys(row.provider for group in used for row in group.rows), key=place)
     cells = []
     for group in used:
         first, eager, ours = group.first, group.row("eager"), group.ours()

@@ -100,6 +100,8 @@ def test_tables_say_what_has_no_figure():
     loss = made["loss"][0].markdown()
     assert "| unsupported |" in loss and loss.endswith("; cannot.*")
     assert "| 100 (90.0 to 110) | 40.0 (36.0 to 44.0) | 20.0 (18.0 to 22.0) | 5.00 x | 50% | 200, 50.0 |" in loss
+    (unknown,) = tables(newest([*fake_rows(), fake_row("mine")]))["loss"]
+    assert unknown.header[6] == "mine, ms"
     parts = made["step-parts"][0].markdown()
     assert "| source network | 100 (33%) |" in parts and "| the step by itself, without the clock | 300 |" in parts
     assert "| 1.00 (R² 1.000) |" in made["scaling"][0].markdown() and "at 64" in made["scaling"][0].markdown()
