@@ -16,7 +16,15 @@ from l2t_fast.ops.triton import kernels, launching, planning
 from l2t_fast.ops.triton.arguments import Arguments, empty_results
 from l2t_fast.ops.triton.arguments import check as check_arguments
 from l2t_fast.ops.triton.tiles import TABLES
-from tests.ops.problems import Problem, assert_accurate, draw, draw_directions, laid_out, solve
+from tests.ops.problems import (
+    Problem,
+    assert_accurate,
+    draw,
+    draw_directions,
+    draw_directions_laid_out,
+    laid_out,
+    solve,
+)
 
 # (batch, source maps, target maps, pairs); tiles of the interpreter are 16 rows, 32 pixels and 16 channels
 PROBLEMS = {
@@ -38,6 +46,8 @@ PROBLEMS = {
         [(3, 5, 5), (18, 2, 2)],
         [(0, 0), (1, 1), (1, 0), (0, 1)],
     ),
+    "more weights than are packed or summed up at once": (1, [(130, 1, 1)], [(66, 1, 1)], [(0, 0)]),
+    "more pixels than are summed up at once": (1, [(3, 24, 24)], [(2, 24, 24)], [(0, 0)]),
 }
 
 
@@ -74,12 +84,27 @@ def test_layouts(triton_backend, layout):
     )
 
 
-@pytest.mark.parametrize("most", [400, 800])
-def test_parts(triton_backend, monkeypatch, most):
-    """E in memory for one sample at a time, or two and the last one alone."""
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "offset", "expanded"])
+def test_directions_in_another_layout_than_their_map(triton_backend, layout):
+    problem = on(triton_backend, draw([(5, 4, 5)], [(4, 4, 5)], [(0, 0)], dtype=torch.float32))
+    directions = draw_directions_laid_out(problem, layout)
+    assert_accurate(solve(triton_backend.matching_loss, problem, directions), problem, directions)
+
+
+PARTS = {
+    "one sample at a time": (400, [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)]),
+    "two, and the last one alone": (800, [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)]),
+    "two, and the last one in fewer tiles": (1000, [(4, 5, 8)], [(0, 0)]),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_parts(triton_backend, monkeypatch, parts):
+    """E in memory for some samples at a time."""
+    most, targets, pairs = PARTS[parts]
     monkeypatch.setattr(planning.Planner, "_bytes_of_differences", lambda *_: most)
     monkeypatch.setattr(launching, "_PLANS", type(launching._PLANS)())
-    check(triton_backend, draw([(3, 2, 2)], [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)], batch=3, dtype=torch.float32))
+    check(triton_backend, draw([(3, 2, 2)], targets, pairs, batch=3, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("form", ["direct", "gram"])
@@ -176,6 +201,29 @@ def test_maps_of_different_dtypes(triton_backend):
             biases=[problem.biases[0].to(half), problem.biases[1]],
         ),
     )
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_a_mixture_again(triton_backend, narrow):
+    """The plan that is kept is for the float32 copies, which a later call makes too."""
+    problem = draw([(3, 2, 2)], [(3, 2, 2), (4, 3, 3)], [(0, 0), (0, 1)], dtype=torch.float32)
+    problem = replace(problem, targets=[problem.targets[0].to(narrow), problem.targets[1]])
+    for _ in range(2):
+        check(triton_backend, problem)
+
+
+def test_equal_sizes_in_other_pairs(triton_backend):
+    for pairs in ([(0, 0), (1, 1)], [(0, 1), (1, 0)]):
+        check(triton_backend, draw([(3, 2, 2)] * 2, [(4, 2, 2)] * 2, pairs, dtype=torch.float32))
+
+
+def test_a_plan_is_for_one_precision(triton_backend):
+    problem = on(triton_backend, draw([(3, 2, 2)], [(3, 2, 2)], [(0, 0)], dtype=torch.float32))
+    keys = []
+    for allowed in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            keys.append(launching._key(Arguments(*problem.operator_arguments()), None))
+    assert keys[0] != keys[1]
 
 
 def test_directions_that_are_none(triton_backend):
