@@ -1,5 +1,6 @@
 """Problems that meet every way a tile can lie: across samples, pairs, borders and blocks of channels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -129,16 +130,20 @@ def test_the_order_of_a_launch_s_programs_changes_no_bit(triton_backend, monkeyp
     assert all(torch.equal(answers[0][name], answers[1][name]) for name in answers[0])
 
 
-def planned(problem: Problem, kernel: Any) -> list[planning.Launch]:
-    """A kernel's launches for loss and gradient on a GPU; nothing is computed, and tensors may be without data."""
+def planner_of(problem: Problem, directions: Sequence[Tensor | None] | None = None) -> planning.Planner:
+    """Of all derivatives, on a GPU; nothing is computed, and tensors may be without data."""
     pairs = [n for pair in problem.pairs for n in pair]
     needs = [True] * len(problem.slots)
     arguments = Arguments(
         problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, pairs, needs
     )
     own = {"precision": "tf32x3", "tiles": TABLES["tf32x3"], "processors": 132, "compiles": True}
-    launches = planning.Planner(arguments, None, empty_results(arguments), **own).plan().launches
-    return [launch for launch in launches if launch.kernel is kernel]
+    return planning.Planner(arguments, directions, empty_results(arguments), **own)
+
+
+def planned(problem: Problem, kernel: Any) -> list[planning.Launch]:
+    """A kernel's launches for loss and gradient."""
+    return [launch for launch in planner_of(problem).plan().launches if launch.kernel is kernel]
 
 
 @pytest.mark.parametrize("kernel", [kernels.differences_kernel, kernels.gradients_kernel], ids=lambda k: k.__name__)
@@ -174,6 +179,48 @@ def test_an_e_beyond_32_bits(kernel):
         problem = draw([(channels, 1, 1)], [(1, 800, 700)], [(0, 0)], batch=1, dtype=torch.float32)
         (launch,) = planned(problem.map(lambda t: t.to("meta")), kernel)
         assert launch.constants["INDEX"] == wanted
+
+
+def gradients_constants(*targets: Tensor, moved: Tensor | None = None) -> dict[str, Any]:
+    """Of a launch for targets without data, all of one source, where the first one may have a direction."""
+    pairs = [(0, n) for n in range(len(targets))]
+    problem = draw([(1, 1, 1)], [(1, 1, 1)] * len(targets), pairs, batch=len(targets[0]), dtype=torch.float32)
+    weights = [torch.empty(1, target.shape[1]) for target in targets]
+    problem = replace(problem, targets=list(targets), weights=weights).map(lambda t: t.to("meta"))
+    planner = planner_of(problem, None if moved is None else [moved, *[None] * (len(problem.slots) - 1)])
+    planner.bytes_of_differences = 2**20
+    for layer in planner.direct:
+        planner._place(layer)
+    return planner.gradients_constants(planner.direct[0].gradients, planner.direct)
+
+
+def test_turned_weights_and_results_beyond_32_bits():
+    """A result is no view, even where its map is one of few numbers."""
+    with torch.device("meta"):
+        assert gradients_constants(torch.empty(1, 2**24, 1, 1))["INDEX"] == tl.int32
+        assert gradients_constants(torch.empty(1, 2**25, 1, 1))["INDEX"] == tl.int64
+        one = torch.empty(1, 1, 1, 1)
+        assert gradients_constants(one.expand(1, 2**21, 32, 31))["INDEX"] == tl.int32
+        assert gradients_constants(one.expand(1, 2**21, 32, 33))["INDEX"] == tl.int64
+
+
+def test_maps_are_read_by_fours_where_all_of_them_and_their_directions_can_be():
+    with torch.device("meta"):
+        map_, other = torch.empty(2, 4, 4, 4), torch.empty(2, 4, 4, 5)[..., :4]
+        far = torch.empty_strided((2, 4, 4, 4), (65, 16, 4, 1))
+        assert gradients_constants(map_)["T_VECTOR"] == gradients_constants(map_, moved=map_)["T_VECTOR"] == 4
+        assert gradients_constants(map_, moved=other)["T_VECTOR"] == 1
+        assert gradients_constants(far)["T_VECTOR"] == 1
+    beside = laid_out(torch.zeros(2, 4, 4, 4), "offset")
+    assert beside.data_ptr() % 16 and planning._vector(beside, False) == 1
+
+
+def test_results_are_written_by_fours_where_all_of_them_can_be():
+    """Whatever their maps allow: a result is contiguous where its map has gaps."""
+    with torch.device("meta"):
+        far, odd = torch.empty_strided((2, 4, 4, 4), (65, 16, 4, 1)), torch.empty(2, 5, 3, 3)
+        assert gradients_constants(far)["D_VECTOR"] == 4
+        assert gradients_constants(far, odd)["D_VECTOR"] == 1
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
