@@ -188,6 +188,17 @@ def draw_directions(problem: Problem, seed: int = 1) -> list[Tensor]:
     ]
 
 
+def draw_directions_laid_out(problem: Problem, layout: str) -> list[Tensor]:
+    """Directions whose maps lie in a layout, weights and coefficients by columns, and biases in every second place."""
+
+    def moved(direction: Tensor) -> Tensor:
+        if direction.dim() == 4:
+            return laid_out(direction, layout)
+        return direction.t().contiguous().t() if direction.dim() == 2 else torch.stack([direction] * 2, 1)[:, 1]
+
+    return [moved(direction) for direction in draw_directions(problem)]
+
+
 def draw_some(problem: Problem, seed: int) -> tuple[list[Tensor | None], list[bool]]:
     """Directions of half of the slots, None for the others, and whether a slot's result is wanted, for half of them."""
     generator = torch.Generator().manual_seed(seed)

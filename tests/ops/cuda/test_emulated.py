@@ -24,6 +24,7 @@ from tests.ops.problems import (
     in_dtype,
     laid_out,
     solve,
+    truth,
 )
 
 # Each has what the others lack: several tiles of rows, channels and pixels, samples smaller than a tile, and tails.
@@ -220,6 +221,16 @@ def test_maps_of_different_dtypes(emulated):
     )
 
 
+def test_a_target_of_bfloat16_takes_no_digits_from_one_of_float32(emulated):
+    problem = draw([(20, 6, 5)], [(12, 6, 5), (9, 6, 5)], [(0, 0), (0, 1)], dtype=torch.float32)
+    problem = replace(problem, targets=[problem.targets[0], problem.targets[1].bfloat16()])
+    directions = draw_directions(problem)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        found = solve(emulated.matching_loss, problem, directions).gradients[0].detach()
+    exact = truth(problem, directions).gradients[0].detach()
+    assert float((found.double() - exact).abs().max()) < 1e-3 * float(exact.abs().max())
+
+
 @pytest.mark.parametrize("sizes", ["equal sizes", "smaller source", "many channels"])
 def test_as_exact_as_float32_where_it_is_asked_for(emulated, sizes):
     values.test_error_is_at_most_twice_that_of_plain_pytorch(emulated, sizes, "float32")
@@ -252,6 +263,18 @@ def test_long_sums_of_few_tiles_are_shared_out(emulate, dtype, layout):
     assert not torch.equal(one.gradients[1], many.gradients[1])
     assert not torch.equal(one.products[1], many.products[1])
     assert same_bits(many.parts(), reversed_.parts())
+
+
+def test_long_sums_of_a_multiple_of_four_columns_are_shared_out(emulate):
+    problem = draw(
+        *([(700, 6, 6), (530, 3, 3), (40, 2, 2)], [(9, 3, 2), (136, 6, 6)], [(2, 0), (0, 1), (1, 1)]),
+        dtype=torch.float32,
+    )
+    directions = draw_directions(problem)
+    emulate(processors=132)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        answer = solve(native.matching_loss, problem, directions)
+    assert_accurate(answer, problem, directions, roundings=4 * 2**12)
 
 
 @pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])

@@ -17,6 +17,7 @@ from tests.ops.problems import (
     assert_accurate,
     draw,
     draw_directions,
+    draw_directions_laid_out,
     draw_some,
     in_dtype,
     laid_out,
@@ -106,6 +107,17 @@ def test_every_layout(algorithm, layout, dtype):
     directions = draw_directions(problem)
     (gram,) = answers_of(problem, directions, algorithm, "gram")
     assert_accurate(gram, problem, directions, roundings=4 * 2**12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "offset", "expanded"])
+def test_directions_in_another_layout_than_their_map(algorithm, layout, dtype):
+    problem = draw([(64, 8, 8), (32, 4, 4)], [(64, 8, 8)], [(0, 0), (1, 0)], dtype=dtype)
+    directions = draw_directions_laid_out(problem, layout)
+    (gram,) = answers_of(problem, directions, algorithm, "gram")
+    products = native.hessian_vector_product(*arguments_of(problem), directions, [True] * len(problem.slots))
+    for answer in (gram, replace(gram, products=products)):
+        assert_accurate(answer, problem, directions, roundings=4 * 2**12)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])

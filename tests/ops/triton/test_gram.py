@@ -22,6 +22,7 @@ from tests.ops.problems import (
     assert_accurate,
     draw,
     draw_directions,
+    draw_directions_laid_out,
     draw_some,
     in_dtype,
     laid_out,
@@ -60,8 +61,8 @@ def answer_of(backend: Backend, problem: Problem, directions: Sequence[Tensor]) 
     return solve(backend.matching_loss, problem, [v.to(backend.device) for v in directions])
 
 
-def check(backend: Backend, problem: Problem) -> Answer:
-    directions = draw_directions(problem)
+def check(backend: Backend, problem: Problem, directions: Sequence[Tensor] | None = None) -> Answer:
+    directions = draw_directions(problem) if directions is None else directions
     answer = answer_of(backend, problem, directions)
     # the interpreter does not round to tf32
     roundings = 64 if backend.device == "cpu" else 4 * 2**12
@@ -108,6 +109,20 @@ def test_layouts(triton_backend, form, layout):
             alpha=problem.alpha.t().contiguous().t(),
         ),
     )
+
+
+@pytest.mark.parametrize("layout", ["sliced", "offset", "expanded", "channels_last"])
+def test_directions_in_another_layout_than_their_map(triton_backend, form, layout):
+    problem = draw([(5, 4, 5)], [(4, 4, 5)], [(0, 0)], dtype=torch.float32)
+    problem = problem.map(lambda t: t.to(triton_backend.device))
+    form(True)
+    check(triton_backend, problem, draw_directions_laid_out(problem, layout))
+
+
+def test_sums_over_more_columns_and_pixels_than_a_step(triton_backend, form):
+    sizes = [(3, 7, 20), (2, 7, 19)], [(3, 7, 20)], [(0, 0), (1, 0)]
+    form(True)
+    check(triton_backend, draw(*sizes, batch=1, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("seed", range(6))

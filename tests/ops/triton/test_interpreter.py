@@ -28,7 +28,8 @@ SELECTIONS = {
         "backward_only_scales or nothing_but_the_loss or somebody_else or loss_scale or factor_is_not_rounded",
     ),
     "weights of convolutions": ("tests/ops/test_convolution_weights.py", "same_bits and contiguous or other_kernels"),
-    "triton": ("tests/ops/triton", "not interpreter and not resources"),
+    "second derivatives": ("tests/ops/triton/test_second_derivatives.py", "triton"),
+    "triton": ("tests/ops/triton", "not interpreter and not resources and not second_derivatives"),
 }
 
 
@@ -38,7 +39,9 @@ WITHOUT_NATIVE = "import sys; sys.modules['l2t_fast._C'] = None; import pytest; 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter's process")
 @pytest.mark.parametrize(
-    ("what", "native"), [(what, True) for what in SELECTIONS] + [("operators", False), ("derivatives", False)]
+    ("what", "native"),
+    [(what, True) for what in SELECTIONS]
+    + [(what, False) for what in ("operators", "derivatives", "second derivatives")],
 )
 def test_in_the_interpreter(what, native):
     pytest.importorskip("triton")

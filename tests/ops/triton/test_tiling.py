@@ -1,5 +1,6 @@
 """Problems that meet every way a tile can lie: across samples, pairs, borders and blocks of channels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,15 @@ from l2t_fast.ops.triton import kernels, launching, planning
 from l2t_fast.ops.triton.arguments import Arguments, empty_results
 from l2t_fast.ops.triton.arguments import check as check_arguments
 from l2t_fast.ops.triton.tiles import TABLES
-from tests.ops.problems import Problem, assert_accurate, draw, draw_directions, laid_out, solve
+from tests.ops.problems import (
+    Problem,
+    assert_accurate,
+    draw,
+    draw_directions,
+    draw_directions_laid_out,
+    laid_out,
+    solve,
+)
 
 # (batch, source maps, target maps, pairs); tiles of the interpreter are 16 rows, 32 pixels and 16 channels
 PROBLEMS = {
@@ -38,6 +47,8 @@ PROBLEMS = {
         [(3, 5, 5), (18, 2, 2)],
         [(0, 0), (1, 1), (1, 0), (0, 1)],
     ),
+    "more weights than are packed or summed up at once": (1, [(130, 1, 1)], [(66, 1, 1)], [(0, 0)]),
+    "more pixels than are summed up at once": (1, [(3, 24, 24)], [(2, 24, 24)], [(0, 0)]),
 }
 
 
@@ -74,12 +85,27 @@ def test_layouts(triton_backend, layout):
     )
 
 
-@pytest.mark.parametrize("most", [400, 800])
-def test_parts(triton_backend, monkeypatch, most):
-    """E in memory for one sample at a time, or two and the last one alone."""
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "offset", "expanded"])
+def test_directions_in_another_layout_than_their_map(triton_backend, layout):
+    problem = on(triton_backend, draw([(5, 4, 5)], [(4, 4, 5)], [(0, 0)], dtype=torch.float32))
+    directions = draw_directions_laid_out(problem, layout)
+    assert_accurate(solve(triton_backend.matching_loss, problem, directions), problem, directions)
+
+
+PARTS = {
+    "one sample at a time": (400, [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)]),
+    "two, and the last one alone": (800, [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)]),
+    "two, and the last one in fewer tiles": (1000, [(4, 5, 8)], [(0, 0)]),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_parts(triton_backend, monkeypatch, parts):
+    """E in memory for some samples at a time."""
+    most, targets, pairs = PARTS[parts]
     monkeypatch.setattr(planning.Planner, "_bytes_of_differences", lambda *_: most)
     monkeypatch.setattr(launching, "_PLANS", type(launching._PLANS)())
-    check(triton_backend, draw([(3, 2, 2)], [(4, 3, 5), (2, 2, 2)], [(0, 0), (0, 1)], batch=3, dtype=torch.float32))
+    check(triton_backend, draw([(3, 2, 2)], targets, pairs, batch=3, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("form", ["direct", "gram"])
@@ -104,16 +130,20 @@ def test_the_order_of_a_launch_s_programs_changes_no_bit(triton_backend, monkeyp
     assert all(torch.equal(answers[0][name], answers[1][name]) for name in answers[0])
 
 
-def planned(problem: Problem, kernel: Any) -> list[planning.Launch]:
-    """A kernel's launches for loss and gradient on a GPU; nothing is computed, and tensors may be without data."""
+def planner_of(problem: Problem, directions: Sequence[Tensor | None] | None = None) -> planning.Planner:
+    """Of all derivatives, on a GPU; nothing is computed, and tensors may be without data."""
     pairs = [n for pair in problem.pairs for n in pair]
     needs = [True] * len(problem.slots)
     arguments = Arguments(
         problem.sources, problem.targets, problem.weights, problem.biases, problem.alpha, pairs, needs
     )
     own = {"precision": "tf32x3", "tiles": TABLES["tf32x3"], "processors": 132, "compiles": True}
-    launches = planning.Planner(arguments, None, empty_results(arguments), **own).plan().launches
-    return [launch for launch in launches if launch.kernel is kernel]
+    return planning.Planner(arguments, directions, empty_results(arguments), **own)
+
+
+def planned(problem: Problem, kernel: Any) -> list[planning.Launch]:
+    """A kernel's launches for loss and gradient."""
+    return [launch for launch in planner_of(problem).plan().launches if launch.kernel is kernel]
 
 
 @pytest.mark.parametrize("kernel", [kernels.differences_kernel, kernels.gradients_kernel], ids=lambda k: k.__name__)
@@ -151,6 +181,48 @@ def test_an_e_beyond_32_bits(kernel):
         assert launch.constants["INDEX"] == wanted
 
 
+def gradients_constants(*targets: Tensor, moved: Tensor | None = None) -> dict[str, Any]:
+    """Of a launch for targets without data, all of one source, where the first one may have a direction."""
+    pairs = [(0, n) for n in range(len(targets))]
+    problem = draw([(1, 1, 1)], [(1, 1, 1)] * len(targets), pairs, batch=len(targets[0]), dtype=torch.float32)
+    weights = [torch.empty(1, target.shape[1]) for target in targets]
+    problem = replace(problem, targets=list(targets), weights=weights).map(lambda t: t.to("meta"))
+    planner = planner_of(problem, None if moved is None else [moved, *[None] * (len(problem.slots) - 1)])
+    planner.bytes_of_differences = 2**20
+    for layer in planner.direct:
+        planner._place(layer)
+    return planner.gradients_constants(planner.direct[0].gradients, planner.direct)
+
+
+def test_turned_weights_and_results_beyond_32_bits():
+    """A result is no view, even where its map is one of few numbers."""
+    with torch.device("meta"):
+        assert gradients_constants(torch.empty(1, 2**24, 1, 1))["INDEX"] == tl.int32
+        assert gradients_constants(torch.empty(1, 2**25, 1, 1))["INDEX"] == tl.int64
+        one = torch.empty(1, 1, 1, 1)
+        assert gradients_constants(one.expand(1, 2**21, 32, 31))["INDEX"] == tl.int32
+        assert gradients_constants(one.expand(1, 2**21, 32, 33))["INDEX"] == tl.int64
+
+
+def test_maps_are_read_by_fours_where_all_of_them_and_their_directions_can_be():
+    with torch.device("meta"):
+        map_, other = torch.empty(2, 4, 4, 4), torch.empty(2, 4, 4, 5)[..., :4]
+        far = torch.empty_strided((2, 4, 4, 4), (65, 16, 4, 1))
+        assert gradients_constants(map_)["T_VECTOR"] == gradients_constants(map_, moved=map_)["T_VECTOR"] == 4
+        assert gradients_constants(map_, moved=other)["T_VECTOR"] == 1
+        assert gradients_constants(far)["T_VECTOR"] == 1
+    beside = laid_out(torch.zeros(2, 4, 4, 4), "offset")
+    assert beside.data_ptr() % 16 and planning._vector(beside, False) == 1
+
+
+def test_results_are_written_by_fours_where_all_of_them_can_be():
+    """Whatever their maps allow: a result is contiguous where its map has gaps."""
+    with torch.device("meta"):
+        far, odd = torch.empty_strided((2, 4, 4, 4), (65, 16, 4, 1)), torch.empty(2, 5, 3, 3)
+        assert gradients_constants(far)["D_VECTOR"] == 4
+        assert gradients_constants(far, odd)["D_VECTOR"] == 1
+
+
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_more_pixels_than_are_counted_in_32_bits_are_refused(side):
     large, small = (1, 2**16, 2**15), (1, 2, 2)
@@ -176,6 +248,29 @@ def test_maps_of_different_dtypes(triton_backend):
             biases=[problem.biases[0].to(half), problem.biases[1]],
         ),
     )
+
+
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_a_mixture_again(triton_backend, narrow):
+    """The plan that is kept is for the float32 copies, which a later call makes too."""
+    problem = draw([(3, 2, 2)], [(3, 2, 2), (4, 3, 3)], [(0, 0), (0, 1)], dtype=torch.float32)
+    problem = replace(problem, targets=[problem.targets[0].to(narrow), problem.targets[1]])
+    for _ in range(2):
+        check(triton_backend, problem)
+
+
+def test_equal_sizes_in_other_pairs(triton_backend):
+    for pairs in ([(0, 0), (1, 1)], [(0, 1), (1, 0)]):
+        check(triton_backend, draw([(3, 2, 2)] * 2, [(4, 2, 2)] * 2, pairs, dtype=torch.float32))
+
+
+def test_a_plan_is_for_one_precision(triton_backend):
+    problem = on(triton_backend, draw([(3, 2, 2)], [(3, 2, 2)], [(0, 0)], dtype=torch.float32))
+    keys = []
+    for allowed in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            keys.append(launching._key(Arguments(*problem.operator_arguments()), None))
+    assert keys[0] != keys[1]
 
 
 def test_directions_that_are_none(triton_backend):
