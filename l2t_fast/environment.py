@@ -28,6 +28,8 @@ def describe_environment(device: torch.device | None = None) -> dict[str, dict[s
         device: the one that is used; None for all. A GPU whose driver is asked what it makes of the kernels has a
             context from then on, some 500 MiB of its memory, so that GPUs which are not used are not asked.
     """
+    if device is not None and device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     sections: dict[str, dict[str, Any]] = {
         "l2t_fast": {"version": l2t_fast.__version__, "commit": source_commit(), "folder": str(_package_folder())},
         "versions": {
@@ -143,9 +145,11 @@ def _backends(device: torch.device | None) -> dict[str, str]:
     convolutions = {"convolutions on cpu": "fast where 3x3 in float32" if plain is None else f"PyTorch's: {plain}"}
     if backend_of_environment() == "reference":  # which serves every device
         return {"auto": f"reference: {ENVIRONMENT_VARIABLE} asks for it", **convolutions}
-    devices = [torch.device(kind) for kind in ["cpu"] + ["cuda"] * torch.cuda.is_available()]
-    if device is not None:
-        devices = [device] if device.type == "cpu" else [devices[0], device]
+    devices = [torch.device("cpu")]
+    if device is None:
+        devices += [torch.device("cuda")] * torch.cuda.is_available()
+    elif device.type != "cpu":
+        devices.append(device)
     choices = {device.type: l2t_fast.explain_backend(device) for device in devices}
     taken = {f"auto on {kind}": f"{choice.backend}: {choice.reason}" for kind, choice in choices.items()}
     names = [name for kind in ("cpu", "cuda") if device is None or kind in choices for name in FUSED[kind]]

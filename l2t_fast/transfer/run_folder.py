@@ -338,8 +338,6 @@ def writing(path: Path) -> Iterator[None]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a reader needs to judge or repeat a run: versions, commit, device, backend; `details` has the rest."""
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
     details = describe_environment(device)
     backend, reason = l2t_fast.explain_backend(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else details["machine"]["processor"]
