@@ -150,7 +150,7 @@ def test_flops_of_a_small_case_by_hand():
 
     work = Work.of(Network(source), Network(target), torch.zeros(1, 2, 4, 6))
     assert (work.source, work.target, work.product) == (2 * 6 * 24, 2 * 10 * 24, 2 * 15 * 24)
-    # T = 2 is the table of docs/design.md: 36 passes of the target.
+    # docs/design.md: T = 2 is 33 passes of the target.
     assert passes(2) == (33, 24, 25) and passes(1)[2] == 3 * 3 + 3
     load = Load([1] * 4, [8] * 4, target_maps=5, image=3, projections=40, phi=8, batch=6, steps=1)
     images, maps, pairs = costs(load, work, Sizes(0, 0, 0, ()), 3)
