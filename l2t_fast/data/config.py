@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 
+#: Those that installed packages bring along.
+EMBEDDED = ("digits", "letters")
 DATASETS = (
-    *("digits", "cifar10", "cifar100", "stl10"),
+    *EMBEDDED,
+    *("cifar10", "cifar100", "stl10"),
     *("cub200", "mit67", "stanford40", "stanford_dogs", "tinyimagenet", "imagefolder"),
 )
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
@@ -23,16 +26,17 @@ class DataConfig:
     """The images, how they are divided, and how they reach the network.
 
     Attributes:
-        dataset: digits (scikit-learn's, embedded) | cifar10 | cifar100 | stl10 | cub200 | mit67 | stanford40 |
-            stanford_dogs | tinyimagenet | imagefolder (any folder of images)
-        data_dir: folder that holds the data set; digits needs none
+        dataset: digits (scikit-learn's) | letters (of matplotlib's fonts) | cifar10 | cifar100 | stl10 | cub200 |
+            mit67 | stanford40 | stanford_dogs | tinyimagenet | imagefolder (any folder of images)
+        data_dir: folder that holds the data set; digits and letters need none
         download: fetch cifar10, cifar100 or stl10 into data_dir if it is not there
         classes: numbers of the classes to use, relabelled 0, 1, ... in this order; null takes all
         splits: files PREFIX-train, PREFIX-val and PREFIX-test that say which images are for what, as the authors of
             L2T-ww publish them; null divides as the options below say
         per_class: N training images a class, besides the validation images; null takes all
         validation_share: share of each class's training images that is held out, before per_class is applied
-        test_share: share of each class that is the test set where the data has none (digits, a folder without train/)
+        test_share: share of each class that is the test set where the data has none (digits, letters, a folder
+            without train/)
         image_size: height and width that images are resized to; null keeps theirs, which must then be equal
         augment: none | crop (pad an eighth, crop at random) | crop_flip | random_resized_crop (and flip; tests see the
             centre)
@@ -89,11 +93,11 @@ class DataConfig:
                 raise L2TFastError(f"{group}.splits says which classes there are: leave {group}.classes out")
         if self.normalization is not None:
             self._check_normalization(f"{group}.normalization", self.normalization)
-        if self.dataset != "digits" and self.data_dir is None:
+        if self.dataset not in EMBEDDED and self.data_dir is None:
             raise L2TFastError(f"{group}.dataset {self.dataset} needs {group}.data_dir, the folder that holds it")
-        if self.dataset == "digits" and self.data_dir is not None:
+        if self.dataset in EMBEDDED and self.data_dir is not None:
             raise L2TFastError(
-                f"{group}.data_dir is {printable(self.data_dir)}, but the digits are in no folder: set {group}.dataset "
+                f"{group}.data_dir is {printable(self.data_dir)}, but the {self.dataset} are in no folder: set {group}.dataset "
                 "to what it holds, imagefolder for images of your own"
             )
 

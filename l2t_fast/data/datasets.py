@@ -7,6 +7,7 @@ from l2t_fast.data.config import DataConfig
 from l2t_fast.data.cub200 import read_cub200
 from l2t_fast.data.digits import read_digits
 from l2t_fast.data.image_folder import read_image_folder
+from l2t_fast.data.letters import read_letters
 from l2t_fast.data.mit67 import read_mit67
 from l2t_fast.data.raw import RawData
 from l2t_fast.data.stanford40 import read_stanford40
@@ -14,6 +15,9 @@ from l2t_fast.data.stanford_dogs import read_stanford_dogs
 from l2t_fast.data.tiny_imagenet import read_tiny_imagenet
 from l2t_fast.data.torchvision_sets import read_torchvision
 from l2t_fast.files import expand_user
+
+# Those that come with installed packages.
+IN_PACKAGES: dict[str, Callable[[], RawData]] = {"digits": read_digits, "letters": read_letters}
 
 # Those that a folder of image files holds, in the layout in which they are distributed.
 IN_FOLDERS: dict[str, Callable[[Path], RawData]] = {
@@ -28,8 +32,8 @@ IN_FOLDERS: dict[str, Callable[[Path], RawData]] = {
 
 def read_dataset(config: DataConfig) -> RawData:
     """Read the data set that ``config`` names. Raises ``L2TFastError`` if it is not where it should be."""
-    if config.dataset == "digits":
-        return read_digits()
+    if config.dataset in IN_PACKAGES:
+        return IN_PACKAGES[config.dataset]()
     folder = expand_user(config.data_dir)
     if config.dataset in IN_FOLDERS:
         return IN_FOLDERS[config.dataset](folder)
