@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from l2t_fast.ops import native
+from l2t_fast.ops import native, reference
 from tests.ops import test_values as values
 from tests.ops.cuda.conftest import gram_form, same_bits
 from tests.ops.problems import (
@@ -204,6 +204,30 @@ def test_long_sums_keep_float32_s_precision(emulate, long):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = solve(native.matching_loss, problem, directions)
     assert_accurate(found, problem, directions, roundings=24)
+
+
+@pytest.mark.parametrize(("source", "target"), [(1_100_000, 2_100), (32_767, 66_000)])
+def test_positions_of_a_resize_beyond_32_bits(emulated, source, target):
+    """Judged by positions in integers: PyTorch's own are floats where it looks for the pixel above, in float64 too."""
+    problem = draw([(1, source, 1)], [(1, target, 1)], [(0, 0)], batch=1, dtype=torch.float32)
+    twice = ((2 * torch.arange(target) + 1) * source - target).clamp(min=0)  # the position, times 2 target
+    above, share = twice // (2 * target), (twice % (2 * target)).double() / (2 * target)
+    pixels = problem.sources[0].double().flatten()
+    resized = pixels[above].lerp(pixels[(above + 1).clamp(max=source - 1)], share)
+    exact = replace(problem.map(torch.Tensor.double), sources=[resized.view(1, 1, target, 1)])
+    found, _ = native.loss_and_gradients(*arguments_of(problem), [False] * 4)
+    torch.testing.assert_close(found.double(), exact.loss(reference.matching_loss), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
+def test_a_tile_takes_of_the_row_below_its_last(emulated, dtype):
+    """Of a smaller source whose rows are longer than a step of the sum."""
+    problem = in_dtype(draw([(3, 3, 200)], [(5, 6, 230)], [(0, 0)], batch=1), *values.DTYPES[dtype])
+    directions = draw_directions(problem)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=dtype != "float32"):  # or they are not of the tiles' type
+        answer = solve(emulated.matching_loss, problem, directions)
+    # bfloat16 has E, W and the shares rounded to 8 bits
+    assert_accurate(answer, problem, directions, roundings=64 if dtype == "float32" else 4 * 2**14)
 
 
 def test_maps_of_different_dtypes(emulated):
