@@ -16,6 +16,7 @@ from tests.ops.cuda.conftest import gram_form, same_bits
 from tests.ops.problems import (
     LAYOUTS,
     SIZES,
+    Answer,
     assert_accurate,
     draw,
     draw_directions,
@@ -299,6 +300,28 @@ def test_long_sums_of_a_multiple_of_four_columns_are_shared_out(emulate):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         answer = solve(native.matching_loss, problem, directions)
     assert_accurate(answer, problem, directions, roundings=4 * 2**12)
+
+
+def test_long_sums_of_several_targets_in_one_launch_are_shared_out(emulate):
+    """Each has a place of its own for what its shares come to."""
+    problem = draw([(640, 2, 2)], [(20, 2, 2)] * 3, [(0, 0), (0, 1), (0, 2)], batch=1, dtype=torch.float32)
+    directions = draw_directions(problem)
+    needs = [slot < 3 for slot in range(len(problem.slots))]
+    answers = []
+    for processors in (1, 132):
+        emulate(processors=processors)
+        loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)
+        assert_accurate(Answer(loss, gradients, []), problem, directions)
+        answers.append(gradients[:3])
+    assert not any(torch.equal(one, many) for one, many in zip(*answers, strict=True))
+
+
+def test_the_loss_of_more_blocks_than_its_sum_reads_at_once(emulated):
+    """A block adds up what the others leave, a number of each: 256 threads, eight numbers at a time."""
+    problem = draw([(515, 1, 1)], [(1, 1, 1)], [(0, 0)], batch=1024, dtype=torch.float32)
+    exact = problem.map(torch.Tensor.double).loss(reference.matching_loss)
+    found, _ = native.loss_and_gradients(*arguments_of(problem), [False] * 4)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])
