@@ -164,6 +164,20 @@ def test_small_differences_keep_the_accuracy_of_products(algorithm, share, chann
             assert relative_error(result, expected) < max(2 * relative_error(baseline, expected), 3e-7)
 
 
+@pytest.mark.parametrize("algorithm", ["gram"], indirect=True)
+def test_products_of_coefficients_alone_have_one_rounding(algorithm):
+    """hT is D times what moves, and D cancels: the Gram form may have no part of it in float."""
+    single = nearly_matched(48, 0.001)
+    torch.manual_seed(1)
+    none, direction = [None] * (len(needs_of(single)) - 1), torch.randn_like(single[4])
+    found, *_ = hessian_vector_product(*single, [*none, direction], needs_of(single))
+    exact_problem = cast(single, torch.float64)
+    zeros = [torch.zeros_like(t) for t in (*exact_problem[1], *exact_problem[2])]
+    _, (exact, *_) = truth(exact_problem, [*zeros, None, direction.double()])
+    allowed = torch.finfo(torch.float32).eps / 2 * exact.abs() + 1e-12 * exact.abs().max()
+    assert bool(((found.double() - exact).abs() <= allowed).all())
+
+
 def test_same_bits_from_run_to_run(algorithm):
     problem = cast(make_problem(7, [(20, 40, 40), (6, 9, 9)], [(24, 30, 30)]), torch.float32)
     first, second = (loss_and_gradients(*problem, needs_of(problem)) for _ in range(2))

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from l2t_fast.ops import native
+from l2t_fast.ops import native, reference
 from tests.ops import test_values as values
 from tests.ops.cuda.conftest import gram_form, same_bits
 from tests.ops.problems import (
     LAYOUTS,
     SIZES,
+    Answer,
     assert_accurate,
     draw,
     draw_directions,
@@ -206,6 +207,30 @@ def test_long_sums_keep_float32_s_precision(emulate, long):
     assert_accurate(found, problem, directions, roundings=24)
 
 
+@pytest.mark.parametrize(("source", "target"), [(1_100_000, 2_100), (32_767, 66_000)])
+def test_positions_of_a_resize_beyond_32_bits(emulated, source, target):
+    """Judged by positions in integers: PyTorch's own are floats where it looks for the pixel above, in float64 too."""
+    problem = draw([(1, source, 1)], [(1, target, 1)], [(0, 0)], batch=1, dtype=torch.float32)
+    twice = ((2 * torch.arange(target) + 1) * source - target).clamp(min=0)  # the position, times 2 target
+    above, share = twice // (2 * target), (twice % (2 * target)).double() / (2 * target)
+    pixels = problem.sources[0].double().flatten()
+    resized = pixels[above].lerp(pixels[(above + 1).clamp(max=source - 1)], share)
+    exact = replace(problem.map(torch.Tensor.double), sources=[resized.view(1, 1, target, 1)])
+    found, _ = native.loss_and_gradients(*arguments_of(problem), [False] * 4)
+    torch.testing.assert_close(found.double(), exact.loss(reference.matching_loss), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
+def test_a_tile_takes_of_the_row_below_its_last(emulated, dtype):
+    """Of a smaller source whose rows are longer than a step of the sum."""
+    problem = in_dtype(draw([(3, 3, 200)], [(5, 6, 230)], [(0, 0)], batch=1), *values.DTYPES[dtype])
+    directions = draw_directions(problem)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=dtype != "float32"):  # or they are not of the tiles' type
+        answer = solve(emulated.matching_loss, problem, directions)
+    # bfloat16 has E, W and the shares rounded to 8 bits
+    assert_accurate(answer, problem, directions, roundings=64 if dtype == "float32" else 4 * 2**14)
+
+
 def test_maps_of_different_dtypes(emulated):
     problem = draw(*SHAPES["several tiles"], dtype=torch.float32)
     mixed = [torch.float16, torch.float32, torch.bfloat16]
@@ -275,6 +300,28 @@ def test_long_sums_of_a_multiple_of_four_columns_are_shared_out(emulate):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         answer = solve(native.matching_loss, problem, directions)
     assert_accurate(answer, problem, directions, roundings=4 * 2**12)
+
+
+def test_long_sums_of_several_targets_in_one_launch_are_shared_out(emulate):
+    """Each has a place of its own for what its shares come to."""
+    problem = draw([(640, 2, 2)], [(20, 2, 2)] * 3, [(0, 0), (0, 1), (0, 2)], batch=1, dtype=torch.float32)
+    directions = draw_directions(problem)
+    needs = [slot < 3 for slot in range(len(problem.slots))]
+    answers = []
+    for processors in (1, 132):
+        emulate(processors=processors)
+        loss, gradients = native.loss_and_gradients(*arguments_of(problem), needs)
+        assert_accurate(Answer(loss, gradients, []), problem, directions)
+        answers.append(gradients[:3])
+    assert not any(torch.equal(one, many) for one, many in zip(*answers, strict=True))
+
+
+def test_the_loss_of_more_blocks_than_its_sum_reads_at_once(emulated):
+    """A block adds up what the others leave, a number of each: 256 threads, eight numbers at a time."""
+    problem = draw([(515, 1, 1)], [(1, 1, 1)], [(0, 0)], batch=1024, dtype=torch.float32)
+    exact = problem.map(torch.Tensor.double).loss(reference.matching_loss)
+    found, _ = native.loss_and_gradients(*arguments_of(problem), [False] * 4)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("source", "target"), [(3, 0), (0, 3)])

@@ -66,6 +66,15 @@ def answers_of(problem, directions, algorithm: Algorithm, *names: str) -> list[A
     return answers
 
 
+def long_sizes(side: int, direction: str):
+    """Of a map of one row or column, and of a source of its size and a smaller one."""
+
+    def of(length: int) -> tuple[int, int, int]:
+        return (3, length, 1) if direction == "high" else (3, 1, length)
+
+    return [of(side), of(side // 3)], [of(side)], [(0, 0), (1, 0)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_as_exact_as_the_direct_form_may_be(algorithm, shape, dtype):
@@ -74,6 +83,14 @@ def test_as_exact_as_the_direct_form_may_be(algorithm, shape, dtype):
     direct, gram = answers_of(problem, directions, algorithm, "direct", "gram")
     assert not same_bits(direct.parts(), gram.parts())
     assert_accurate(gram, problem, directions, roundings=4 * 2**12)
+
+
+def assert_near(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor], dtype: str) -> None:
+    """Of one target: what is of its map's size has the error of rounded factors, all else nearly all of float32."""
+    of_maps, others = (2e-3, 1e-5) if dtype == "float32" else (2e-2, 2e-5)
+    for name, value in found.items():
+        bound = of_maps if name.endswith(" 0") else others
+        assert float((value.double() - exact[name]).abs().max()) < bound * float(exact[name].abs().max()), name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
@@ -85,11 +102,7 @@ def test_weights_and_coefficients_have_nearly_all_of_float32(algorithm, dtype):
     problem = in_dtype(draw(*SHAPES["several tiles"]), *values.DTYPES[dtype])
     directions = draw_directions(problem)
     (gram,) = answers_of(problem, directions, algorithm, "gram")
-    exact = truth(problem, directions).parts()
-    of_maps, others = (2e-3, 1e-5) if dtype == "float32" else (2e-2, 2e-5)
-    for name, found in gram.parts().items():
-        bound = of_maps if name.endswith(" 0") else others
-        assert float((found.double() - exact[name]).abs().max()) < bound * float(exact[name].abs().max()), name
+    assert_near(gram.parts(), truth(problem, directions).parts(), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -168,13 +181,30 @@ def test_the_planner_takes_it_for_many_pixels_and_few_channels(algorithm):
     assert all(both(few, "direct")) and not all(both(few, "gram"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
+def test_sums_over_pixels_are_shared_out(algorithm, emulate, dtype):
+    """Where there are more processors than tiles: those of T T^T, S T^T and, in the second derivative, S vT^T."""
+    problem = draw([(9, 36, 36), (6, 3, 4)], [(5, 36, 36)], [(0, 0), (1, 0)], batch=1)
+    problem = in_dtype(problem, *values.DTYPES[dtype])
+    directions = draw_directions(problem)
+    exact = truth(problem, directions).parts()
+    answers = []
+    for processors in (1, 8):
+        emulate(processors=processors)
+        answers += [answer.parts() for answer in answers_of(problem, directions, algorithm, "gram")]
+        assert_near(answers[-1], exact, dtype)
+    assert not any(torch.equal(answers[0][name], answers[1][name]) for name in ("gradient 1", "gradient 5"))
+
+
 @pytest.mark.parametrize(
-    "why_not", ["float32 asked for", "float16", "other sources", "channels_last", "larger sources"]
+    "why_not", ["float32 asked for", "float16", "other sources", "channels_last", "larger sources", "high", "wide"]
 )
 def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
     shape = SHAPES["of one size"]
     if why_not == "larger sources":
         shape = ([(40, 12, 9), (130, 10, 8)], *shape[1:])
+    if why_not in ("high", "wide"):  # by one pixel
+        shape = long_sizes(1025, why_not)
     problem = draw(*shape, dtype=torch.float32)
     if why_not == "float16":
         problem = in_dtype(problem, *values.DTYPES["float16 features"])
@@ -185,6 +215,15 @@ def test_where_it_cannot_serve_the_direct_form_does(algorithm, why_not):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=why_not != "float32 asked for"):
         direct, gram = answers_of(problem, draw_directions(problem), algorithm, "direct", "gram")
     assert same_bits(direct.parts(), gram.parts())
+
+
+@pytest.mark.parametrize("direction", ["high", "wide"])
+def test_it_serves_up_to_1024_pixels_a_side(algorithm, direction):
+    problem = draw(*long_sizes(1024, direction), dtype=torch.float32)
+    directions = draw_directions(problem)
+    direct, gram = answers_of(problem, directions, algorithm, "direct", "gram")
+    assert not same_bits(direct.parts(), gram.parts())
+    assert_accurate(gram, problem, directions, roundings=4 * 2**12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

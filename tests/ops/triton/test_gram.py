@@ -27,6 +27,7 @@ from tests.ops.problems import (
     in_dtype,
     laid_out,
     solve,
+    truth,
 )
 
 # Of one size, smaller, and mixed with a target that has a larger source and so keeps to the direct form; several tiles
@@ -143,6 +144,33 @@ def test_some_needs_and_some_directions(triton_backend, form, seed):
         assert (wanted is None) == (found is None)
         if wanted is not None:
             torch.testing.assert_close(found, wanted, rtol=0, atol=2e-3 * float(wanted.abs().max()))
+
+
+def test_coefficients_alone_move(triton_backend, form):
+    """Then all of hT is of the factors, which nothing else moves."""
+    problem = draw([(5, 4, 5), (3, 2, 3)], [(4, 4, 5)], [(0, 0), (1, 0)], dtype=torch.float32)
+    directions = [v if v.shape == problem.alpha.shape else torch.zeros_like(v) for v in draw_directions(problem)]
+    wanted = truth(problem, directions).products
+    problem = problem.map(lambda t: t.to(triton_backend.device))
+    *arguments, needs = problem.operator_arguments()
+    form(True)
+    given = Arguments(*arguments, needs)
+    found = launching.hessian_vector(given, [*[None] * (len(needs) - 1), directions[-1].to(triton_backend.device)])
+    for product, right in zip(found, wanted, strict=True):
+        bound = 1e-6 if triton_backend.device == "cpu" else 2e-3  # the interpreter does not round to tf32
+        torch.testing.assert_close(product.cpu().double(), right, rtol=0, atol=bound * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("narrow", ["sources", "targets"])
+def test_maps_of_two_types_keep_to_the_direct_form(triton_backend, form, narrow):
+    problem = draw([(5, 4, 5)], [(4, 4, 5)], [(0, 0)], dtype=torch.float32)
+    problem = replace(problem, **{narrow: [t.half() for t in getattr(problem, narrow)]})
+    directions = draw_directions(problem)
+    form(False)
+    direct = answer_of(triton_backend, problem, directions).parts()
+    form(True)
+    gram = check(triton_backend, problem, directions).parts()
+    assert all(torch.equal(gram[name], direct[name]) for name in direct)
 
 
 def planner_of(name: str, dtype: torch.dtype = torch.float32, batch: int | None = None, **changes) -> Planner:

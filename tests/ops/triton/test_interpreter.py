@@ -17,7 +17,7 @@ SELECTIONS = {
     "values": (
         "tests/ops/test_values.py",
         "test_every_dtype_and_size and not (many or several or float64 or bfloat16 or features) or empty or no_pair"
-        " or scalar or several_roles",
+        " or without_pixels or scalar or several_roles",
     ),
     "operators": (
         "tests/ops/test_operators.py",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from l2t_fast.ops import reference
 from tests.ops.problems import Problem, assert_accurate, draw, draw_directions, in_dtype, solve
@@ -74,3 +75,14 @@ def test_a_source_that_requires_grad_is_refused_by_the_backward_operator_too(tri
     arguments[0][0].requires_grad_()
     with pytest.raises(ValueError, match="source feature 0 requires grad"):
         triton_backend.ops.matching_backward(torch.ones((), device=triton_backend.device), gradients, *arguments)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_forward_mode_tangent_of_a_direction_raises(triton_backend, problem, which):
+    *arguments, needs = problem.map(Tensor.detach).operator_arguments()
+    with forward_ad.dual_level():
+        directions = [
+            forward_ad.make_dual(v, v) if slot == which else v for slot, v in enumerate(draw_directions(problem))
+        ]
+        with pytest.raises(NotImplementedError, match="forward-mode tangent"):
+            triton_backend.ops.matching_hvp(*arguments, directions, needs)

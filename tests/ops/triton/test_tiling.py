@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from l2t_fast.ops.triton import kernels, launching, planning
+from l2t_fast.ops.triton import kernels, launching, planning, records
 from l2t_fast.ops.triton.arguments import Arguments, empty_results
 from l2t_fast.ops.triton.arguments import check as check_arguments
 from l2t_fast.ops.triton.tiles import TABLES
@@ -128,6 +128,22 @@ def test_the_order_of_a_launch_s_programs_changes_no_bit(triton_backend, monkeyp
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=form == "gram"):
             answers.append(solve(triton_backend.matching_loss, problem, directions).parts())
     assert all(torch.equal(answers[0][name], answers[1][name]) for name in answers[0])
+
+
+def test_the_loss_of_more_programs_than_its_sum_reads_at_once(triton_backend):
+    """The kernel alone: so many programs take the interpreter half a minute."""
+    count, device = 2 * kernels.SUM_CHUNK.value + 1, triton_backend.device
+    sums = torch.rand(count + 1, device=device)
+    sums[-1] = torch.nan  # is no program's
+    loss = torch.empty((), device=device)
+    table = [0] * records.HEADER_WORDS.value
+    header = {records.LOSS_SUMS: sums.data_ptr(), records.LOSS_COUNT: count, records.LOSS: loss.data_ptr()}
+    for word, value in header.items():
+        table[word.value] = value
+    item = torch.zeros(1, kernels.SUMS_ITEM.value, dtype=torch.int32, device=device)
+    item[0, 0] = kernels.OF_LOSS.value
+    kernels.sums_kernel[(1,)](torch.tensor(table, device=device), item, tl.float32, tl.float32)
+    torch.testing.assert_close(loss.double(), sums[:-1].double().sum(), rtol=1e-6, atol=0)
 
 
 def planner_of(problem: Problem, directions: Sequence[Tensor | None] | None = None) -> planning.Planner:
