@@ -97,8 +97,8 @@ class DataConfig:
             raise L2TFastError(f"{group}.dataset {self.dataset} needs {group}.data_dir, the folder that holds it")
         if self.dataset in EMBEDDED and self.data_dir is not None:
             raise L2TFastError(
-                f"{group}.data_dir is {printable(self.data_dir)}, but the {self.dataset} are in no folder: set {group}.dataset "
-                "to what it holds, imagefolder for images of your own"
+                f"{group}.data_dir is {printable(self.data_dir)}, but the {self.dataset} are in no folder: set "
+                f"{group}.dataset to what it holds, imagefolder for images of your own"
             )
 
     @staticmethod

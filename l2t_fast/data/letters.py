@@ -30,7 +30,7 @@ STATISTICS = ((0.3694,), (0.3875,))
 
 
 def read_letters() -> RawData:
-    """3,536 grey images, 8x8, of 26 classes: a capital and its small letter are one. Without a test set of their own."""
+    """3,536 grey images, 8x8, of 26 classes, each a capital and its small letter, without a test set of their own."""
     chance = np.random.default_rng(0)
     images, labels = [], []
     for name in FONTS:

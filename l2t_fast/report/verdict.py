@@ -7,7 +7,8 @@ The rules, in order:
    overlaps none of the others.
 3. Otherwise no method is clearly ahead, and the sentence says which intervals overlap or are missing.
 
-Rule 2 is stricter than a test of the difference of two means; the difference seed by seed is therefore given beside it.
+Rule 2 is stricter than a test of the difference of two means. So the differences seed by seed from the next best
+method and from scratch stand beside it: methods share a seed's images, which are most of what seeds differ by.
 """
 
 from __future__ import annotations
@@ -121,21 +122,26 @@ def judge(results: list[MethodResult]) -> Verdict:
         headline = f"No method is clearly ahead: {lead}, {link} {', and '.join(reasons)}."
         if separate:
             details.append(f"{best.label} is clearly above {_names(separate)}: those intervals do not overlap.")
-    difference = paired_difference(best.by_seed, second.by_seed)
-    if difference.has_interval and difference.high - difference.low < 1e-9:
-        # So few images or seeds that an interval of no width says nothing about other seeds.
-        details.append(
-            f"{best.label} minus {second.label} is {points(difference.mean, sign=True)} points with each of "
-            f"{difference.n} seeds, so their spread is not known."
-        )
-    elif difference.has_interval:
-        details.append(
-            f"Seed by seed, {best.label} minus {second.label} is {points(difference.mean, sign=True)} points "
-            f"(95 % interval {points(difference.low, sign=True)} to {points(difference.high, sign=True)}, "
-            f"{difference.n} seeds)"
-            + (", which includes zero." if difference.low <= 0 <= difference.high else ", which excludes zero.")
-        )
+    # What was gained over the next best, and by transferring at all.
+    for other in [second, *(result for result in others[1:] if result.method == "scratch")]:
+        details += _seed_by_seed(best, other)
     return Verdict(headline, details, clear)
+
+
+def _seed_by_seed(best: MethodResult, other: MethodResult) -> list[str]:
+    """The difference of two methods over the seeds that both have, in a sentence if there are two of them."""
+    difference = paired_difference(best.by_seed, other.by_seed)
+    if not difference.has_interval:
+        return []
+    both = f"{best.label} minus {other.label} is {points(difference.mean, sign=True)} points"
+    if difference.high - difference.low < 1e-9:
+        # So few images or seeds that an interval of no width says nothing about other seeds.
+        return [f"{both} with each of {difference.n} seeds, so their spread is not known."]
+    zero = "includes" if difference.low <= 0 <= difference.high else "excludes"
+    return [
+        f"Seed by seed, {both} (95 % interval {points(difference.low, sign=True)} to "
+        f"{points(difference.high, sign=True)}, {difference.n} seeds), which {zero} zero."
+    ]
 
 
 def _with_interval(result: MethodResult) -> str:

@@ -35,6 +35,17 @@ def test_overlap_means_no_winner_and_says_who_is_behind(tmp_path):
     assert "L2T-ww minus FM is +1.0 points" in said.details[1] and "excludes zero" in said.details[1]
 
 
+def test_what_transfer_gains_over_scratch_is_told_seed_by_seed(tmp_path):
+    """Seeds are 20 points apart, and yet the gain is the same with each of them, nearly."""
+    said = verdict(tmp_path, **{"scratch": [0.50, 0.60, 0.70], "fm": [0.58, 0.67, 0.79], "l2t-ww": [0.60, 0.70, 0.81]})
+    assert said.headline.endswith("overlaps those of FM and Scratch.")
+    assert [line.split(" points")[0] for line in said.details] == [
+        "Seed by seed, L2T-ww minus FM is +2.3",
+        "Seed by seed, L2T-ww minus Scratch is +10.3",
+    ]
+    assert said.details[1].endswith("which excludes zero.")
+
+
 def test_differences_that_are_all_the_same_have_no_interval(tmp_path):
     said = verdict(tmp_path, scratch=[0.50, 0.60], fm=[0.51, 0.61])
     assert said.details == ["FM minus Scratch is +1.0 points with each of 2 seeds, so their spread is not known."]
