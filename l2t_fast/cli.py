@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             debug = True
         if debug:
             traceback.print_exc()
-        return job.end(f"error: {one_sentence(error)}", FAILED, error)
+        # Most are of a method or a network of somebody's own, and Python's words alone do not tell where it went wrong.
+        unforeseen = isinstance(error, (ValueError, TypeError)) and not debug
+        where = f" ({type(error).__name__}; --debug shows where)" if unforeseen else ""
+        return job.end(f"error: {one_sentence(error)}{where}", FAILED, error)
 
 
 def _run(command: str, options: Namespace, job: Job) -> int:

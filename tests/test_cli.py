@@ -22,6 +22,7 @@ from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
 from l2t_fast.parsing import read_config, to_config
+from l2t_fast.transfer import METHODS
 from l2t_fast.transfer.checkpoint import load_checkpoint
 from l2t_fast.transfer.run_folder import METRICS, RunFolder
 from l2t_fast.transfer.trainer import Trainer
@@ -329,6 +330,16 @@ def test_an_unexpected_error_is_not_hidden(train, monkeypatch):
     monkeypatch.setattr(Trainer, "train_batch", raise_it)
     with pytest.raises(RuntimeError, match="a defect"):
         train()
+
+
+def test_an_error_in_somebodys_own_method_says_how_to_see_where(train, capsys, monkeypatch):
+    """Python's words alone name neither a file nor a line."""
+    monkeypatch.setattr(METHODS["scratch"], "start_epoch", lambda self: [*None])
+    assert train("--method", "scratch") == 2
+    assert_one_sentence(capsys, "must be an iterable, not NoneType", "(TypeError; --debug shows where)")
+    assert train("--method", "scratch", "--resume", "--debug") == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "--debug" not in told
 
 
 def test_debug_shows_the_traceback(train, capsys):

@@ -1,6 +1,7 @@
 """Named feature maps of any network, torchvision's among them, by forward hooks on its modules."""
 
 import copy
+import functools
 import itertools
 import math
 import threading
@@ -68,6 +69,13 @@ class _HookedMaps:
                 )
         return logits, [maps[name] for name in self.feature_names]
 
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        """The class is made as it is needed, and found by no name: pickle takes the one that it was made of."""
+        make, arguments, *rest = super().__reduce_ex__(protocol)
+        if arguments[:1] != (type(self),):  # a network that says itself how it is made
+            return make, arguments, *rest
+        return _unpickled, (type(self).__mro__[2],), *rest
+
 
 def with_feature_maps(
     network: nn.Module,
@@ -116,8 +124,19 @@ def with_feature_maps(
     network._changed_later = frozenset(n for n in layers if probed[n].changed_later or n in in_training)
     plain = type(network)
     if not issubclass(plain, _HookedMaps):
-        network.__class__ = type(plain.__name__, (_HookedMaps, plain), {})
+        network.__class__ = _hooked_class(plain)
     return network
+
+
+@functools.cache
+def _hooked_class(plain: type[nn.Module]) -> type[nn.Module]:
+    return type(plain.__name__, (_HookedMaps, plain), {"__module__": plain.__module__})
+
+
+def _unpickled(plain: type[nn.Module]) -> nn.Module:
+    """An empty network of a class with feature maps, whose attributes pickle sets."""
+    hooked = _hooked_class(plain)
+    return hooked.__new__(hooked)
 
 
 def _check_free(name: str, network: nn.Module) -> None:

@@ -56,6 +56,11 @@ class NamedMapsNetwork(nn.Module):
         for name, x in self.trunk(x):  # noqa: B020 (x is the running activation on purpose)
             if name in self.feature_names:
                 maps[name] = x
+        for name in self.feature_names:
+            if name not in maps:
+                raise L2TFastError(
+                    f"the trunk of {type(self).__name__} does not yield the map {name!r}, which its layer_channels has"
+                )
         return self.head(x), [maps[name] for name in self.feature_names]
 
 

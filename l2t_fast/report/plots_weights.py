@@ -17,7 +17,7 @@ from l2t_fast.report.figure import NARROW, Plot, drawing, save_plot, short
 from l2t_fast.report.folder import Pair, Run
 from l2t_fast.report.sources import source_names, source_of, source_sums
 from l2t_fast.report.statistics import mean_and_spread
-from l2t_fast.report.style import LIGHT, layer_style, method_label
+from l2t_fast.report.style import LIGHT, layer_style, method_label, split_method
 
 
 def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditions: str) -> Plot | None:
@@ -82,7 +82,7 @@ def pair_weight_heat_map(method: str, runs: list[Run], plots_dir: Path, conditio
             missing += " Σ is the sum over the pairs of a source."
         caption = (
             f"λ of each layer pair for {method_label(method)}, mean over the images of the best-validation epoch; "
-            f"{over}. λ lies between 0 (the pair is not used) and 6, and starts around 1. Darker is larger, from 0 to "
+            f"{over}.{_range_of_lambda(method)} Darker is larger, from 0 to "
             f"{scale.vmax:.2f}.{missing}{_all_off(largest)} {_distance_from_start(used)} {conditions}"
         )
         name = f"pair_weights_{_file_name(method)}"
@@ -258,6 +258,13 @@ def _label(method: str, origin: str) -> str:
 
 def _suffix(origin: str) -> str:
     return f"_{_file_name(origin)}" if origin else ""
+
+
+def _range_of_lambda(method: str) -> str:
+    """What is known of the weights beforehand: of a method that somebody has added, nothing."""
+    if split_method(method)[0] == "l2t-ww":
+        return " λ lies between 0 (the pair is not used) and 6, and starts around 1."
+    return ""
 
 
 def _all_off(largest: float) -> str:

@@ -93,6 +93,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     Raises:
         ValueError: they are not those of the optimizer's parameters.
     """
+    check_optimizer(optimizer, saved, name)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": dict(_states(saved, name)), "param_groups": groups})
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if the momenta of an optimizer's state dict are not those of the optimizer's parameters."""
     states, wanted = _states(saved, name), _left_by_a_step(optimizer)
     for i, values in states.items():
         if type(i) is not int or not 0 <= i < len(wanted):
@@ -103,8 +110,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
         for key in _NEVER_NEGATIVE & values.keys():
             if (values[key] < 0).any():
                 raise ValueError(f"{name}.state.{i}.{key} is negative")
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": dict(states), "param_groups": groups})
 
 
 def check_momenta(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], name: str) -> None:
@@ -142,6 +147,8 @@ def _left_by_a_step(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     forms: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         parameters = group["params"]
+        if not parameters:
+            continue
         few = nn.Parameter(parameters[0].detach().new_zeros(2))
         few.grad = torch.zeros_like(few)
         twin = type(optimizer)([{**group, "params": [few]}])

@@ -1,15 +1,17 @@
-"""Whether a network can take images of a size."""
+"""Whether a network can take images of a size, and gives what it should."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from l2t_fast.data import DataBundle
 from l2t_fast.errors import L2TFastError
 
 
 @torch.no_grad()
-def check_image_size(name: str, network: nn.Module, data: DataBundle, side: int, key: str) -> None:
+def check_image_size(name: str, network: nn.Module, data: DataBundle, side: int, key: str) -> object:
     """Raise L2TFastError if the images are too small for a network: its pooling leaves no pixel.
+
+    Returns what the network makes of one image.
 
     Args:
         name, network: which network, as the user named it.
@@ -22,7 +24,7 @@ def check_image_size(name: str, network: nn.Module, data: DataBundle, side: int,
     # In eval mode, a pass changes neither BatchNorm's statistics nor the random generators.
     was_training = network.training
     try:
-        network.eval()(x)
+        output = network.eval()(x)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -31,3 +33,29 @@ def check_image_size(name: str, network: nn.Module, data: DataBundle, side: int,
             f"{name} cannot take images of {side}x{side} pixels ({reason}), choose another {key} or another network"
         ) from error
     network.train(was_training)
+    return output
+
+
+def check_output(name: str, network: nn.Module, output: object, classes: int | None) -> None:
+    """Raise L2TFastError if a network does not give for one image the maps that it says, and logits of the classes.
+
+    Args:
+        name, network: which network, as the user named it.
+        output: what `check_image_size` has returned.
+        classes: None if the number of logits does not matter.
+    """
+    if not isinstance(output, tuple) or len(output) != 2 or not isinstance(output[0], Tensor):
+        raise L2TFastError(f"{name} must return its logits, one tensor, and a list of feature maps for a batch")
+    logits, maps = output
+    if classes is not None and logits.shape != (1, classes):
+        raise L2TFastError(
+            f"{name} has logits of shape {tuple(logits.shape)} for one image, but for {classes} classes they must be "
+            f"{(1, classes)}"
+        )
+    for layer, channels, feature_map in zip(network.feature_names, network.feature_channels, maps, strict=True):
+        shape = tuple(feature_map.shape)
+        if len(shape) != 4 or shape[:2] != (1, channels):
+            raise L2TFastError(
+                f"{name} gives a map of shape {shape} at {layer!r} for one image, but says that it has {channels} "
+                f"channels: it must be (1, {channels}, height, width)"
+            )

@@ -11,6 +11,7 @@ from l2t_fast.distributed.group import Group
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.checkpoint import (
     check_momenta,
+    check_optimizer,
     load_checkpoint,
     load_optimizer,
     misfit,
@@ -74,7 +75,13 @@ class RunState:
             whole.note(self._optimizers())
 
     def save(self, reached: Reached, *, improves: bool) -> None:
-        """Write the checkpoints, on the rank that leads; every rank comes."""
+        """Write the checkpoints, on the rank that leads; every rank comes.
+
+        Raises:
+            L2TFastError: the disk is full, or one of the method's optimizers cannot be continued from a checkpoint.
+        """
+        if reached.epoch == 1:
+            self._check_method_optimizers()
         state = self.state(reached)
         if not self._group.leads:
             return
@@ -140,6 +147,20 @@ class RunState:
         if self._whole is not None:
             self._whole.complete(state["method"], {"optimizer": state["optimizer"], **state["method_optimizers"]})
         return state
+
+    def _check_method_optimizers(self) -> None:
+        """After the first epoch, tell of what `restore` would refuse of a checkpoint of any."""
+        for name, optimizer in self._step.method.optimizers().items():
+            try:
+                saved = optimizer.state_dict()
+                check_momenta(optimizer, saved, name)
+                check_optimizer(optimizer, saved, name)
+            except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise L2TFastError(
+                    f"the run could not be continued from a checkpoint, because of the optimizer {name!r} of the "
+                    f"method {self._step.method.name} ({error}): it must make a step in every epoch, and keep numbers "
+                    "or tensors of a parameter's shape for each, as Adam and SGD do"
+                ) from error
 
     def _own_state(self, reached: Reached) -> dict[str, Any]:
         """What this rank has of `state`; its form is that of the whole."""

@@ -56,6 +56,7 @@ class Step:
         if config.compile:
             self._run_target = torch.compile(target)
             self._run_source = None if self._run_source is None else torch.compile(self._run_source)
+        _check_trained(target, method)
         self.optimizer = torch.optim.SGD(
             [*target.parameters(), *method.trained_parameters()],
             momentum=config.momentum,
@@ -188,7 +189,8 @@ class Step:
         with self._forward_passes():
             logits, features = self._run_target(batch.x)
             cross_entropy = batch.part.cross_entropy(logits, batch.y)
-            terms = batch.part.shares(self.method.loss_terms(batch, logits, features))
+            terms = _checked_terms(self.method, self.method.loss_terms(batch, logits, features))
+            terms = batch.part.shares(terms)
             loss = sum(terms.values(), start=cross_entropy)
         problem = None
         # One read of a number, which a GPU waits for: it keeps NaN out of the weights.
@@ -227,3 +229,37 @@ class Step:
             shared[0].add_(sum(((g * 0).sum() for g in own), start=torch.zeros_like(joined_loss)))
         self.group.sum_([*shared, joined_loss])
         return joined_loss
+
+
+def _check_trained(target: nn.Module, method: Method) -> None:
+    """Raise L2TFastError for an optimizer of the method that is called as the target's is, or parameters without one.
+
+    What is on the "meta" device belongs to other ranks.
+    """
+    optimizers = method.optimizers()
+    if "optimizer" in optimizers:
+        raise L2TFastError(
+            f"an optimizer of the method {method.name} is called 'optimizer', as the target's is in checkpoints: give "
+            "it another name in optimizers()"
+        )
+    trained = {id(p) for p in [*target.parameters(), *method.trained_parameters()]}
+    trained |= {id(p) for item in optimizers.values() for group in item.param_groups for p in group["params"]}
+    left = [n for n, p in method.named_parameters() if p.requires_grad and not p.is_meta and id(p) not in trained]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise L2TFastError(
+            f"nothing trains the parameter {left[0]}{more} of the method {method.name}: return it in "
+            "trained_parameters(), give it to an optimizer in optimizers(), or set requires_grad_(False)"
+        )
+
+
+def _checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
+    """What `Method.loss_terms` has returned, if it is numbers by name."""
+    wanted = f"loss_terms of the method {method.name} must return scalars by name, such as {{'a loss': tensor}}"
+    if not isinstance(terms, dict):
+        raise L2TFastError(f"{wanted}, not a {type(terms).__name__}")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor | float | int) or (isinstance(term, Tensor) and term.dim()):
+            of = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
+            raise L2TFastError(f"{wanted}, and its {name!r} is {of}")
+    return terms

@@ -20,7 +20,7 @@ from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import Checkpoint, build_model, from_state_dict
 from l2t_fast.transfer.device import check_backend, choose_device
 from l2t_fast.transfer.event_file import EventFile
-from l2t_fast.transfer.image_size import check_image_size
+from l2t_fast.transfer.image_size import check_image_size, check_output
 from l2t_fast.transfer.memory import largest_batch_that_fits
 from l2t_fast.transfer.methods import Setup, find_method
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
@@ -103,7 +103,8 @@ class Trainer:
                 self.pairs = resolve_pairs(wanted, *names, self.source.maps_per_source)
                 self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
         size = self.data.image_size
-        check_image_size(config.target.model, self.target, self.data, size, "data.image_size")
+        output = check_image_size(config.target.model, self.target, self.data, size, "data.image_size")
+        check_output(config.target.model, self.target, output, self.data.num_classes)
         self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes, group))
         self.method.to(self.device)
         self.placement = Placement()
@@ -260,7 +261,8 @@ class Trainer:
     def _check_source_image_size(self, name: str, source: nn.Module) -> None:
         config = self.config.named_sources()[name]
         side = config.image_size or self.data.image_size
-        check_image_size(config.model, source, self.data, side, f"{config_key(name)}.image_size")
+        output = check_image_size(config.model, source, self.data, side, f"{config_key(name)}.image_size")
+        check_output(config.model, source.network, output, None)
 
     def _run_epoch(self, events: EventFile | None, check_interrupt: Callable[[], None]) -> None:
         began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import threading
 
 import pytest
@@ -473,3 +474,23 @@ def test_list_models_names_every_family():
     )
     assert "torchvision:resnet34" in names
     assert not any("deeplab" in name or "rcnn" in name for name in names)
+
+
+class SaysHowItIsMade(nn.Sequential):
+    def __reduce__(self):
+        return SaysHowItIsMade, (*self,)
+
+
+def test_a_network_that_was_given_maps_can_be_pickled():
+    """Whole networks go to processes, and into files of torch.save."""
+    network = with_feature_maps(
+        torchvision.models.get_model("squeezenet1_1", num_classes=3), ["features.5"], image_size=64
+    ).eval()
+    x = torch.rand(2, 3, 64, 64)
+    logits, (feature_map,) = network(x)
+    for protocol in (0, pickle.DEFAULT_PROTOCOL):
+        twin = pickle.loads(pickle.dumps(network, protocol))
+        assert type(twin) is type(network) and twin.feature_names == ["features.5"]
+        assert torch.equal(twin(x)[0], logits) and torch.equal(twin(x)[1][0], feature_map)
+    own = with_feature_maps(SaysHowItIsMade(nn.Conv2d(3, 4, 1), nn.Flatten()), ["0"], image_size=8)
+    assert type(pickle.loads(pickle.dumps(own))) is SaysHowItIsMade

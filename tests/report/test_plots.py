@@ -110,6 +110,10 @@ def test_heat_map_shows_the_mean_over_seeds_and_hatches_missing_pairs(tmp_path):
         assert text in plot.svg
     assert "<pattern" in plot.svg and "Hatched" in plot.caption and "mean over 2 seeds" in plot.caption
     assert plot.caption.endswith("Conditions: none.")
+    assert "between 0 (the pair is not used) and 6, and starts around 1. Darker" in plot.caption
+    # Of the weights of a method that somebody has added, that is not known.
+    own = plots_weights.pair_weight_heat_map("mine", runs, tmp_path / "plots", "")
+    assert "mine" in own.caption and "one standard deviation. Darker" in own.caption and "and 6" not in own.caption
 
 
 def test_nan_lambda_is_shown_as_no_number(tmp_path):

@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import pkgutil
+import re
+from collections.abc import Mapping
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
@@ -10,16 +12,31 @@ from l2t_fast.transfer.pairs import SCHEMES
 
 __all__ = ["METHODS", "Batch", "Method", "Setup", "find_method", "split_scheme"]
 
+#: What a method may be called: its runs' folders are called after it.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
 
 def defined_here() -> dict[str, type[Method]]:
     """Every class of this folder's files that gives itself a name, by that name."""
-    found = {}
+    found: dict[str, type[Method]] = {}
     for file in pkgutil.iter_modules(__path__, f"{__name__}."):
         module = importlib.import_module(file.name)
         for item in vars(module).values():
-            if isinstance(item, type) and issubclass(item, Method) and item.__module__ == file.name:
-                found |= {item.name: item} if "name" in vars(item) else {}
+            ours = isinstance(item, type) and issubclass(item, Method) and item.__module__ == file.name
+            if ours and "name" in vars(item):
+                _check_name(item, found)
+                found[item.name] = item
     return found
+
+
+def _check_name(method: type[Method], others: Mapping[str, type[Method]]) -> None:
+    """Raise ValueError for a name that another method has, or that cannot be part of the name of a run's folder."""
+    of = f"the method {method.__module__}.{method.__qualname__}"
+    if not isinstance(method.name, str) or not NAME.fullmatch(method.name):
+        raise ValueError(f"{of} is called {method.name!r}: take letters, digits and any of _ . + -")
+    if method.name in others:
+        other = others[method.name]
+        raise ValueError(f"{of} is called {method.name!r}, as {other.__module__}.{other.__qualname__} is: rename one")
 
 
 METHODS: dict[str, type[Method]] = defined_here()

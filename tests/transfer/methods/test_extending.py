@@ -10,6 +10,7 @@ from PIL import Image
 from l2t_fast.config import TargetConfig
 from l2t_fast.data import DataConfig, datasets, load_data
 from l2t_fast.data import config as data_config
+from l2t_fast.errors import L2TFastError
 from l2t_fast.models import list_models, registry
 from l2t_fast.transfer import METHODS, Trainer, methods, run
 
@@ -57,6 +58,25 @@ def test_the_network_can_be_a_target(make_config, quiet, monkeypatch):
     x, y = next(iter(trainer.data.train))
     _, matching, _ = trainer.train_batch(x, y)
     assert matching > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "told"),
+    [
+        ('"second": 32}', '"second": 64}', r"shape \(1, 32, 2, 2\) at 'second' for one image, but .* has 64 channels"),
+        ("yield name, x", "yield name.title(), x", "trunk of TwoConvolutions does not yield the map 'first'"),
+        ("Linear(32, num_classes)", "Linear(32, 10)", r"logits of shape \(1, 10\) .* for 3 classes .* \(1, 3\)"),
+        ("x.mean((2, 3)))", "x.mean((2, 3))),", "must return its logits, one tensor, and a list of feature maps"),
+    ],
+)
+def test_a_network_with_a_mistake_is_told_before_training(make_config, quiet, monkeypatch, line, instead, told):
+    example: dict = {}
+    code = examples("A network")[0]
+    assert line in code
+    exec(code.replace(line, instead), example)
+    monkeypatch.setitem(registry._OWN, "two_convolutions", example["TwoConvolutions"])
+    with pytest.raises(L2TFastError, match=told):
+        Trainer(make_config(method="scratch", target=TargetConfig("two_convolutions")), quiet)
 
 
 def test_the_data_set_is_read(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
 import pkgutil
+import re
+import sys
 
 import pytest
 
@@ -45,3 +47,22 @@ def test_a_method_without_pairs_takes_no_scheme_and_heeds_none(make_config, quie
         parse_method(f"{name}-single")
     trainer = Trainer(make_config(method=name, pairs="all-to-all", target=TargetConfig("resnet8")), quiet)
     assert trainer.pairs == [] and "pairs" not in trainer.describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("'fm'", "is called 'fm', as l2t_fast.transfer.methods.feature_matching.FeatureMatchingMethod is: rename one"),
+        ("'a/b'", "is called 'a/b': take letters, digits"),
+        ("''", "is called '': take letters, digits"),
+        ("None", "is called None: take letters, digits"),
+    ],
+)
+def test_a_method_has_a_name_of_its_own_that_a_folder_can_have(tmp_path, monkeypatch, name, told):
+    (tmp_path / "zz_own.py").write_text(
+        f"from l2t_fast.transfer.methods.base import Method\n\n\nclass Own(Method):\n    name = {name}\n"
+    )
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    with pytest.raises(ValueError, match=rf"the method l2t_fast\.transfer\.methods\.zz_own\.Own {re.escape(told)}"):
+        methods.defined_here()
+    sys.modules.pop("l2t_fast.transfer.methods.zz_own")

@@ -1,0 +1,96 @@
+"""Mistakes in a method of one's own that would be wrong without a word, or come out late: each is told."""
+
+import pytest
+import torch
+from torch import nn
+
+from l2t_fast.errors import L2TFastError
+from l2t_fast.transfer import METHODS, Method, Trainer, run
+
+
+class Own(Method):
+    name = "own"
+    default_pairs = None
+
+    def __init__(self, setup):
+        super().__init__(setup)
+        self.layer = nn.Linear(5, 2)
+        self.optimizer = torch.optim.AdamW(self.layer.parameters())
+        self.epoch = 0
+
+    def optimizers(self):
+        return {"own": self.optimizer}
+
+    def start_epoch(self):
+        self.epoch += 1
+
+    def after_step(self, target, optimizer, batch):
+        self.optimizer.zero_grad()
+        self.layer(batch.source.logits[0]).square().mean().backward()
+        self.optimizer.step()
+
+
+def own(monkeypatch, **changes):
+    monkeypatch.setitem(METHODS, "own", type("Changed", (Own,), changes))
+
+
+def test_the_method_itself_is_right(make_config, quiet, monkeypatch):
+    own(monkeypatch)
+    run(make_config(method="own"), progress=quiet)
+
+
+def test_an_optimizer_with_the_name_of_the_targets(make_config, quiet, monkeypatch):
+    """Its momenta would stand in checkpoints in the place of the target's, which a resumed run would miss."""
+    own(monkeypatch, optimizers=lambda self: {"optimizer": self.optimizer})
+    with pytest.raises(L2TFastError, match="optimizer of the method own is called 'optimizer', as the target's is"):
+        Trainer(make_config(method="own"), quiet)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        ("late", "own holds no momenta, though steps were made"),
+        ("Adafactor", "own.state.0"),
+    ],
+)
+def test_an_optimizer_that_no_checkpoint_continues(make_config, quiet, monkeypatch, optimizer, told):
+    changes = {}
+    if optimizer == "late":
+        changes["after_step"] = lambda self, *args: self.epoch > 1 and Own.after_step(self, *args)
+    else:
+
+        def init(self, setup):
+            Own.__init__(self, setup)
+            self.optimizer = getattr(torch.optim, optimizer)(self.layer.parameters())
+
+        changes["__init__"] = init
+    own(monkeypatch, **changes)
+    with pytest.raises(L2TFastError, match=rf"because of the optimizer 'own' of the method own \({told}.*every epoch"):
+        run(make_config(method="own"), progress=quiet)
+
+
+def test_parameters_that_nothing_trains(make_config, quiet, monkeypatch):
+    own(monkeypatch, optimizers=lambda self: {})
+    with pytest.raises(L2TFastError, match=r"nothing trains the parameter layer.weight and 1 more of the method own"):
+        Trainer(make_config(method="own"), quiet)
+    frozen = {"optimizers": lambda self: {}, "after_step": Method.after_step}
+    own(monkeypatch, **frozen, __init__=lambda self, setup: (Own.__init__(self, setup), self.requires_grad_(False))[0])
+    Trainer(make_config(method="own"), quiet)
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (lambda f: None, "not a NoneType"),
+        (lambda f: f.mean(), "not a Tensor"),
+        (lambda f: {"x": f.mean((1, 2, 3))}, r"and its 'x' is of shape \(16,\)"),
+        (lambda f: {"x": f.mean().reshape(1)}, r"and its 'x' is of shape \(1,\)"),
+        (lambda f: {"x": None}, "and its 'x' is a NoneType"),
+    ],
+)
+def test_loss_terms_that_are_no_scalars_by_name(make_config, quiet, monkeypatch, returned, told):
+    own(monkeypatch, loss_terms=lambda self, batch, logits, features: returned(features[0]))
+    trainer = Trainer(make_config(method="own"), quiet)
+    x, y = next(iter(trainer.data.train))
+    with pytest.raises(L2TFastError, match=f"loss_terms of the method own must return scalars by name.*, {told}"):
+        trainer.train_batch(x, y)
