@@ -9,7 +9,7 @@ from l2t_fast.errors import L2TFastError
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"dataset": "mnist"}, "data.dataset is 'mnist', it must be one of digits, cifar10"),
+        ({"dataset": "mnist"}, "data.dataset is 'mnist', it must be one of digits, letters, cifar10"),
         ({"augment": "flip"}, "data.augment is 'flip', it must be one of none, crop"),
         ({"validation_share": 0.0}, "data.validation_share is 0.0, it must be above 0 and below 1"),
         ({"validation_share": 1.0}, "data.validation_share is 1.0, it must be above 0 and below 1"),
