@@ -7,6 +7,7 @@ import torch
 from l2t_fast.data import DataConfig, load_data
 from l2t_fast.data.digits import FACTOR, LEVELS
 from l2t_fast.data.letters import COPIES, FONTS, read_letters
+from l2t_fast.errors import L2TFastError
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,9 @@ def test_they_are_divided_and_normalised_like_any_images():
     pixels = torch.cat([x for part in parts for x, _ in part])
     # Fonts and their drawing may change a little from release to release.
     assert abs(pixels.mean()) < 0.05 and abs(pixels.std() - 1) < 0.05
+
+
+def test_a_font_that_is_missing_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
+    with pytest.raises(L2TFastError, match=r"^the letters need the font .*DejaVuSans\.ttf, which comes with"):
+        read_letters()
