@@ -1,6 +1,7 @@
 """Named feature maps of any network, torchvision's among them, by forward hooks on its modules."""
 
 import copy
+import copyreg
 import functools
 import itertools
 import math
@@ -72,9 +73,12 @@ class _HookedMaps:
     def __reduce_ex__(self, protocol: int) -> tuple:
         """The class is made as it is needed, and found by no name: pickle takes the one that it was made of."""
         make, arguments, *rest = super().__reduce_ex__(protocol)
-        if arguments[:1] != (type(self),):  # a network that says itself how it is made
+        _, base, plain, *_ = type(self).__mro__
+        if base is not _HookedMaps or make not in (copyreg.__newobj__, copyreg._reconstructor):
+            # Its class was derived again, or the network says itself how it is made.
             return make, arguments, *rest
-        return _unpickled, (type(self).__mro__[2],), *rest
+        of_new = arguments[1:] if make is copyreg.__newobj__ else ()
+        return _unpickled, (plain, *of_new), *rest
 
 
 def with_feature_maps(
@@ -133,10 +137,10 @@ def _hooked_class(plain: type[nn.Module]) -> type[nn.Module]:
     return type(plain.__name__, (_HookedMaps, plain), {"__module__": plain.__module__})
 
 
-def _unpickled(plain: type[nn.Module]) -> nn.Module:
+def _unpickled(plain: type[nn.Module], *arguments: object) -> nn.Module:
     """An empty network of a class with feature maps, whose attributes pickle sets."""
     hooked = _hooked_class(plain)
-    return hooked.__new__(hooked)
+    return hooked.__new__(hooked, *arguments)
 
 
 def _check_free(name: str, network: nn.Module) -> None:

@@ -142,18 +142,20 @@ def _states(saved: Mapping[str, Any], name: str) -> Mapping[object, Any]:
 def _left_by_a_step(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What the optimizer keeps for each of its parameters after a step, with tensors that have a form and no memory.
 
-    Found by a step on two numbers, with the options of each group.
+    Found by a step on two numbers a dimension, with the options of each group.
     """
     forms: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        parameters = group["params"]
-        if not parameters:
-            continue
-        few = nn.Parameter(parameters[0].detach().new_zeros(2))
-        few.grad = torch.zeros_like(few)
-        twin = type(optimizer)([{**group, "params": [few]}])
-        twin.step()
-        forms += [{key: _shaped(value, p.shape) for key, value in twin.state[few].items()} for p in parameters]
+        kept: dict[tuple[torch.dtype, int], dict[str, Any]] = {}
+        for p in group["params"]:
+            kind = p.dtype, p.dim()
+            if kind not in kept:
+                few = nn.Parameter(p.detach().new_zeros((2,) * p.dim()))
+                few.grad = torch.zeros_like(few)
+                twin = type(optimizer)([{**group, "params": [few]}])
+                twin.step()
+                kept[kind] = twin.state[few]
+            forms.append({key: _shaped(value, p.shape) for key, value in kept[kind].items()})
     return forms
 
 

@@ -44,15 +44,19 @@ def check_output(name: str, network: nn.Module, output: object, classes: int | N
         output: what `check_image_size` has returned.
         classes: None if the number of logits does not matter.
     """
-    if not isinstance(output, tuple) or len(output) != 2 or not isinstance(output[0], Tensor):
-        raise L2TFastError(f"{name} must return its logits, one tensor, and a list of feature maps for a batch")
-    logits, maps = output
+    logits, maps = output if isinstance(output, tuple | list) and len(output) == 2 else (None, None)
+    names = network.feature_names
+    listed = isinstance(maps, tuple | list) and len(maps) == len(names) and all(isinstance(m, Tensor) for m in maps)
+    if not listed or not isinstance(logits, Tensor):
+        raise L2TFastError(
+            f"{name} must return its logits, one tensor, and a list of its feature maps {', '.join(names)} for a batch"
+        )
     if classes is not None and logits.shape != (1, classes):
         raise L2TFastError(
             f"{name} has logits of shape {tuple(logits.shape)} for one image, but for {classes} classes they must be "
             f"{(1, classes)}"
         )
-    for layer, channels, feature_map in zip(network.feature_names, network.feature_channels, maps, strict=True):
+    for layer, channels, feature_map in zip(names, network.feature_channels, maps, strict=True):
         shape = tuple(feature_map.shape)
         if len(shape) != 4 or shape[:2] != (1, channels):
             raise L2TFastError(

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -253,10 +253,10 @@ def _check_trained(target: nn.Module, method: Method) -> None:
         )
 
 
-def _checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
+def _checked_terms(method: Method, terms: object) -> Mapping[str, Tensor]:
     """What `Method.loss_terms` has returned, if it is numbers by name."""
     wanted = f"loss_terms of the method {method.name} must return scalars by name, such as {{'a loss': tensor}}"
-    if not isinstance(terms, dict):
+    if not isinstance(terms, Mapping):
         raise L2TFastError(f"{wanted}, not a {type(terms).__name__}")
     for name, term in terms.items():
         if not isinstance(term, Tensor | float | int) or (isinstance(term, Tensor) and term.dim()):

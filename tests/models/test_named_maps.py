@@ -481,6 +481,19 @@ class SaysHowItIsMade(nn.Sequential):
         return SaysHowItIsMade, (*self,)
 
 
+class MadeWithASize(nn.Sequential):
+    def __new__(cls, channels):
+        made = super().__new__(cls)
+        made.channels = channels
+        return made
+
+    def __init__(self, channels):
+        super().__init__(nn.Conv2d(3, channels, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def __getnewargs__(self):
+        return (self.channels,)
+
+
 def test_a_network_that_was_given_maps_can_be_pickled():
     """Whole networks go to processes, and into files of torch.save."""
     network = with_feature_maps(
@@ -492,5 +505,11 @@ def test_a_network_that_was_given_maps_can_be_pickled():
         twin = pickle.loads(pickle.dumps(network, protocol))
         assert type(twin) is type(network) and twin.feature_names == ["features.5"]
         assert torch.equal(twin(x)[0], logits) and torch.equal(twin(x)[1][0], feature_map)
+    derived = copy.deepcopy(network)
+    derived.__class__ = type("Derived", (type(network),), {})  # as batch normalisation over ranks does
+    assert torch.equal(copy.deepcopy(derived)(x)[0], logits)
+    sized = with_feature_maps(MadeWithASize(4), ["0"], image_size=8)
+    assert torch.equal(pickle.loads(pickle.dumps(sized))(x)[0], sized(x)[0])
+    assert torch.equal(copy.deepcopy(sized)(x)[0], sized(x)[0])
     own = with_feature_maps(SaysHowItIsMade(nn.Conv2d(3, 4, 1), nn.Flatten()), ["0"], image_size=8)
     assert type(pickle.loads(pickle.dumps(own))) is SaysHowItIsMade

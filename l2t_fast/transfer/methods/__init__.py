@@ -23,7 +23,7 @@ def defined_here() -> dict[str, type[Method]]:
         module = importlib.import_module(file.name)
         for item in vars(module).values():
             ours = isinstance(item, type) and issubclass(item, Method) and item.__module__ == file.name
-            if ours and "name" in vars(item):
+            if ours and "name" in vars(item) and item not in found.values():
                 _check_name(item, found)
                 found[item.name] = item
     return found

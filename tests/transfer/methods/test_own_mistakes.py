@@ -1,11 +1,16 @@
 """Mistakes in a method of one's own that would be wrong without a word, or come out late: each is told."""
 
+import pkgutil
+import sys
+import types
+
 import pytest
 import torch
 from torch import nn
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.transfer import METHODS, Method, Trainer, run
+from l2t_fast.transfer import METHODS, Method, Trainer, methods, run
+from l2t_fast.transfer.checkpoint import load_optimizer
 
 
 class Own(Method):
@@ -65,8 +70,48 @@ def test_an_optimizer_that_no_checkpoint_continues(make_config, quiet, monkeypat
 
         changes["__init__"] = init
     own(monkeypatch, **changes)
-    with pytest.raises(L2TFastError, match=rf"because of the optimizer 'own' of the method own \({told}.*every epoch"):
+    with pytest.warns(UserWarning, match=rf"because of the optimizer 'own' of the method own \({told}.*every epoch"):
         run(make_config(method="own"), progress=quiet)
+
+
+def test_optimizers_for_matrices_and_for_several_types(make_config, quiet, monkeypatch, recwarn):
+    """Whose momenta have forms that one parameter does not tell."""
+
+    def init(self, setup):
+        Own.__init__(self, setup)
+        self.layer.bias.requires_grad_(False)
+        self.more = nn.Linear(5, 2, dtype=torch.float64)
+        self.optimizer = torch.optim.Muon([self.layer.weight])
+        self.other = torch.optim.Adam([self.layer.bias, *self.more.parameters()])
+
+    def after_step(self, target, optimizer, batch):
+        Own.after_step(self, target, optimizer, batch)
+        self.other.zero_grad()
+        (self.more(batch.source.logits[0].double()).square().mean() + self.layer.bias.sum()).backward()
+        self.other.step()
+
+    own(
+        monkeypatch,
+        __init__=init,
+        after_step=after_step,
+        optimizers=lambda self: {"own": self.optimizer, "other": self.other},
+    )
+    trainer = Trainer(make_config(method="own"), quiet)
+    trainer.fit()
+    assert not [w for w in recwarn if "cannot be continued" in str(w.message)]
+    for name, optimizer in trainer.method.optimizers().items():
+        saved = optimizer.state_dict()
+        load_optimizer(optimizer, saved, name)
+        torch.testing.assert_close(optimizer.state_dict()["state"], saved["state"], rtol=0, atol=0)
+
+
+def test_a_method_that_has_a_second_name_in_its_file(monkeypatch):
+    alias = types.ModuleType("l2t_fast.transfer.methods.zz_alias")
+    alias.Twice = type("Twice", (Own,), {"name": "twice", "__module__": alias.__name__})
+    alias.Default = alias.Twice
+    monkeypatch.setitem(sys.modules, alias.__name__, alias)
+    monkeypatch.setattr(pkgutil, "iter_modules", lambda *_: [types.SimpleNamespace(name=alias.__name__)])
+    assert methods.defined_here() == {"twice": alias.Twice}
 
 
 def test_parameters_that_nothing_trains(make_config, quiet, monkeypatch):
