@@ -66,7 +66,7 @@ def test_the_network_can_be_a_target(make_config, quiet, monkeypatch):
         ('"second": 32}', '"second": 64}', r"shape \(1, 32, 2, 2\) at 'second' for one image, but .* has 64 channels"),
         ("yield name, x", "yield name.title(), x", "trunk of TwoConvolutions does not yield the map 'first'"),
         ("Linear(32, num_classes)", "Linear(32, 10)", r"logits of shape \(1, 10\) .* for 3 classes .* \(1, 3\)"),
-        ("x.mean((2, 3)))", "x.mean((2, 3))),", "must return its logits, one tensor, and a list of feature maps"),
+        ("x.mean((2, 3)))", "x.mean((2, 3))),", "must return its logits, one tensor, and a list of its feature maps"),
     ],
 )
 def test_a_network_with_a_mistake_is_told_before_training(make_config, quiet, monkeypatch, line, instead, told):
