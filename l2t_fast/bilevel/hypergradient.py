@@ -57,7 +57,7 @@ def hypergradient(
     pass.
 
     Call it outside of ``torch.autocast``: in it, "exact" and "double_backward" run their forward passes in the lower
-    precision, and rounded features point a second derivative elsewhere (by 20 % for a VGG5-BN on 8x8 pixels).
+    precision, and rounded features point a second derivative elsewhere (by 20 % for a VGG5-BN on 8x8 pixels, one-off).
 
     Meanwhile the modules have other parameters, which another thread that called them would meet. Calls of this
     function wait for each other where they share a module.
