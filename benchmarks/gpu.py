@@ -2,10 +2,11 @@
 
     make gpu            # or: python3 -m benchmarks.gpu --output FOLDER
 
-Stages run in processes of their own with a time limit, so that one that fails or hangs costs the others nothing: the
-native build, the environment, the benchmarks of the matching loss and of a training step, one after the other; then, at
-the same time, the tests (those of backends that need a GPU among them) and compute-sanitizer's memcheck and racecheck
-on small problems. The folder then holds the rows, summary.md, and all logs in logs.tgz, also of a run that is
+Stages run in processes of their own with a time limit, so that one that fails or hangs costs the others nothing. First
+the native build and, beside it, the tests of Triton's kernels as they are without native code. Then, one after the
+other, the environment and the benchmarks of the matching loss and of a training step. At the end, at the same time, the
+tests (those of backends that need a GPU among them), the limited-data run, and compute-sanitizer's memcheck and
+racecheck on small problems. The folder then holds the rows, summary.md, and all logs in logs.tgz, also of a run that is
 interrupted. It works in a checkout, whether or not the package is installed.
 """
 
@@ -60,6 +61,13 @@ NEEDING_A_GPU = [
     "tests/transfer/test_source.py::test_side_by_side_on_a_gpu_is_one_after_the_other",
 ]
 
+#: Runs a command in a copy of the checkout without native code. The compilers of the native build go first.
+WITHOUT_NATIVE = """
+folder=build/without_native
+rm -rf $folder && mkdir -p $folder && cp -r l2t_fast tests benchmarks pyproject.toml $folder &&
+rm -f $folder/l2t_fast/_C.* && cd $folder && PYTHONPATH=$PWD:$PYTHONPATH exec nice -n 19 "$@"
+"""
+
 #: Files beside tests/ops with tests that a GPU is a parameter of.
 ON_A_GPU_TOO = ["tests/bilevel/test_second_order.py", "tests/data/test_loader.py", "tests/fuzz/test_fuzz.py"]
 
@@ -95,9 +103,19 @@ def rounds(output: Path) -> list[list[Stage]]:
     missing = [name for name in NEEDED_BY if not is_installed(name)]
     left_out = [path for name in missing for path in NEEDED_BY[name]]
     gpu_tests = ["tests/ops", *(f"--ignore={path}" for path in WITHOUT_GPU)]
+    triton_tests = tests(*gpu_tests, "-k", "triton", share=2)
     return [
-        # By the memory that is free now there may be fewer jobs: some machines get theirs as they use it.
-        [Stage("build", 100, [*python, "setup.py", "build_ext", "--inplace"], {"MAX_JOBS": str(cores)}, needed=True)],
+        [
+            # By the memory that is free now there may be fewer jobs: some machines get theirs as they use it.
+            Stage("build", 150, [*python, "setup.py", "build_ext", "--inplace"], {"MAX_JOBS": str(cores)}, needed=True),
+            Stage(
+                "tests_triton_alone",
+                100,
+                ["sh", "-c", WITHOUT_NATIVE, "sh", *triton_tests],
+                one_thread,
+                "Triton's tests where there is no native code; later ones find compiled what these have compiled",
+            ),
+        ],
         [Stage("environment", 20, [*python, "-c", describe], {})],
         [Stage("loss_imagenet", 80, [*loss, "imagenet"], {})],
         [Stage("loss_cifar", 70, [*loss, "cifar"], {})],
@@ -122,13 +140,8 @@ def rounds(output: Path) -> list[list[Stage]]:
                 one_thread,
             ),
             Stage("tests_graph", 240, tests(*NEEDING_A_GPU, share=8), one_thread),
-            Stage(
-                "tests_triton",
-                240,
-                tests(*gpu_tests, "-k", "triton", share=2),
-                one_thread,
-                "every mixture of types is compiled anew: what is left when the time is up was not tested",
-            ),
+            Stage("tests_triton", 240, triton_tests, one_thread),
+            Stage("limited_data", 240, [*python, "-m", "benchmarks.gpu_training", str(output / "training.csv")], {}),
             Stage(
                 "tests",
                 240,

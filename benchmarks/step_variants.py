@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.csv_rows import append
-from benchmarks.training_rows import training_row
+from benchmarks.training_rows import trained
 from l2t_fast.bench.conditions import code_commit
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, embedded_config
 from l2t_fast.parsing import read_config
 from l2t_fast.report.statistics import paired_difference, summarise
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import Pretraining
-from l2t_fast.transfer.trainer import Trainer
 
 #: What each way sets; all else is the embedded configuration's.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -69,13 +68,7 @@ def train(
     changed = common | {"source": source} | VARIANTS[variant]
     out = runs / f"{variant.replace(' ', '-').replace(',', '')}-seed{seed}"
     training = TrainConfig(**changed, method=METHOD, label=variant, seed=seed, out=str(out))
-    trainer = Trainer(training, progress)
-    result = trainer.fit()
-    images = {
-        "validation_images": len(trainer.data.validation.dataset),
-        "test_images": len(trainer.data.test.dataset),
-    }
-    return training_row(training, result, images, commit=commit, more={"variant": variant})
+    return trained(training, progress, commit=commit, more={"variant": variant})
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -6,7 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2t_fast.config import TrainConfig
+from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run_folder import METRICS, RunFolder, read_rows
+from l2t_fast.transfer.trainer import Trainer
+
+
+def trained(
+    training: TrainConfig, progress: TrainingProgress, *, commit: str | None, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Do a run, and return its row; arguments as of `training_row`."""
+    trainer = Trainer(training, progress)
+    result = trainer.fit()
+    images = {
+        "validation_images": len(trainer.data.validation.dataset),
+        "test_images": len(trainer.data.test.dataset),
+    }
+    return training_row(training, result, images, commit=commit, more=more)
 
 
 def training_row(
