@@ -99,7 +99,7 @@ def rounds(output: Path) -> list[list[Stage]]:
     )
     loss = [*python, "-m", "benchmarks.gpu_rows", "loss", rows, "--workloads"]
     step = [*python, "-m", "benchmarks.gpu_rows", "step", rows, "--workloads"]
-    steps = ["--repeats", "5", "--providers", "naive", "exact", "exact_graph"]
+    steps = ["--repeats", "5", "--providers", "naive", "exact", "exact_graph", "exact_bfloat16_graph"]
     missing = [name for name in NEEDED_BY if not is_installed(name)]
     left_out = [path for name in missing for path in NEEDED_BY[name]]
     gpu_tests = ["tests/ops", *(f"--ignore={path}" for path in WITHOUT_GPU)]

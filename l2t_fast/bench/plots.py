@@ -31,6 +31,7 @@ _STYLES = {
     "finite_difference": LineStyle(LIGHT["m2"], "^", DASHES[5]),
     "exact": LineStyle(LIGHT["m1"], "D", DASHES[3]),
     "exact_kept": LineStyle(LIGHT["m6"], "X", DASHES[4]),
+    "exact_bfloat16": LineStyle(LIGHT["m4"], "P", DASHES[1]),
     "cpu": LineStyle(LIGHT["m1"], "D", DASHES[3]),
     "triton": LineStyle(LIGHT["m2"], "^", DASHES[3]),
     "cuda": LineStyle(LIGHT["m6"], "P", DASHES[3]),

@@ -55,10 +55,13 @@ class StepSetup:
         keep_graphs: bool = False,
         cuda_graph: bool = False,
         backend: str = "auto",
+        precision: str = "float32",
         channels_last: bool = False,
         seed: int = 0,
     ) -> Training:
         """Fresh networks, optimizers and a random batch; the same numbers for one seed, whatever the other arguments.
+
+        `precision` is the trainer's: what autocast computes the source and the real step in.
 
         No weights are downloaded: time and memory do not depend on them. The source's BatchNorm takes its statistics
         from the batch, so that its maps have the size that trained networks' maps have.
@@ -78,6 +81,7 @@ class StepSetup:
                 keep_graphs=keep_graphs,
                 cuda_graph=cuda_graph,
                 backend=backend,
+                precision=precision,
                 lookahead_steps=self.steps,
                 lr=self.lr,
             )
@@ -96,7 +100,7 @@ class StepSetup:
             weight_decay=options.weight_decay,
             **sgd_options(options, device),
         )
-        return Training(self, frozen, target, method, optimizer, x, y.to(device))
+        return Training(self, frozen, target, method, optimizer, x, y.to(device), getattr(torch, precision))
 
 
 @dataclass
@@ -110,6 +114,7 @@ class Training:
     optimizer: torch.optim.SGD
     x: Tensor
     y: Tensor
+    precision: torch.dtype
 
     @property
     def meta_optimizer(self) -> torch.optim.Optimizer:

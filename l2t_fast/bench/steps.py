@@ -55,7 +55,9 @@ class Ours:
         return numbers
 
     def gradients(self, x: Tensor, y: Tensor, *, check: bool = True) -> tuple[Batch, Tensor]:
-        with contextlib.nullcontext() if self._plain else fast_convolutions(x.device):
+        precision = self._training.precision
+        autocast = torch.autocast(x.device.type, precision, enabled=precision != torch.float32)
+        with autocast, contextlib.nullcontext() if self._plain else fast_convolutions(x.device):
             batch = Batch(x, y, self._training.source(x))
             logits, features = self._training.target(x)
             cross_entropy = F.cross_entropy(logits, y)
@@ -107,18 +109,20 @@ def step_providers(device: torch.device) -> dict[str, tuple[StepProvider, dict[s
 
     ``eager`` is the strongest baseline in plain PyTorch: nested autograd over the reference matching loss, with the
     source run once and nothing deep-copied. The others are our hypergradient methods over the fastest matching loss;
-    ``exact_kept`` is the exact one that keeps its graphs, ``exact_graph`` and ``exact_kept_graph`` are the whole step
-    in CUDA graphs, on a GPU.
+    ``exact_kept`` is the exact one that keeps its graphs, ``exact_bfloat16`` has the source and the real step in mixed
+    precision, and those that end in ``_graph`` are the whole step in CUDA graphs, on a GPU.
     """
-    graphs = {
-        "exact_graph": (Graphed, {"hypergradient": "exact", "cuda_graph": True}),
-        "exact_kept_graph": (Graphed, {"hypergradient": "exact", "keep_graphs": True, "cuda_graph": True}),
+    exact = {
+        "exact": {"hypergradient": "exact"},
+        "exact_kept": {"hypergradient": "exact", "keep_graphs": True},
+        "exact_bfloat16": {"hypergradient": "exact", "precision": "bfloat16"},
     }
+    graphs = {f"{name}_graph": (Graphed, options | {"cuda_graph": True}) for name, options in exact.items()}
     return {
         "naive": (naive, {}),
         "eager": (eager, {"hypergradient": "double_backward", "backend": "reference"}),
         **{method: (ours, {"hypergradient": method}) for method in METHODS},
-        "exact_kept": (ours, {"hypergradient": "exact", "keep_graphs": True}),
+        **{name: (ours, options) for name, options in exact.items()},
         **(graphs if device.type == "cuda" else {}),
     }
 

@@ -19,7 +19,9 @@ TINY = STEP_SETUPS["tiny"]
 
 
 def tolerance_of(row):
-    """The most that a row's tolerance may be: finite differences are an approximation."""
+    """The most that a row's tolerance may be: finite differences are an approximation, and so is mixed precision."""
+    if row.provider == "exact_bfloat16":
+        return 0.25
     return 0.045 if row.provider.startswith("finite_difference") else 1e-3
 
 
@@ -31,6 +33,8 @@ def test_every_provider_takes_the_step_of_the_naive_loop():
         assert row.error <= row.tolerance <= tolerance_of(row)
         assert row.first_call_ms > 0
         assert row.median_ms is None and row.peak_mib is None
+        if row.provider == "exact_bfloat16":
+            assert row.error > 0.01  # it is computed in bfloat16
 
 
 def test_hypergradients_of_methods_and_libraries_are_that_of_the_naive_loop():
