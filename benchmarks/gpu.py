@@ -82,7 +82,7 @@ def rounds(output: Path) -> list[list[Stage]]:
     quiet = ["-q", "--tb=short", "--disable-warnings", "-p", "no:benchmark", "--continue-on-collection-errors"]
 
     def tests(*arguments: str, share: int) -> list[str]:
-        workers = ["-n", str(min(8, max(1, cores // share)))] if is_installed("xdist") else []
+        workers = ["-n", str(min(12, max(1, cores // share)))] if is_installed("xdist") else []
         return [*python, "-m", "pytest", *quiet, *workers, *arguments]
 
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -145,7 +145,7 @@ def rounds(output: Path) -> list[list[Stage]]:
             Stage(
                 "tests",
                 240,
-                tests("tests", "-k", "not triton and not cuda", *(f"--ignore={path}" for path in left_out), share=2),
+                tests("tests", "-k", "not triton and not cuda", *(f"--ignore={path}" for path in left_out), share=1),
                 one_thread,
                 f"without {', '.join(left_out)}, which need {' and '.join(missing)}" if left_out else "",
             ),
