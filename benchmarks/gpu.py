@@ -61,13 +61,6 @@ NEEDING_A_GPU = [
     "tests/transfer/test_source.py::test_side_by_side_on_a_gpu_is_one_after_the_other",
 ]
 
-#: Runs a command in a copy of the checkout without native code. The compilers of the native build go first.
-WITHOUT_NATIVE = """
-folder=build/without_native
-rm -rf $folder && mkdir -p $folder && cp -r l2t_fast tests benchmarks pyproject.toml $folder &&
-rm -f $folder/l2t_fast/_C.* && cd $folder && PYTHONPATH=$PWD:$PYTHONPATH exec nice -n 19 "$@"
-"""
-
 #: Files beside tests/ops with tests that a GPU is a parameter of.
 ON_A_GPU_TOO = ["tests/bilevel/test_second_order.py", "tests/data/test_loader.py", "tests/fuzz/test_fuzz.py"]
 
@@ -111,7 +104,7 @@ def rounds(output: Path) -> list[list[Stage]]:
             Stage(
                 "tests_triton_alone",
                 100,
-                ["sh", "-c", WITHOUT_NATIVE, "sh", *triton_tests],
+                ["nice", "--adjustment=19", *triton_tests, "-p", "tests.without_native"],
                 one_thread,
                 "Triton's tests where there is no native code; later ones find compiled what these have compiled",
             ),

@@ -156,22 +156,6 @@ def test_no_file_with_tests_on_a_gpu_is_left_out(tmp_path):
             assert any(path.is_relative_to(name) for name in named), path
 
 
-def test_a_copy_without_native_code_is_what_its_tests_see(tmp_path, monkeypatch):
-    (stage,) = (s for s in all_stages(tmp_path) if s.name == "tests_triton_alone")
-    root = tmp_path / "checkout"
-    for name in ("l2t_fast", "tests", "benchmarks"):
-        (root / name).mkdir(parents=True)
-    for name in ("l2t_fast/__init__.py", "l2t_fast/_C.so", "l2t_fast/new.py", "pyproject.toml"):
-        (root / name).touch()
-    (root / "build" / "without_native" / "l2t_fast").mkdir(parents=True)
-    (root / "build" / "without_native" / "l2t_fast" / "old.py").touch()
-    monkeypatch.setattr(stage_processes, "ROOT", root)
-    code = "import l2t_fast, os; print(l2t_fast.__file__, *sorted(os.listdir('l2t_fast')), os.nice(0))"
-    command = [*stage.command[: stage.command.index("sh", 1) + 1], sys.executable, "-B", "-c", code]
-    outcome = run(dataclasses.replace(stage, command=command), tmp_path, 60)
-    assert outcome.last_line == f"{root}/build/without_native/l2t_fast/__init__.py __init__.py new.py 19"
-
-
 def test_without_xdist_tests_run_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "is_installed", lambda module: False)
     assert not any("-n" in s.command for s in all_stages(tmp_path))
@@ -184,6 +168,21 @@ def test_files_with_marks_are_collected(tmp_path):
     tests = next(s.command for s in all_stages(tmp_path) if s.name == "tests")
     options = ["-c", str(gpu.ROOT / "pyproject.toml"), "-p", "no:cacheprovider", str(file)]
     done = subprocess.run([*tests[: tests.index("tests")], *options], capture_output=True, text=True)
+    assert "1 passed" in done.stdout and done.returncode == 0, done.stdout + done.stderr
+
+
+def test_triton_s_tests_run_beside_the_build_without_native_code(tmp_path):
+    """In each worker; and the build goes first."""
+    file = tmp_path / "test_native.py"
+    file.write_text(
+        "import os\nfrom l2t_fast import _native\n"
+        "def test_it(): assert _native.extension is None and 'PYTEST_XDIST_WORKER' in os.environ\n"
+    )
+    command = next(s.command for s in all_stages(tmp_path) if s.name == "tests_triton_alone")
+    options = [option for option in command[command.index("-k") + 2 :] if not option.startswith("tests/")]
+    assert command[:2] == ["nice", "--adjustment=19"]
+    command = [*command[2 : command.index("tests/ops")], "-n", "1", "-p", "no:cacheprovider", *options, str(file)]
+    done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True)
     assert "1 passed" in done.stdout and done.returncode == 0, done.stdout + done.stderr
 
 

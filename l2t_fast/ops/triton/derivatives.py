@@ -202,10 +202,17 @@ def _may_consume(grad_loss: Tensor, gradients: Sequence[Tensor]) -> bool:
         or torch._C._len_torch_dispatch_stack()
     ):
         return False
-    plain = all(type(t) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in gradients)
-    plain = plain and not torch._C._functorch.is_functorch_wrapped_tensor(grad_loss) and type(grad_loss) is Tensor
     # held by the saved tensor, the one unpacked from it, and the storage object asked here; a fourth is the caller's
-    return plain and all(torch._C._storage_Use_Count(g.untyped_storage()._cdata) <= 3 for g in gradients)
+    return all(map(_is_plain, [grad_loss, *gradients])) and all(
+        torch._C._storage_Use_Count(g.untyped_storage()._cdata) <= 3 for g in gradients
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is numbers in memory: no subclass, nothing of ``torch.func`` and no batch of autograd's own vmap."""
+    functorch = torch._C._functorch
+    wrapped = functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+    return type(tensor) is Tensor and not wrapped
 
 
 class _MatchingForward(Function):

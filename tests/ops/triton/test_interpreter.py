@@ -25,7 +25,8 @@ SELECTIONS = {
     ),
     "derivatives": (
         "tests/ops/test_derivatives.py",
-        "backward_only_scales or nothing_but_the_loss or somebody_else or loss_scale or factor_is_not_rounded",
+        "backward_only_scales or nothing_but_the_loss or somebody_else or loss_scale or factor_is_not_rounded"
+        " or batches_of_adjoints",
     ),
     "weights of convolutions": ("tests/ops/test_convolution_weights.py", "same_bits and contiguous or other_kernels"),
     "second derivatives": ("tests/ops/triton/test_second_derivatives.py", "triton"),
@@ -33,21 +34,18 @@ SELECTIONS = {
 }
 
 
-# Where there is no native code the operators have derivatives in Python.
-WITHOUT_NATIVE = "import sys; sys.modules['l2t_fast._C'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-
-
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreter's process")
 @pytest.mark.parametrize(
     ("what", "native"),
     [(what, True) for what in SELECTIONS]
+    # where the operators have derivatives in Python
     + [(what, False) for what in ("operators", "derivatives", "second derivatives")],
 )
 def test_in_the_interpreter(what, native):
     pytest.importorskip("triton")
     path, expression = SELECTIONS[what]
-    command = [sys.executable, *(("-m", "pytest") if native else ("-W", "ignore", "-c", WITHOUT_NATIVE))]
-    command += ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", path]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", path]
+    command += [] if native else ["-W", "ignore", "-p", "tests.without_native"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "120"}
     done = subprocess.run(
         [*command, "-k", f"triton and ({expression})"], cwd=ROOT, env=environment, capture_output=True, text=True
