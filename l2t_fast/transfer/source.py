@@ -59,6 +59,16 @@ class FrozenSource(nn.Module):
         self.prepare = prepare or nn.Identity()
         self.scales: list[float] | None = None
 
+    @property
+    def feature_names(self) -> list[str]:
+        """Of the network's maps."""
+        return list(self.network.feature_names)
+
+    @property
+    def feature_channels(self) -> list[int]:
+        """Of the network's maps."""
+        return list(self.network.feature_channels)
+
     def train(self, mode: bool = True) -> "FrozenSource":
         """Stay in eval mode: the source's BatchNorm statistics are part of what was pretrained."""
         return self
@@ -103,10 +113,10 @@ class FrozenSources(nn.Module):
         self.feature_names = [
             source_layer(name, layer) if several else layer
             for name, source in sources.items()
-            for layer in source.network.feature_names
+            for layer in source.feature_names
         ]
-        self.feature_channels = [c for source in sources.values() for c in source.network.feature_channels]
-        self.maps_per_source = [len(source.network.feature_names) for source in sources.values()]
+        self.feature_channels = [c for source in sources.values() for c in source.feature_channels]
+        self.maps_per_source = [len(source.feature_names) for source in sources.values()]
         self.num_classes = [source.num_classes for source in sources.values()]
         self._streams: list[torch.cuda.Stream] = []
 
@@ -130,7 +140,7 @@ class FrozenSources(nn.Module):
     @property
     def scales(self) -> dict[str, float]:
         """What `unit_rms` divides feature maps by, by their names; those it leaves alone are not there."""
-        each = [scale for source in self.parts for scale in source.scales or [None] * len(source.network.feature_names)]
+        each = [scale for source in self.parts for scale in source.scales or [None] * len(source.feature_names)]
         return {name: scale for name, scale in zip(self.feature_names, each, strict=True) if scale is not None}
 
     def train(self, mode: bool = True) -> "FrozenSources":

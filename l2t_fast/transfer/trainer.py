@@ -20,9 +20,9 @@ from l2t_fast.interrupts import kept_interrupts
 from l2t_fast.models import Checkpoint, build_model, from_state_dict
 from l2t_fast.transfer.device import check_backend, choose_device
 from l2t_fast.transfer.event_file import EventFile
-from l2t_fast.transfer.image_size import check_image_size, check_output
 from l2t_fast.transfer.memory import largest_batch_that_fits
 from l2t_fast.transfer.methods import Setup, find_method
+from l2t_fast.transfer.network_check import check_network
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import rank_seed, seed_everything
@@ -91,20 +91,20 @@ class Trainer:
         self.pair_layers: list[tuple[str, str]] = []
         if method_class.needs_source:
             if group.size > 1 and method_class.runs_source and config.may_share_sources():
-                unplaced = UnplacedSources(config, self.data, self._check_source_image_size, untrained)
+                unplaced = UnplacedSources(config, self.data, self._check_source, untrained)
                 self.source = unplaced.sources
             else:
                 self.source = load_sources(config.named_sources(), self.data, untrained).to(self.device)
                 for name, part in zip(config.named_sources(), self.source.parts, strict=True):
-                    self._check_source_image_size(name, part)
+                    self._check_source(name, part)
             if method_class.default_pairs is not None:
                 names = self.source.feature_names, list(self.target.feature_names)
                 wanted = method_class.default_pairs if config.pairs is None else config.pairs
                 self.pairs = resolve_pairs(wanted, *names, self.source.maps_per_source)
                 self.pair_layers = [(names[0][m], names[1][n]) for m, n in self.pairs]
         size = self.data.image_size
-        output = check_image_size(config.target.model, self.target, self.data, size, "data.image_size")
-        check_output(config.target.model, self.target, output, self.data.num_classes)
+        classes = self.data.num_classes
+        check_network(config.target.model, self.target, self.data, size, "data.image_size", classes=classes)
         self.method = method_class(Setup(config, self.source, self.target, self.pairs, self.data.num_classes, group))
         self.method.to(self.device)
         self.placement = Placement()
@@ -258,11 +258,10 @@ class Trainer:
         if self.group.leads:
             self.folder.log(text)
 
-    def _check_source_image_size(self, name: str, source: nn.Module) -> None:
+    def _check_source(self, name: str, source: nn.Module) -> None:
         config = self.config.named_sources()[name]
         side = config.image_size or self.data.image_size
-        output = check_image_size(config.model, source, self.data, side, f"{config_key(name)}.image_size")
-        check_output(config.model, source.network, output, None)
+        check_network(config.model, source, self.data, side, f"{config_key(name)}.image_size")
 
     def _run_epoch(self, events: EventFile | None, check_interrupt: Callable[[], None]) -> None:
         began = time.perf_counter()

@@ -8,16 +8,20 @@ from l2t_fast.errors import L2TFastError
 
 
 @torch.no_grad()
-def check_image_size(name: str, network: nn.Module, data: DataBundle, side: int, key: str) -> object:
-    """Raise L2TFastError if the images are too small for a network: its pooling leaves no pixel.
+def check_network(
+    name: str, network: nn.Module, data: DataBundle, side: int, key: str, *, classes: int | None = None
+) -> None:
+    """Give a network one image. Raise L2TFastError if that is too small, or what comes out is not what it says.
 
-    Returns what the network makes of one image.
+    Too small it is where pooling leaves no pixel. To come out are the maps of its `feature_names`, with its
+    `feature_channels`, and its logits.
 
     Args:
         name, network: which network, as the user named it.
         data: what it will see.
         side: pixels that it sees at last, if it resizes what it is given.
         key: the option that another size can be given with.
+        classes: number of its logits; None if that does not matter.
     """
     device = next(network.parameters()).device
     x = torch.zeros(1, data.in_channels, data.image_size, data.image_size, device=device)
@@ -33,17 +37,10 @@ def check_image_size(name: str, network: nn.Module, data: DataBundle, side: int,
             f"{name} cannot take images of {side}x{side} pixels ({reason}), choose another {key} or another network"
         ) from error
     network.train(was_training)
-    return output
+    _check_output(name, network, output, classes)
 
 
-def check_output(name: str, network: nn.Module, output: object, classes: int | None) -> None:
-    """Raise L2TFastError if a network does not give for one image the maps that it says, and logits of the classes.
-
-    Args:
-        name, network: which network, as the user named it.
-        output: what `check_image_size` has returned.
-        classes: None if the number of logits does not matter.
-    """
+def _check_output(name: str, network: nn.Module, output: object, classes: int | None) -> None:
     logits, maps = output if isinstance(output, tuple | list) and len(output) == 2 else (None, None)
     names = network.feature_names
     listed = isinstance(maps, tuple | list) and len(maps) == len(names) and all(isinstance(m, Tensor) for m in maps)
