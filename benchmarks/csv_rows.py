@@ -16,7 +16,7 @@ def append(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     Rows of two processes that add to the same file at the same time are whole, below one header.
 
     Raises:
-        L2TFastError: the file cannot be written; it is as it was then.
+        L2TFastError: the file has other columns, ends inside a line or cannot be written; it is as it was then.
     """
     try:
         with locked_end(path) as file:
@@ -24,7 +24,17 @@ def append(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
             if not path.stat().st_size:
                 writer.writeheader()
+            else:
+                _check(path, list(rows[0]))
             writer.writerows(rows)
             write_all(text.getvalue(), file)
     except OSError as error:
         raise L2TFastError(f"rows cannot be written to {path}: {error.strerror or error}") from error
+
+
+def _check(path: Path, columns: list[str]) -> None:
+    text = path.read_bytes()
+    if next(csv.reader(io.StringIO(text.partition(b"\n")[0].decode(errors="replace"))), None) != columns:
+        raise L2TFastError(f"{path} holds other columns than these rows have, name another file")
+    if not text.endswith(b"\n"):
+        raise L2TFastError(f"{path} ends inside a line, remove its last line or name another file")

@@ -11,6 +11,7 @@ interrupted. It works in a checkout, whether or not the package is installed.
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
 import importlib.metadata
@@ -18,15 +19,18 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
 import tomllib
 from pathlib import Path
+from typing import TextIO
 
-from benchmarks.stage_processes import INTERRUPTED, ROOT, Outcome, Stage, run_together
+from benchmarks.stage_processes import ROOT, Outcome, Signals, Stage, run_together
+from l2t_fast.bench.rows import check_output
+from l2t_fast.errors import L2TFastError
 
 SECONDS = 9 * 60 - 15  # in all; the rest is for the summary
 
@@ -35,6 +39,7 @@ NEEDED_BY = {
     "jsonargparse": [
         "tests/bench/test_command.py",
         "tests/bench/test_report.py",
+        "tests/benchmarks/test_gpu_training.py",
         "tests/benchmarks/test_parallel_compare.py",
         "tests/benchmarks/test_step_variants.py",
         "tests/distributed",
@@ -70,7 +75,7 @@ def rounds(output: Path) -> list[list[Stage]]:
     python = [sys.executable, "-u"]
     rows = str(output / "rows.csv")
     one_thread = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     # Not `-p no:warnings`: pytest would not know its own mark `filterwarnings`, and collect no file that has it.
     quiet = ["-q", "--tb=short", "--disable-warnings", "-p", "no:benchmark", "--continue-on-collection-errors"]
 
@@ -96,11 +101,15 @@ def rounds(output: Path) -> list[list[Stage]]:
     missing = [name for name in NEEDED_BY if not is_installed(name)]
     left_out = [path for name in missing for path in NEEDED_BY[name]]
     gpu_tests = ["tests/ops", *(f"--ignore={path}" for path in WITHOUT_GPU)]
+    # By the memory that is free now there may be fewer jobs: some machines get theirs as they use it.
+    jobs = {"MAX_JOBS": os.environ.get("MAX_JOBS", str(cores))}
+    build = [*python, "setup.py", "build_ext", "--inplace"]
+    if lacking := missing_tools():
+        build = [*python, "-c", f"print('no native code, Triton alone: there is no {lacking[0]}')"]
     triton_tests = tests(*gpu_tests, "-k", "triton", share=2)
     return [
         [
-            # By the memory that is free now there may be fewer jobs: some machines get theirs as they use it.
-            Stage("build", 150, [*python, "setup.py", "build_ext", "--inplace"], {"MAX_JOBS": str(cores)}, needed=True),
+            Stage("build", 150, build, jobs, needed=True),
             Stage(
                 "tests_triton_alone",
                 100,
@@ -150,6 +159,17 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def missing_tools() -> list[str]:
+    """What the native build needs and this machine has not; without nvcc it leaves the CUDA kernels out by itself."""
+    beside_python = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    found = {name: shutil.which(name, path=beside_python) for name in ("cmake", "ninja")}
+    found["C++ compiler"] = shutil.which(os.environ.get("CXX", "c++").split()[0])
+    found["Python.h"] = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    versions = [distribution.version for distribution in importlib.metadata.distributions(name="setuptools")]
+    found["setuptools 77"] = any(int(version.partition(".")[0]) >= 77 for version in versions[:1])
+    return [name for name, there in found.items() if not there]
+
+
 def missing_packages() -> list[str]:
     """What pyproject.toml asks for, tests included, and this Python has not."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -168,10 +188,18 @@ def pack(logs: Path, archive: Path) -> None:
 def keep(outcomes: list[Outcome], logs: Path, output: Path, since: str) -> None:
     """Write logs and summary. Where that fails it is said, and the stages go on: their outcomes are printed too."""
     try:
-        (output / "summary.md").write_text(summary(outcomes, output / "rows.csv", since))
+        (output / "summary.md").write_text(summary(outcomes, output / "rows.csv", since), encoding="utf-8")
         pack(logs, output / "logs.tgz")
     except OSError as error:
-        print(f"error: results cannot be written to {output}: {error.strerror}", file=sys.stderr, flush=True)
+        tell(f"error: results cannot be written to {output}: {error.strerror}", sys.stderr)
+
+
+def tell(text: str, to: TextIO | None = None) -> None:
+    """Print, if somebody still listens, in what letters they know."""
+    to = to or sys.stdout
+    encoding = to.encoding or "utf-8"
+    with contextlib.suppress(OSError):
+        print(text.encode(encoding, "replace").decode(encoding), file=to, flush=True)
 
 
 def summary(outcomes: list[Outcome], rows: Path, since: str = "") -> str:
@@ -184,7 +212,11 @@ def summary(outcomes: list[Outcome], rows: Path, since: str = "") -> str:
     if missing := missing_packages():
         lines += ["", f"Not installed: {', '.join(missing)}. What imports them fails or was left out."]
     if rows.exists():
-        lines += ["", *ratio_table(rows, since)]
+        try:
+            table = ratio_table(rows, since)
+        except (OSError, ValueError, LookupError, ZeroDivisionError, csv.Error) as error:
+            table = [f"No table of {rows.name}, which cannot be read: {type(error).__name__}: {error}."]
+        lines += ["", *table]
     return "\n".join(lines) + "\n"
 
 
@@ -233,28 +265,30 @@ def main() -> int:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / "summary.md").write_text("")  # no older one stays
+        check_output(output / "rows.csv")
     except OSError as error:
         parser.error(f"results cannot be written to {output}: {error.strerror}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process of a stage outlives this one
+    except L2TFastError as error:
+        parser.error(f"{error}; move the file away or name another folder with OUT or --output")
     return run_all(chosen, output)
 
 
 def run_all(chosen: list[list[Stage]], output: Path) -> int:
     began, since = time.monotonic(), datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with Signals() as interrupted, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for stages in filter(None, chosen):
-            print(f"{', '.join(stage.name for stage in stages)} ...", flush=True)
-            for last in run_together(stages, Path(folder), SECONDS - (time.monotonic() - began)):
+            tell(f"{', '.join(stage.name for stage in stages)} ...")
+            for last in run_together(stages, Path(folder), SECONDS - (time.monotonic() - began), interrupted):
                 outcomes.append(last)
-                print(f"{last.stage.name}: {last.status}, {last.seconds:.0f} s, {last.last_line}", flush=True)
+                tell(f"{last.stage.name}: {last.status}, {last.seconds:.0f} s, {last.last_line}")
                 keep(outcomes, Path(folder), output, since)
-            if any(outcome.status == INTERRUPTED for outcome in outcomes):
+            if interrupted():
                 break
             if failed := [outcome.stage.name for outcome in outcomes if outcome.lacking]:
-                print(f"{failed[0]} is what all others need: they are left out", flush=True)
+                tell(f"{failed[0]} is what all others need: they are left out")
                 break
-    print(summary(outcomes, output / "rows.csv", since))
+        tell(summary(outcomes, output / "rows.csv", since))
     return 0 if all(outcome.status == "ok" for outcome in outcomes) else 1
 
 

@@ -60,6 +60,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("error: PyTorch sees no CUDA GPU", file=sys.stderr)
         return 2
+    print("training the source", flush=True)
     commit = code_commit()  # of what runs, whatever is edited meanwhile
     quiet = TrainingProgress(Console(quiet=True), epoch_lines=False)
     with tempfile.TemporaryDirectory(prefix="l2t_fast_") as folder, quiet as progress:

@@ -22,6 +22,18 @@ def test_who_adds_at_the_same_time_waits_and_writes_no_second_header(tmp_path):
     assert path.read_text() == "a\n1\n2\n"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a,b\n1,2\n", r"rows\.csv holds other columns"), ("a\n1", r"rows\.csv ends inside a line")],
+)
+def test_a_file_of_other_rows_is_left_as_it_is(content, message, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    with pytest.raises(L2TFastError, match=message):
+        append([{"a": 2}], path)
+    assert path.read_text() == content
+
+
 def test_a_full_disk_leaves_no_part_of_a_row(tmp_path):
     path = tmp_path / "rows.csv"
     append([{"a": 1, "b": "x"}], path)

@@ -1,7 +1,10 @@
 """`make gpu` without a GPU: stages that fail or hang cost the others nothing, and the summary says what happened."""
 
 import dataclasses
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -38,8 +41,31 @@ def test_a_stage_that_hangs_is_stopped_with_all_it_started(tmp_path):
 def test_nothing_outlives_a_stage(tmp_path, code):
     child = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
     outcome = run(stage("leaves", f"{child}; {code}", seconds=6), tmp_path, 600)
-    status = Path("/proc", outcome.last_line, "stat")
-    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
+    assert has_ended(outcome.last_line)
+
+
+def has_ended(pid: str) -> bool:
+    status = Path("/proc", pid, "stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_nothing_outlives_a_stage_within_a_stage(tmp_path):
+    inner = "from benchmarks.stage_processes import *; stage = Stage('inner', 60, ['sleep', '600'], {})"
+    outer = f"{inner}; next(run_together([stage], Path({str(tmp_path)!r}), 60))"
+    outcome = run(stage("outer", outer, seconds=8), tmp_path, 60)
+    assert outcome.status == "stopped after 8 s" and (tmp_path / "inner.log").exists()
+    assert not any(path.read_bytes() == b"sleep\x00600\x00" and b"inner" in environment(path) for path in commands())
+
+
+def commands() -> list[Path]:
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path.parent / "environ", os.R_OK)]
+
+
+def environment(command: Path) -> bytes:
+    try:
+        return (command.parent / "environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_tests_that_are_stopped_say_what_has_failed(tmp_path, monkeypatch):
@@ -63,6 +89,37 @@ def test_an_interrupted_run_leaves_what_there_is(tmp_path):
         assert packed.extractfile("second.log").read() == b"at work\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_any_signal_however_often_ends_all_stages_and_leaves_the_summary(number, tmp_path, monkeypatch):
+    """As `timeout make gpu` sends two, or somebody in haste; the second comes while an outcome is written."""
+    keep = gpu.keep
+
+    def once_more(*arguments):
+        os.kill(os.getpid(), number)
+        keep(*arguments)
+
+    monkeypatch.setattr(gpu, "keep", once_more)
+    child = "import subprocess, time; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
+    stages = [stage(name, f"{child}; time.sleep(600)") for name in ("one", "two", "three")]
+    stages.append(stage("sends", f"import os, time; time.sleep(1); os.kill(os.getppid(), {int(number)}); {child}"))
+    before = signal.getsignal(number)
+    assert gpu.run_all([stages, [stage("next", "pass")]], tmp_path) == 1
+    assert signal.getsignal(number) == before
+    text = (tmp_path / "summary.md").read_text()
+    assert all(f"| {name} | interrupted |" in text for name in ("one", "two", "three")) and "next" not in text
+    with tarfile.open(tmp_path / "logs.tgz") as packed:
+        for name in ("one", "two", "three"):
+            assert has_ended(packed.extractfile(f"{name}.log").read().decode().strip())
+
+
+def test_a_needed_stage_that_fails_ends_those_beside_it(tmp_path):
+    failing = dataclasses.replace(stage("build", "raise SystemExit('no compiler')"), needed=True)
+    found = list(gpu.run_together([stage("beside", "import time; time.sleep(600)"), failing], tmp_path, 600))
+    status = {outcome.stage.name: outcome.status for outcome in found}
+    assert status == {"build": "exit code 1", "beside": "ended: build failed"}
+    assert all(outcome.seconds < 60 for outcome in found)
+
+
 def test_without_what_all_stages_need_none_runs(tmp_path, capsys):
     failing = dataclasses.replace(stage("build", "raise SystemExit('no compiler')"), needed=True)
     assert gpu.run_all([[failing], [stage("next", "print('ran')")]], tmp_path) == 1
@@ -83,10 +140,12 @@ def test_a_folder_that_cannot_be_written_to_stops_no_stage(tmp_path, capsys):
     [
         (["--stages", "tests", "nosuch"], "no stage is named nosuch: they are build, "),
         (["--output", __file__], "test_gpu.py: File exists"),
+        ([], "rows.csv holds other columns than this version writes"),
     ],
-    ids=["stage", "output"],
+    ids=["stage", "output", "rows"],
 )
 def test_what_cannot_begin_is_told(arguments, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match="2"):
         gpu.main()
@@ -222,6 +281,34 @@ def test_the_summary_is_of_this_run_alone(tmp_path):
     assert "| cuda | 2.000 |" in text and "| cuda | 1.000 |" not in text
     rows.write_text("time\n1\n")
     assert "| cuda |" not in gpu.summary([], rows, "2026-01-01T12:00:00Z")
+
+
+@pytest.mark.parametrize("content", [b"run,median_ms\n9999,1\n", b"run\n9999\n", b"\xff\xfe"])
+def test_rows_that_cannot_be_read_cost_nothing_else(content, tmp_path):
+    (tmp_path / "rows.csv").write_bytes(content)
+    outcome = gpu.Outcome(stage("tests", "pass"), "ok", 1.0, "1 passed")
+    text = gpu.summary([outcome], tmp_path / "rows.csv")
+    assert "| tests | ok | 1 | 1 passed |" in text and "No table of rows.csv, which cannot be read: " in text
+
+
+@pytest.mark.parametrize("missing", ["cmake", "c++"])
+def test_without_tools_of_the_build_triton_is_left(missing, tmp_path, monkeypatch):
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, **options: None if name == missing else which(name, **options))
+    build = next(s for s in all_stages(tmp_path) if s.name == "build")
+    outcome = run(build, tmp_path, 60)
+    named = {"c++": "C++ compiler"}.get(missing, missing)
+    assert outcome.status == "ok" and outcome.last_line == f"no native code, Triton alone: there is no {named}"
+
+
+def test_without_packages_that_a_gpu_s_machine_may_lack_tests_are_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "is_installed", lambda module: module not in gpu.NEEDED_BY)
+    tests = next(s.command for s in all_stages(tmp_path) if s.name == "tests")
+    hidden = f"import sys; sys.modules |= dict.fromkeys({list(gpu.NEEDED_BY)}); import pytest; sys.exit(pytest.main("
+    options = [*tests[tests.index("pytest") + 1 :], "--collect-only", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-c", f"{hidden}{options}))"]
+    done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 
 def test_the_summary_names_packages_that_are_missing(tmp_path, monkeypatch):
