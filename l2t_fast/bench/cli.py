@@ -136,9 +136,10 @@ def _run(options: Namespace) -> int:
     if not options.check:
         check_output(output)
     wrong = 0
-    written = False
+    measured = written = False
     try:
         for rows in _measured(options, protocol):
+            measured = True
             wrong += sum(row.status == WRONG for row in rows)
             if not options.check:
                 append_rows(output, rows)
@@ -155,6 +156,10 @@ def _run(options: Namespace) -> int:
         raise L2TFastError(
             "there is too little memory for the workload itself, lower --batch, or name another with --workloads"
         ) from error
+    if not measured:
+        raise L2TFastError(
+            "nothing was measured: --modes, --workloads and --providers have nothing in common, name others"
+        )
     if not options.check:
         print(f"rows appended to {output}")
     if wrong:
@@ -230,6 +235,7 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
     for dtype in options.dtypes if loss_modes and providers("loss") else ():
         peaks = None
         if protocol.repeats:
+            protocol.progress("what the machine can do at most:")
             peaks, rows = measure_peaks(protocol, dtype)
             yield rows
         for workload in workloads.values():
@@ -292,6 +298,8 @@ def _report(options: Namespace) -> int:
     root = Path(l2t_fast.__file__).parent.parent
     checkout = (root / "benchmarks" / "results").is_dir()
     sources = [Path(name) for name in options.rows or [default_rows()]]
+    if options.html and Path(options.html).resolve() in [path.resolve() for path in sources]:
+        raise L2TFastError(f"--html {options.html} holds the rows that are to be read, name another file")
     groups = newest(row for path in sources for row in read_rows(path))
     if not groups:
         raise L2TFastError(f"there are no rows in {', '.join(map(str, sources))}, make some with `l2t-fast bench run`")
@@ -340,7 +348,8 @@ def _compare(options: Namespace) -> int:
     # What else than the code differs: rows of another PyTorch are compared, and say so.
     compared = {change.row.key() for change in changes}
     for side, rows in (("before", before), ("after", after)):
-        newest = {row.key(): row for row in rows if row.key() in compared}
+        in_time = sorted(rows, key=lambda row: row.run)
+        newest = {row.key(): row for row in in_time if row.key() in compared}
         print(f"{side + ':':<8}{conditions_line([Group(tuple(newest.values()), ())])}")
     for change in changes:
         unit = {"time": " ms", "memory": " MiB", "status": ""}[change.what]
@@ -348,12 +357,14 @@ def _compare(options: Namespace) -> int:
         ratio = "" if change.what == "status" else f" ({change.ratio:.2f} x)"
         mark = "REGRESSION" if change.regressed else "ok"
         print(f"{mark:<11} {change.what:<7} {name(change.row)}: {values[0]} -> {values[1]}{unit}{ratio}")
-    for row in not_measured_again(before, after):
+    missing = not_measured_again(before, after)
+    for row in missing:
         print(f"{'missing':<11} {'status':<7} {name(row)}: was measured before, and not after")
     if left := other_work(before, after):
         print(f"only measured before: {', '.join(left)}")
     worse = sum(change.regressed for change in changes)
-    print(f"{worse} of {len(changes)} figures are more than {options.threshold:g} times worse")
+    more = f"; not counted: {len(missing)} missing" if missing else ""
+    print(f"{worse} of {len(changes)} figures are more than {options.threshold:g} times worse, or wrong now{more}")
     return 1 if worse else 0
 
 

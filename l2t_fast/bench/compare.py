@@ -33,13 +33,13 @@ def compare(before: Sequence[Row], after: Sequence[Row], threshold: float) -> li
     """Changes of time and memory by the ratio of medians and peaks, worst first.
 
     Rows are matched by :meth:`Row.key`, that is on the same device with the same threads and flags; of several with one
-    key the last counts. More than ``threshold`` times as much is a regression, and so is a provider that was right and
-    is wrong now, or runs out of memory. Time that only looks longer is none: the quicker fifth of the calls (p20) must
-    also be slower than before.
+    key the newest counts. More than ``threshold`` times as much is a regression, and so is a provider that was right
+    and is wrong now, or runs out of memory. Time that only looks longer is none: the quicker fifth of the calls (p20)
+    must also be slower than before.
     """
     old = {row.key(): row for row in _compared(before)}
     changes = []
-    for key, row in {row.key(): row for row in after}.items():
+    for key, row in {row.key(): row for row in _compared(after)}.items():
         previous = old.get(key)
         if previous is None or previous.status != OK:
             continue
@@ -70,8 +70,8 @@ def other_work(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:
-    """Rows without those of what the machine can do, and of a step's parts."""
-    return [row for row in rows if row.mode != "peak" and not row.part]
+    """Rows without those of what the machine can do, and of a step's parts; the newest last."""
+    return sorted((row for row in rows if row.mode != "peak" and not row.part), key=lambda row: row.run)
 
 
 def _work(row: Row) -> tuple[object, ...]:

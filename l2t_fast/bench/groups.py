@@ -30,6 +30,9 @@ LABELS = {
     "cuda": "l2t_fast, CUDA",
 }
 
+#: What figures are held against.
+BASELINES = ("eager", "naive")
+
 #: Of the matching loss, ours first to last choice.
 BACKENDS = ("cuda", "triton", "cpu")
 
@@ -70,14 +73,19 @@ class Group:
 
 
 def newest(rows: Iterable[Row]) -> list[Group]:
-    """The last run of each piece of work, in the order in which the pieces first appear."""
+    """The last run of each piece of work, in the order in which the pieces first appear.
+
+    A run of some providers alone, without the baseline that an earlier one has, does not take that one's place.
+    """
     runs: dict[tuple, dict[str, list[Row]]] = {}
     for row in rows:
-        work = (row.device, row.threads, row.flags, row.workload, row.batch, row.dtype, row.layout, row.mode)
+        work = (*machine_key(row), row.workload, row.batch, row.pairs, row.dtype, row.layout, row.mode)
         runs.setdefault((*work, row.sweep, row.size), {}).setdefault(row.run, []).append(row)
     groups = []
     for by_run in runs.values():
-        last = list(by_run.values())[-1]
+        in_time = [by_run[run] for run in sorted(by_run)]
+        with_baseline = [run for run in in_time if any(row.provider in BASELINES for row in run)]
+        last = (with_baseline or in_time)[-1]
         whole = sorted((row for row in last if row.part is None), key=lambda row: place(row.provider))
         if whole:
             groups.append(Group(tuple(whole), tuple(row for row in last if row.part is not None and row.status == OK)))
@@ -136,9 +144,9 @@ def curves(groups: Sequence[Group]) -> list[Curve]:
     return made
 
 
-def machine_key(row: Row) -> tuple[str, int, str]:
-    """Rows with the same key may stand in one table."""
-    return row.device, row.threads, row.flags
+def machine_key(row: Row) -> tuple[str, str, int, str]:
+    """Rows with the same key may stand in one table. Processors of one name may have other instructions."""
+    return row.device, row.capability, row.threads, row.flags
 
 
 def conditions_line(groups: Sequence[Group]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,36 +61,46 @@ def style(provider: str) -> LineStyle:
 def draw(groups: Sequence[Group], images: Path) -> list[Plot]:
     """Write ``bench_*.png`` into ``images`` and give the figures back; those without rows are left out.
 
-    Only the machine with the most rows is drawn: figures of several in one picture would be compared.
+    Each has the machine with the most rows alone: figures of several in one picture would be compared.
     """
-    machines: dict[str, list[Group]] = {}
-    for group in groups:
-        machines.setdefault(group.first.device, []).append(group)
-    if not machines:
-        return []
-    groups = max(machines.values(), key=len)
     whole = [g for g in groups if g.first.sweep is None]
-    # Of several numbers of threads, the largest.
-    threads = max((g.first.threads for g in whole), default=0)
-    whole = [g for g in whole if g.first.threads == threads]
     plots = []
-    loss = [g for g in whole if g.first.mode in LOSS_MODE_NAMES and g.first.mode != "forward"]
+    loss = _of_one_machine([g for g in whole if g.first.mode in LOSS_MODE_NAMES and g.first.mode != "forward"])
     plain = [g for g in loss if (g.first.dtype, g.first.layout) == ("float32", "NCHW")]
+    steps, hypergradients = (_of_one_machine(_of(whole, mode)) for mode in ("step", "hypergradient"))
     time, memory = ("median_ms", "milliseconds a call"), ("peak_mib", "peak memory, MiB")
     for name, title, chosen, (column, axis), text in (
         ("bench_loss_time", "Time of the matching loss", plain, time, _loss_name),
         ("bench_loss_memory", "Peak memory of the matching loss", plain, memory, _loss_name),
         ("bench_features_time", "Time by dtype and layout", _varied(loss), time, _feature_name),
-        ("bench_step_time", "Time of a training step", _of(whole, "step"), time, _setup_name),
-        ("bench_step_memory", "Peak memory of a training step", _of(whole, "step"), memory, _setup_name),
-        ("bench_hypergradient_time", "Time of a hypergradient", _of(whole, "hypergradient"), time, _setup_name),
-        ("bench_hypergradient_memory", "Memory of a hypergradient", _of(whole, "hypergradient"), memory, _setup_name),
+        ("bench_step_time", "Time of a training step", steps, time, _setup_name),
+        ("bench_step_memory", "Peak memory of a training step", steps, memory, _setup_name),
+        ("bench_hypergradient_time", "Time of a hypergradient", hypergradients, time, _setup_name),
+        ("bench_hypergradient_memory", "Memory of a hypergradient", hypergradients, memory, _setup_name),
     ):
         if any(getattr(row, column) for group in chosen for row in group.rows):
             plots.append(_dots(chosen, column, axis, text, images, name, title))
-    plots += _parts(_of(whole, "step"), images)
-    plots += _scaling(groups, images)
+    plots += _parts(steps, images)
+    plots += _scaling(_of_one_machine([g for g in groups if g.first.sweep is not None], threads=False), images)
     return plots
+
+
+def _of_one_machine(groups: Sequence[Group], *, threads: bool = True) -> list[Group]:
+    """Those of the machine that has most of them, or of several the newest; of it those with most threads, and with a
+    cold or a warm cache, as most are."""
+
+    def machine(group: Group) -> tuple[str, str]:
+        return group.first.device, group.first.capability
+
+    counts = Counter(map(machine, groups))
+    newest = {machine(group): group.first.run for group in sorted(groups, key=lambda group: group.first.run)}
+    best = max(counts, key=lambda name: (counts[name], newest[name]), default=None)
+    chosen = [group for group in groups if machine(group) == best]
+    if threads:  # which a sweep may be over
+        most = max((group.first.threads for group in chosen), default=0)
+        chosen = [group for group in chosen if group.first.threads == most]
+    flags = Counter(group.first.flags for group in chosen).most_common(1)
+    return [group for group in chosen if group.first.flags == flags[0][0]]
 
 
 def _of(groups: Sequence[Group], mode: str) -> list[Group]:
@@ -154,17 +165,31 @@ def _dots(
                 )
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+        axes.xaxis.set_major_locator(_locator(low, high))
         axes.xaxis.set_minor_locator(NullLocator())
         _plain_numbers(axes, "x")
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlabel(axis)
+        axes.set_xlabel(f"{axis}\n({_machine(groups)})")
         order = [provider for provider in LABELS if provider in shown]
         figure.legend(
             [shown[provider] for provider in order], [label(p) for p in order], loc="outside upper left", ncols=2
         )
         return save_plot(figure, images, name, title, _caption(groups))
+
+
+def _machine(groups: Sequence[Group]) -> str:
+    first = groups[0].first
+    return f"{first.device},\n{first.capability}, threads: {first.threads}"
+
+
+def _locator(low: float, high: float) -> LogLocator:
+    """Few numbers on an axis from ``low`` to ``high``, but three of them."""
+    for subs in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        locator = LogLocator(subs=subs)
+        if sum(low <= tick <= high for tick in locator.tick_values(low, high)) >= 3:
+            break
+    return locator
 
 
 def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
@@ -194,7 +219,7 @@ def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])
         axes.set_ylim(len(bars) - 0.5, -0.5)
-        axes.set_xlabel("milliseconds")
+        axes.set_xlabel(f"milliseconds\n({_machine(groups)})")
         figure.legend(loc="outside upper left", ncols=2)
         caption = "Parts exclude each other and add up to the step. " + _caption(groups)
         return [save_plot(figure, images, "bench_step_parts", "Where a step's time goes", caption)]

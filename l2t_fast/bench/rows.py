@@ -98,7 +98,8 @@ class Row:
 
 #: The columns of :meth:`Row.key`.
 KEY = (
-    "device", "threads", "flags", "workload", "batch", "dtype", "layout", "mode", "provider", "sweep", "size", "part",
+    "device", "capability", "threads", "flags",
+    "workload", "batch", "pairs", "dtype", "layout", "mode", "provider", "sweep", "size", "part",
 )  # fmt: skip
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
@@ -225,6 +226,10 @@ def _row(path: Path, line: int, cells: list[str]) -> Row:
         if value is None or not (0 < value < math.inf or (may_be_zero and value == 0)):
             wanted = "a number" if value is None else "a number above 0"
             raise L2TFastError(f"{path}, line {line}: {name} is {_cell(value)!r}, {wanted} is due there")
+    for name, kind in _TYPES.items():
+        value = getattr(row, name)
+        if kind != "str" and value is not None and not (0 <= value < math.inf or name == "error"):
+            raise L2TFastError(f"{path}, line {line}: {name} is {_cell(value)!r}, a number of 0 or more is due there")
     return row
 
 

@@ -39,9 +39,9 @@ def _by_machine(groups: Iterable[Group]) -> list[list[Group]]:
     parts: dict[tuple, list[Group]] = {}
     for group in groups:
         # Threads are an axis of their own in a sweep over them; a peak is measured with a warm cache.
-        device, threads, flags = machine_key(group.first)
+        *machine, threads, flags = machine_key(group.first)
         sweep = group.first.sweep == "threads"
-        parts.setdefault((device, None if sweep else threads, sweep or flags), []).append(group)
+        parts.setdefault((*machine, None if sweep else threads, sweep or flags), []).append(group)
     return list(parts.values())
 
 

@@ -48,6 +48,10 @@ from tests.bench.fake_rows import fake_row
             "too little memory for the workload itself, lower --batch",
         ),
         (["--shapes", "none.yaml"], "--shapes none.yaml cannot be read: No such file or directory"),
+        (
+            ["--modes", "step", "forward", "--workloads", "single", "--providers", "naive"],
+            "nothing was measured: --modes, --workloads and --providers have nothing in common",
+        ),
         (["--shapes", "none.yaml", "--modes", "step"], "--shapes are those of the matching loss: name one of forward"),
     ],
 )

@@ -22,11 +22,19 @@ from tests.report.test_page import CHROMIUM, Page, assert_fits_and_shows, assert
 def test_the_newest_run_counts_and_ratios_stay_within_it():
     old = [fake_row("cpu", median_ms=20.0), fake_row("eager", median_ms=30.0)]
     new = [dataclasses.replace(fake_row("cpu", median_ms=10.0), run="2020-01-02T00:00:00Z")]
+    whole = [dataclasses.replace(row, run="2020-01-03T00:00:00Z", median_ms=row.median_ms / 2) for row in old]
+    for rows in ([*old, *new, *whole], [*whole, *new, *old]):
+        (group,) = newest(rows)
+        assert group.ours().median_ms == 10.0 and group.ratio("eager", group.ours()) == 1.5
+
+
+def test_a_run_without_the_baseline_takes_no_place_of_one_that_has_it():
+    old = [fake_row("cpu", median_ms=20.0), fake_row("eager", median_ms=30.0)]
+    new = [dataclasses.replace(fake_row("cpu", median_ms=10.0), run="2030-01-02T00:00:00Z")]
     (group,) = newest([*old, *new])
+    assert group.ours().median_ms == 20.0 and group.ratio("eager", group.ours()) == 1.5
+    (group,) = newest(new)
     assert group.ours().median_ms == 10.0
-    assert group.ratio("eager", group.ours()) is None
-    (group,) = newest([*new, *old])
-    assert group.ratio("eager", group.ours()) == 1.5
 
 
 def test_other_threads_batches_and_features_are_other_groups():
@@ -38,6 +46,8 @@ def test_other_threads_batches_and_features_are_other_groups():
         {"dtype": "bfloat16"},
         {"layout": "channels_last"},
         {"mode": "forward"},
+        {"capability": "AVX512"},
+        {"pairs": 100},
     )
     assert len(newest(dataclasses.replace(row, **change) for change in changes)) == len(changes)
 
@@ -237,6 +247,14 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path, monkeypa
     assert page.read_text() == "old" and document.read_text() == "<!-- bench:loss -->\n<!-- /bench -->\n"
 
 
+def test_the_page_takes_no_place_of_its_rows(tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    append_rows(rows, fake_rows())
+    before = rows.read_text()
+    assert main(["bench", "report", "--rows", str(rows), "--html", f"{tmp_path}/../{tmp_path.name}/rows.csv"]) == 2
+    assert "holds the rows that are to be read" in capsys.readouterr().err and rows.read_text() == before
+
+
 def test_the_compare_command(tmp_path, capsys):
     before, after = tmp_path / "before.csv", tmp_path / "after.csv"
     append_rows(before, [fake_row(median_ms=10.0)])
@@ -259,7 +277,7 @@ def test_compare_says_what_else_than_the_code_differs_and_what_is_missing(tmp_pa
     assert "PyTorch 2.15.0" in second and "commit fed-dirty;" in second and second.startswith("after:  ")
     assert other == "only measured before: imagenet forward_backward"
     assert missing.startswith("missing     status  cifar") and "l2t_fast, CPU: was measured before" in missing
-    assert last == "0 of 1 figures are more than 1.15 times worse"
+    assert last == "0 of 1 figures are more than 1.15 times worse, or wrong now; not counted: 1 missing"
 
 
 @pytest.mark.parametrize(

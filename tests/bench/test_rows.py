@@ -106,6 +106,8 @@ def test_a_cell_that_is_no_number(tmp_path):
         ("median_ms", "nan", "median_ms is 'nan', a number above 0 is due there"),
         ("p80_ms", "inf", "p80_ms is 'inf', a number above 0 is due there"),
         ("p20_ms", "-1", "p20_ms is '-1', a number above 0 is due there"),
+        ("peak_mib", "-5", "peak_mib is '-5', a number of 0 or more is due there"),
+        ("floor_ms", "nan", "floor_ms is 'nan', a number of 0 or more is due there"),
         ("mode", "step", "mode is 'step', one of forward, forward_backward, second_order is due there in a sweep"),
         ("mode", "", "mode is '', it must be there"),
         ("run", "", "run is '', it must be there"),
