@@ -143,7 +143,7 @@ def _dots(
     """One line a group, one mark a provider, on a logarithmic axis; whiskers from p20 to p80 for times."""
     names = [text(group) for group in groups]
     lines = max(label.count("\n") + 1 for label in names)
-    with drawing(WIDE, 1.3 + len(groups) * (0.25 + 0.17 * lines)) as figure:
+    with drawing(WIDE, 1.9 + len(groups) * (0.25 + 0.17 * lines)) as figure:
         axes = figure.add_subplot()
         shown: dict[str, object] = {}
         for y, group in enumerate(groups):
@@ -205,7 +205,7 @@ def _parts(groups: Sequence[Group], images: Path) -> list[Plot]:
     if not bars:
         return []
     parts = sorted({part for _, values in bars for part in values}, key=_place)
-    with drawing(WIDE, 2.4 + 0.55 * len(bars)) as figure:
+    with drawing(WIDE, 2.8 + 0.55 * len(bars)) as figure:
         axes = figure.add_subplot()
         left = [0.0] * len(bars)
         for part in parts:
