@@ -102,14 +102,26 @@ def test_any_signal_however_often_ends_all_stages_and_leaves_the_summary(number,
     child = "import subprocess, time; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
     stages = [stage(name, f"{child}; time.sleep(600)") for name in ("one", "two", "three")]
     stages.append(stage("sends", f"import os, time; time.sleep(1); os.kill(os.getppid(), {int(number)}); {child}"))
-    before = signal.getsignal(number)
-    assert gpu.run_all([stages, [stage("next", "pass")]], tmp_path) == 1
-    assert signal.getsignal(number) == before
+    outside = signal.signal(number, signal.SIG_DFL)  # nohup, which these tests may run below, has one ignored
+    try:
+        assert gpu.run_all([stages, [stage("next", "pass")]], tmp_path) == 1
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, outside)
     text = (tmp_path / "summary.md").read_text()
     assert all(f"| {name} | interrupted |" in text for name in ("one", "two", "three")) and "next" not in text
     with tarfile.open(tmp_path / "logs.tgz") as packed:
         for name in ("one", "two", "three"):
             assert has_ended(packed.extractfile(f"{name}.log").read().decode().strip())
+
+
+def test_below_nohup_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
+    closes = stage("closes", f"import os; os.kill(os.getppid(), {int(signal.SIGHUP)})")
+    outside = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert gpu.run_all([[closes], [stage("next", "pass")]], tmp_path) == 0
+    finally:
+        signal.signal(signal.SIGHUP, outside)
 
 
 def test_a_needed_stage_that_fails_ends_those_beside_it(tmp_path):
