@@ -176,7 +176,7 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
     from l2t_fast.bench.setups import STEP_SETUPS
     from l2t_fast.bench.step_suite import measure_hypergradient, measure_step
     from l2t_fast.bench.steps import step_providers
-    from l2t_fast.bench.workloads import DTYPES, LAYOUTS
+    from l2t_fast.bench.workloads import DTYPES, LAYOUTS, WORKLOADS
 
     loss_modes = [mode for mode in options.modes if mode in LOSS_MODES]
     step_modes = [mode for mode in options.modes if mode in STEP_MODES]
@@ -201,8 +201,8 @@ def _measured(options: Namespace, protocol: Protocol) -> Iterator[list[Row]]:
     asked = set(step_modes) | ({"loss"} if loss_modes else set())
     _check("--providers", options.providers or [], {name: 0 for kind in asked for name in known[kind]})
     workloads = _workloads(options)
-    if step_modes and options.workloads:
-        _check("--workloads", [n for n in options.workloads if not loss_modes or n not in workloads], list(STEP_SETUPS))
+    known_workloads = {**(WORKLOADS if loss_modes else {}), **(STEP_SETUPS if step_modes else {})}
+    _check("--workloads", options.workloads or [], known_workloads)
 
     def providers(kind: str) -> list[str]:
         return [name for name in known[kind] if options.providers is None or name in options.providers]
@@ -261,8 +261,6 @@ def _workloads(options: Namespace) -> dict[str, Workload]:
     names = options.workloads
     if names is None:
         names = [] if own else ["cifar", "imagenet"]
-    if not set(options.modes) & set(STEP_MODES):
-        _check("--workloads", names, list(WORKLOADS))
     return {name: WORKLOADS[name] for name in names if name in WORKLOADS} | {w.name: w for w in own}
 
 

@@ -13,6 +13,10 @@ from tests.bench.fake_rows import fake_row
         (["--mode", "step"], "unknown option --mode, did you mean --modes?"),
         (["--modes", "backward"], "--modes: there is no 'backward' here, choose from forward, forward_backward,"),
         (["--workloads", "mnist"], "--workloads: there is no 'mnist' here, choose from cifar, imagenet"),
+        (
+            ["--modes", "step", "forward", "--workloads", "cifra"],
+            "--workloads: there is no 'cifra' here, choose from cifar, imagenet, multi_source_128,",
+        ),
         (["--modes", "step", "--workloads", "single"], "--workloads: there is no 'single' here, choose from cifar,"),
         (["--modes", "forward", "--providers", "naive"], "--providers: there is no 'naive' here, choose from eager,"),
         (
