@@ -327,7 +327,14 @@ def _report(options: Namespace) -> int:
 
 
 def _compare(options: Namespace) -> int:
-    from l2t_fast.bench.compare import compare, not_measured_again, other_work, rows_of, why_nothing_in_common
+    from l2t_fast.bench.compare import (
+        compare,
+        newest_by_key,
+        not_measured_again,
+        other_work,
+        rows_of,
+        why_nothing_in_common,
+    )
     from l2t_fast.bench.groups import Group, conditions_line, label
 
     if options.threshold < 1:
@@ -346,8 +353,7 @@ def _compare(options: Namespace) -> int:
     # What else than the code differs: rows of another PyTorch are compared, and say so.
     compared = {change.row.key() for change in changes}
     for side, rows in (("before", before), ("after", after)):
-        in_time = sorted(rows, key=lambda row: row.run)
-        newest = {row.key(): row for row in in_time if row.key() in compared}
+        newest = newest_by_key(row for row in rows if row.key() in compared)
         print(f"{side + ':':<8}{conditions_line([Group(tuple(newest.values()), ())])}")
     for change in changes:
         unit = {"time": " ms", "memory": " MiB", "status": ""}[change.what]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def compare(before: Sequence[Row], after: Sequence[Row], threshold: float) -> li
     and is wrong now, or runs out of memory. Time that only looks longer is none: the quicker fifth of the calls (p20)
     must also be slower than before.
     """
-    old = {row.key(): row for row in _compared(before)}
+    old = newest_by_key(_compared(before))
     changes = []
-    for key, row in {row.key(): row for row in _compared(after)}.items():
+    for key, row in newest_by_key(_compared(after)).items():
         previous = old.get(key)
         if previous is None or previous.status != OK:
             continue
@@ -55,10 +55,15 @@ def compare(before: Sequence[Row], after: Sequence[Row], threshold: float) -> li
     return sorted(changes, key=lambda change: -change.ratio)
 
 
+def newest_by_key(rows: Iterable[Row]) -> dict[tuple[object, ...], Row]:
+    """The newest of the rows with one :meth:`Row.key`, by key; files may be put together in any order."""
+    return {row.key(): row for row in sorted(rows, key=lambda row: row.run)}
+
+
 def not_measured_again(before: Sequence[Row], after: Sequence[Row]) -> list[Row]:
     """Rows with a figure before whose provider takes no part after, though others on the same work do."""
     again, works = {row.key() for row in after}, {_work(row) for row in after}
-    old = {row.key(): row for row in _compared(before) if row.status == OK}
+    old = newest_by_key(row for row in _compared(before) if row.status == OK)
     return [row for key, row in old.items() if key not in again and _work(row) in works]
 
 
@@ -70,8 +75,8 @@ def other_work(before: Sequence[Row], after: Sequence[Row]) -> list[str]:
 
 
 def _compared(rows: Sequence[Row]) -> list[Row]:
-    """Rows without those of what the machine can do, and of a step's parts; the newest last."""
-    return sorted((row for row in rows if row.mode != "peak" and not row.part), key=lambda row: row.run)
+    """Rows without those of what the machine can do, and of a step's parts."""
+    return [row for row in rows if row.mode != "peak" and not row.part]
 
 
 def _work(row: Row) -> tuple[object, ...]:

@@ -20,7 +20,8 @@ class Contender(ABC):
 
     Attributes:
         why_not: why it has no figure here, or None
-        approximation: how far its results may be from float64 if it approximates by design, or None
+        approximation: how far its results may be from float64 if it approximates by design and rounding does not take
+            more, or None
         results_bytes: size of what one call returns, once ``error`` was called; None where that is nothing of its own
     """
 
@@ -112,7 +113,7 @@ def _check(contender: Contender, tolerance: float, protocol: Protocol) -> dict[s
             contender.run.prepare()
             contender.run.call()
             error = contender.error()
-        tolerance = tolerance if contender.approximation is None else contender.approximation
+        tolerance = max(tolerance, contender.approximation or 0.0)
     except Exception as problem:
         if not is_exhaustion(problem, limited=limit is not None):
             if not _compiler_failed(problem):

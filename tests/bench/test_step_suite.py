@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from l2t_fast.bench import steps
+from l2t_fast.bench import step_suite, steps
 from l2t_fast.bench.engine import Protocol
 from l2t_fast.bench.hypergradients import hypergradient_providers
 from l2t_fast.bench.rows import OK, OUT_OF_MEMORY, UNSUPPORTED, WRONG
@@ -57,6 +57,28 @@ def test_rows_hold_times_memory_and_parts():
     parts = {row.part: row.median_ms for row in rows[1:]}
     assert {"data", "source network", "real step: backward", "SGD and Adam", "rest"} <= set(parts)
     assert all(milliseconds >= 0 for milliseconds in parts.values())
+
+
+def test_the_tolerance_is_that_of_the_unluckiest_rounding(monkeypatch):
+    """In one call the naive loop may switch a ReLU that float64 does not, or switch none: neither decides."""
+    trainings, images, errors = [], [], iter([1e-3, 2e-3, 5e-3, *[1e-3] * (step_suite.ROUNDINGS - 3)])
+
+    def made(*arguments, **options):
+        trainings.append(make_step(*arguments, **options))
+        return trainings[-1]
+
+    def error(result, truth):
+        images.append(trainings[0][0].x)
+        return next(errors)
+
+    monkeypatch.setattr(step_suite, "make_step", made)
+    monkeypatch.setattr(step_suite, "outcome_error", error)
+    assert step_suite.step_field(TINY, [], CPU).tolerance == 3 * 5e-3
+    own = TINY.build(CPU).x
+    assert torch.equal(images[0], own) and torch.equal(trainings[0][0].x, own)
+    for other in images[1:]:
+        assert not torch.equal(other, own)
+        torch.testing.assert_close(other, own, rtol=1.2e-7, atol=0)
 
 
 def add_provider(monkeypatch, provider, **options):
