@@ -24,7 +24,7 @@ from l2t_fast.bench.timing import Run
 #: A provider may be this many times as far from float64 as the naive loop is in the same precision, the furthest of
 #: ROUNDINGS calls whose images differ by float32's rounding. A single call says little: whether it switches a ReLU
 #: that float64 does not makes its error 4e-4 or 7e-3.
-TOLERANCE_RATIO = 3.0
+TOLERANCE_RATIO = 2.0
 ROUNDINGS = 6
 #: ... and is right in any case up to here: float32's rounding over the some hundred operations of a step.
 TOLERANCE_FLOOR = 1e-4
