@@ -80,21 +80,23 @@ inline Cost cost(const LayerShape& layer, Algorithm algorithm, Work work, int64_
   return result;
 }
 
-// In flops of the direct form's type. Gram's sums cancel, so it computes in double, at half float's rate, all but hT;
-// and its samples are whole, so it can use no more threads than samples. Measured: its many small steps cost a third
-// more a flop than the plain products of the direct form.
-inline double relative_time(const LayerShape& layer, Algorithm algorithm, Work work, bool float64, int64_t threads) {
+// In float's flops. Gram's sums cancel, so it computes in double, at half float's rate, all but hT; and its samples are
+// whole, so it can use no more threads than samples. Measured: its many small steps cost a third more a flop than the
+// plain products of the direct form.
+inline double relative_time(const LayerShape& layer, Algorithm algorithm, Work work, int64_t threads) {
   if (algorithm == Algorithm::direct) return cost(layer, algorithm, work, 4).flops;
   const GramFlops flops = gram_flops(layer, work);
-  const double in_double = float64 ? 1 : 2, last = work == Work::hessian_vector ? 1 : in_double;
+  const double in_double = 2, last = work == Work::hessian_vector ? 1 : in_double;
   const int64_t turns = (layer.batch + threads - 1) / std::max<int64_t>(threads, 1);
   const double idle = double(turns) * threads / std::max<int64_t>(layer.batch, 1);
   return 1.3 * idle * (in_double * flops.sums + last * flops.target);
 }
 
+// For float64 features no type is left in which Gram's sums may cancel.
 inline Algorithm choose(const LayerShape& layer, Work work, bool float64, int64_t threads) {
-  const double direct = relative_time(layer, Algorithm::direct, work, float64, threads);
-  return relative_time(layer, Algorithm::gram, work, float64, threads) < direct ? Algorithm::gram : Algorithm::direct;
+  if (float64) return Algorithm::direct;
+  const double direct = relative_time(layer, Algorithm::direct, work, threads);
+  return relative_time(layer, Algorithm::gram, work, threads) < direct ? Algorithm::gram : Algorithm::direct;
 }
 
 }  // namespace l2t_fast::plan

@@ -76,7 +76,7 @@ def by_pair(
         elif channel_weights is not None:
             column = channel_weights[p].to(dtype) * scale
         else:
-            column = torch.full((1, 1), scale, dtype=dtype, device=device).expand(sizes.batch, channels)
+            column = (torch.ones(1, 1, dtype=dtype, device=device) * scale).expand(sizes.batch, channels)
         columns.append(column)
     return torch.cat(columns, dim=1)
 

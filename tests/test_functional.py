@@ -507,6 +507,12 @@ def test_what_a_backend_named_by_hand_cannot_do(monkeypatch):
         torch.func.grad(loss)(x)
 
 
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_a_beta_beyond_float32_makes_the_loss_infinite(backend):
+    (source, *_), (target, *_), (projection, *_), *_ = make(torch.float32)
+    assert feature_matching_loss([source], [target], [projection], [(0, 0)], beta=1e41, backend=backend) == torch.inf
+
+
 def test_an_infinite_target_makes_the_loss_infinite():
     """Also where rows of a CPU kernel's tile, of weights 0, have no channel."""
     (source, *_), (target, *_), ((weight, bias), *_), *_ = make(torch.float32)

@@ -42,9 +42,9 @@ inline float widen(float value) { return value; }
 inline float widen(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
 inline float widen(Half value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, rest = uint32_t(value.bits & 0x7fff);
-  // Exponent re-biased by a multiplication, which is right for subnormal numbers too.
-  const float magnitude =
-      rest >= 0x7c00 ? from_bits(0x7f800000 | (rest & 0x3ff) << 13) : from_bits(rest << 13) * 0x1p112f;
+  // A subnormal half is read beside 0.5: a subnormal float would be 0 where the processor is told to flush them.
+  const uint32_t rebias = rest >= 0x7c00 ? 224u << 23 : 112u << 23;
+  const float magnitude = rest < 0x400 ? from_bits(0x3f000000 | rest) - 0.5f : from_bits((rest << 13) + rebias);
   return from_bits(sign | to_bits(magnitude));
 }
 

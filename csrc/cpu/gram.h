@@ -247,8 +247,9 @@ class GramSample {
       for (int i = 0; i < row_block; ++i) {
         const int64_t r = first + i;
         const Real difference_sum = sum_of_difference(r, sum_of<Real>(mean[i]));
-        q[r] += sum_of<Real>(dot[i]) + bias[r] * difference_sum - scratch.cross_dot[r] -
-                bias[r] * scratch.source_sum[r] + scratch.source_square[r];
+        const Real square = sum_of<Real>(dot[i]) + bias[r] * difference_sum - scratch.cross_dot[r] -
+                            bias[r] * scratch.source_sum[r] + scratch.source_square[r];
+        q[r] += square < 0 ? 0 : square;  // what rounding leaves of a sum of squares
         bias_gradient[r] += alpha[r] * difference_sum;
       }
     }

@@ -143,6 +143,7 @@ L2T_FAST_KERNEL void finish_squares(M& m, const Problem& problem, const Target& 
         factor += tile + k < end ? factors[k] : 0.f;
       }
     }
+    if (problem.loss && square < 0) square = 0;  // what rounding leaves of the Gram form's sum of squares
     target.bias_sums[element] = factor;
     if (problem.squares) problem.squares[sample * problem.columns + column] = square;
     loss = coefficient * square;

@@ -115,6 +115,29 @@ def draw(
     return in_dtype(problem, dtype)
 
 
+def draw_matched() -> Problem:
+    """A float32 problem whose D is nothing but rounding: a source of the target's size, and a smaller one."""
+    generator = torch.Generator().manual_seed(0)
+    maps, small = (torch.randn(3, 16, *size, generator=generator) + 10 for size in ((14, 12), (7, 6)))
+    resized = torch.nn.functional.interpolate(small.double(), (14, 12), mode="bilinear", align_corners=False)
+    return Problem(
+        sources=[maps, small],
+        targets=[maps.clone(), resized.float()],
+        weights=[torch.eye(16), torch.eye(16)],
+        biases=[None, None],
+        alpha=torch.ones(3, 32),
+        pairs=[(0, 0), (1, 1)],
+    )
+
+
+def assert_no_negative_squares(problem: Problem, matching_loss: Callable[..., Tensor]) -> None:
+    """Neither the loss nor any Q, the gradient of a coefficient: they are sums of squares."""
+    problem = problem.requiring_grad()
+    loss = problem.loss(matching_loss)
+    assert float(loss.detach()) >= 0
+    assert bool((torch.autograd.grad(loss, problem.alpha)[0] >= 0).all())
+
+
 def draw_sizes(name: str, **options) -> Problem:
     return draw(*SIZES[name], **options)
 

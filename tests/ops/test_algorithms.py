@@ -1,5 +1,7 @@
 """The CPU's two algorithms, each forced on every layer: the same numbers, and the same care where D is small."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,15 @@ import torch.nn.functional as F
 from l2t_fast import _native
 from l2t_fast.ops import native, reference
 from l2t_fast.ops.native import hessian_vector_product, loss_and_gradients
-from tests.ops.problems import assert_accurate, draw, draw_directions, solve
+from tests.ops.problems import (
+    assert_accurate,
+    assert_no_negative_squares,
+    draw,
+    draw_directions,
+    draw_matched,
+    in_dtype,
+    solve,
+)
 
 pytestmark = pytest.mark.skipif(_native.extension is None, reason="needs the native extension")
 
@@ -142,6 +152,27 @@ def test_small_differences_keep_their_accuracy(algorithm, share, channels):
             assert relative_error(result, expected) < max(2 * relative_error(baseline, expected), 3e-7)
 
 
+def test_no_sum_of_squares_is_negative(algorithm):
+    assert_no_negative_squares(draw_matched(), native.matching_loss)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-8])
+def test_small_differences_of_float64_keep_their_accuracy(scale):
+    """Of sizes for which float32 takes the Gram form: in float64 its sums would cancel."""
+    problem = make_problem(4, [(16, 14, 14)], [(16, 28, 28)])
+    sources, (target,), (weight,), _, alpha, pairs = problem
+    resized = F.interpolate(sources[0], target.shape[2:], mode="bilinear", align_corners=False)
+    weight = torch.linalg.qr(weight)[0]
+    difference = scale * torch.randn(target.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = torch.einsum("mn,bmhw->bnhw", weight, resized + difference)
+    problem = sources, [target], [weight], [None], alpha, pairs
+    loss, gradients = truth(problem)
+    value, results = loss_and_gradients(*problem, needs_of(problem))
+    assert relative_error(value, loss) < 1e-14 / scale
+    for result, expected in zip(results, gradients, strict=True):
+        assert result is None or relative_error(result, expected) < 1e-14 / scale
+
+
 @pytest.mark.parametrize("share", [0.1, 0.001])
 @pytest.mark.parametrize("channels", [48, 160])
 @pytest.mark.parametrize("moving", ["all", "targets", "weights", "alpha"])
@@ -176,6 +207,24 @@ def test_products_of_coefficients_alone_have_one_rounding(algorithm):
     _, (exact, *_) = truth(exact_problem, [*zeros, None, direction.double()])
     allowed = torch.finfo(torch.float32).eps / 2 * exact.abs() + 1e-12 * exact.abs().max()
     assert bool(((found.double() - exact).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("algorithm", ["direct"], indirect=True)
+def test_subnormal_halves_count_where_subnormal_floats_are_flushed(algorithm):
+    """`torch.set_flush_denormal` is of float: the least halves are ordinary numbers there."""
+    problem = draw([(3, 4, 4)], [(5, 4, 4)], [(0, 0)])
+    problem = in_dtype(problem.map(lambda t: t * 2e-5), torch.float16)
+    problem = replace(problem, weights=[torch.ones(3, 5)], biases=[None], alpha=torch.ones(2, 3))
+    directions = [torch.ones_like(t) for t in problem.inputs]
+    kept = solve(native.matching_loss, problem, directions)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    try:
+        flushed = solve(native.matching_loss, problem, directions)
+    finally:
+        torch.set_flush_denormal(False)
+    for name, value in kept.parts().items():
+        assert torch.equal(flushed.parts()[name], value), name
 
 
 def test_same_bits_from_run_to_run(algorithm):

@@ -601,6 +601,7 @@ def gram_projections_kernel(
             found += bias[:, None] * mean - cross
             square = tl.sum(w * (found - cross), 1) + bias * (difference - source)
             square += tl.load(sources + 1, mask=lives, other=0.0)
+            square = tl.where(square < 0, 0.0, square)  # what rounding leaves of a sum of squares
             loss += twice / 2 * square
             factor += twice * difference
             gradient += twice[:, None] * found

@@ -15,9 +15,11 @@ from tests.ops.problems import (
     LAYOUTS,
     Answer,
     assert_accurate,
+    assert_no_negative_squares,
     draw,
     draw_directions,
     draw_directions_laid_out,
+    draw_matched,
     draw_some,
     in_dtype,
     laid_out,
@@ -103,6 +105,12 @@ def test_weights_and_coefficients_have_nearly_all_of_float32(algorithm, dtype):
     directions = draw_directions(problem)
     (gram,) = answers_of(problem, directions, algorithm, "gram")
     assert_near(gram.parts(), truth(problem, directions).parts(), dtype)
+
+
+@pytest.mark.parametrize("form", ["direct", "gram"])
+def test_no_sum_of_squares_is_negative(algorithm, form):
+    algorithm(form)
+    assert_no_negative_squares(draw_matched(), native.matching_loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -20,9 +20,11 @@ from tests.ops.problems import (
     Answer,
     Problem,
     assert_accurate,
+    assert_no_negative_squares,
     draw,
     draw_directions,
     draw_directions_laid_out,
+    draw_matched,
     draw_some,
     in_dtype,
     laid_out,
@@ -94,6 +96,12 @@ def test_as_exact_as_the_direct_form(triton_backend, form, shape, types):
     for derivative in ("gradients", "products"):
         both = zip(getattr(gram, derivative), getattr(direct, derivative), strict=True)
         assert any(not torch.equal(a, b) for a, b in both)
+
+
+@pytest.mark.parametrize("gram", [False, True])
+def test_no_sum_of_squares_is_negative(triton_backend, form, gram):
+    form(gram)
+    assert_no_negative_squares(draw_matched().map(lambda t: t.to(triton_backend.device)), triton_backend.matching_loss)
 
 
 @pytest.mark.parametrize("layout", ["sliced", "offset", "expanded", "channels_last"])
