@@ -18,6 +18,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 MEMORY_PER_JOB = 2 * 2**30  # bytes; a compiler reading PyTorch's headers takes 1 to 1.5 GiB
 
+CACHED_VARIABLES = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDAFLAGS", "CUDAHOSTCXX")  # CMake reads them once
+
 PURE_PYTHON = "or set L2T_FAST_NATIVE=0 for an install without native code"
 
 
@@ -88,10 +90,9 @@ class CMakeBuild(build_ext):
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if not Path(sysconfig.get_path("include"), "Python.h").is_file():
             stop(f"the native build needs Python's headers (on Debian: apt-get install python3-dev), {PURE_PYTHON}.")
-        if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
-            stop(f"the native build needs a C++ compiler (on Debian: apt-get install g++), {PURE_PYTHON}.")
+        check_compiler()
         folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
-        forget_moved_cache(folder)
+        forget_stale_cache(folder)
         cuda = {None: "AUTO", True: "ON", False: "OFF"}[flag("L2T_FAST_CUDA")]
         commands = [
             [
@@ -114,11 +115,25 @@ class CMakeBuild(build_ext):
         fresh.replace(destination)
 
 
-def forget_moved_cache(folder: Path) -> None:
-    """Remove CMake's cache if it was made elsewhere (a clone that was moved or copied): CMake would refuse it."""
-    cache = folder / "CMakeCache.txt"
-    if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
+def check_compiler() -> None:
+    """Stop unless there is a C++ compiler: the one that CXX names, else one of those that CMake looks for."""
+    wish = os.environ.get("CXX", "").strip()
+    # As CMake takes it: the path of a compiler, which may have spaces, or one with options behind it.
+    if not any(shutil.which(name) for name in ([wish, wish.split()[0]] if wish else ["c++", "g++", "clang++"])):
+        found = f"finds no compiler {wish!r}, which CXX names" if wish else "needs a C++ compiler"
+        stop(f"the native build {found} (on Debian: apt-get install g++), {PURE_PYTHON}.")
+
+
+def forget_stale_cache(folder: Path) -> None:
+    """Remove CMake's cache if it was made elsewhere (a clone that was moved or copied), which CMake would refuse, or
+    with another compiler or other flags in the environment, which it reads for a new cache alone."""
+    cache, stamp = folder / "CMakeCache.txt", folder / "environment.txt"
+    settings = "".join(f"{name}={os.environ[name]}\n" for name in CACHED_VARIABLES if name in os.environ)
+    moved = cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text()
+    if moved or (cache.is_file() and settings != (stamp.read_text() if stamp.is_file() else "")):
         shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(settings)
 
 
 def main() -> None:

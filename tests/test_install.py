@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -95,9 +96,63 @@ def test_the_build_folder_of_a_moved_clone_is_made_anew(setup_script, tmp_path):
     for folder, root in ((here, setup_script.ROOT), (elsewhere, "/some/other/clone")):
         folder.mkdir()
         (folder / "CMakeCache.txt").write_text(f"CMAKE_HOME_DIRECTORY:INTERNAL={root}\n")
-        setup_script.forget_moved_cache(folder)
-    assert here.is_dir()
-    assert not elsewhere.exists()
+        setup_script.forget_stale_cache(folder)
+    assert (here / "CMakeCache.txt").is_file()
+    assert not (elsewhere / "CMakeCache.txt").exists()
+
+
+def test_another_compiler_or_other_flags_make_the_build_folder_anew(setup_script, tmp_path, monkeypatch):
+    """CMake keeps those of the first time, whatever the environment says later."""
+    cache = tmp_path / "CMakeCache.txt"
+    for name in setup_script.CACHED_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for flags, kept in (("", True), ("-g", False), ("-g", True), ("-O1", False), ("", False)):
+        monkeypatch.setenv("CXXFLAGS", flags) if flags else monkeypatch.delenv("CXXFLAGS", raising=False)
+        cache.write_text(f"CMAKE_HOME_DIRECTORY:INTERNAL={setup_script.ROOT}\n")
+        setup_script.forget_stale_cache(tmp_path)
+        assert cache.exists() == kept, flags
+
+
+@pytest.mark.parametrize(
+    ("wish", "compilers", "message"),
+    [
+        ("", [], r"needs a C\+\+ compiler \(on Debian"),
+        ("", ["g++"], None),
+        (" ", ["c++"], None),
+        ("nonsense -O1", ["c++"], "finds no compiler 'nonsense -O1', which CXX names"),
+        ("mine -O1", ["mine"], None),
+    ],
+)
+def test_a_missing_compiler_is_named(setup_script, monkeypatch, tmp_path, wish, compilers, message):
+    for name in compilers:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", wish)
+    if message is None:
+        setup_script.check_compiler()
+    else:
+        with pytest.raises(SystemExit, match=message):
+            setup_script.check_compiler()
+
+
+def test_a_compiler_may_lie_in_a_folder_with_a_space(setup_script, monkeypatch, tmp_path):
+    compiler = tmp_path / "my tools" / "c++"
+    compiler.parent.mkdir()
+    compiler.touch(mode=0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    setup_script.check_compiler()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="which files there are is asked of git")
+def test_a_source_distribution_holds_what_its_readme_speaks_of(tmp_path):
+    command = ["egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path)]
+    result = run(sys.executable, "-W", "ignore", "setup.py", "-q", *command)
+    assert result.returncode == 0, result.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    tracked = run("git", "ls-files").stdout.splitlines()
+    assert {name for name in tracked if not name.startswith(".")} <= held
 
 
 def test_make_names_the_pythons_it_tried(tmp_path):

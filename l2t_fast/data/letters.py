@@ -56,7 +56,7 @@ def read_letters() -> RawData:
 def _font(name: str) -> ImageFont.FreeTypeFont:
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
     if not path.is_file():  # Pillow would look for one of this name among the system's
-        raise L2TFastError(f"the letters need the font {path}, which comes with matplotlib: install that anew")
+        raise L2TFastError(f"the letters need the font {path}, which comes with matplotlib 3.11: install that or newer")
     # Pillow's other layout is there on some systems only, and puts letters elsewhere: 5 % of the pixels differ.
     return ImageFont.truetype(str(path), POINTS, layout_engine=ImageFont.Layout.BASIC)
 
