@@ -163,7 +163,8 @@ def missing_tools() -> list[str]:
     """What the native build needs and this machine has not; without nvcc it leaves the CUDA kernels out by itself."""
     beside_python = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     found = {name: shutil.which(name, path=beside_python) for name in ("cmake", "ninja")}
-    found["C++ compiler"] = shutil.which(os.environ.get("CXX", "c++").split()[0])
+    compilers = os.environ.get("CXX", "").split()[:1] or ["c++", "g++"]
+    found["C++ compiler"] = any(shutil.which(compiler) for compiler in compilers)
     found["Python.h"] = Path(sysconfig.get_path("include"), "Python.h").is_file()
     versions = [distribution.version for distribution in importlib.metadata.distributions(name="setuptools")]
     found["setuptools 77"] = any(int(version.partition(".")[0]) >= 77 for version in versions[:1])

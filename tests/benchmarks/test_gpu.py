@@ -303,14 +303,22 @@ def test_rows_that_cannot_be_read_cost_nothing_else(content, tmp_path):
     assert "| tests | ok | 1 | 1 passed |" in text and "No table of rows.csv, which cannot be read: " in text
 
 
-@pytest.mark.parametrize("missing", ["cmake", "c++"])
-def test_without_tools_of_the_build_triton_is_left(missing, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("missing", "named"), [(["cmake"], "cmake"), (["c++", "g++"], "C++ compiler")])
+def test_without_tools_of_the_build_triton_is_left(missing, named, tmp_path, monkeypatch):
     which = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name, **options: None if name == missing else which(name, **options))
+    monkeypatch.setattr(shutil, "which", lambda name, **options: None if name in missing else which(name, **options))
+    monkeypatch.delenv("CXX", raising=False)
     build = next(s for s in all_stages(tmp_path) if s.name == "build")
     outcome = run(build, tmp_path, 60)
-    named = {"c++": "C++ compiler"}.get(missing, missing)
     assert outcome.status == "ok" and outcome.last_line == f"no native code, Triton alone: there is no {named}"
+
+
+@pytest.mark.parametrize("wish", ["", "g++ -O1"])
+def test_an_empty_cxx_and_one_with_options_are_taken(wish, tmp_path, monkeypatch):
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", wish)
+    assert "C++ compiler" not in gpu.missing_tools()
 
 
 def test_without_packages_that_a_gpu_s_machine_may_lack_tests_are_collected(tmp_path, monkeypatch):
