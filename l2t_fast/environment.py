@@ -94,14 +94,19 @@ def _machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name; Linux tells it in a file only."""
+    """The processor's name; Linux tells it in a file only.
+
+    A virtual machine's may be the make alone, "AMD EPYC": then family and model tell one such processor from another.
+    """
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        first = ""
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in facts and not any(character.isdigit() for character in name):
+        name += f", family {facts['cpu family']} model {facts.get('model')}"
+    return name
 
 
 def _gpu(index: int, *, asked: bool) -> dict[str, Any]:

@@ -35,6 +35,21 @@ def test_the_text_has_one_fact_a_line():
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        (["cpu family : 26", "model : 2", "model name : AMD EPYC"], "AMD EPYC, family 26 model 2"),
+        (["cpu family : 25", "model : 97", "model name : AMD Ryzen 9 7950X"], "AMD Ryzen 9 7950X"),
+        (["model name : Loongson"], "Loongson"),
+    ],
+)
+def test_a_processor_whose_name_has_no_number_is_told_by_family_and_model(monkeypatch, lines, name):
+    """Machines are compared by it, and rented ones give the make alone."""
+    text = "\n".join(["processor : 0", *lines, "flags : a b"])
+    monkeypatch.setattr(environment.Path, "read_text", lambda path: f"{text}\n\n{text.replace('2', '3')}\n\n")
+    assert environment._processor() == name
+
+
 def test_without_native_code_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(_native, "extension", None)
     monkeypatch.setattr(_native, "_problem", "it was eaten")

@@ -179,8 +179,8 @@ def _dots(
 
 
 def _machine(groups: Sequence[Group]) -> str:
-    first = groups[0].first
-    return f"{first.device},\n{first.capability}, threads: {first.threads}"
+    first, threads = groups[0].first, sorted({group.first.threads for group in groups})
+    return f"{first.device},\n{first.capability}, threads: {', '.join(map(str, threads))}"
 
 
 def _locator(low: float, high: float) -> LogLocator:
@@ -246,12 +246,12 @@ def _scaling(groups: Sequence[Group], images: Path) -> list[Plot]:
             panels.setdefault((curve.workload, curve.mode), []).append(curve)
         if not panels:
             continue
-        with drawing(max(WIDE, 3.8 * len(panels)), 3.9) as figure:
+        with drawing(max(WIDE, 3.8 * len(panels)), 4.3) as figure:
             for i, ((workload, mode), drawn) in enumerate(panels.items(), start=1):
                 axes = figure.add_subplot(1, len(panels), i)
                 _curves(axes, drawn)
                 axes.set_title(f"{workload}: {LOSS_MODE_NAMES[mode]}")
-                axes.set_xlabel(words)
+                axes.set_xlabel(f"{words}\n({_machine(used)})")
                 axes.set_ylabel("milliseconds a call" if i == 1 else "")
             caption = f"Legend: exponent k of time ~ size^k, fitted to the logarithms. {_caption(used)}"
             plots.append(save_plot(figure, images, f"bench_scaling_{axis}", f"Cost against {words}", caption))
