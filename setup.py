@@ -129,9 +129,10 @@ def forget_stale_cache(folder: Path) -> None:
     with another compiler or other flags in the environment, which it reads for a new cache alone."""
     cache, stamp = folder / "CMakeCache.txt", folder / "environment.txt"
     settings = "".join(f"{name}={os.environ[name]}\n" for name in CACHED_VARIABLES if name in os.environ)
-    moved = cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text()
-    if moved or (cache.is_file() and settings != (stamp.read_text() if stamp.is_file() else "")):
-        shutil.rmtree(folder)
+    if cache.is_file():
+        moved = f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text()
+        if moved or settings != (stamp.read_text() if stamp.is_file() else ""):
+            shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stamp.write_text(settings)
 

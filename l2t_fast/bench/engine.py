@@ -20,13 +20,12 @@ class Contender(ABC):
 
     Attributes:
         why_not: why it has no figure here, or None
-        approximation: how far its results may be from float64 if it approximates by design and rounding does not take
-            more, or None
+        approximation: how far its results may be from float64 by design, where rounding does not take more
         results_bytes: size of what one call returns, once ``error`` was called; None where that is nothing of its own
     """
 
     why_not: str | None = None
-    approximation: float | None = None
+    approximation: float = 0.0
     results_bytes: int | None = None
 
     @abstractmethod
@@ -113,7 +112,7 @@ def _check(contender: Contender, tolerance: float, protocol: Protocol) -> dict[s
             contender.run.prepare()
             contender.run.call()
             error = contender.error()
-        tolerance = max(tolerance, contender.approximation or 0.0)
+        tolerance = max(tolerance, contender.approximation)
     except Exception as problem:
         if not is_exhaustion(problem, limited=limit is not None):
             if not _compiler_failed(problem):

@@ -54,7 +54,7 @@ class _Step(Contender):
 
     def start(self) -> None:
         self.training, run = self._make()
-        self.approximation = APPROXIMATIONS.get(self.training.method.hypergradient)
+        self.approximation = APPROXIMATIONS.get(self.training.method.hypergradient, 0.0)
         if self.training.precision != torch.float32:
             self.approximation = MIXED_PRECISION
         run.call()
@@ -76,7 +76,7 @@ class _Hypergradient(Contender):
         self._make, options, self.why_not = hypergradient_providers()[provider]
         self._build = functools.partial(setup.build, device, batch=len(after.x), **options)
         self._after, self._truth = after, truth
-        self.approximation = APPROXIMATIONS.get(provider)
+        self.approximation = APPROXIMATIONS.get(provider, 0.0)
 
     def start(self) -> None:
         training = self._build()
