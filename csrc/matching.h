@@ -87,4 +87,7 @@ HessianVector matching_hvp_cuda(const MatchingProblem& problem, const Direction&
 // False, and nothing done, if some have no kernel: they are dense, of float32 or bfloat16.
 bool scale_in_place_cuda(at::TensorList tensors, const at::Tensor& factor);
 
+// The number of the capture, into a CUDA graph, that the device's current stream takes part in; 0 without one.
+int64_t capture_cuda(c10::DeviceIndex device);
+
 }  // namespace l2t_fast

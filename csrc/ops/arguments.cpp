@@ -1,6 +1,9 @@
 #include "arguments.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#ifndef L2T_FAST_WITH_CUDA
+#include <pybind11/pybind11.h>
+#endif
 
 #include <array>
 #include <mutex>
@@ -200,6 +203,17 @@ void scale_in_place(at::TensorList tensors, const at::Tensor& factor) {
   const Scaling scaling(tensors, factor);
   if (!scaling.at_once.empty()) at::_foreach_mul_(scaling.at_once, factor);
   for (const size_t i : scaling.others) tensors[i].mul_(beside(tensors[i], factor));
+}
+
+std::optional<int64_t> capture_now(const at::Tensor& tensor) {
+  if (!tensor.is_cuda()) return 0;
+#ifdef L2T_FAST_WITH_CUDA
+  return capture_cuda(tensor.get_device());
+#else  // Triton's kernels alone, and no CUDA run time to ask but PyTorch's
+  const pybind11::gil_scoped_acquire gil;
+  const bool captures = pybind11::module_::import("torch.cuda").attr("is_current_stream_capturing")().cast<bool>();
+  return captures ? std::nullopt : std::optional<int64_t>(0);
+#endif
 }
 
 std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor) {

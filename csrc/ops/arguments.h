@@ -51,6 +51,10 @@ std::vector<at::Tensor> needed_only(const Tangents& result, const Needs& needs);
 void scale_in_place(at::TensorList tensors, const at::Tensor& factor);
 std::vector<at::Tensor> scaled(at::TensorList tensors, const at::Tensor& factor);
 
+// The number of the capture, into a CUDA graph, that work on a tensor's device goes into now, 0 without one; nothing
+// where there is one and nobody tells which.
+std::optional<int64_t> capture_now(const at::Tensor& tensor);
+
 // Typed calls through the dispatcher, of the arguments' family.
 std::tuple<at::Tensor, std::vector<at::Tensor>> call_matching_forward(const Arguments& arguments);
 at::Tensor call_matching_loss(const Arguments& arguments);

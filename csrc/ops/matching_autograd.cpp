@@ -287,8 +287,10 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
     auto keep = tensors_of(arguments);
     keep.insert(keep.end(), gradients.begin(), gradients.end());
     ctx->save_for_backward(std::move(keep));
-    ctx->saved_data["watched"] =
+    // A hook on what is saved, or a mode that saw the operator, may hold it without a sign.
+    const bool watched =
         at::SavedTensorDefaultHooks::get_hooks().has_value() || c10::impl::TorchDispatchModeTLS::any_modes_set();
+    ctx->saved_data["capture"] = watched ? std::nullopt : capture_now(loss);
     keep_numbers(ctx, arguments);
     variable_list outputs{std::move(loss)};
     if constexpr (gives_gradients) outputs.insert(outputs.end(), gradients.begin(), gradients.end());
@@ -305,9 +307,10 @@ struct MatchingForward : Function<MatchingForward<gives_gradients>> {
     variable_list slots(inputs.size());
     if (const auto& grad_loss = grads[0]; grad_loss.defined()) {
       // Of a node's result, the saved tensor is a copy, and so is what is unpacked from it; else they are one tensor.
-      // A hook on what is saved, or a mode that saw the operator, may hold it without a sign.
-      const bool consume =
-          !ctx->saved_data["watched"].toBool() && may_consume(grad_loss, gradients, gives_gradients ? 2 : 1);
+      // A CUDA graph other than the one that makes them may be replayed more often, and scales them each time.
+      const auto capture = ctx->saved_data["capture"].toOptional<int64_t>();
+      const bool consume = capture.has_value() && may_consume(grad_loss, gradients, gives_gradients ? 2 : 1) &&
+                           capture == capture_now(grad_loss);
       variable_list chosen;
       c10::List<bool> asked;
       size_t next = 0;

@@ -49,11 +49,12 @@ class Case:
         scale: what the numbers of the features are multiplied with
         odd_unused: the maps that no pair uses have another batch size
         scaled_by: the number that comes down to the loss in the backward pass
-        algorithm: of CPU kernels and emulated CUDA kernels
+        algorithm: of CPU and CUDA kernels
         chunks, threads: the ways of the CPU kernels
         one_storage: the contiguous maps of a dtype, sources and targets, lie in one storage, one after the other
         inference: the sources come from ``torch.inference_mode``
-        tf32, processors, reversed: of the emulated CUDA kernels: whether they may use tf32, and what is emulated
+        tf32: whether a GPU's kernels may use it
+        processors, reversed: what is emulated of a GPU
     """
 
     seed: int

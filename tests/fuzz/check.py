@@ -27,6 +27,9 @@ ROUNDINGS_OF_TF32, ROUNDINGS_OF_BFLOAT16 = 4 * 2**12, 4 * 2**14
 #: The CUDA kernels in their emulator, on CPU tensors.
 EMULATED = "emulated"
 
+#: The backends that a case says how to compute for: whether in tf32, and the like.
+GPU_KERNELS = ("cuda", "triton", EMULATED)
+
 #: The same per pixel of a source's longest side: where a pixel of the target lies in the source is a number as large as
 #: that, and rounded as such, here and in the oracle.
 ROUNDINGS_A_PIXEL = 4
@@ -87,7 +90,7 @@ def serves(backend: str, case: Case) -> bool:
     """Whether a backend has the types of a case, of which the GPU's lack float64, and the emulator time for it."""
     if backend == EMULATED and case.products > 5e7:  # which takes it half a minute
         return False
-    return backend not in ("cuda", "triton", EMULATED) or "float64" not in case.dtypes
+    return backend not in GPU_KERNELS or "float64" not in case.dtypes
 
 
 def check(case: Case, backends: Sequence[str] | str) -> None:
@@ -100,7 +103,7 @@ def check(case: Case, backends: Sequence[str] | str) -> None:
     magnitude = _magnitudes(case, tensors, wanted, directions)
     for backend in [backends] if isinstance(backends, str) else backends:
         try:
-            with _unwritten_memory_is_nan(), _float32_is_float32(), _cpu_ways(case, backend), _emulated(case, backend):
+            with _unwritten_memory_is_nan(), _float32_is_float32(), _cpu_ways(case, backend), _gpu_ways(case, backend):
                 _check_backend(case, backend, tensors, wanted, directions, exact, magnitude)
         except Exception as error:
             raise type(error)(f"{backend}: {error}") from error
@@ -215,7 +218,7 @@ def _check_backend(
     sums = torch.float64 if tensors.sources[case.pairs[0].source].dtype == torch.float64 else torch.float32
     if found.loss.shape != () or found.loss.dtype != sums:
         raise Wrong(f"the loss is {found.loss.dtype} of shape {tuple(found.loss.shape)}, not a scalar of {sums}")
-    precision = _precision(case, sums, backend == EMULATED)
+    precision = _precision(case, sums, backend in GPU_KERNELS)
     _compare(found, exact, magnitude, tensors, precision)
 
     # A first-order backward pass goes another way: without a graph, and by another number than 1.
@@ -235,11 +238,11 @@ def _check_backend(
             raise Wrong(f"an input of shape {tuple(before.shape)} was written to")
 
 
-def _precision(case: Case, sums: torch.dtype, emulated: bool) -> float:
+def _precision(case: Case, sums: torch.dtype, gpu: bool) -> float:
     """The error allowed for a number that is a sum of magnitudes of one."""
     longest = max(max(case.sources[pair.source].height, case.sources[pair.source].width) for pair in case.pairs)
     roundings = [ROUNDINGS, ROUNDINGS_A_PIXEL * longest]
-    if emulated and case.tf32:
+    if gpu and case.tf32:
         types = {m.dtype for m in (*case.sources, *case.targets)}
         roundings.append(ROUNDINGS_OF_BFLOAT16 if "bfloat16" in types else ROUNDINGS_OF_TF32)
     return max(roundings) * torch.finfo(sums).eps
@@ -378,17 +381,21 @@ def _cpu_ways(case: Case, backend: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _emulated(case: Case, backend: str) -> Iterator[None]:
-    """Either form of the CUDA kernels, on a small chip or a large one."""
-    if backend != EMULATED:
+def _gpu_ways(case: Case, backend: str) -> Iterator[None]:
+    """Products in tf32, and of the CUDA kernels either form, emulated ones on a small chip or a large one."""
+    if backend not in GPU_KERNELS:
         yield
         return
-    native = _native.extension
-    native.emulate_cuda(case.processors, reversed=case.reversed)
-    native.force_algorithm(case.algorithm)
+    native = _native.extension if backend != "triton" else None
+    if backend == EMULATED:
+        native.emulate_cuda(case.processors, reversed=case.reversed)
+    if native is not None:
+        native.force_algorithm(case.algorithm)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=case.tf32):
             yield
     finally:
-        native.force_algorithm("auto")
-        native.emulate_cuda(0)
+        if native is not None:
+            native.force_algorithm("auto")
+        if backend == EMULATED:
+            native.emulate_cuda(0)

@@ -1,4 +1,4 @@
-// The CUDA implementation of scaling results where they lie.
+// The CUDA implementation of scaling results where they lie, and what tells whether that may be done.
 #include "../scaling.h"
 
 #include <ATen/cuda/CUDAContext.h>
@@ -53,6 +53,18 @@ bool scale_in_place_cuda(at::TensorList tensors, const at::Tensor& factor) {
   }
   launch();
   return true;
+}
+
+int64_t capture_cuda(c10::DeviceIndex device) {
+  const at::cuda::CUDAStream stream = at::cuda::getCurrentCUDAStream(device);
+  cudaStreamCaptureStatus status{};
+  unsigned long long number = 0;
+#if CUDART_VERSION >= 13000
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &number));
+#else
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo_v2(stream, &status, &number));
+#endif
+  return status == cudaStreamCaptureStatusActive ? static_cast<int64_t>(number) : 0;
 }
 
 }  // namespace l2t_fast

@@ -200,12 +200,18 @@ def _may_consume(grad_loss: Tensor, gradients: Sequence[Tensor]) -> bool:
         torch.is_grad_enabled()
         or torch._C._autograd._get_current_graph_task_keep_graph()
         or torch._C._len_torch_dispatch_stack()
+        or _is_captured(grad_loss)  # a CUDA graph, which may be replayed more often than they are made
     ):
         return False
     # held by the saved tensor, the one unpacked from it, and the storage object asked here; a fourth is the caller's
     return all(map(_is_plain, [grad_loss, *gradients])) and all(
         torch._C._storage_Use_Count(g.untyped_storage()._cdata) <= 3 for g in gradients
     )
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    """Whether work on a tensor's device goes into a CUDA graph; which one, Python is not told."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -222,8 +228,13 @@ class _MatchingForward(Function):
     def forward(ctx, node: _Node, sources, *inputs: Tensor):
         ctx.set_materialize_grads(False)
         ctx.node = node
-        ctx.hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         arguments, _ = node.arguments([*sources, *inputs])
+        # A hook or a mode may hold the gradients without a sign, and a CUDA graph makes them anew by itself.
+        ctx.watched = (
+            torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            or torch._C._len_torch_dispatch_stack() > 0
+            or _is_captured(arguments.alpha)
+        )
         loss, gradients = _below_autograd(OPS.matching_forward, node.keyset, *_flat(arguments), node.needs)
         ctx.save_for_backward(*sources, *inputs, *gradients)
         return loss, *gradients
@@ -234,7 +245,7 @@ class _MatchingForward(Function):
         needs, wanted = arguments.needs, _wanted(ctx, arguments, 2)
         slots: list[Tensor | None] = [None] * arguments.slot_count
         if grad_loss is not None:
-            consume = not ctx.hooked and _may_consume(grad_loss, gradients)  # a hook may hold them without a sign
+            consume = not ctx.watched and _may_consume(grad_loss, gradients)
             asked = [need and want for need, want in zip(needs, wanted, strict=True)]
             made = spread(gradients, needs)
             chosen = [gradient.detach() for gradient, ask in zip(made, asked, strict=True) if ask]

@@ -15,6 +15,7 @@ from tests.ops.problems import assert_accurate, draw, draw_directions, solve
 from tests.ops.triton.test_gpu import (
     test_a_cuda_graph_replays_with_new_numbers,  # noqa: F401
     test_a_stream_of_its_own,  # noqa: F401
+    test_graphs_of_a_backward_pass_scale_once,  # noqa: F401
     test_more_than_two_to_the_31_elements,  # noqa: F401
     test_peak_memory_holds_no_projected_map,  # noqa: F401
     test_the_second_device,  # noqa: F401

@@ -98,6 +98,21 @@ def test_a_cuda_graph_replays_with_new_numbers(gpu_backend):
         assert torch.equal(found, wanted)
 
 
+def test_graphs_of_a_backward_pass_scale_once(gpu_backend):
+    """Forward and backward pass have a graph each, and the second is replayed more often than the first."""
+    source, target = torch.randn(2, 4, 5, 5, device="cuda"), torch.randn(2, 6, 5, 5, device="cuda", requires_grad=True)
+    weight = torch.randn(4, 6, device="cuda", requires_grad=True)
+
+    def loss(target, weight):
+        return feature_matching_loss([source], [target], [(weight, None)], [(0, 0)], backend=gpu_backend.name)
+
+    wanted = torch.autograd.grad(2 * loss(target, weight), [target, weight])
+    graphed = torch.cuda.make_graphed_callables(loss, (target, weight))(target, weight)
+    for _ in range(3):
+        found = torch.autograd.grad(2 * graphed, [target, weight], retain_graph=True)
+        torch.testing.assert_close(found, wanted)
+
+
 def test_a_capture_of_sizes_never_seen_says_what_to_do(gpu_backend):
     problem = on_gpu(draw([(5, 7, 7)], [(6, 11, 3)], [(0, 0)], dtype=torch.float32))
     problem.loss(gpu_backend.matching_loss)  # compiled, for these sizes
