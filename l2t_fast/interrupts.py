@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 
 def starts_command() -> bool:
@@ -42,6 +43,52 @@ class OutputClosed(KeyboardInterrupt):
 
     def __init__(self) -> None:
         super().__init__("interrupted, since nobody reads the output any more")
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait for the next `let_interrupt`, or for the end: in between something is not as it was found.
+
+    PyTorch gives a module other parameters one by one, and takes them back so: what an interrupt left of that would be
+    found by nobody.
+    """
+    global _deferred
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler) or _deferred is not None:
+        yield
+        return
+    _deferred = _Deferred(handler)
+    signal.signal(signal.SIGINT, _deferred.note)
+    try:
+        yield
+    finally:
+        deferred, _deferred = _deferred, None
+        signal.signal(signal.SIGINT, handler)
+        deferred.deliver()
+
+
+def let_interrupt() -> None:
+    """In `deferred_interrupts`: everything is as it was found, so a Ctrl-C that waits may be raised here."""
+    if _deferred is not None and threading.current_thread() is threading.main_thread():
+        _deferred.deliver()
+
+
+class _Deferred:
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self._handler = handler
+        self._pressed: tuple[int, FrameType | None] | None = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self._pressed = number, frame
+
+    def deliver(self) -> None:
+        """Hand the handler what it would have had."""
+        pressed, self._pressed = self._pressed, None
+        if pressed is not None:
+            self._handler(*pressed)
+
+
+_deferred: _Deferred | None = None
 
 
 @contextlib.contextmanager

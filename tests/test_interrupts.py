@@ -8,7 +8,14 @@ import threading
 
 import pytest
 
-from l2t_fast.interrupts import end_at_once, kept_interrupts, raise_again, starts_command
+from l2t_fast.interrupts import (
+    deferred_interrupts,
+    end_at_once,
+    kept_interrupts,
+    let_interrupt,
+    raise_again,
+    starts_command,
+)
 
 
 def press():
@@ -31,6 +38,46 @@ def test_an_interrupt_that_was_dropped_is_raised_by_the_check():
         with contextlib.suppress(KeyboardInterrupt):
             press()
         check()
+
+
+def test_a_deferred_interrupt_comes_where_it_may():
+    before, reached = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+        let_interrupt()
+        press()
+        reached.append("the next line")
+        with deferred_interrupts():  # which leaves it to the outer one
+            pass
+        reached.append("the end of an inner block")
+        let_interrupt()
+        reached.append("too far")
+    assert reached == ["the next line", "the end of an inner block"]
+    assert signal.getsignal(signal.SIGINT) is before
+    let_interrupt()
+
+
+def test_a_deferred_interrupt_comes_at_the_end_at_last():
+    reached = []
+    with pytest.raises(KeyboardInterrupt):
+        with deferred_interrupts():
+            press()
+            reached.append("the next line")
+        reached.append("too far")
+    assert reached == ["the next line"]
+
+
+def test_a_handler_that_returns_is_called_once():
+    calls = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: calls.append(arguments))
+    try:
+        with deferred_interrupts():
+            press()
+            assert not calls
+            let_interrupt()
+            let_interrupt()
+        assert len(calls) == 1 and calls[0][0] == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_other_errors_pass():

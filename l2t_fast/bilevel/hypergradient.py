@@ -18,6 +18,7 @@ from l2t_fast.bilevel.transposition import transposed
 from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
 from l2t_fast.functional import listed_features, shown
+from l2t_fast.interrupts import deferred_interrupts
 
 METHODS = ("exact", "finite_difference", "double_backward")
 
@@ -103,7 +104,8 @@ def hypergradient(
 
     Returns:
         One tensor a parameter of meta, in the order of ``meta.parameters()``; zeros where there is no dependence.
-        Parameters, buffers, their gradients and the optimizer's state are left bit for bit as they were. PyTorch's,
+        Parameters, buffers, their gradients and the optimizer's state are left bit for bit as they were, by Ctrl-C
+        too, which waits for the end of a pass. PyTorch's,
         NumPy's and Python's global random generators advance as by steps + 2 forward passes.
 
     Raises:
@@ -158,7 +160,7 @@ def hypergradient(
         for i, feature in enumerate(source_features):
             _check_rows(f"source_features[{i}]", feature, len(x) if part.sizes is None else part.matched)
     differences = method == "finite_difference"
-    with alone_in(target, matching, meta):
+    with deferred_interrupts(), alone_in(target, matching, meta):
         problems = [
             BilevelProblem(
                 target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece

@@ -20,6 +20,7 @@ from l2t_fast.distributed.batch_norm import unsynchronized
 from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
 from l2t_fast.functional import UNORDERED, checked_number
+from l2t_fast.interrupts import let_interrupt
 
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
@@ -362,6 +363,7 @@ def _call(
     with _differentiable_twice(), _uncompiled(module):
         # All names are given. Tying them itself, functional_call breaks a module that is registered twice.
         result = functional_call(module, state, arguments, tie_weights=False)
+    let_interrupt()
     after = {id(t): None if t is None else t.detach() for t in (state[name] for name in buffers)}
     return result, {name: after[id(state[name])] for name in buffers}
 

@@ -1,6 +1,7 @@
 """Every hypergradient method against an unrolled loop of its own, in float64, and what must stay untouched."""
 
 import copy
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import _named_member_accessor
 
 from l2t_fast import FeatureMatching, MetaNetworks
 from l2t_fast.bilevel import METHODS, hypergradient
@@ -221,6 +223,31 @@ def test_leaves_everything_as_it_was(way):
         assert (old is None) == (new is None) and (old is None or torch.equal(old, new))
     assert all(p.requires_grad for p in target.parameters())
     assert before[3] == after[3]
+
+
+@every_way
+@pytest.mark.parametrize("moment", [2, 9, 40])  # of the swaps
+def test_ctrl_c_leaves_everything_as_it_was(way, moment, monkeypatch):
+    """It comes while PyTorch is about to give a module another of its parameters, or back its own."""
+    target, matching, meta, optimizer, *batch = make_problem()
+    swap, swapped = _named_member_accessor.swap_tensor, []
+
+    def press_then_swap(*arguments, **options):
+        swapped.append(arguments)
+        if len(swapped) == moment:
+            signal.raise_signal(signal.SIGINT)
+        return swap(*arguments, **options)
+
+    monkeypatch.setattr(_named_member_accessor, "swap_tensor", press_then_swap)
+    modules = [module for network in (target, matching, meta) for module in network.modules()]
+    before = [(dict(module._parameters), dict(module._buffers)) for module in modules]
+    with pytest.raises(KeyboardInterrupt):
+        hypergradient(target, matching, meta, optimizer, *batch, **WAYS[way][0])
+    for module, (parameters, buffers) in zip(modules, before, strict=True):
+        assert list(map(id, module._parameters.values())) == list(map(id, parameters.values()))
+        assert list(map(id, module._buffers.values())) == list(map(id, buffers.values()))
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert moment <= len(swapped)
 
 
 @every_way
