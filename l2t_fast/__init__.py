@@ -1,9 +1,13 @@
 """Learning What and Where to Transfer, fast: frozen source networks into a new target network, on little data."""
 
+import os
+
 from l2t_fast.interrupts import end_at_once, starts_command
 
 if starts_command():
     end_at_once()  # the imports below take seconds
+    # The command shows no window. A notebook names its own backend for all that it starts, other environments too.
+    os.environ["MPLBACKEND"] = "agg"
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -4,7 +4,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -105,7 +104,7 @@ def _train(options: Namespace, group: Group) -> None:
 def _compare(options: Namespace) -> int:
     config = to_config(options, CompareConfig)
     outcome = compare(config)
-    Console().print(results_table(Path(config.out)))
+    Console().print(results_table(config.folder()))
     print(f"the page with plots and conditions: {outcome.page}")
     for label, sentence in outcome.failures.items():
         print(f"error: {label}: {sentence}", file=sys.stderr)
@@ -113,15 +112,15 @@ def _compare(options: Namespace) -> int:
 
 
 def _inspect(options: Namespace) -> None:
-    inspect_run(Path(options.run), Console())
+    inspect_run(options.run, Console())
 
 
 def _saliency(options: Namespace) -> None:
     if options.out == "":
         raise L2TFastError("--out is empty, it must be a folder, or . for the one you are in")
     made = explain_runs(
-        [Path(run) for run in options.runs],
-        None if options.out is None else Path(options.out),
+        options.runs,
+        options.out,
         images=options.images,
         seed=options.seed,
         maps=options.maps,

@@ -16,11 +16,12 @@ from typing import Any
 import yaml
 
 from l2t_fast.bilevel import METHODS as HYPERGRADIENTS
+from l2t_fast.config_types import check_types
 from l2t_fast.data import DataConfig
 from l2t_fast.data.config import check_mean_and_std
 from l2t_fast.distributed.source_plan import PLANS
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import write_text
+from l2t_fast.files import expand_user, write_text
 from l2t_fast.ops import BACKENDS
 from l2t_fast.text import printable
 
@@ -200,7 +201,11 @@ class TransferOptions:
     source_memory: float | None = None
 
     def check(self) -> None:
-        """Raise L2TFastError for the first value that is out of range, naming its key and what would be right."""
+        """Raise L2TFastError for the first value that is out of range, naming its key and what would be right.
+
+        Values get the types that the attributes declare.
+        """
+        check_types(self)
         self._check_sources()
         if self.pretrain.epochs < 0:
             raise L2TFastError(f"pretrain.epochs is {self.pretrain.epochs}, it must be at least 0")
@@ -293,7 +298,7 @@ class TrainConfig(TransferOptions):
 
     def folder(self) -> Path:
         """Where the run's files go."""
-        return Path(self.out) if self.out is not None else Path("runs") / f"{self.method}-seed{self.seed}"
+        return expand_user(self.out) if self.out is not None else Path("runs") / f"{self.method}-seed{self.seed}"
 
 
 @dataclass
@@ -331,6 +336,10 @@ class CompareConfig(TransferOptions):
         for number in self.per_class or ():
             if number < 1:
                 raise L2TFastError(f"per_class has {number}, every number must be at least 1")
+
+    def folder(self) -> Path:
+        """Where the comparison's files go."""
+        return expand_user(self.out)
 
 
 def _check_weight(name: str, value: float) -> None:

@@ -156,6 +156,13 @@ def test_env(capsys):
     assert torch.__version__ in capsys.readouterr().out
 
 
+def test_the_plots_of_a_notebook_that_starts_it_are_not_its_own():
+    """A notebook names its backend to all it starts, an installation without that backend too."""
+    environment = os.environ | {"MPLBACKEND": "module://not_installed.here"}
+    ran = subprocess.run([sys.executable, "-m", "l2t_fast", "--version"], env=environment, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--version"])

@@ -1,6 +1,8 @@
 import dataclasses
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,6 +24,56 @@ def test_the_defaults_are_the_paper_s():
     assert (config.method, config.lookahead_steps, config.beta, config.epochs) == ("l2t-ww", 2, 0.5, 200)
     assert (config.lr, config.momentum, config.weight_decay, config.nesterov) == (0.1, 0.9, 1e-4, False)
     assert (config.meta_lr, config.meta_weight_decay) == (1e-4, 1e-4)
+
+
+def test_python_s_own_kinds_of_values_become_plain_ones(tmp_path):
+    config = CompareConfig(
+        methods=("scratch", "fm"),
+        seeds=range(2),
+        per_class=[np.int64(5)],
+        beta=1,
+        lr=np.float32(0.5),
+        out=Path("runs/x"),
+        data=DataConfig(dataset="imagefolder", data_dir=Path("images"), cache=np.bool_(True)),
+        sources={"a": SourceConfig(checkpoint=Path("a.pt"), normalization=((0, 0, 0), (1, 1, 1)))},
+    )
+    config.check()
+    assert (config.methods, config.seeds, config.per_class) == (["scratch", "fm"], [0, 1], [5])
+    assert (config.beta, config.lr, config.out) == (1.0, 0.5, "runs/x") and type(config.beta) is float
+    assert (config.data.data_dir, config.data.cache) == ("images", True)
+    assert config.sources["a"].checkpoint == "a.pt"
+    write_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml", CompareConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (CompareConfig(seeds=2), "seeds is 2, it must be a list of whole numbers"),
+        (CompareConfig(methods="scratch"), "methods is 'scratch', it must be a list of texts"),
+        (CompareConfig(per_class=1), "per_class is 1, it must be a list of whole numbers or None"),
+        (TrainConfig(epochs=2.0), "epochs is 2.0, it must be a whole number"),
+        (TrainConfig(epochs=True), "epochs is True, it must be a whole number"),
+        (TrainConfig(epochs="2"), "epochs is '2', it must be a whole number"),
+        (TrainConfig(lr="0.1"), "lr is '0.1', it must be a number"),
+        (TrainConfig(pairs=[(0, 0)]), "pairs is [(0, 0)], it must be text or a list of texts or None"),
+        (TrainConfig(target="vgg5bn"), "target is 'vgg5bn', it must be a TargetConfig"),
+        (TrainConfig(data={"dataset": "digits"}), "data is {'dataset': 'digits'}, it must be a DataConfig"),
+        (TrainConfig(data=DataConfig(batch_size=8.0)), "data.batch_size is 8.0, it must be a whole number"),
+        (TrainConfig(sources=[SourceConfig()]), "it must be a dictionary of SourceConfig or None"),
+        (TrainConfig(device=torch.device("cpu")), "device is device(type='cpu'), it must be text"),
+        (TrainConfig(nesterov=1), "nesterov is 1, it must be True or False"),
+    ],
+)
+def test_a_value_of_another_type_is_told_by_its_key(config, said):
+    with pytest.raises(L2TFastError, match=re.escape(said)):
+        config.check()
+
+
+def test_a_home_is_written_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TrainConfig(out="~/run").folder() == tmp_path / "run"
+    assert CompareConfig(out="~/runs").folder() == tmp_path / "runs"
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, CompareConfig])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -68,8 +69,11 @@ class Plot:
 
 @contextlib.contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """A figure of ``width`` x ``height`` inches in the report's style, without touching pyplot's global state."""
-    with matplotlib.rc_context(RC):
+    """A figure of ``width`` x ``height`` inches in the report's style, without touching pyplot's global state.
+
+    Nor does that touch the figure: somebody's own settings, LaTeX for one, are for their figures.
+    """
+    with matplotlib.style.context(["default", RC]):
         yield Figure(figsize=(width, height), layout="constrained")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from l2t_fast.config import check_seed
 from l2t_fast.data import load_data
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import held
+from l2t_fast.files import expand_user, held
 from l2t_fast.report import build_report
 from l2t_fast.report.plots_saliency import check_height, saliency_figure
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
@@ -31,8 +31,8 @@ BRIGHTEST = 99
 
 
 def explain_runs(
-    paths: Sequence[Path],
-    out: Path | None = None,
+    paths: Sequence[str | Path],
+    out: str | Path | None = None,
     *,
     images: int = 6,
     seed: int = 0,
@@ -42,7 +42,7 @@ def explain_runs(
     """Compute the maps of runs, write them, draw them, and return the file to look at.
 
     Args:
-        paths: folders of finished runs, or of a comparison, which gives one run a method.
+        paths: folders of finished runs, or of a comparison, which gives one run a method; one folder may stand alone.
         out: where ``saliency.json``, ``saliency.npz`` and ``saliency.png`` go; None takes ``saliency`` in the one
             comparison that is named, whose page then shows the figure too. Images that were chosen there before are
             taken again.
@@ -62,6 +62,8 @@ def explain_runs(
     check_seed("seed", seed)
     if maps not in MAPS:
         raise L2TFastError(f"maps is {maps!r}, it must be one of {', '.join(MAPS)}")
+    paths = [expand_user(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    out = None if out is None else expand_user(out)
     comparison = paths[0] if len(paths) == 1 and is_comparison(paths[0]) else None
     runs = find_runs(paths)
     if out is None and comparison is None:

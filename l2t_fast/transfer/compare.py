@@ -18,6 +18,7 @@ from l2t_fast.files import held, write_text
 from l2t_fast.models import Checkpoint
 from l2t_fast.report import build_report
 from l2t_fast.transfer.methods import find_method, split_scheme
+from l2t_fast.transfer.process import own_process
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import Pretraining, makes_source, run_once
 from l2t_fast.transfer.run_folder import RunFolder, check_same_config, read_rows, writing
@@ -50,15 +51,20 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
 
     A run that was interrupted continues from its last checkpoint, so the same call may be repeated until it ends;
     methods, seeds and numbers of images may be added to a comparison later. A run that fails is written down as
-    failed and does not stop the others; the next call tries it again.
+    failed and does not stop the others; the next call tries it again. Several threads' runs wait for each other.
 
     Raises:
         L2TFastError: a mistake that is seen before the first run, as `l2t_fast.transfer.run` tells it, or the folder
             holds a comparison, or a finished run, with other settings, or another process is in it.
     """
+    with own_process():
+        return _compare(config, progress)
+
+
+def _compare(config: CompareConfig, progress: TrainingProgress | None) -> Outcome:
     config.check()
     methods = {entry: parse_method(entry) for entry in config.methods}
-    out = Path(config.out)
+    out = config.folder()
     if out.exists() and not os.access(out, os.W_OK):  # told now, and not when the source is trained
         raise L2TFastError(f"the folder {out} cannot be written: {os.strerror(errno.EACCES)}")
     check_comparison(config)
@@ -85,7 +91,7 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
             for training in trainings(config, source):
                 # A seed with all its methods and numbers of images comes before the next: a page made early shows all.
                 if rows and rows[-1]["seed"] != training.seed:
-                    build_report(out)
+                    _draw_meanwhile(out, shown)
                 rows.append(_attempt(training, shown, images))
                 _write_results(rows, out / "results.csv")
             failures = {row["run"]: row["problem"] for row in rows if row["state"] == "failed"}
@@ -132,13 +138,13 @@ def trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConf
             for label in config.methods:
                 method, pairs = parse_method(label)
                 options = common | {"source": source, "data": data, "pairs": pairs or config.pairs}
-                folder = Path(config.out) / "runs" / f"{label}{images}-seed{seed}"
+                folder = config.folder() / "runs" / f"{label}{images}-seed{seed}"
                 yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
 
 
 def check_comparison(config: CompareConfig) -> None:
     """Raise L2TFastError if the folder holds a comparison with other settings."""
-    saved = Path(config.out) / "config.yaml"
+    saved = config.folder() / "config.yaml"
     if saved.exists():
         check_same_config(saved, config, may_change=("out", "methods", "seeds", *_numbers_may_change(saved, config)))
 
@@ -163,6 +169,14 @@ def _check_setups(
     for training in largest.values():
         if not RunFolder(training.folder()).result.exists():
             Trainer(training, progress, load=images.load, untrained=untrained)
+
+
+def _draw_meanwhile(out: Path, progress: TrainingProgress) -> None:
+    """Make the page of the runs so far, which no other run waits for."""
+    try:
+        build_report(out)
+    except Exception as error:
+        progress.message(f"no page of the runs so far: {type(error).__name__}: {one_sentence(error)}")
 
 
 def _attempt(training: TrainConfig, progress: TrainingProgress, images: LastImages) -> dict[str, Any]:

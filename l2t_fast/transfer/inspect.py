@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import read_arrays
+from l2t_fast.files import expand_user, read_arrays
 from l2t_fast.layer_names import split_source_layer
 from l2t_fast.report import results_table
 from l2t_fast.text import printable
@@ -22,12 +22,13 @@ LONGEST_PAIR = 40
 CHANNELS, BETWEEN, BETWEEN_WITH_UNTRAINED = 12, 25, 37
 
 
-def inspect_run(path: Path, console: Console) -> None:
+def inspect_run(path: str | Path, console: Console) -> None:
     """Print what a run or a comparison in `path` came to.
 
     Raises:
         L2TFastError: there is neither.
     """
+    path = expand_user(path)
     if (path / "results.csv").exists() or (path / "runs").is_dir():
         console.print(results_table(path))
         return

@@ -1,5 +1,7 @@
 """What a person sees while training: bars on a terminal, plain lines elsewhere."""
 
+import os
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,13 +20,13 @@ class TrainingProgress:
     """Shows runs, one after the other, between ``with`` and its end.
 
     Args:
-        console: where to write; None takes standard output.
+        console: where to write; None takes standard output, as text in a notebook too.
         epoch_lines: without a terminal, one line an epoch; False leaves only messages.
         runs: number of runs to come, for a bar over them; None for a single run.
     """
 
     def __init__(self, console: Console | None = None, *, epoch_lines: bool = True, runs: int | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(force_terminal=_draws_bars(), force_jupyter=False)
         self._epoch_lines = epoch_lines
         self._bars: Progress | None = None
         if self.console.is_terminal:
@@ -91,3 +93,12 @@ class TrainingProgress:
         """A run of those to come needs nothing more."""
         if self._bars and self._all is not None:
             self._bars.advance(self._all)
+
+
+def _draws_bars() -> bool:
+    """Whether standard output is a terminal where lines can be drawn anew.
+
+    FORCE_COLOR, which rich takes for one, stands in many a log; and what a notebook's ``!`` runs has a terminal whose
+    every line stays.
+    """
+    return sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ

@@ -15,6 +15,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.files import held
 from l2t_fast.models import Checkpoint, read_checkpoint
 from l2t_fast.transfer.methods import find_method
+from l2t_fast.transfer.process import own_process
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run_folder import RunFolder, check_same_on_ranks
 from l2t_fast.transfer.trainer import Trainer
@@ -28,7 +29,7 @@ def run(
     group: Group = ALONE,
     load: Callable[[DataConfig], DataBundle] = load_data,
 ) -> dict[str, Any]:
-    """Train as `config` says and return what result.json holds.
+    """Train as `config` says and return what result.json holds. Several threads' runs wait for each other.
 
     Args:
         config: what to run; without `source.checkpoint` a source is pretrained first, in the run's folder ``source``,
@@ -41,9 +42,20 @@ def run(
     Raises:
         L2TFastError: a mistake in the configuration, a file or the data; a loss that is not finite; a full disk.
     """
-    if progress is None:
-        with TrainingProgress(None if group.leads else Console(quiet=True)) as progress:
-            return run(config, resume=resume, progress=progress, group=group, load=load)
+    with contextlib.ExitStack() as running:
+        running.enter_context(own_process())
+        if progress is None:
+            progress = running.enter_context(TrainingProgress(None if group.leads else Console(quiet=True)))
+        return _run(config, resume, progress, group, load)
+
+
+def _run(
+    config: TrainConfig,
+    resume: bool,
+    progress: TrainingProgress,
+    group: Group,
+    load: Callable[[DataConfig], DataBundle],
+) -> dict[str, Any]:
     config.check()
     check_same_on_ranks(config, group, resume=resume)
     images: DataBundle | None = None

@@ -1,6 +1,7 @@
 import itertools
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -95,6 +96,15 @@ def test_svg_is_the_same_from_run_to_run(tmp_path):
     run = read_run(fake_run(tmp_path / "l2t-ww-seed0", "l2t-ww"))
     first, second = (plots_weights.pair_weight_heat_map("l2t-ww", [run], tmp_path / "plots", "") for _ in range(2))
     assert first == second
+
+
+def test_somebodys_own_settings_are_for_their_figures(tmp_path):
+    run = read_run(fake_run(tmp_path / "l2t-ww-seed0", "l2t-ww"))
+    wanted = plots_weights.pair_weight_heat_map("l2t-ww", [run], tmp_path / "plots", "")
+    with matplotlib.rc_context({"text.usetex": True, "savefig.bbox": "tight", "axes.linewidth": 7}):
+        found = plots_weights.pair_weight_heat_map("l2t-ww", [run], tmp_path / "plots", "")
+        assert matplotlib.rcParams["text.usetex"]
+    assert found == wanted
 
 
 def test_heat_map_shows_the_mean_over_seeds_and_hatches_missing_pairs(tmp_path):

@@ -184,6 +184,23 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(make_compa
     assert "not finite" not in page.read_text()
 
 
+def test_a_page_that_cannot_be_drawn_meanwhile_stops_no_run(make_compare, monkeypatch):
+    drawn = []
+
+    def draw(out):
+        drawn.append(out)
+        if len(drawn) == 1:
+            raise RuntimeError("no font")
+        return out / "report.html"
+
+    monkeypatch.setattr("l2t_fast.transfer.compare.build_report", draw)
+    shown = progress()
+    config = make_compare(methods=["scratch"])
+    outcome = compare(config, shown)
+    assert not outcome.failures and len(results(config.out)) == 2
+    assert "no page of the runs so far: RuntimeError: no font" in shown.console.export_text()
+
+
 def test_a_run_that_could_not_even_begin_is_tried_again(make_compare, monkeypatch, no_page):
     config = make_compare(methods=["scratch"], seeds=[0])
 
