@@ -83,9 +83,10 @@ def hypergradient(
         beta: weight of the matching loss (the paper's 0.5).
         method: "exact" (Hessian-vector products of one step at a time), "finite_difference" (first-order passes only,
             in full float32 whatever autocast and TF32 say; its cosine with exact is above 0.999 as a rule) or
-            "double_backward" (one nested graph, the slow oracle). The first and the last agree to rounding: in float32
-            a unit whose input is within rounding of a rectifier's kink may be on in one and off in the other, which
-            moves a hypergradient by percents; compare in float64.
+            "double_backward" (one nested graph, the slow oracle). The second alone serves a target with an operation
+            that has no second derivative, such as a deformable convolution. The first and the last agree to rounding:
+            in float32 a unit whose input is within rounding of a rectifier's kink may be on in one and off in the
+            other, which moves a hypergradient by percents; compare in float64.
         keep_graphs: of "exact": keep every step's graph, not only the last one's, instead of making it again: a tenth
             less arithmetic at T = 2 for the activations of one more step a look-ahead step. The others ignore it.
         accumulation: number of pieces in which the batch goes through the networks, one after the other; memory is that
@@ -111,7 +112,8 @@ def hypergradient(
     Raises:
         ValueError: an unknown method, negative steps, no piece, or an optimizer that maximizes or has no parameter of
             target; with "finite_difference" hooks in the target's backward pass, a compiled function, writing in place
-            without a derivative into what has one, or computing in a lower precision than that of the parameters; with
+            without a derivative into what has one, parameters in half precision, or computing in a lower one than that
+            of the parameters; with
             several ranks, batch normalisation of target that was not synchronized, or other images than part's; with
             pieces, a number of labels or maps that is not that of the images.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
@@ -168,6 +170,12 @@ def hypergradient(
             for piece, (x_piece, y_piece), maps in pieces(part, accumulation, [x, y], source_features)
         ]
         _warn_of_missing(matching, optimizer)
+        dtype = problems[0].dtype
+        if differences and torch.finfo(dtype).eps > torch.finfo(torch.float32).eps:
+            raise ValueError(
+                f"method='finite_difference' needs parameters in float32 or float64, but most of target's are in "
+                f"{dtype}, in which a step of epsilon is rounded away; method='exact' takes them"
+            )
         # Autocast is for forward passes, which the problem runs under the caller's.
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             if method == "double_backward":

@@ -498,16 +498,25 @@ def pull_back(
             raise RuntimeError(_NO_CHECKPOINTS) from error  # PyTorch advises the other kind, which is refused as well
         found = dict(zip(asked, made, strict=True))
     present = [torch.zeros_like(tensor) if found.get(i) is None else found[i] for i, tensor in enumerate(inputs)]
-    return present if create_graph else _apart(present)
+    return present if create_graph else _apart(present, inputs)
 
 
-def _apart(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Autograd may hand out one tensor for several inputs (those of a sum), or an expanded one: copies of these."""
+def _apart(tensors: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Autograd may hand out one tensor for several inputs (those of a sum), or an expanded one: copies of these.
+
+    Copies too of those that lie otherwise than their inputs, about which autograd warns where it adds to them.
+    """
     seen: set[int] = set()
     apart = []
-    for tensor in tensors:
-        expanded = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        storage = tensor.untyped_storage().data_ptr()
-        apart.append(tensor.clone() if expanded or storage in seen else tensor)
+    for tensor, like in zip(tensors, inputs, strict=True):
+        strides, storage = _strides(tensor), tensor.untyped_storage().data_ptr()
+        if 0 in strides or strides != _strides(like) or storage in seen:
+            tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
         seen.add(storage)
+        apart.append(tensor)
     return apart
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """Those that say where numbers lie: not those of dimensions of one."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

@@ -115,9 +115,10 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor | None:
-    """`torch.nn.functional.hardsigmoid`, or None for the calls left to PyTorch."""
-    return None if inplace else F.relu6(input + 3) / 6
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """`torch.nn.functional.hardsigmoid`, whose backward has no derivative: its formula as it stands."""
+    found = F.relu6(input + 3) / 6
+    return input.copy_(found) if inplace else found
 
 
 _FORMULAS: dict[Callable, Callable[..., Tensor | None]] = {

@@ -107,7 +107,7 @@ def with_feature_maps(
     """
     name = name or type(network).__name__
     _check_free(name, network)
-    to_map = to_map or getattr(network, "_to_map", _plain_map)
+    to_map = to_map or getattr(network, "_to_map", plain_map)
     _make_differentiable(network)
     try:
         probed = probe(network, in_channels, image_size, to_map)
@@ -232,13 +232,14 @@ def _replace_first_convolution(network: nn.Module, in_channels: int) -> None:
     setattr(network.get_submodule(parent), child, new)
 
 
-def _plain_map(module: nn.Module, output: object) -> Tensor | None:
+def plain_map(module: nn.Module, output: object) -> Tensor | None:
+    """A module's output where it is a map (B, C, H, W) as it stands."""
     return output if isinstance(output, Tensor) and output.ndim == 4 else None
 
 
 def _channels_last_map(module: nn.Module, output: object) -> Tensor | None:
     """Swin: (B, H, W, C) -> (B, C, H, W), but for its first convolution and what follows its last block."""
-    if _plain_map(module, output) is None:
+    if plain_map(module, output) is None:
         return None
     channels_first = isinstance(module, nn.Conv2d | nn.AdaptiveAvgPool2d) or getattr(module, "dims", None) == [
         0,
@@ -265,7 +266,7 @@ def _family_to_map(model_name: str) -> ToMap:
         return _channels_last_map
     if name.startswith("vit"):
         return _token_map
-    return _plain_map
+    return plain_map
 
 
 def probe(network: nn.Module, in_channels: int, image_size: int, to_map: ToMap) -> dict[str, Probed]:
@@ -304,7 +305,7 @@ def _probe(network: nn.Module, images: int, in_channels: int, image_size: int, t
     def keep(name: str) -> Callable[[nn.Module, tuple, object], None]:
         def hook(module: nn.Module, inputs: tuple, output: object) -> None:
             feature_map = to_map(module, output)
-            if feature_map is not None:
+            if feature_map is not None and len(feature_map) == images:  # some networks cut images into a larger batch
                 seen.pop(name, None)  # a module that runs again counts where it runs last
                 seen[name] = (feature_map, feature_map._version)  # a view has the version of what it is one of
 

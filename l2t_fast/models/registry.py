@@ -36,15 +36,17 @@ def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Se
 
     ``name`` is one of ``list_models()``, or ``timm:NAME`` where timm is installed. ``layers`` names the maps to
     return, in that order; ``layer_names(name)`` lists them, None takes the network's default: the last of each stage,
-    or the map before each max-pool. Initial weights come from PyTorch's global random state.
+    or the map before each max-pool. Initial weights come from PyTorch's global random state. A network of timm has no
+    classifier with 0 classes, as it is published where nobody labelled its images: its logits are what would go in.
 
     Raises ``L2TFastError`` for an unknown network or layer, a missing package, or a number of classes or channels below
     1.
     """
-    for what, value in (("classes", num_classes), ("input channels", in_channels)):
-        if value < 1:
-            raise L2TFastError(f"{name} cannot have {value} {what}: at least 1 is needed")
     kind = network_kind(name)
+    fewest = 0 if kind == "timm" else 1
+    for what, value, least in (("classes", num_classes, fewest), ("input channels", in_channels, 1)):
+        if value < least:
+            raise L2TFastError(f"{name} cannot have {value} {what}: at least {least} is needed")
     if kind == "own":
         return _OWN[name](num_classes, in_channels, layers)
     if kind == "efficientnet-lite":

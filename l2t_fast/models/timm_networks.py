@@ -1,6 +1,7 @@
 """timm's networks with named feature maps. timm is optional, and slow to import, so it is imported when asked for."""
 
 import difflib
+import functools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -8,10 +9,20 @@ from types import ModuleType
 from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models.hooked import MOST_DEFAULT_MAPS, PROBE_SIZE, ToMap, default_layers, probe, with_feature_maps
+from l2t_fast.models.hooked import (
+    MOST_DEFAULT_MAPS,
+    PROBE_SIZE,
+    ToMap,
+    default_layers,
+    plain_map,
+    probe,
+    with_feature_maps,
+)
 from l2t_fast.models.optional import optional_module
 
 TIMM_PREFIX = "timm:"
+#: Modules of transformers that come ahead of the first block, or are no part of the way through.
+_BEFORE_BLOCKS = ("patch_embed", "pos_drop", "pos_embed", "norm_pre", "crpe")
 
 
 def timm_package(model_name: str) -> ModuleType:
@@ -37,6 +48,8 @@ def build_timm(
     said = network.pretrained_cfg
     if in_channels == 3:
         network.input_mean, network.input_std = tuple(said["mean"]), tuple(said["std"])
+    classifier = said.get("classifier") or ()
+    network.classifier_prefixes = tuple(f"{n}." for n in ([classifier] if isinstance(classifier, str) else classifier))
     size, to_map = _probe_size(network), _family_to_map(network)
     if layers is None:
         layers = _default_layers(model_name, network, in_channels, size, to_map)
@@ -65,22 +78,29 @@ def _probe_size(network: nn.Module) -> int:
 
 def _family_to_map(network: nn.Module) -> ToMap:
     """(B, C, H, W) of what the network's modules give: as it is, from channels last, or from tokens behind prefixes."""
-    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-    prefixes = getattr(network, "num_prefix_tokens", 0)
+    family = type(network).__name__
+    if family == "Hiera":  # tokens of its blocks are in the order of windows, not of pixels
+        return plain_map
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC" or family == "VOLO"
+    return functools.partial(_to_map, channels_last, getattr(network, "num_prefix_tokens", 0))
 
-    def to_map(module: nn.Module, output: object) -> Tensor | None:
-        if not isinstance(output, Tensor):
-            return None
-        if output.ndim == 4:
-            turned = channels_last and not isinstance(module, nn.Conv2d)
-            return output.permute(0, 3, 1, 2) if turned else output
-        if output.ndim == 3 and output.shape[1] > prefixes:
-            side = math.isqrt(output.shape[1] - prefixes)
-            if side * side == output.shape[1] - prefixes:
-                return output[:, prefixes:].transpose(1, 2).unflatten(2, (side, side))
+
+def _to_map(channels_last: bool, prefixes: int, module: nn.Module, output: object) -> Tensor | None:
+    if isinstance(output, tuple) and output:  # a block's, which hands on the size of its map or a class token too
+        output = output[0]
+    if not isinstance(output, Tensor):
         return None
-
-    return to_map
+    if output.ndim == 4:
+        turned = channels_last and not isinstance(module, nn.Conv2d)
+        return output.permute(0, 3, 1, 2) if turned else output
+    if output.ndim != 3:
+        return None
+    for before in (prefixes, 0):  # some networks put their class token in front of the last blocks only
+        pixels = output.shape[1] - before
+        side = math.isqrt(max(pixels, 0))
+        if side and side * side == pixels:
+            return output[:, before:].transpose(1, 2).unflatten(2, (side, side))
+    return None
 
 
 def _default_layers(
@@ -92,7 +112,10 @@ def _default_layers(
     stages = [str(stage["module"]) for stage in listed]
     # "layer4": a ResNet, whose stem timm lists too and torchvision does not.
     if "layer4" in probed or not stages or any(stage not in probed for stage in stages):
-        return default_layers(model_name, network, probed)
+        blocks = {name: found for name, found in probed.items() if not name.startswith(_BEFORE_BLOCKS)}
+        if found := default_layers(model_name, network, blocks):
+            return found
+        raise L2TFastError(f"{model_name} shows no maps of its blocks that could be chosen for it: name layers")
     if len({stage["reduction"] for stage in listed}) == 1:
         return [stages[len(stages) * (i + 1) // 4 - 1] for i in range(4)] if len(stages) >= 4 else stages
     return stages[-MOST_DEFAULT_MAPS:]

@@ -16,7 +16,7 @@ from l2t_fast.files import check_archive, expand_user
 from l2t_fast.text import printable
 
 # Where training scripts keep the weights inside a checkpoint.
-STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
+STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "model_ema")
 MOST_CLASSES = 10**6  # a file that says more of its network is not believed
 # What wrappers put in front of every name: DataParallel, torch.compile.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -54,8 +54,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a state dict or a checkpoint that holds one (``state_dict``, ``model``, ...), whoever saved it.
 
-    Prefixes of DataParallel and torch.compile are taken off. The file is read with ``weights_only=True``: no code in it
-    runs.
+    Prefixes of DataParallel and torch.compile are taken off. The file is read with ``weights_only=True``, or by
+    safetensors where its name ends so: no code in it runs.
 
     Raises ``L2TFastError`` if the file is missing, truncated or no checkpoint.
     """
@@ -138,15 +138,12 @@ def _read(path: Path) -> object:
         raise L2TFastError(f"{shown} is not a checkpoint file but a folder or a device")
     if path.stat().st_size == 0:
         raise L2TFastError(f"the checkpoint file {shown} is empty: copy it again")
-    if path.suffix == ".safetensors":
-        raise L2TFastError(
-            f"the checkpoint file {shown} is one of safetensors, which is not read: load it with "
-            "safetensors.torch.load_file, and save what that gives with torch.save"
-        )
     try:
         path.open("rb").close()
     except OSError as error:
         raise L2TFastError(f"the checkpoint file {shown} cannot be read: {error.strerror}") from error
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, shown)
     try:
         if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not
             check_archive(path)
@@ -160,6 +157,19 @@ def _read(path: Path) -> object:
         raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
     except Exception as error:
         # A damaged file makes torch.load raise nearly anything (RuntimeError, EOFError, KeyError, OSError, ...).
+        raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
+
+
+def _read_safetensors(path: Path, shown: str) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise L2TFastError(
+            f"the checkpoint file {shown} is one of safetensors, which takes that package: pip install safetensors"
+        ) from None
+    try:
+        return load_file(path)
+    except Exception as error:
         raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
 
 

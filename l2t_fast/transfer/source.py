@@ -1,5 +1,6 @@
 """The frozen networks that are learned from."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ class FrozenSource(nn.Module):
 
     Args:
         network: gives (logits, maps), see `l2t_fast.models.NamedMapsNetwork`.
-        num_classes: of its logits.
+        num_classes: of its logits; 0 where it has no classifier, and they are the pooled last map.
         prepare: makes its input of the target's batch; None takes the batch as it is.
 
     Attributes:
@@ -214,12 +215,14 @@ def load_source(name: str, config: SourceConfig, data: DataBundle, weights: Chec
     """One source with its weights, without the scales of `unit_rms`; arguments and errors as of `load_sources`."""
     key = config_key(name)
     checkpoint = _checkpoint(key, config) if weights is None else weights
-    network = _built(config, config.num_classes, checkpoint, data.in_channels)
+    network = _built(config, config.num_classes or checkpoint.num_classes or 2, checkpoint, data.in_channels)
     told = in_the_order_of(network, checkpoint)
+    if config.num_classes is None and _lacks_classifier(network, checkpoint):
+        told = dataclasses.replace(told, num_classes=0)
     num_classes = told.num_classes if config.num_classes is None else config.num_classes
     if num_classes is None:
         raise L2TFastError(f"{key}.num_classes is not set, and {checkpoint.shown} does not tell it: set it")
-    if (told.num_classes, told.in_channels) != (checkpoint.num_classes, checkpoint.in_channels):
+    if num_classes == 0 or (told.num_classes, told.in_channels) != (checkpoint.num_classes, checkpoint.in_channels):
         network = _built(config, num_classes, told, data.in_channels)
     channels = told.in_channels or data.in_channels
     try:
@@ -239,9 +242,14 @@ def load_source(name: str, config: SourceConfig, data: DataBundle, weights: Chec
     return FrozenSource(network, num_classes, prepare)
 
 
-def _built(config: SourceConfig, num_classes: int | None, told: Checkpoint, in_channels: int) -> nn.Module:
-    classes = told.num_classes if num_classes is None else num_classes
-    return build_model(config.model, classes or 2, in_channels=told.in_channels or in_channels, layers=config.layers)
+def _built(config: SourceConfig, num_classes: int, told: Checkpoint, in_channels: int) -> nn.Module:
+    return build_model(config.model, num_classes, in_channels=told.in_channels or in_channels, layers=config.layers)
+
+
+def _lacks_classifier(network: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Whether the weights are of such a network without one, as self-supervised training leaves them."""
+    prefixes = getattr(network, "classifier_prefixes", ())
+    return bool(prefixes) and not any(name.startswith(prefixes) for name in checkpoint.weights)
 
 
 def config_key(name: str) -> str:

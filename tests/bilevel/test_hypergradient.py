@@ -297,6 +297,26 @@ class LogitsInBfloat16(PlainNet):
         return logits.float() if self.widened else logits, maps
 
 
+def test_a_finite_difference_in_half_precision_is_refused():
+    problem = make_problem(dtype=torch.bfloat16, warm=False)
+    with pytest.raises(ValueError, match=r"needs parameters in float32 or float64, but most of target's are in torch\.b"):
+        hypergradient(*problem, method="finite_difference")
+
+
+class ChannelsInnermost(PlainNet):
+    """Convolves maps that lie with their channels innermost, and so do the gradients of its weights."""
+
+    def forward(self, x):
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+@every_way
+@pytest.mark.filterwarnings("error")
+def test_gradients_that_lie_otherwise_than_parameters(way):
+    found = hypergradient(*make_problem(net=ChannelsInnermost), **WAYS[way][0])
+    assert_close(found, hypergradient(*make_problem(net=PlainNet), **WAYS[way][0]), tolerance=1e-6)
+
+
 @pytest.mark.parametrize("method", ["exact", "double_backward"])
 def test_the_cross_entropy_is_never_made_in_half_precision(method):
     problem = make_problem(net=LogitsInBfloat16, dtype=torch.float32, warm=False)

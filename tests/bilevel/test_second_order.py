@@ -135,6 +135,9 @@ def test_hardsigmoid(mode):
     with mode():
         found = nn.Hardsigmoid()(x)
         assert torch.autograd.gradgradcheck(lambda x: F.hardsigmoid(x).square(), x)
+        y = x * 1
+        assert F.hardsigmoid(y, inplace=True) is y and torch.equal(y, found)
+        assert torch.autograd.gradgradcheck(lambda x: F.hardsigmoid(x * 1, inplace=True).square(), x)
     torch.testing.assert_close(found, plain, rtol=1e-6, atol=0)  # PyTorch's factor 1/6 is float32
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +141,34 @@ def test_timm_networks_give_named_maps(name, size, layers, shapes):
 )
 def test_they_can_be_targets_too(name, layers):
     test_named_maps.test_forward_over_reverse_equals_double_backward(name, 32, layers)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "layers", "channels"),
+    [
+        ("timm:pit_ti_224", [f"transformers.{i}" for i in range(3)], [64, 128, 256]),  # blocks give tuples
+        ("timm:xcit_nano_12_p16_224", [f"blocks.{i}" for i in (2, 5, 8, 11)], [128] * 4),  # a late class token
+    ],
+)
+def test_transformers_of_timm_give_the_maps_of_their_blocks(name, layers, channels):
+    network = build_model(name, 5)
+    assert (network.feature_names, network.feature_channels) == (layers, channels)
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["timm:crossvit_tiny_240", "timm:hiera_tiny_224"])  # two sizes at once; windows
+def test_a_transformer_whose_blocks_give_no_map_says_so(name):
+    with pytest.raises(L2TFastError, match=f"{name} shows no maps of its blocks that could be chosen for it"):
+        build_model(name, 5)
+
+
+@needs_timm
+def test_timm_networks_can_be_pickled():
+    network = build_model("timm:test_resnet", 5).eval()
+    x = torch.randn(1, 3, 64, 64)
+    found, wanted = pickle.loads(pickle.dumps(network))(x), network(x)
+    assert torch.equal(found[0], wanted[0]) and all(map(torch.equal, found[1], wanted[1]))
 
 
 @needs_timm

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -233,12 +234,24 @@ def test_bad_checkpoints_are_named_and_change_nothing(network, tmp_path, save, s
         assert torch.equal(value, before[name])
 
 
-def test_a_file_of_safetensors_is_not_called_truncated(network, tmp_path):
+def test_a_file_of_safetensors_is_not_called_truncated(network, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    with pytest.raises(
-        L2TFastError, match=r"model\.safetensors is one of safetensors, which is not read: load it with"
-    ):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(L2TFastError, match=r"model\.safetensors is one of safetensors, .*: pip install safetensors"):
         load_weights(network, tmp_path / "model.safetensors")
+
+
+def test_files_of_safetensors_are_read(network, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "model.safetensors"
+    weights = {name: torch.randn(v.shape).to(v.dtype) for name, v in network.state_dict().items()}
+    safetensors.save_file({f"module.{name}": value for name, value in weights.items()}, path)
+    load_weights(network, path)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[name])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(L2TFastError, match="truncated or no PyTorch checkpoint"):
+        load_weights(network, path)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.99, 0.9999])

@@ -223,6 +223,20 @@ def test_tensors_may_stand_in_a_file_in_any_order(digits, tmp_path, order):
     assert_same_state(dict(found.state_dict()), dict(network.state_dict()))
 
 
+def test_weights_without_a_classifier_are_a_source_but_not_for_lwf(digits, tmp_path, make_config, quiet):
+    """As self-supervised training leaves them."""
+    timm = pytest.importorskip("timm")
+    plain = timm.create_model("test_resnet", num_classes=0, in_chans=1)
+    torch.save(plain.state_dict(), tmp_path / "weights.pt")
+    config = SourceConfig("timm:test_resnet", str(tmp_path / "weights.pt"))
+    sources = load_sources({"": config}, digits)
+    assert sources.num_classes == [0] and sources.feature_names == ["layer1", "layer2", "layer3", "layer4"]
+    assert_same_state(dict(sources.networks[0].state_dict()), dict(plain.state_dict()))
+    run(make_config(source=config, epochs=1), progress=quiet)
+    with pytest.raises(L2TFastError, match="lwf distils what a source answers, and the weights of a source have no"):
+        run(make_config(source=config, method="lwf", out=str(tmp_path / "lwf")), progress=quiet)
+
+
 def test_a_colour_network_may_be_the_source_of_grey_images(digits, checkpoint):
     colour = SourceConfig("resnet8", checkpoint(classes=4, in_channels=3), image_size=12)
     sources = load_sources({"grey": SourceConfig("resnet8", checkpoint()), "colour": colour}, digits)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
 
 #: Softens both sides' class probabilities (Li and Hoiem, section 3).
@@ -29,6 +30,11 @@ class LwF(Method):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         assert setup.source is not None
+        if 0 in setup.source.num_classes:
+            raise L2TFastError(
+                f"{self.name} distils what a source answers, and the weights of a source have no classifier: take "
+                "others, or another method"
+            )
         self.weight = setup.options.lwf_weight
         width = setup.target.feature_channels[-1]
         self.heads = nn.ModuleList(nn.Linear(width, classes) for classes in setup.source.num_classes)
