@@ -299,7 +299,7 @@ class LogitsInBfloat16(PlainNet):
 
 def test_a_finite_difference_in_half_precision_is_refused():
     problem = make_problem(dtype=torch.bfloat16, warm=False)
-    with pytest.raises(ValueError, match=r"needs parameters in float32 or float64, but most of target's are in torch\.b"):
+    with pytest.raises(ValueError, match="needs parameters in float32 or float64, but most of target's are in torch"):
         hypergradient(*problem, method="finite_difference")
 
 
