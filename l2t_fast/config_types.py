@@ -54,19 +54,21 @@ def _as_declared(value: Any, kind: Any, key: str) -> Any:
             raise _Mismatch(f"a {kind.__name__}")
         check_types(value, key)
         return value
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is list:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise _Mismatch(_words(kind))
+    if typing.get_origin(kind) in (list, dict):
         try:
-            return [_as_declared(item, inner[0], key) for item in value]
-        except _Mismatch:
+            return _as_several(value, kind, key)
+        except _Mismatch:  # of one of them
             raise _Mismatch(_words(kind)) from None
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise _Mismatch(_words(kind))
-        return {name: _as_declared(item, inner[1], f"{key}.{name}") for name, item in value.items()}
     return _as_scalar(value, kind)
+
+
+def _as_several(value: Any, kind: Any, key: str) -> list[Any] | dict[str, Any]:
+    inner = typing.get_args(kind)[-1]
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        return {name: _as_declared(item, inner, f"{key}.{name}") for name, item in value.items()}
+    if typing.get_origin(kind) is list and isinstance(value, Sequence) and not isinstance(value, str):
+        return [_as_declared(item, inner, key) for item in value]
+    raise _Mismatch(_words(kind))
 
 
 def _as_one_of(value: Any, kinds: Sequence[Any], key: str) -> Any:

@@ -61,6 +61,8 @@ def test_python_s_own_kinds_of_values_become_plain_ones(tmp_path):
         (TrainConfig(data={"dataset": "digits"}), "data is {'dataset': 'digits'}, it must be a DataConfig"),
         (TrainConfig(data=DataConfig(batch_size=8.0)), "data.batch_size is 8.0, it must be a whole number"),
         (TrainConfig(sources=[SourceConfig()]), "it must be a dictionary of SourceConfig or None"),
+        (TrainConfig(sources={"a": "x"}), "sources is {'a': 'x'}, it must be a dictionary of SourceConfig or None"),
+        (TrainConfig(sources={"a": SourceConfig(unit_rms=2)}), "sources.a.unit_rms is 2, it must be True or False"),
         (TrainConfig(device=torch.device("cpu")), "device is device(type='cpu'), it must be text"),
         (TrainConfig(nesterov=1), "nesterov is 1, it must be True or False"),
     ],
