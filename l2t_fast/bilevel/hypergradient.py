@@ -2,6 +2,7 @@
 
 import contextlib
 import operator
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -19,10 +20,15 @@ from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
 from l2t_fast.functional import listed_features, shown
 from l2t_fast.interrupts import deferred_interrupts
+from l2t_fast.ops import inside_transform
 
 METHODS = ("exact", "finite_difference", "double_backward")
 
+#: Frames from a warning to who called `hypergradient`: the function that warns, it, and two of its decorator.
+_STACKLEVEL = 5
 
+
+@torch._disable_dynamo  # a step that torch.compile takes runs it as it is
 def hypergradient(
     target: nn.Module,
     matching: nn.Module,
@@ -117,12 +123,13 @@ def hypergradient(
             several ranks, batch normalisation of target that was not synchronized, or other images than part's; with
             pieces, a number of labels or maps that is not that of the images.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
-            steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel or
-            DistributedDataParallel, x or y no tensor; source_features, or what target, matching or meta returns, is not
-            what it must be.
-        RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, or in
-            ``torch.nn.utils.parametrize.cached()``, which would keep what the first parameters made; or a module uses
-            ``torch.utils.checkpoint``, which would run again by parameters that the look-ahead has left by then.
+            steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel,
+            DistributedDataParallel or Fabric's wrapper, or has parameters divided among ranks (FSDP); x or y no tensor;
+            source_features, or what target, matching or meta returns, is not what it must be.
+        RuntimeError: called in ``torch.inference_mode()``, where nothing can be differentiated, in a transform of
+            ``torch.func``, or in ``torch.nn.utils.parametrize.cached()``, which would keep what the first parameters
+            made; or a module uses ``torch.utils.checkpoint``, which would run again by parameters that the look-ahead
+            has left by then.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known, choose one of {', '.join(METHODS)}")
@@ -135,6 +142,10 @@ def hypergradient(
         raise RuntimeError(
             "hypergradient differentiates, which torch.inference_mode() forbids; torch.no_grad() is fine"
         )
+    if inside_transform():
+        raise RuntimeError(
+            "hypergradient differentiates by itself, which torch.func's transforms forbid: call it outside"
+        )
     if parametrize._cache_enabled:
         raise RuntimeError(
             "hypergradient gives modules other parameters, of which torch.nn.utils.parametrize.cached() would not make "
@@ -142,11 +153,7 @@ def hypergradient(
         )
     for name, module in (("target", target), ("matching", matching), ("meta", meta)):
         _check_type(name, module, nn.Module, "a torch.nn.Module")
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise TypeError(
-                f"{name} must be the module itself, not a {type(module).__name__}: give {name}.module, and part where "
-                "several ranks hold the batch"
-            )
+        _check_whole(name, module)
     if isinstance(source_features, Tensor):  # it has rows, which are no maps
         raise TypeError("source_features must be a list of tensors (B, C, H, W), not Tensor")
     source_features = listed_features("source_features", source_features)
@@ -169,8 +176,10 @@ def hypergradient(
             )
             for piece, (x_piece, y_piece), maps in pieces(part, accumulation, [x, y], source_features)
         ]
-        _warn_of_missing(matching, optimizer)
         dtype = problems[0].dtype
+        _warn_of_missing(matching, optimizer)
+        if not differences and dtype == torch.float32:
+            _warn_of_autocast(method, x.device.type)
         if differences and torch.finfo(dtype).eps > torch.finfo(torch.float32).eps:
             raise ValueError(
                 f"method='finite_difference' needs parameters in float32 or float64, but most of target's are in "
@@ -195,7 +204,37 @@ def _warn_of_missing(matching: nn.Module, optimizer: torch.optim.Optimizer) -> N
         warnings.warn(
             f"the optimizer does not hold matching's {shown(missing)}, so the look-ahead leaves them as they are: "
             "give it matching.parameters() too, or call matching.requires_grad_(False)",
-            stacklevel=3,
+            stacklevel=_STACKLEVEL,
+        )
+
+
+def _warn_of_autocast(method: str, device: str) -> None:
+    """Frameworks call a training step in theirs, and nobody sees it."""
+    if torch.is_autocast_enabled(device):
+        warnings.warn(
+            f"hypergradient is called in torch.autocast, where method={method!r} rounds its forward passes to "
+            f"{torch.get_autocast_dtype(device)}, whose second derivatives point elsewhere: call it in "
+            f"torch.autocast({device!r}, enabled=False)",
+            stacklevel=_STACKLEVEL,
+        )
+
+
+def _check_whole(name: str, module: nn.Module) -> None:
+    """Refuse a module that wraps another, or of which this rank holds a part."""
+    wraps = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if wraps or type(module).__name__ == "_FabricModule":  # of Lightning
+        raise TypeError(
+            f"{name} must be the module itself, not a {type(module).__name__}: give {name}.module, and part where "
+            "several ranks hold the batch"
+        )
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # who has not imported it shards nothing
+    kinds = () if fsdp is None else (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)
+    divided = any(isinstance(part, kinds) for part in module.modules())
+    if divided or any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+        raise TypeError(
+            f"{name} has its parameters divided among ranks (fully_shard, FSDP, DTensor), which hypergradient cannot "
+            "give other values: keep it whole on each rank, and sum gradients with Group.sum_ or "
+            "DistributedDataParallel"
         )
 
 

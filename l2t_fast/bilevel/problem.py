@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
 
 from l2t_fast.bilevel.lookahead import RandomState, SGDSettings
-from l2t_fast.distributed.batch_norm import unsynchronized
+from l2t_fast.distributed.batch_norm import ranks_of_statistics, unsynchronized
 from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
 from l2t_fast.functional import UNORDERED, checked_number
@@ -55,6 +56,11 @@ class BilevelProblem:
         part: Part = WHOLE,
     ) -> None:
         kind = type(optimizer)
+        inner = getattr(optimizer, "optimizer", None)  # of what Lightning and accelerate make of one
+        if isinstance(inner, torch.optim.SGD) and kind.step is not torch.optim.SGD.step:
+            raise TypeError(
+                f"optimizer must be torch.optim.SGD, not a {kind.__name__} of one: give optimizer.optimizer"
+            )
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(f"optimizer must be torch.optim.SGD, not {kind.__name__}")
         if inspect.unwrap(kind.step) is not inspect.unwrap(torch.optim.SGD.step):
@@ -74,6 +80,11 @@ class BilevelProblem:
             raise ValueError(
                 f"batch normalisation {alone} of target would take the statistics of this rank's images alone, call "
                 "l2t_fast.distributed.synchronize_batch_norm(target, group) first"
+            )
+        if target.training and part.group.size < (ranks := ranks_of_statistics(target)):
+            raise ValueError(
+                f"batch normalisation of target takes the statistics of {ranks} ranks' images, but part says that x is "
+                "the whole batch: give part=group.part(len(x))"
             )
         # Autocast as it is where hypergradient is called; backward passes run without it.
         self._device = x.device.type
@@ -424,13 +435,19 @@ def _enter_unless_checkpoint(hooks: saved_tensors_hooks) -> Any:
     return _enter_hooks(hooks)
 
 
+def _apply_unless_in_a_pass(*arguments: Any) -> Any:
+    if torch.is_grad_enabled() and threading.get_ident() in _in_a_pass:
+        raise RuntimeError(_NO_CHECKPOINTS)
+    return super(CheckpointFunction, CheckpointFunction).apply(*arguments)
+
+
 @contextlib.contextmanager
 def _differentiable_twice() -> Iterator[None]:
     """Refuse `torch.utils.checkpoint`, and have attention in its formula: its kernels have no second derivative.
 
     A checkpoint would run again when the module has its own parameters and buffers back. What it enters belongs to all
     threads, and so does the choice of kernels, so that the first thread in a pass puts the refusal there and the last
-    one takes it away. With use_reentrant=True there are no hooks, and autograd refuses it in :func:`pull_back`.
+    one takes it away. With use_reentrant=True there are no hooks, and autograd would leave gradients out.
     """
     thread = threading.get_ident()
     with _entering:
@@ -438,6 +455,7 @@ def _differentiable_twice() -> Iterator[None]:
             _while_in_a_pass.enter_context(sdpa_kernel(SDPBackend.MATH))
         _in_a_pass.add(thread)
         saved_tensors_hooks.__enter__ = _enter_unless_checkpoint
+        CheckpointFunction.apply = _apply_unless_in_a_pass
     try:
         yield
     finally:
@@ -445,6 +463,7 @@ def _differentiable_twice() -> Iterator[None]:
             _in_a_pass.discard(thread)
             if not _in_a_pass:
                 saved_tensors_hooks.__enter__ = _enter_hooks
+                del CheckpointFunction.apply
                 _while_in_a_pass.close()
 
 
@@ -488,14 +507,9 @@ def pull_back(
     if reached and asked:
         along = None if adjoints is None else [adjoints[i] for i in reached]
         leaves = [inputs[i] for i in asked]
-        try:
-            made = torch.autograd.grad(
-                [outputs[i] for i in reached], leaves, along, create_graph=create_graph, allow_unused=True
-            )
-        except RuntimeError as error:
-            if "use_reentrant=True" not in str(error):
-                raise
-            raise RuntimeError(_NO_CHECKPOINTS) from error  # PyTorch advises the other kind, which is refused as well
+        made = torch.autograd.grad(
+            [outputs[i] for i in reached], leaves, along, create_graph=create_graph, allow_unused=True
+        )
         found = dict(zip(asked, made, strict=True))
     present = [torch.zeros_like(tensor) if found.get(i) is None else found[i] for i, tensor in enumerate(inputs)]
     return present if create_graph else _apart(present, inputs)

@@ -120,6 +120,11 @@ def _replace(module: nn.Module, group: Group) -> None:
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+def ranks_of_statistics(module: nn.Module) -> int:
+    """How many ranks' images the statistics of a module are of, as `synchronize_batch_norm` has made it."""
+    return module.joint_group.size if isinstance(module, _Synchronized) else 1
+
+
 def unsynchronized(module: nn.Module) -> str | None:
     """The first batch normalisation that takes the statistics of this rank's images alone; None if there is none."""
     if isinstance(module, _Synchronized):

@@ -544,13 +544,83 @@ def test_projections_that_the_optimizer_does_not_have_are_told():
     optimizer = torch.optim.SGD([*target.parameters(), *matching[0].parameters()], lr=0.1)
     with pytest.warns(
         UserWarning, match=r"does not hold matching's \['1\.weight', '1\.bias', '2\.weight', .*requires_grad_"
-    ):
+    ) as told:
         hypergradient(target, matching, meta, optimizer, *rest)
+    assert told[0].filename == __file__  # of who called it
     for projection in matching[1:]:
         projection.requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hypergradient(target, matching, meta, optimizer, *rest)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_that_rounds_is_told(method):
+    """A framework calls a training step in its own."""
+    problem = make_problem(dtype=torch.float32, warm=False)
+    with warnings.catch_warnings(record=True) as told, torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("always")
+        hypergradient(*problem, method=method)
+    if method == "finite_difference":
+        assert not told
+    else:
+        assert len(told) == 1 and told[0].filename == __file__
+        assert "call it in torch.autocast('cpu', enabled=False)" in str(told[0].message)
+
+
+def test_what_frameworks_wrap():
+    target, matching, meta, optimizer, *batch = make_problem()
+
+    class LightningSGD(torch.optim.SGD):
+        def __init__(self, optimizer):
+            super().__init__(optimizer.param_groups)
+            self.optimizer = optimizer
+
+        def step(self, closure=None):
+            return self.optimizer.step(closure)
+
+    with pytest.raises(TypeError, match=r"not a LightningSGD of one: give optimizer\.optimizer"):
+        hypergradient(target, matching, meta, LightningSGD(optimizer), *batch)
+
+    class _FabricModule(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    with pytest.raises(TypeError, match=r"target must be the module itself, not a _FabricModule: give target\.module"):
+        hypergradient(_FabricModule(target), matching, meta, optimizer, *batch)
+
+
+class Divided(nn.Parameter):
+    """A parameter of which each rank holds a part says so by this method."""
+
+    def full_tensor(self):
+        return self
+
+
+def test_parameters_divided_among_ranks_are_refused():
+    target, *rest = make_problem()
+    target.fc.weight = Divided(target.fc.weight.detach())
+    with pytest.raises(TypeError, match="target has its parameters divided among ranks"):
+        hypergradient(target, *rest)
+
+
+def test_transforms_are_an_error_in_a_sentence():
+    problem = make_problem()
+    with pytest.raises(RuntimeError, match=r"which torch\.func's transforms forbid"):
+        torch.func.grad(lambda x: hypergradient(*problem)[0].sum() * x)(torch.tensor(1.0))
+
+
+@every_way
+def test_a_step_that_is_compiled_runs_it_as_it_is(way):
+    problem = make_problem()
+    wanted = hypergradient(*problem, **WAYS[way][0])
+
+    def step(scale):
+        return [g * scale for g in hypergradient(*problem, **WAYS[way][0])]
+
+    found = torch.compile(step, backend="aot_eager")(torch.tensor(2.0, dtype=torch.float64))
+    assert_close(found, [2 * w for w in wanted])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -573,6 +573,21 @@ def test_checkpoints_are_refused(way, use_reentrant):
     assert net.first[0].weight.grad is not None
 
 
+class CheckpointedToTheEnd(Checkpointed):
+    """Every parameter that the loss sees is inside a checkpoint, so that autograd finds none of them."""
+
+    def forward(self, x):
+        a = checkpoint(self.first, x.clone().requires_grad_(), use_reentrant=True)
+        b = checkpoint(self.second, a, use_reentrant=True)
+        return b.mean((2, 3)), [a, b]
+
+
+@every_way
+def test_nothing_is_left_out_in_checkpoints_that_autograd_does_not_enter(way):
+    with pytest.raises(RuntimeError, match=r"cannot go through torch\.utils\.checkpoint, switch it off"):
+        hypergradient(*make_problem(CheckpointedToTheEnd), **WAYS[way][0])
+
+
 def test_checkpoints_of_other_threads_are_not_refused():
     in_a_pass, go_on, pieces = threading.Event(), threading.Event(), []
 
