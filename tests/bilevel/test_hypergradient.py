@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.nn.utils import _named_member_accessor
 
 from l2t_fast import FeatureMatching, MetaNetworks
 from l2t_fast.bilevel import METHODS, hypergradient
+from l2t_fast.distributed import synchronize_batch_norm
 from tests.bilevel.naive import naive_hypergradient
 
 SOURCE_CHANNELS = [3, 5]
@@ -602,6 +604,14 @@ def test_parameters_divided_among_ranks_are_refused():
     target, *rest = make_problem()
     target.fc.weight = Divided(target.fc.weight.detach())
     with pytest.raises(TypeError, match="target has its parameters divided among ranks"):
+        hypergradient(target, *rest)
+
+
+def test_a_part_that_was_forgotten_is_told():
+    """Statistics of two ranks' images, and losses of one's: numbers of nothing."""
+    target, *rest = make_problem()
+    synchronize_batch_norm(target, SimpleNamespace(size=2))
+    with pytest.raises(ValueError, match=r"takes the statistics of 2 ranks' images, .*: give part=group\.part"):
         hypergradient(target, *rest)
 
 
