@@ -184,9 +184,14 @@ def _parse(given: list[str]) -> tuple[str, Namespace]:
     """(command, its options). Where no file is named, those of the embedded digits, unless other images are."""
     if given and given[0] in ("train", "compare") and not any(a.split("=")[0] == "--config" for a in given):
         command = given[0]
-        options = parse(_parser(), [command, "--config", str(embedded_config()), *given[1:]])[command]
+        embedded = [command, "--config", str(embedded_config()), *given[1:]]
+        # which shows what it is given, and ends
+        silent = [argument for argument in embedded if argument.partition("=")[0] != "--print_config"]
+        options = parse(_parser(), silent)[command]
         if options.data.dataset == "digits":
-            return command, options
+            if silent == embedded:
+                return command, options
+            given = embedded
     parsed = parse(_parser(), given or ["--help"])
     return parsed.command, parsed[parsed.command]
 

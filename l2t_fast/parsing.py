@@ -178,13 +178,13 @@ def _sentence(message: str, known: list[str]) -> str:
         if value := re.search(r"Given value: (.*)", reason):
             optional = re.search(r"Subtypes: \[(?:<class ')?([\w\[\]]+)(?:'>)?, <class 'NoneType'>\]", reason)
             if optional and optional[1].startswith("list[") and "Given value type: <class 'list'>" not in reason:
-                return f"{key} takes a list, --{key} '[{value[1]}]'"
+                return _takes_a_list(key, value[1])
             if optional and optional[1] in _OPTIONAL:
                 return f"{key} is {value[1]}, it must be {_OPTIONAL[optional[1]]}, or null"
             hint = " (in YAML a pair needs quotes: '1:2')" if key == "pairs" else ""
             return f"{key}: {value[1]} is not what it takes, see --help{hint}"
         if alone := re.search(r"Expected a <class 'list'>. Got value: (.*)", reason):
-            return f"{key} takes a list, --{key} '[{alone[1]}]'"
+            return _takes_a_list(key, alone[1])
         if (plain := re.search(r"Expected a <class '(\w+)'>. Got value: (.*)", reason)) and plain[1] in _KINDS:
             return f"{key} is {'null' if plain[2] == 'None' else plain[2]}, it must be {_KINDS[plain[1]]}"
         return f"{key}: {' '.join(reason.split())}"
@@ -196,6 +196,11 @@ def _sentence(message: str, known: list[str]) -> str:
             f"what is missing: {', '.join(name.rpartition('.')[2].upper() for name in names.split(', '))}, see --help"
         )
     return " ".join(message.split())
+
+
+def _takes_a_list(key: str, value: str) -> str:
+    """What to type where one value stands, or the first of a list that the shell has cut at its spaces."""
+    return f"{key} takes a list, --{key} '[{value.strip('[], ')}]'"
 
 
 def _about_sources(message: str, keys: list[str]) -> str:

@@ -182,6 +182,7 @@ def test_version(capsys):
         (["--sources", "{}"], "--sources takes no value, its keys do: --sources.NAME.KEY"),
         (["--beta", "nan"], "beta is nan, it must be a number"),
         (["--target.layers", "features.2"], "target.layers takes a list, --target.layers '[features.2]'"),
+        (["--target.layers", "[features.2,"], "target.layers takes a list, --target.layers '[features.2]'"),
         (["--data.classes", "[5, a]"], "data.classes is [5, 'a'], it must be a list of whole numbers, or null"),
         (["--data.image_size", "big"], "data.image_size is big, it must be a whole number, or null"),
         (["--data.cache", "maybe"], "data.cache is maybe, it must be true or false, or null"),
@@ -287,11 +288,15 @@ def test_a_configuration_that_was_cut_short_is_not_told_as_other_settings(train,
 
 
 @pytest.mark.parametrize(("command", "kind"), [("train", TrainConfig), ("compare", CompareConfig)])
-def test_images_of_somebody_s_own_get_no_settings_of_the_digits(command, kind):
+def test_images_of_somebody_s_own_get_no_settings_of_the_digits(command, kind, capsys):
     images = {"dataset": "imagefolder", "data_dir": "here"}
     flags = [f"--data.{name}={value}" for name, value in images.items()]
     name, options = cli._parse([command, *flags, "--epochs", "3"])
     assert (name, to_config(options, kind)) == (command, kind(data=DataConfig(**images), epochs=3))
+    for given, beta in ((flags, 0.5), ([], read_config(embedded_config(), kind).beta)):
+        with pytest.raises(SystemExit):
+            cli._parse([command, *given, "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["beta"] == beta
     _, options = cli._parse([command, "--data.batch_size", "5"])
     digits = read_config(embedded_config(), kind)
     digits.data.batch_size = 5
