@@ -112,16 +112,16 @@ def hypergradient(
     Returns:
         One tensor a parameter of meta, in the order of ``meta.parameters()``; zeros where there is no dependence.
         Parameters, buffers, their gradients and the optimizer's state are left bit for bit as they were, by Ctrl-C
-        too, which waits for the end of a pass. PyTorch's,
-        NumPy's and Python's global random generators advance as by steps + 2 forward passes.
+        too, which waits for the end of a pass. PyTorch's, NumPy's and Python's global random generators advance as by
+        steps + 2 forward passes.
 
     Raises:
         ValueError: an unknown method, negative steps, no piece, or an optimizer that maximizes or has no parameter of
             target; with "finite_difference" hooks in the target's backward pass, a compiled function, writing in place
             without a derivative into what has one, parameters in half precision, or computing in a lower one than that
-            of the parameters; with
-            several ranks, batch normalisation of target that was not synchronized, or other images than part's; with
-            pieces, a number of labels or maps that is not that of the images.
+            of the parameters; with several ranks, batch normalisation of target that was not synchronized, or that was
+            and no part, or other images than part's; with pieces, a number of labels or maps that is not that of the
+            images.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel,
             DistributedDataParallel or Fabric's wrapper, or has parameters divided among ranks (FSDP); x or y no tensor;

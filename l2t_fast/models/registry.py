@@ -39,8 +39,8 @@ def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Se
     or the map before each max-pool. Initial weights come from PyTorch's global random state. A network of timm has no
     classifier with 0 classes, as it is published where nobody labelled its images: its logits are what would go in.
 
-    Raises ``L2TFastError`` for an unknown network or layer, a missing package, or a number of classes or channels below
-    1.
+    Raises ``L2TFastError`` for an unknown network or layer, a missing package, or too small a number of classes or
+    channels.
     """
     kind = network_kind(name)
     fewest = 0 if kind == "timm" else 1
