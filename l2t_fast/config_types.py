@@ -13,7 +13,8 @@ import numpy as np
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 
-_SCALARS = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+#: What plain types are called in messages.
+SCALARS = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
 
 
 class _Mismatch(Exception):
@@ -91,13 +92,13 @@ def _as_scalar(value: Any, kind: type) -> Any:
         return int(value)
     if kind is float and isinstance(value, numbers.Real) and not is_bool:
         return float(value)
-    raise _Mismatch(_SCALARS[kind])
+    raise _Mismatch(SCALARS[kind])
 
 
 def _words(kind: Any) -> str:
     """What a type is called in a sentence."""
-    if kind in _SCALARS:
-        return _SCALARS[kind]
+    if kind in SCALARS:
+        return SCALARS[kind]
     inner = typing.get_args(kind)
     if typing.get_origin(kind) is dict:
         return f"a dictionary of {inner[1].__name__}"

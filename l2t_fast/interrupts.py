@@ -45,6 +45,19 @@ class OutputClosed(KeyboardInterrupt):
         super().__init__("interrupted, since nobody reads the output any more")
 
 
+Handler = Callable[[int, FrameType | None], object]
+
+
+def _replaceable_handler() -> Handler | None:
+    """What Ctrl-C calls, if another may take its place for a while.
+
+    Only the main thread may set one, and a program that was told to ignore Ctrl-C goes on ignoring it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    return handler if on_main_thread and callable(handler) else None
+
+
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[None]:
     """Let Ctrl-C wait for the next `let_interrupt`, or for the end: in between something is not as it was found.
@@ -53,8 +66,8 @@ def deferred_interrupts() -> Iterator[None]:
     found by nobody.
     """
     global _deferred
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler) or _deferred is not None:
+    handler = _replaceable_handler()
+    if handler is None or _deferred is not None:
         yield
         return
     _deferred = _Deferred(handler)
@@ -74,7 +87,7 @@ def let_interrupt() -> None:
 
 
 class _Deferred:
-    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+    def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._pressed: tuple[int, FrameType | None] | None = None
 
@@ -98,9 +111,8 @@ def kept_interrupts() -> Iterator[Callable[[], None]]:
     Inside PyTorch's own compiler it comes out as a RuntimeError; inside a destructor it is dropped. Yields a function
     to call at safe points, which raises an interrupt that was dropped.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    # Only the main thread may set a handler, and a program that was told to ignore Ctrl-C goes on ignoring it.
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    handler = _replaceable_handler()
+    if handler is None:
         yield lambda: None
         return
     pressed = False

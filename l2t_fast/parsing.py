@@ -12,12 +12,13 @@ from typing import TypeVar, get_args, get_type_hints
 from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace
 
 from l2t_fast.config import TransferOptions
+from l2t_fast.config_types import SCALARS
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 from l2t_fast.yaml_files import parse_yaml, read_yaml
 
 #: What the types of plain values are called in messages.
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+_KINDS = {kind.__name__: words for kind, words in SCALARS.items()} | {"bool": "true or false"}  # as YAML has them
 #: What those that may be left out are called.
 _OPTIONAL = _KINDS | {"list[int]": "a list of whole numbers", "list[str]": "a list of names"}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import check_archive, expand_user
+from l2t_fast.models.optional import optional_module
 from l2t_fast.text import printable
 
 # Where training scripts keep the weights inside a checkpoint.
@@ -161,14 +162,9 @@ def _read(path: Path) -> object:
 
 
 def _read_safetensors(path: Path, shown: str) -> dict[str, Tensor]:
+    safetensors = optional_module("safetensors.torch", f"the checkpoint file {shown}", "safetensors")
     try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise L2TFastError(
-            f"the checkpoint file {shown} is one of safetensors, which takes that package: pip install safetensors"
-        ) from None
-    try:
-        return load_file(path)
+        return safetensors.load_file(path)
     except Exception as error:
         raise L2TFastError(_NOT_A_CHECKPOINT.format(shown)) from error
 

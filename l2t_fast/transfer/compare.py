@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
     failures: dict[str, str]
 
 
+@own_process()
 def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> Outcome:
     """Do the runs that are not done yet, write results.csv, plots and report.html.
 
@@ -57,11 +58,6 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
         L2TFastError: a mistake that is seen before the first run, as `l2t_fast.transfer.run` tells it, or the folder
             holds a comparison, or a finished run, with other settings, or another process is in it.
     """
-    with own_process():
-        return _compare(config, progress)
-
-
-def _compare(config: CompareConfig, progress: TrainingProgress | None) -> Outcome:
     config.check()
     methods = {entry: parse_method(entry) for entry in config.methods}
     out = config.folder()

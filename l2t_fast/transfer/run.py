@@ -21,6 +21,7 @@ from l2t_fast.transfer.run_folder import RunFolder, check_same_on_ranks
 from l2t_fast.transfer.trainer import Trainer
 
 
+@own_process()
 def run(
     config: TrainConfig,
     *,
@@ -42,20 +43,9 @@ def run(
     Raises:
         L2TFastError: a mistake in the configuration, a file or the data; a loss that is not finite; a full disk.
     """
-    with contextlib.ExitStack() as running:
-        running.enter_context(own_process())
-        if progress is None:
-            progress = running.enter_context(TrainingProgress(None if group.leads else Console(quiet=True)))
-        return _run(config, resume, progress, group, load)
-
-
-def _run(
-    config: TrainConfig,
-    resume: bool,
-    progress: TrainingProgress,
-    group: Group,
-    load: Callable[[DataConfig], DataBundle],
-) -> dict[str, Any]:
+    if progress is None:
+        with TrainingProgress(None if group.leads else Console(quiet=True)) as progress:
+            return run(config, resume=resume, progress=progress, group=group, load=load)
     config.check()
     check_same_on_ranks(config, group, resume=resume)
     images: DataBundle | None = None

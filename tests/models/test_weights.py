@@ -237,7 +237,9 @@ def test_bad_checkpoints_are_named_and_change_nothing(network, tmp_path, save, s
 def test_a_file_of_safetensors_is_not_called_truncated(network, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(L2TFastError, match=r"model\.safetensors is one of safetensors, .*: pip install safetensors"):
+    with pytest.raises(
+        L2TFastError, match=r"model\.safetensors needs the package safetensors\.torch, .*: pip install safetensors"
+    ):
         load_weights(network, tmp_path / "model.safetensors")
 
 
