@@ -18,6 +18,7 @@ from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.interrupts import OutputClosed, kept_interrupts, raise_again
 from l2t_fast.output import watched_output
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
+from l2t_fast.plugins import load_plugin
 from l2t_fast.report import results_table
 from l2t_fast.saliency import explain_runs
 from l2t_fast.text import printable
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise_again()
         with kept_interrupts(), watched_output():
             job = join_job()
+            given, plugins = _without_plugins(given)
+            for plugin in plugins:
+                load_plugin(plugin)
             command, options = _parse(given)
             resume_hint = _RESUME_HINTS.get(command, "")
             job.set_hint(resume_hint)
@@ -71,6 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unforeseen = isinstance(error, (ValueError, TypeError)) and not debug
         where = f" ({type(error).__name__}; --debug shows where)" if unforeseen else ""
         return job.end(f"error: {one_sentence(error)}{where}", FAILED, error)
+
+
+def _without_plugins(given: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments, and what ``--plugin`` names among them: no key of a configuration, whose files run no code."""
+    kept, plugins = [], []
+    rest = iter(given)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag != "--plugin":
+            kept.append(argument)
+            continue
+        plugins.append(value if equals else next(rest, ""))
+    return kept, plugins
 
 
 def _run(command: str, options: Namespace, job: Job) -> int:
@@ -147,7 +164,8 @@ def _parser() -> ArgumentParser:
     """All commands. Every field of a configuration class is a flag and, in a file given by --config, a YAML key."""
     top = new_parser(
         prog="l2t-fast",
-        description="Learn what and where to transfer. Every command takes --debug, which shows tracebacks.",
+        description="Learn what and where to transfer. Every command takes --plugin FILE, a Python file with methods, "
+        "networks or data sets of your own, and --debug, which shows tracebacks.",
         version=__version__,
     )
     commands = top.add_subcommands(dest="command")

@@ -85,7 +85,7 @@ def load_data(config: DataConfig) -> DataBundle:
     Raises ``L2TFastError`` for whatever is wrong with the configuration or the data.
     """
     config.check()
-    raw = read_dataset(config)
+    raw = read_dataset(config.dataset, config.data_dir, download=config.download)
     split = read_split(config.splits) if config.splits is not None else None
     classes = _chosen_classes(raw, config.classes if split is None else split.classes)
     train, validation, test = _divide(raw, classes, config, split)

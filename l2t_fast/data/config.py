@@ -3,16 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from l2t_fast.data.datasets import IN_PACKAGES, dataset_names
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 
-#: Those that installed packages bring along.
-EMBEDDED = ("digits", "letters")
-DATASETS = (
-    *EMBEDDED,
-    *("cifar10", "cifar100", "stl10"),
-    *("cub200", "mit67", "stanford40", "stanford_dogs", "tinyimagenet", "imagefolder"),
-)
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
 NORMALIZATIONS = ("imagenet", "dataset")
 
@@ -27,7 +21,8 @@ class DataConfig:
 
     Attributes:
         dataset: digits (scikit-learn's) | letters (of matplotlib's fonts) | cifar10 | cifar100 | stl10 | cub200 |
-            mit67 | stanford40 | stanford_dogs | tinyimagenet | imagefolder (any folder of images)
+            mit67 | stanford40 | stanford_dogs | tinyimagenet | imagefolder (any folder of images) | one of your own
+            (docs/extending.md)
         data_dir: folder that holds the data set; digits and letters need none
         download: fetch cifar10, cifar100 or stl10 into data_dir if it is not there
         classes: numbers of the classes to use, relabelled 0, 1, ... in this order; null takes all
@@ -72,9 +67,14 @@ class DataConfig:
         Args:
             group: key of the group that these options stand in.
         """
-        for name, known in (("dataset", DATASETS), ("augment", AUGMENTATIONS)):
+        for name, known, others in (
+            ("dataset", dataset_names(), ", or one that --plugin FILE brings"),
+            ("augment", AUGMENTATIONS, ""),
+        ):
             if getattr(self, name) not in known:
-                raise L2TFastError(f"{group}.{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}")
+                raise L2TFastError(
+                    f"{group}.{name} is {getattr(self, name)!r}, it must be one of {', '.join(known)}{others}"
+                )
         for name in ("validation_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
                 raise L2TFastError(f"{group}.{name} is {getattr(self, name)}, it must be above 0 and below 1")
@@ -93,9 +93,9 @@ class DataConfig:
                 raise L2TFastError(f"{group}.splits says which classes there are: leave {group}.classes out")
         if self.normalization is not None:
             self._check_normalization(f"{group}.normalization", self.normalization)
-        if self.dataset not in EMBEDDED and self.data_dir is None:
+        if self.dataset not in IN_PACKAGES and self.data_dir is None:
             raise L2TFastError(f"{group}.dataset {self.dataset} needs {group}.data_dir, the folder that holds it")
-        if self.dataset in EMBEDDED and self.data_dir is not None:
+        if self.dataset in IN_PACKAGES and self.data_dir is not None:
             raise L2TFastError(
                 f"{group}.data_dir is {printable(self.data_dir)}, but the {self.dataset} are in no folder: set "
                 f"{group}.dataset to what it holds, imagefolder for images of your own"

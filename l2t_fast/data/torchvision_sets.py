@@ -7,7 +7,6 @@ import torch
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-from l2t_fast.data.config import DataConfig
 from l2t_fast.data.raw import Pool, RawData
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
@@ -27,29 +26,29 @@ def stored_in(folder: Path) -> list[str]:
     return [name for name, kind in KINDS.items() if (folder / kind.base_folder).is_dir()]
 
 
-def read_torchvision(config: DataConfig, folder: Path) -> RawData:
-    """The set that ``config`` names, from ``folder``; downloaded into it if ``config`` says so."""
+def read_torchvision(name: str, folder: Path, download: bool) -> RawData:
+    """One of the sets from ``folder``, or downloaded into it."""
     pools = {}
     for part in ("train", "test"):
         try:
-            kind = KINDS[config.dataset]
+            kind = KINDS[name]
             if kind is datasets.STL10:
-                data = kind(folder, split=part, download=config.download)
+                data = kind(folder, split=part, download=download)
                 images, labels = torch.from_numpy(data.data), data.labels
             else:
-                data = kind(folder, train=part == "train", download=config.download)
+                data = kind(folder, train=part == "train", download=download)
                 images, labels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), data.targets
         except Exception as error:
             # torchvision raises RuntimeError for missing and damaged files, and whatever a download raises.
-            if config.download:
+            if download:
                 reason = printable(str(error).split("\n")[0])
-                problem = f"{config.dataset} could not be downloaded into {printable(folder)}: {reason}"
+                problem = f"{name} could not be downloaded into {printable(folder)}: {reason}"
             else:
-                problem = f"{config.dataset} cannot be read: {_what_is_wrong(KINDS[config.dataset], folder)}"
+                problem = f"{name} cannot be read: {_what_is_wrong(KINDS[name], folder)}"
             raise L2TFastError(problem) from error
-        pools[part] = Pool(images, np.asarray(labels, dtype=np.int64), f"{config.dataset} {part}")
+        pools[part] = Pool(images, np.asarray(labels, dtype=np.int64), f"{name} {part}")
     names = [printable(name) for name in data.classes]
-    return RawData(pools["train"], None, pools["test"], names, statistics=STATISTICS[config.dataset])
+    return RawData(pools["train"], None, pools["test"], names, statistics=STATISTICS[name])
 
 
 def _what_is_wrong(kind: type, folder: Path) -> str:

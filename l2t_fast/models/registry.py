@@ -17,10 +17,11 @@ from l2t_fast.models.hooked import (
     torchvision_layer_names,
     torchvision_names,
 )
-from l2t_fast.models.named_maps import suggestion
+from l2t_fast.models.named_maps import NamedMapsNetwork, suggestion
 from l2t_fast.models.resnet import CifarResNet, TinyImageNetResNet32
 from l2t_fast.models.timm_networks import TIMM_PREFIX, build_timm, check_timm_name, timm_layer_names
 from l2t_fast.models.vgg import VGG5_PLAN, VGG9_PLAN, VggBatchNorm
+from l2t_fast.plugins import check_entry, register
 
 # Each is called with (num_classes, in_channels, layers).
 _OWN: dict[str, Callable[..., nn.Module]] = {
@@ -55,6 +56,22 @@ def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Se
     return build(name, num_classes, in_channels, layers)
 
 
+def register_network(name: str, build: Callable[..., nn.Module]) -> None:
+    """From now on ``target.model`` and ``source.model`` can be ``name``: a network that ``build`` makes.
+
+    ``build(num_classes, in_channels, layers)`` returns a network as ``NamedMapsNetwork`` describes it: an object of a
+    class derived from it, or what ``with_feature_maps`` makes of any other. ``layers`` is None for maps of its choice.
+
+    Registered again, as when a notebook's cell runs again, the later function counts. Raises ``ValueError`` if another
+    network has the name, or it begins as torchvision's and timm's do, and ``TypeError`` if ``name`` is no text or
+    ``build`` cannot be called.
+    """
+    check_entry("register_network", name, build)
+    if ":" in name or name == EFFICIENTNET_LITE0:
+        raise ValueError(f"a network of your own cannot be called {name!r}: rename it")
+    register("network", name, build, _OWN)
+
+
 def list_models() -> list[str]:
     """The names that ``build_model`` knows without timm, whose own list is ``timm.list_models()``."""
     return [*_OWN, EFFICIENTNET_LITE0, *torchvision_names()]
@@ -64,7 +81,8 @@ def layer_names(name: str) -> list[str]:
     """The layers of a network whose maps ``build_model`` can return, in the order of computation."""
     kind = network_kind(name)
     if kind == "own":
-        return list(_OWN[name](1).layer_channels())
+        network = _OWN[name](1, 3, None)
+        return list(network.layer_channels()) if isinstance(network, NamedMapsNetwork) else network.feature_names
     if kind == "efficientnet-lite":
         return efficientnet_lite0_layer_names()
     return timm_layer_names(name) if kind == "timm" else torchvision_layer_names(name)
@@ -86,4 +104,4 @@ def network_kind(name: str) -> str:
         raise L2TFastError(f"there is no network {name!r}: torchvision's is called {TORCHVISION_PREFIX}{name}")
     if name.startswith(TORCHVISION_PREFIX):
         known = [model for model in known if model.startswith(TORCHVISION_PREFIX)]
-    raise L2TFastError(f"there is no network {name!r}: {suggestion(name, known)}")
+    raise L2TFastError(f"there is no network {name!r}: {suggestion(name, known)}; --plugin FILE brings your own")

@@ -1,8 +1,8 @@
 """Training a target network: methods, trainer, comparison of methods, run folders."""
 
-from l2t_fast.transfer.methods import METHODS, Batch, Method, Setup
+from l2t_fast.transfer.methods import METHODS, Batch, Method, Setup, register_method
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import run
 from l2t_fast.transfer.trainer import Trainer
 
-__all__ = ["METHODS", "Batch", "Method", "Setup", "Trainer", "TrainingProgress", "run"]
+__all__ = ["METHODS", "Batch", "Method", "Setup", "Trainer", "TrainingProgress", "register_method", "run"]

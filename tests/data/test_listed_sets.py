@@ -119,7 +119,7 @@ def test_layout_as_distributed(written, name):
     parts = {"train": bundle.train, "validation": bundle.validation, "test": bundle.test}
     sizes = {part: loader.dataset.labels.bincount().tolist() for part, loader in parts.items()}
     assert sizes == {"train": [5, 5], "validation": [1, 1], "test": [2, 2]}
-    raw = read_dataset(config)
+    raw = read_dataset(config.dataset, config.data_dir)
     for part, pool in (("train", raw.train), ("test", raw.test)):
         for path, label in zip(pool.images.paths, pool.labels, strict=True):
             assert path.startswith(str(folders[part]))
@@ -137,7 +137,7 @@ def test_layout_as_distributed(written, name):
 
 def test_tinyimagenet_takes_the_labels_of_the_annotations(written):
     config, _, _ = written("tinyimagenet")
-    pool = read_dataset(config).test
+    pool = read_dataset(config.dataset, config.data_dir).test
     labels = {path.rsplit("/", 1)[1]: int(label) for path, label in zip(pool.images.paths, pool.labels, strict=True)}
     assert labels == {"val_0.JPEG": 1, "val_1.JPEG": 0, "val_2.JPEG": 1, "val_3.JPEG": 0}
 

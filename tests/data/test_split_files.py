@@ -43,7 +43,7 @@ def test_images_are_divided_as_the_files_say(folder, split):
     given = config(folder, split())
     bundle = load_data(given)
     assert bundle.class_names == ["c", "a"]
-    raw = read_dataset(given)
+    raw = read_dataset(given.dataset, given.data_dir)
     for loader, pool, indices in (
         (bundle.train, raw.train, [0, 1, 12, 13, 14, 17]),
         (bundle.validation, raw.train, [3, 15]),

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
+from l2t_fast.transfer.methods.registry import register_method
 
 
+@register_method
 class AttentionTransfer(Method):
     """cross-entropy + at_weight * sum over pairs of the mean squared difference of attention maps.
 

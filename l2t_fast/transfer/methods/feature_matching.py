@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from l2t_fast import FeatureMatching, feature_matching_loss
 from l2t_fast.distributed.no_pairs import NoPairs
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
+from l2t_fast.transfer.methods.registry import register_method
 from l2t_fast.transfer.source import SourceOutput
 from l2t_fast.transfer.source_sharing import OwnPairs
 
 
+@register_method
 class FeatureMatchingMethod(Method):
     """cross-entropy + beta * sum over pairs of the mean squared difference of projected and source maps.
 

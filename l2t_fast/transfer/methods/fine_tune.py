@@ -5,12 +5,14 @@ from torch import Tensor, nn
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models.weights import replace_weights
 from l2t_fast.transfer.methods.base import Method, Setup
+from l2t_fast.transfer.methods.registry import register_method
 from l2t_fast.transfer.source_input import SourceInput
 
 #: Less of the target's weights than this from the source is not fine-tuning but an accident of names.
 LEAST_SHARE = 0.5
 
 
+@register_method
 class FineTune(Method):
     """cross-entropy alone, from the source's weights and BatchNorm statistics instead of random ones.
 

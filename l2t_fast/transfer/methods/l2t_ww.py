@@ -2,8 +2,10 @@
 
 from l2t_fast.transfer.methods.base import Setup
 from l2t_fast.transfer.methods.learned_matching import LearnedMatching
+from l2t_fast.transfer.methods.registry import register_method
 
 
+@register_method
 class L2TWW(LearnedMatching):
     """The paper's L2T-ww: channel weights and pair weights are both learned."""
 

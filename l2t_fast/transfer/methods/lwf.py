@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
+from l2t_fast.transfer.methods.registry import register_method
 
 #: Softens both sides' class probabilities (Li and Hoiem, section 3).
 TEMPERATURE = 2.0
 
 
+@register_method
 class LwF(Method):
     """cross-entropy + lwf_weight * distillation of the source's logits, summed over sources.
 

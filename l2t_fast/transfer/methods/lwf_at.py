@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from l2t_fast.transfer.methods.at import AttentionTransfer
 from l2t_fast.transfer.methods.base import Batch, Method, Setup
 from l2t_fast.transfer.methods.lwf import LwF
+from l2t_fast.transfer.methods.registry import register_method
 
 
+@register_method
 class LwFAT(Method):
     """The sum of LwF's and AT's terms, each with its own weight: on CUB200 the next best to L2T-ww in the paper."""
 

@@ -1,18 +1,17 @@
 """The examples of docs/extending.md do what the page says."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from l2t_fast.config import TargetConfig
-from l2t_fast.data import DataConfig, datasets, load_data
-from l2t_fast.data import config as data_config
+from l2t_fast.data import DataConfig, load_data
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models import list_models, registry
-from l2t_fast.transfer import METHODS, Trainer, methods, run
+from l2t_fast.models import layer_names, list_models
+from l2t_fast.plugins import load_plugin
+from l2t_fast.transfer import Trainer, run
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
 
@@ -24,20 +23,18 @@ def examples(heading: str) -> list[str]:
 
 
 @pytest.fixture
-def pairwise(tmp_path, monkeypatch):
-    """The page's method in a file of its own, found as the files of the package are."""
-    folder = tmp_path / "methods"
-    folder.mkdir()
-    (folder / "pairwise.py").write_text(examples("A method")[0])
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
-    found = methods.defined_here()
-    assert set(found) == set(METHODS) | {"pairwise"}
-    monkeypatch.setitem(METHODS, "pairwise", found["pairwise"])
-    yield
-    del sys.modules["l2t_fast.transfer.methods.pairwise"]
+def plugin(tmp_path, registries):
+    """Loads code as a file that --plugin names."""
+
+    def load(name: str, code: str) -> None:
+        (tmp_path / f"{name}.py").write_text(code)
+        load_plugin(str(tmp_path / f"{name}.py"))
+
+    return load
 
 
-def test_the_method_trains_and_its_test_passes(pairwise, make_config, quiet, one_batch, falls):
+def test_the_method_trains_and_its_test_passes(plugin, make_config, quiet, one_batch, falls):
+    plugin("pairwise", examples("A method")[0])
     result = run(make_config(method="pairwise"), progress=quiet)
     assert result["method"] == "pairwise" and len(result["pairs"]) == 3
     test: dict = {}
@@ -47,17 +44,17 @@ def test_the_method_trains_and_its_test_passes(pairwise, make_config, quiet, one
     assert sum(name.startswith("test_") for name in test) == 2
 
 
-def test_the_network_can_be_a_target(make_config, quiet, monkeypatch):
-    example: dict = {}
-    exec(examples("A network")[0], example)
-    monkeypatch.setitem(registry._OWN, "two_convolutions", example["TwoConvolutions"])
-    assert "two_convolutions" in list_models()
-    assert registry.layer_names("two_convolutions") == ["first", "second"]
-    trainer = Trainer(make_config(method="l2t-ww", target=TargetConfig("two_convolutions")), quiet)
+@pytest.mark.parametrize(("example", "name"), [(0, "small"), (1, "two_convolutions")])
+def test_the_network_can_be_a_target(plugin, make_config, quiet, example, name):
+    plugin(name, examples("A network")[example])
+    assert name in list_models() and layer_names(name) == ["first", "second"]
+    trainer = Trainer(make_config(method="l2t-ww", target=TargetConfig(name)), quiet)
     assert len(trainer.pairs) == 6
     x, y = next(iter(trainer.data.train))
     _, matching, _ = trainer.train_batch(x, y)
     assert matching > 0
+    trainer = Trainer(make_config(method="fm", target=TargetConfig(name, layers=["second"])), quiet)
+    assert trainer.pairs == [(0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -69,21 +66,16 @@ def test_the_network_can_be_a_target(make_config, quiet, monkeypatch):
         ("x.mean((2, 3)))", "x.mean((2, 3))),", "must return its logits, one tensor, and a list of its feature maps"),
     ],
 )
-def test_a_network_with_a_mistake_is_told_before_training(make_config, quiet, monkeypatch, line, instead, told):
-    example: dict = {}
-    code = examples("A network")[0]
+def test_a_network_with_a_mistake_is_told_before_training(make_config, quiet, plugin, line, instead, told):
+    code = examples("A network")[1]
     assert line in code
-    exec(code.replace(line, instead), example)
-    monkeypatch.setitem(registry._OWN, "two_convolutions", example["TwoConvolutions"])
+    plugin("two_convolutions", code.replace(line, instead))
     with pytest.raises(L2TFastError, match=told):
         Trainer(make_config(method="scratch", target=TargetConfig("two_convolutions")), quiet)
 
 
-def test_the_data_set_is_read(tmp_path, monkeypatch):
-    example: dict = {}
-    exec(examples("A data set")[0], example)
-    monkeypatch.setitem(datasets.IN_FOLDERS, "table", example["read_table"])
-    monkeypatch.setattr(data_config, "DATASETS", (*data_config.DATASETS, "table"))
+def test_the_data_set_is_read(tmp_path, plugin):
+    plugin("table", examples("A data set")[0])
     rows = ["file,class,part"]
     for number in range(12):
         Image.new("RGB", (6, 6), (20 * number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -96,4 +88,4 @@ def test_the_data_set_is_read(tmp_path, monkeypatch):
 
 def test_every_example_of_the_page_is_run():
     found = [len(examples(heading)) for heading in ("A method", "A network", "A data set")]
-    assert found == [2, 1, 1] and PAGE.count("```python") == 4
+    assert found == [2, 2, 1] and PAGE.count("```python") == 5

@@ -1,6 +1,4 @@
 import pkgutil
-import re
-import sys
 
 import pytest
 
@@ -18,7 +16,7 @@ def test_every_method_of_the_paper_is_there_in_a_file_of_its_own():
     assert wanted <= set(METHODS)
     assert len({method.__module__ for method in METHODS.values()}) == len(METHODS)
     files = {f"{methods.__name__}.{file.name}" for file in pkgutil.iter_modules(methods.__path__)}
-    shared = {f"{methods.__name__}.{name}" for name in ("base", "learned_matching")}
+    shared = {f"{methods.__name__}.{name}" for name in ("base", "learned_matching", "registry")}
     assert {method.__module__ for method in METHODS.values()} == files - shared
 
 
@@ -47,22 +45,3 @@ def test_a_method_without_pairs_takes_no_scheme_and_heeds_none(make_config, quie
         parse_method(f"{name}-single")
     trainer = Trainer(make_config(method=name, pairs="all-to-all", target=TargetConfig("resnet8")), quiet)
     assert trainer.pairs == [] and "pairs" not in trainer.describe()
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("'fm'", "is called 'fm', as l2t_fast.transfer.methods.feature_matching.FeatureMatchingMethod is: rename one"),
-        ("'a/b'", "is called 'a/b': take letters, digits"),
-        ("''", "is called '': take letters, digits"),
-        ("None", "is called None: take letters, digits"),
-    ],
-)
-def test_a_method_has_a_name_of_its_own_that_a_folder_can_have(tmp_path, monkeypatch, name, told):
-    (tmp_path / "zz_own.py").write_text(
-        f"from l2t_fast.transfer.methods.base import Method\n\n\nclass Own(Method):\n    name = {name}\n"
-    )
-    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
-    with pytest.raises(ValueError, match=rf"the method l2t_fast\.transfer\.methods\.zz_own\.Own {re.escape(told)}"):
-        methods.defined_here()
-    sys.modules.pop("l2t_fast.transfer.methods.zz_own")

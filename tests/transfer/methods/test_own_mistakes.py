@@ -1,15 +1,11 @@
 """Mistakes in a method of one's own that would be wrong without a word, or come out late: each is told."""
 
-import pkgutil
-import sys
-import types
-
 import pytest
 import torch
 from torch import nn
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.transfer import METHODS, Method, Trainer, methods, run
+from l2t_fast.transfer import METHODS, Method, Trainer, run
 from l2t_fast.transfer.checkpoint import load_optimizer
 
 
@@ -103,15 +99,6 @@ def test_optimizers_for_matrices_and_for_several_types(make_config, quiet, monke
         saved = optimizer.state_dict()
         load_optimizer(optimizer, saved, name)
         torch.testing.assert_close(optimizer.state_dict()["state"], saved["state"], rtol=0, atol=0)
-
-
-def test_a_method_that_has_a_second_name_in_its_file(monkeypatch):
-    alias = types.ModuleType("l2t_fast.transfer.methods.zz_alias")
-    alias.Twice = type("Twice", (Own,), {"name": "twice", "__module__": alias.__name__})
-    alias.Default = alias.Twice
-    monkeypatch.setitem(sys.modules, alias.__name__, alias)
-    monkeypatch.setattr(pkgutil, "iter_modules", lambda *_: [types.SimpleNamespace(name=alias.__name__)])
-    assert methods.defined_here() == {"twice": alias.Twice}
 
 
 def test_parameters_that_nothing_trains(make_config, quiet, monkeypatch):
