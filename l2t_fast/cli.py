@@ -1,5 +1,7 @@
-"""The command ``l2t-fast``: train | compare | inspect | saliency | bench | env."""
+"""The command ``l2t-fast``: train | compare | inspect | saliency | predict | bench | env."""
 
+import csv
+import io
 import sys
 import traceback
 import warnings
@@ -7,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.progress import track
 
 from l2t_fast import __version__
 from l2t_fast.bench.cli import add_bench_commands, bench
@@ -19,6 +22,7 @@ from l2t_fast.interrupts import OutputClosed, kept_interrupts, raise_again
 from l2t_fast.output import watched_output
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.plugins import load_plugin
+from l2t_fast.predict import find_images, predict
 from l2t_fast.report import results_table
 from l2t_fast.saliency import explain_runs
 from l2t_fast.text import printable
@@ -146,6 +150,28 @@ def _saliency(options: Namespace) -> None:
     print(f"what the networks look at: {made}")
 
 
+def _predict(options: Namespace) -> int:
+    images = [image for path in options.images for image in find_images(path)]
+    found = predict(options.run, images, top=options.top, device=options.device, batch_size=options.batch_size)
+    _print_row("image", "rank", "class", "probability")
+    failed = False
+    # Where rows go into a file, a bar shows how far they are.
+    quiet = sys.stdout is None or sys.stdout.isatty() or not sys.stderr.isatty()
+    for prediction in track(found, "images", len(images), console=Console(stderr=True), disable=quiet):
+        if prediction.problem is not None:
+            failed = True
+            print(f"error: {prediction.problem}", file=sys.stderr)
+        for rank, (name, probability) in enumerate(prediction.classes, start=1):
+            _print_row(prediction.image, rank, name, f"{probability:.6f}")
+    return FAILED if failed else 0
+
+
+def _print_row(*values: object) -> None:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    print(line.getvalue())
+
+
 def _env(options: Namespace) -> None:
     print(format_environment(describe_environment()))
 
@@ -155,6 +181,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "compare": _compare,
     "inspect": _inspect,
     "saliency": _saliency,
+    "predict": _predict,
     "bench": bench,
     "env": _env,
 }
@@ -191,6 +218,13 @@ def _parser() -> ArgumentParser:
     saliency.add_argument("--maps", type=str, default="last", help="feature maps for Grad-CAM: none | last | all")
     saliency.add_argument("--device", type=str, default="auto", help="auto | cpu | cuda | cuda:1 ...")
     commands.add_subcommand("saliency", saliency, help="show what the networks of runs look at, on the same images")
+    prediction = new_parser(usage="l2t-fast predict RUN IMAGE [IMAGE ...] [--OPTION VALUE ...]")
+    prediction.add_argument("run", type=str, help="folder of a run, whose best network is asked")
+    prediction.add_argument("images", type=str, nargs="+", help="image files, or folders of them at any depth")
+    prediction.add_argument("--top", type=int, default=1, help="number of classes an image, the most probable first")
+    prediction.add_argument("--device", type=str, default="auto", help="auto | cpu | cuda | cuda:1 ...")
+    prediction.add_argument("--batch_size", type=int, default=64, help="images that go through the network together")
+    commands.add_subcommand("predict", prediction, help="print the classes of images as CSV, by a trained network")
     benchmarks = new_parser(usage="l2t-fast bench {run,report,compare} ...")
     commands.add_subcommand("bench", benchmarks, help="measure speed and memory, make tables, compare rows")
     add_bench_commands(benchmarks)

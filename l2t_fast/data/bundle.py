@@ -30,6 +30,7 @@ class DataBundle:
     Attributes:
         name: the data set's
         class_names: in the order of the labels 0, 1, ...
+        resize_to: the shorter side of validation and test images before their centre is taken
         mean: of the normalisation, one a channel, for pixels in 0 ... 1
         std: likewise
     """
@@ -41,6 +42,7 @@ class DataBundle:
     class_names: list[str]
     in_channels: int
     image_size: int
+    resize_to: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -111,6 +113,7 @@ def load_data(config: DataConfig) -> DataBundle:
         class_names=list(classes.values()),
         in_channels=raw.in_channels,
         image_size=size,
+        resize_to=resize_to,
         mean=mean,
         std=std,
     )

@@ -60,7 +60,7 @@ def _check_part_names(folder: Path) -> None:
 
 def _entries(folder: Path) -> list[os.DirEntry]:
     try:
-        return [entry for entry in os.scandir(folder) if not _is_hidden(entry.name)]
+        return [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     except OSError as error:
         raise L2TFastError(f"the folder {printable(folder)} cannot be read: {error.strerror}") from error
 
@@ -77,7 +77,7 @@ def _folder_of_classes(folder: Path) -> tuple[Pool, list[str]]:
 
     def is_image(path: str) -> bool:
         inside = os.path.relpath(path, folder)
-        return path.lower().endswith(IMG_EXTENSIONS) and not any(map(_is_hidden, inside.split(os.sep)))
+        return path.lower().endswith(IMG_EXTENSIONS) and not any(map(is_hidden, inside.split(os.sep)))
 
     samples = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
     paths = [path for path, _ in samples]
@@ -85,7 +85,7 @@ def _folder_of_classes(folder: Path) -> tuple[Pool, list[str]]:
     return Pool(FileImages(paths), labels, printable(folder)), names
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether file managers or archives left it there: thumbnails, a macOS archive's second copy of every name."""
     return name.startswith(".") or name == "__MACOSX"
 
@@ -110,7 +110,7 @@ def _check_entries(folder: Path) -> None:
         except OSError as error:
             raise L2TFastError(f"the folder {printable(path)} cannot be read: {error.strerror}") from error
         for entry in entries:
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 waiting.append(entry.path)

@@ -25,10 +25,11 @@ class Images(Protocol):
 
 
 class FileImages:
-    """Image files, decoded to RGB when asked for."""
+    """Image files, decoded when asked for, to RGB or another mode of PIL's."""
 
-    def __init__(self, paths: Sequence[str]):
+    def __init__(self, paths: Sequence[str], mode: str = "RGB"):
         self.paths = paths
+        self.mode = mode
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,7 +43,7 @@ class FileImages:
                     raise L2TFastError(
                         f"the image {printable(path)} has more than 8 bits a channel (mode {image.mode}): convert it"
                     )
-                return transforms.pil_to_tensor(image.convert("RGB"))
+                return transforms.pil_to_tensor(image.convert(self.mode))
         except L2TFastError:
             raise
         except UnidentifiedImageError as error:

@@ -18,7 +18,8 @@ from l2t_fast.text import printable
 
 # Where training scripts keep the weights inside a checkpoint.
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "model_ema")
-MOST_CLASSES = 10**6  # a file that says more of its network is not believed
+# A file that says more of its network is not believed.
+MOST_CLASSES, LARGEST_SIDE = 10**6, 2**16
 # What wrappers put in front of every name: DataParallel, torch.compile.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 # torchvision's published DenseNets say "denselayer1.norm.1" for what the network calls "denselayer1.norm1", its ViTs
@@ -42,6 +43,9 @@ class Checkpoint:
         in_channels: of the first convolution; None if there is none
         normalization: (mean, std) of the images it was trained on, one a channel, for pixels in 0 ... 1; None if the
             file does not say
+        class_names: in the order of the logits; None if the file does not say
+        image_sizes: (height and width of the images it was trained on, the shorter side of test images before that
+            centre is taken); None if the file does not say
     """
 
     shown: str
@@ -50,6 +54,8 @@ class Checkpoint:
     says_classes: bool = False
     in_channels: int | None = None
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    class_names: tuple[str, ...] | None = None
+    image_sizes: tuple[int, int] | None = None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -72,6 +78,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         num_classes=classes if says else checkpoint.num_classes,
         says_classes=says,
         normalization=_normalization(said),
+        class_names=_class_names(said) if says else None,
+        image_sizes=_image_sizes(said),
     )
 
 
@@ -129,6 +137,20 @@ def _normalization(said: Mapping) -> tuple[tuple[float, ...], tuple[float, ...]]
     if not all(v > 0 for v in rows[1]):
         return None
     return tuple(rows[0]), tuple(rows[1])
+
+
+def _class_names(said: Mapping) -> tuple[str, ...] | None:
+    names = said.get("class_names")
+    if not isinstance(names, list) or len(names) != said["num_classes"] or not all(isinstance(n, str) for n in names):
+        return None
+    return tuple(map(printable, names))
+
+
+def _image_sizes(said: Mapping) -> tuple[int, int] | None:
+    sizes = said.get("image_sizes")
+    if not isinstance(sizes, list) or len(sizes) != 2 or not all(type(size) is int for size in sizes):
+        return None
+    return tuple(sizes) if 0 < sizes[0] <= sizes[1] <= LARGEST_SIDE else None
 
 
 def _read(path: Path) -> object:

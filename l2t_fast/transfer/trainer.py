@@ -118,8 +118,13 @@ class Trainer:
         self.step = Step(config, self.target, self.method, self.source, sharing, self.device, group)
         self.reached = Reached()
         self.folder = RunFolder(config.folder())
-        # What a reader of the networks must know to use them, as a source for example.
-        task = {"num_classes": self.data.num_classes, "normalization": [list(self.data.mean), list(self.data.std)]}
+        # What a reader of the networks must know to use them, as a source or by themselves.
+        task = {
+            "num_classes": self.data.num_classes,
+            "class_names": self.data.class_names,
+            "normalization": [list(self.data.mean), list(self.data.std)],
+            "image_sizes": [self.data.image_size, self.data.resize_to],
+        }
         whole = self.placement.whole_state
         self.state = RunState(self.folder, self.step, whole, task, decisive_options(config), group)
         self._resume = resume
