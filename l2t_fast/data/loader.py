@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from l2t_fast.data.augment import COLUMNS, augment, uniform_numbers
 from l2t_fast.data.images import Images
@@ -54,7 +54,8 @@ class ImageBatches(Dataset):
 
     def __getitem__(self, index: BatchIndex) -> tuple[Tensor, Tensor] | L2TFastError:
         try:
-            return self._batch(*index)
+            batch = self._batch(*index)
+            return batch if get_worker_info() is None else _shared(batch)
         except L2TFastError as error:
             # Raised again by the loader: DataLoader would wrap an exception of a worker process into its traceback.
             return error
@@ -74,6 +75,21 @@ class ImageBatches(Dataset):
         numbers = uniform_numbers(self.seed, epoch, len(self), columns)[indices]
         images = augment(self.augmentation, images, numbers, self.size)
         return images.to(torch.float32).mul_(self.factor).add_(self.shift), self.labels[picked]
+
+
+def _shared(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`batch` in the memory that a worker process shares with the main one.
+
+    Left to the queue between them, this would be done in a thread whose errors reach nobody: the main process would
+    wait for the batch for ever.
+    """
+    try:
+        return tuple(tensor.share_memory_() for tensor in batch)
+    except (RuntimeError, OSError) as error:
+        raise L2TFastError(
+            f"a worker process cannot hand over a batch of {len(batch[1])} images, {error}: enlarge /dev/shm "
+            "(docker run --shm-size), or lower data.workers or data.batch_size"
+        ) from error
 
 
 class EpochSampler(Sampler[BatchIndex]):

@@ -1,6 +1,7 @@
 """Folders of images: layouts, sizes, memory or files, worker processes, and everything that can be wrong with them."""
 
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -325,6 +326,19 @@ def test_a_damaged_image_is_named_from_a_worker_process_too(make_folder):
     bundle = load_data(config(folder, cache=False, workers=1, image_size=8))
     with pytest.raises(L2TFastError, match=r"^the image .*005\.png cannot be read: [^\n]*$"):
         list(bundle.train), list(bundle.validation)
+
+
+def test_too_little_shared_memory_for_a_batch_is_told_by_a_worker_process(make_folder):
+    bundle = load_data(config(make_folder(USUAL), cache=False, workers=1, image_size=64))
+    bundle.train.timeout = 30  # seconds, after which a batch that never comes ends this test
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As a full /dev/shm, which is 64 MB in a container that asks for no more: a file there cannot grow.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(L2TFastError, match=r"cannot hand over a batch of [^\n]*: enlarge /dev/shm \("):
+            list(bundle.train)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_too_few_images_for_per_class(make_folder):
