@@ -101,4 +101,5 @@ def _draws_bars() -> bool:
     FORCE_COLOR, which rich takes for one, stands in many a log; and what a notebook's ``!`` runs has a terminal whose
     every line stays.
     """
-    return sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
+    isatty = getattr(sys.stdout, "isatty", None)  # none where it is closed, or a program's own that only writes
+    return isatty is not None and isatty() and "JPY_PARENT_PID" not in os.environ

@@ -42,6 +42,31 @@ def test_a_terminal_gets_bars_but_not_that_of_a_notebook(monkeypatch, capsys, no
     assert ("\x1b" in capsys.readouterr().out) is not notebook
 
 
+class OnlyWrites:
+    """As programs put in the place of standard output, to have it in a file too."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_a_standard_output_without_isatty_gets_lines(monkeypatch):
+    output = OnlyWrites()
+    monkeypatch.setattr(sys, "stdout", output)
+    show()
+    assert output.text.startswith("epoch 1/2  lr 0.1")
+
+
+def test_a_closed_standard_output_ends_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as `l2t-fast train >&-` has it
+    show()
+
+
 def test_a_notebook_gets_text(monkeypatch, capsys):
     """rich would show each line as a piece of HTML, which is no output that anybody can redirect."""
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
