@@ -17,7 +17,7 @@ from l2t_fast.config import CompareConfig, TrainConfig, embedded_config
 from l2t_fast.distributed.group import Group
 from l2t_fast.distributed.job import Job, join_job
 from l2t_fast.environment import describe_environment, format_environment
-from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
+from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory, worker_killed
 from l2t_fast.interrupts import OutputClosed, kept_interrupts, raise_again
 from l2t_fast.output import watched_output
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job.leave(request.code or 0)
         raise
     except Exception as error:
-        if not isinstance(error, (L2TFastError, ValueError, TypeError, OSError)) and not out_of_memory(error):
+        foreseen = isinstance(error, (L2TFastError, ValueError, TypeError, OSError))
+        if not foreseen and not out_of_memory(error) and not worker_killed(error):
             if job.group.size == 1:
                 raise
             debug = True

@@ -21,6 +21,11 @@ def out_of_memory(error: BaseException) -> bool:
     return any(said in str(error) for said in ("can't allocate memory", "std::bad_alloc"))
 
 
+def worker_killed(error: BaseException) -> bool:
+    """Whether one of the processes that read images was killed: PyTorch then raises, wherever the program is."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 def one_sentence(error: Exception) -> str:
     """What a person is told instead of a traceback; a name from a file in it moves no cursor and breaks no line."""
     return printable(_sentence(error))
@@ -32,6 +37,11 @@ def _sentence(error: Exception) -> str:
     if out_of_memory(error):
         return (
             "there is too little memory for this, lower data.batch_size or data.image_size, or set data.cache to false"
+        )
+    if worker_killed(error):
+        return (
+            "a process that reads images was killed, by the system perhaps because memory ran out: lower data.workers "
+            "or data.batch_size"
         )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

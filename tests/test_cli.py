@@ -319,20 +319,21 @@ def test_files_and_folders_that_are_not_there(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "told"),
     [
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("std::bad_alloc"),
+        (MemoryError(), "too little memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+        (RuntimeError("std::bad_alloc"), "too little memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "a process that reads images was"),
     ],
 )
-def test_too_little_memory_is_one_sentence(train, monkeypatch, capsys, error):
+def test_too_little_memory_is_one_sentence(train, monkeypatch, capsys, error, told):
     def raise_it(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(Trainer, "train_batch", raise_it)
     assert train() == 2
-    assert_one_sentence(capsys, "too little memory")
+    assert_one_sentence(capsys, told)
 
 
 def test_an_unexpected_error_is_not_hidden(train, monkeypatch):

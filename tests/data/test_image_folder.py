@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from l2t_fast.data import DataConfig, load_data
-from l2t_fast.errors import L2TFastError
+from l2t_fast.data.loader import ImageBatches
+from l2t_fast.errors import L2TFastError, one_sentence, worker_killed
 from l2t_fast.models import IMAGENET_MEAN, IMAGENET_STD
 
 RAW = [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
@@ -339,6 +341,16 @@ def test_too_little_shared_memory_for_a_batch_is_told_by_a_worker_process(make_f
             list(bundle.train)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_worker_process_that_is_killed_is_told_in_a_sentence(make_folder, monkeypatch):
+    """As the system does it where memory ran out. The command would show a traceback that tells nobody what to do."""
+    bundle = load_data(config(make_folder(USUAL), cache=False, workers=1, image_size=64))
+    monkeypatch.setattr(ImageBatches, "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError) as raised:
+        list(bundle.train)
+    assert worker_killed(raised.value)
+    assert one_sentence(raised.value).startswith("a process that reads images was killed")
 
 
 def test_too_few_images_for_per_class(make_folder):
