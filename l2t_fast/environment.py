@@ -97,6 +97,7 @@ def _processor() -> str:
     """The processor's name; Linux tells it in a file only.
 
     A virtual machine's may be the make alone, "AMD EPYC": then family and model tell one such processor from another.
+    ARM's have no name there, or that of the architecture: maker and part tell them apart, as numbers.
     """
     try:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
@@ -106,6 +107,8 @@ def _processor() -> str:
     name = facts.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in facts and not any(character.isdigit() for character in name):
         name += f", family {facts['cpu family']} model {facts.get('model')}"
+    if "CPU part" in facts:
+        name += f", implementer {facts.get('CPU implementer')} part {facts['CPU part']}"
     return name
 
 
@@ -163,6 +166,6 @@ def _backends(device: torch.device | None) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value == []:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

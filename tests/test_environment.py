@@ -25,13 +25,15 @@ def test_the_description_is_json_and_names_versions_machine_and_backend():
 
 
 def test_the_text_has_one_fact_a_line():
-    sections = {"versions": {"torch": "2.15.0", "triton": None}, "native": {"isa": ["avx2", "avx512"]}, "variables": {}}
+    native = {"isa": ["avx2", "avx512"], "gpu": []}
+    sections = {"versions": {"torch": "2.15.0", "triton": None}, "native": native, "variables": {}}
     assert environment.format_environment(sections).splitlines() == [
         "versions:",
         "  torch   2.15.0",
         "  triton  none",
         "native:",
         "  isa  avx2, avx512",
+        "  gpu  none",
     ]
 
 
@@ -41,10 +43,17 @@ def test_the_text_has_one_fact_a_line():
         (["cpu family : 26", "model : 2", "model name : AMD EPYC"], "AMD EPYC, family 26 model 2"),
         (["cpu family : 25", "model : 97", "model name : AMD Ryzen 9 7950X"], "AMD Ryzen 9 7950X"),
         (["model name : Loongson"], "Loongson"),
+        (["CPU implementer\t: 0x41", "CPU part\t: 0xd4f"], "aarch64, implementer 0x41 part 0xd4f"),
+        (
+            ["model name : ARMv8 Processor rev 1 (v8l)", "CPU implementer : 0x41", "CPU part : 0xd42"],
+            "ARMv8 Processor rev 1 (v8l), implementer 0x41 part 0xd42",
+        ),
     ],
 )
-def test_a_processor_whose_name_has_no_number_is_told_by_family_and_model(monkeypatch, lines, name):
+def test_a_processor_without_a_name_of_its_own_is_told_by_numbers(monkeypatch, lines, name):
     """Machines are compared by it, and rented ones give the make alone."""
+    monkeypatch.setattr(environment.platform, "processor", lambda: "")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
     text = "\n".join(["processor : 0", *lines, "flags : a b"])
     monkeypatch.setattr(environment.Path, "read_text", lambda path: f"{text}\n\n{text.replace('2', '3')}\n\n")
     assert environment._processor() == name

@@ -30,7 +30,8 @@ constexpr int lanes = L2T_VECTOR_BYTES / int(sizeof(T));
 template <class T>
 constexpr int panel = 2 * lanes<T>;  // NR
 
-// 32 vector registers hold 14 x 2 sums, 2 of B and a broadcast of A; 16 hold 6 x 2.
+// 32 vector registers hold 14 x 2 sums, 2 of B and a broadcast of A; 16 hold 6 x 2. NEON has 32, but its
+// broadcasts are ahead of their use, so that from 12 rows on GCC spills sums (docs/tuning_cpu.md).
 constexpr int row_tile = L2T_VECTOR_BYTES == 64 ? 14 : 6;
 constexpr int outer_tile_rows = L2T_VECTOR_BYTES == 64 ? 8 : 4;  // divides NR, so that a tile stays within a panel
 // Additions in a row before a partial sum is put away; a multiple of every NR.
