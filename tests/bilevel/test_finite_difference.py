@@ -56,11 +56,12 @@ def test_where_rounding_shows_the_step_is_made_larger(monkeypatch):
 
 
 def test_where_rounding_leaves_no_difference_the_step_is_made_larger(monkeypatch):
-    """Here all of the weights' gradients are the same bits at both points, which was taken for a gradient of 0."""
+    """Here the weights' gradients are the same bits at both points, or nearly; that was taken for a gradient of 0."""
     problem = one_problem()
     monkeypatch.setattr(finite_difference, "RELATIVE_STEP", 3e-7)
     found = hypergradient(*problem, steps=1, method="finite_difference")
-    assert cosine(found, hypergradient(*problem, steps=1)) > 0.9
+    # Rounding differs from processor to processor: 0.86 to 0.98, where the usual step leaves 0 to 0.13.
+    assert cosine(found, hypergradient(*problem, steps=1)) > 0.6
 
 
 def test_rounding_of_the_weights_difference_shows_too():
