@@ -41,7 +41,8 @@ from l2t_fast.errors import L2TFastError, one_sentence
 from l2t_fast.files import held
 from l2t_fast.parsing import add_config_options, new_parser, parse, to_config
 from l2t_fast.report.statistics import summarise
-from l2t_fast.transfer.compare import LastImages, check_comparison, check_finished, parse_method, trainings
+from l2t_fast.transfer.compare import LastImages, check_comparison, check_finished, trainings
+from l2t_fast.transfer.method_entries import parse_method
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import Pretraining, makes_source
 from l2t_fast.transfer.run_folder import RunFolder
@@ -123,7 +124,7 @@ def planned(config: CompareConfig, epochs_at: dict[int, int]) -> list[TrainConfi
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     source = config.source
-    if makes_source(config, [parse_method(entry)[0] for entry in config.methods]):
+    if makes_source(config, [parse_method(entry).method for entry in config.methods]):
         with TrainingProgress(Console(quiet=True)) as progress:
             source = Pretraining(config, out / "source", progress).finish()
     runs = sorted(trainings(config, source), key=lambda training: training.data.per_class or 0)

@@ -306,7 +306,8 @@ class CompareConfig(TransferOptions):
     """Several methods over several seeds and numbers of images, each time on the same images.
 
     Attributes:
-        methods: names of methods, each alone or as METHOD-PAIRS, for example fm-single
+        methods: names of methods, each alone or as METHOD-PAIRS, for example fm-single, and with options of its own as
+            METHOD@KEY=VALUE, for example fm@beta=2 or l2t-ww@beta=2@meta_lr=1e-3
         per_class: numbers N of training images a class, the smaller sets within the larger ones; null takes
             data.per_class alone
         seeds: one run a method, N and seed

@@ -12,7 +12,7 @@ from l2t_fast.data import DataConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.models import build_model
 from l2t_fast.parsing import add_config_options, new_parser, parse, read_config, to_config
-from l2t_fast.transfer.compare import parse_method
+from l2t_fast.transfer.method_entries import parse_method
 from l2t_fast.transfer.pairs import resolve_pairs
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -89,36 +89,43 @@ SCHEMES = {"single": "single", "one-to-one": "1-to-1", "all-to-all": "all pairs"
 
 
 def split_method(method: str) -> tuple[str, str | None]:
-    """``fm-single`` -> (``fm``, ``single``); (``method``, None) if it is no known method with a scheme."""
+    """``fm-single@beta=2`` -> (``fm``, ``single``); without a known method's scheme, (all before the ``@``, None)."""
+    plain = method.partition("@")[0]
     for scheme in SCHEMES:
-        name = method.removesuffix(f"-{scheme}")
-        if name != method and name in KNOWN_METHODS:
+        name = plain.removesuffix(f"-{scheme}")
+        if name != plain and name in KNOWN_METHODS:
             return name, scheme
-    return method, None
+    return plain, None
 
 
 def method_label(method: str, *, narrow: bool = False) -> str:
-    """``fm-one-to-one`` -> ``FM (one-to-one)``, ``FM (1-to-1)`` if narrow; an unknown name stays as it is."""
+    """``fm-one-to-one@beta=2`` -> ``FM (one-to-one, beta 2)``, ``FM (1-to-1, beta 2)`` if narrow.
+
+    An unknown name stays as it is.
+    """
     name, scheme = split_method(method)
     label = KNOWN_METHODS[name][0] if name in KNOWN_METHODS else name
-    return label if scheme is None else f"{label} ({SCHEMES[scheme] if narrow else scheme})"
+    of_pairs = [] if scheme is None else [SCHEMES[scheme] if narrow else scheme]
+    options = [option.replace("=", " ").replace("_", " ") for option in method.split("@")[1:]]
+    return f"{label} ({', '.join([*of_pairs, *options])})" if of_pairs or options else label
 
 
 def method_styles(methods: list[str]) -> dict[str, LineStyle]:
     """A style a method, whatever their order; no two are the same while there are fewer than 64.
 
-    Known methods have their own. A known method with a scheme has the method's colour, other dashes and another marker
-    if the plain method is shown too. Unknown ones take colours that are left, then colours again with other dashes.
+    Known methods have their own. A known method with a scheme or options has the method's colour, other dashes and
+    another marker if the plain method is shown too. Unknown ones take colours that are left, then colours again with
+    other dashes.
     """
     count = len(MARKERS)
     looks: dict[str, tuple[int, int]] = {
         name: (KNOWN_METHODS[name][1],) * 2 for name in methods if name in KNOWN_METHODS
     }
-    rest = sorted(set(methods) - looks.keys(), key=lambda name: (split_method(name)[1] is None, name))
+    rest = sorted(set(methods) - looks.keys(), key=lambda name: (split_method(name)[0] not in KNOWN_METHODS, name))
     for name in rest:
-        base, scheme = split_method(name)
+        base, _ = split_method(name)
         used = [color for color, _ in looks.values()]
-        color = KNOWN_METHODS[base][1] if scheme is not None else min(range(count), key=used.count)
+        color = KNOWN_METHODS[base][1] if base in KNOWN_METHODS else min(range(count), key=used.count)
         # Dashes that no other line has; else those that no line of this colour has.
         taken = {look for _, look in looks.values()}, {look for other, look in looks.values() if other == color}
         order = [(color + step) % count for step in range(count)]

@@ -17,7 +17,7 @@ from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.files import held, write_text
 from l2t_fast.models import Checkpoint
 from l2t_fast.report import build_report
-from l2t_fast.transfer.methods import find_method, split_scheme
+from l2t_fast.transfer.method_entries import parse_method
 from l2t_fast.transfer.process import own_process
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import Pretraining, makes_source, run_once
@@ -59,12 +59,12 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
             holds a comparison, or a finished run, with other settings, or another process is in it.
     """
     config.check()
-    methods = {entry: parse_method(entry) for entry in config.methods}
+    methods = [parse_method(entry).method for entry in config.methods]
     out = config.folder()
     if out.exists() and not os.access(out, os.W_OK):  # told now, and not when the source is trained
         raise L2TFastError(f"the folder {out} cannot be written: {os.strerror(errno.EACCES)}")
     check_comparison(config)
-    pretrains = makes_source(config, [name for name, _ in methods.values()])
+    pretrains = makes_source(config, methods)
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains
     with progress or TrainingProgress(epoch_lines=False, runs=total) as shown:
         pretraining = Pretraining(config, out / "source", shown) if pretrains else None
@@ -94,21 +94,6 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
             return Outcome(build_report(out), failures)
 
 
-def parse_method(entry: str) -> tuple[str, str | None]:
-    """(method, matching scheme or None) of METHOD or METHOD-SCHEME, for example fm-single.
-
-    Raises:
-        L2TFastError: no such method, or one that matches no feature maps with a scheme.
-    """
-    split = split_scheme(entry)
-    if split is None:
-        return find_method(entry).name, None
-    method, scheme = split
-    if method.default_pairs is None:
-        raise L2TFastError(f"{entry}: {method.name} matches no feature maps, so it takes no pairs; write {method.name}")
-    return method.name, scheme
-
-
 class LastImages:
     """The images of the run before: all methods at one N and seed share them, and decode them once."""
 
@@ -132,10 +117,11 @@ def trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConf
             data = config.data if number is None else dataclasses.replace(config.data, per_class=number)
             images = "" if number is None else f"-n{number}"
             for label in config.methods:
-                method, pairs = parse_method(label)
-                options = common | {"source": source, "data": data, "pairs": pairs or config.pairs}
+                entry = parse_method(label)
+                options = common | {"source": source, "data": data, "pairs": entry.pairs or config.pairs}
+                options |= entry.options
                 folder = config.folder() / "runs" / f"{label}{images}-seed{seed}"
-                yield TrainConfig(**options, method=method, label=label, seed=seed, out=str(folder))
+                yield TrainConfig(**options, method=entry.method, label=label, seed=seed, out=str(folder))
 
 
 def check_comparison(config: CompareConfig) -> None:

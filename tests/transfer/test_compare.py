@@ -13,7 +13,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.files import held
 from l2t_fast.parsing import read_config
 from l2t_fast.transfer import TrainingProgress
-from l2t_fast.transfer.compare import compare, parse_method
+from l2t_fast.transfer.compare import compare
 from l2t_fast.transfer.run_folder import read_rows
 from l2t_fast.transfer.trainer import Trainer
 
@@ -369,16 +369,6 @@ def test_the_test_images_are_the_same_for_every_seed(make_compare):
         trained.append(sorted(image.sum().item() for x, _ in data.train for image in x))
     assert tested[0] == tested[1]
     assert trained[0] != trained[1]
-
-
-def test_method_entries():
-    assert parse_method("fm") == ("fm", None)
-    assert parse_method("fm-one-to-one") == ("fm", "one-to-one")
-    assert parse_method("l2t-w-single") == ("l2t-w", "single")
-    assert parse_method("l2t-ww-all-to-all") == ("l2t-ww", "all-to-all")
-    for wrong in ("fmm", "fm-double", "-single"):
-        with pytest.raises(L2TFastError, match=f"there is no method '{wrong}'"):
-            parse_method(wrong)
 
 
 @pytest.mark.parametrize(

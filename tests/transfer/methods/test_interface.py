@@ -5,7 +5,7 @@ import pytest
 from l2t_fast.config import TargetConfig
 from l2t_fast.errors import L2TFastError
 from l2t_fast.transfer import METHODS, Trainer, methods
-from l2t_fast.transfer.compare import parse_method
+from l2t_fast.transfer.method_entries import parse_method
 from l2t_fast.transfer.pairs import SCHEMES
 
 MATCHING = [name for name, method in METHODS.items() if method.default_pairs is not None]
@@ -23,7 +23,7 @@ def test_every_method_of_the_paper_is_there_in_a_file_of_its_own():
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", MATCHING)
 def test_every_scheme_serves_every_method_that_matches_features(make_config, quiet, name, scheme):
-    method, pairs = parse_method(f"{name}-{scheme}")
+    method, pairs, _ = parse_method(f"{name}-{scheme}")
     trainer = Trainer(make_config(method=method, pairs=pairs, lookahead_steps=0), quiet)
     assert len(trainer.pairs) == {"single": 1, "one-to-one": 3, "all-to-all": 9}[scheme]
     x, y = next(iter(trainer.data.train))
