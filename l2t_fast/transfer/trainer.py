@@ -254,9 +254,12 @@ class Trainer:
         state = {f"{owner} {name}": t for owner, module in modules.items() for name, t in module.state_dict().items()}
         name = self.group.disagreement(state)
         if name is not None:
+            # Most are of a method of somebody's own, whose optimizer steps on the gradients of a rank's images.
+            own = name.startswith("method ") and bool(self.method.optimizers())
+            joined = ", and after_step must join gradients by batch.part.group.sum_" if own else ""
             raise L2TFastError(
                 f"after epoch {self.reached.epoch}, the ranks do not hold the same {name}: all of them must see the "
-                "same run folder and the same files, and run the same versions"
+                f"same run folder and the same files, and run the same versions{joined}"
             )
 
     def _log(self, text: str) -> None:

@@ -1,5 +1,7 @@
 """Mistakes in a method of one's own that would be wrong without a word, or come out late: each is told."""
 
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -126,3 +128,14 @@ def test_loss_terms_that_are_no_scalars_by_name(make_config, quiet, monkeypatch,
     x, y = next(iter(trainer.data.train))
     with pytest.raises(L2TFastError, match=f"loss_terms of the method own must return scalars by name.*, {told}"):
         trainer.train_batch(x, y)
+
+
+def test_gradients_that_ranks_have_not_joined(make_config, quiet, monkeypatch):
+    own(monkeypatch)
+    trainer = Trainer(make_config(method="own"), quiet)
+    trainer.group = types.SimpleNamespace(disagreement=lambda state: "method layer.weight")
+    with pytest.raises(L2TFastError, match=r"the same method layer\.weight: .*, and after_step must join gradients by"):
+        trainer._check_agreement()
+    trainer.group = types.SimpleNamespace(disagreement=lambda state: "target layer.weight")
+    with pytest.raises(L2TFastError, match=r"and run the same versions$"):
+        trainer._check_agreement()
