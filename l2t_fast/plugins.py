@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,35 +45,51 @@ def load_plugin(name: str) -> None:
     Files beside it can be imported by it, unless an installed module has their name.
 
     Raises:
-        L2TFastError: there is no such file or module, or another module has the file's name.
+        L2TFastError: there is no such file or module, another module has the file's name, or it ends the program.
     """
-    if name.endswith(".py"):
-        _import_file(expand_user(name).resolve())
-        return
+    if not name:
+        raise L2TFastError("--plugin is empty, it must name a file that ends in .py, or a module")
+    try:
+        if name.endswith(".py"):
+            _import_file(expand_user(name).resolve())
+        else:
+            _import_module(name)
+    except SystemExit as request:  # with the code 0 perhaps, as if all had been done
+        said = f" ({printable(request.code)})" if isinstance(request.code, str) else ""
+        raise L2TFastError(
+            f"--plugin {printable(name)} ends the program while it is imported{said}: what it does as a script goes "
+            'below if __name__ == "__main__"'
+        ) from request
+
+
+def _import_module(name: str) -> None:
+    unknown = L2TFastError(
+        f"--plugin {printable(name)}: no module of that name is installed; a file is named by its path, which ends "
+        "in .py"
+    )
+    if "/" in name or not all(name.split(".")):  # a folder, which importlib might take for a relative name
+        raise unknown
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
         if not f"{name}.".startswith(f"{error.name}."):
             raise  # of what it imports
-        raise L2TFastError(
-            f"--plugin {printable(name)}: no module of that name is installed; a file is named by its path, which ends "
-            "in .py"
-        ) from error
-    except ValueError as error:  # an empty name
-        raise L2TFastError("--plugin is empty, it must name a file that ends in .py, or a module") from error
+        raise unknown from error
 
 
 def _import_file(path: Path) -> None:
     if not path.is_file():
         raise L2TFastError(f"--plugin {printable(path)}: there is no such file")
     loaded = sys.modules.get(path.stem)
+    # One that is imported later, as timm is where a network of it is named, would be taken for the plugin.
+    spec = PathFinder.find_spec(path.stem) if loaded is None else None
+    where = getattr(loaded, "__file__", None) if spec is None else spec.origin
+    if (loaded or where) and (where is None or Path(where).resolve() != path):
+        raise L2TFastError(
+            f"--plugin {printable(path)}: another module is called {path.stem} ({printable(where or 'built in')}), "
+            "rename the file"
+        )
     if loaded is not None:
-        where = getattr(loaded, "__file__", None)
-        if where is None or Path(where).resolve() != path:
-            raise L2TFastError(
-                f"--plugin {printable(path)}: another module is called {path.stem} ({printable(where or 'built in')}), "
-                "rename the file"
-            )
         return
     # By its own name, by which the processes that read images find it again.
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -70,6 +70,8 @@ def test_a_module_by_its_name(tmp_path, monkeypatch, registries):
         (["--plugin", "missing.py"], "missing.py: there is no such file"),
         (["--plugin", "no_such_module"], "--plugin no_such_module: no module of that name is installed"),
         (["--plugin", "l2t_fast.no_such"], "--plugin l2t_fast.no_such: no module of that name is installed"),
+        (["--plugin", "./folder"], "--plugin ./folder: no module of that name is installed"),
+        (["--plugin", ".."], "--plugin ..: no module of that name is installed"),
     ],
 )
 def test_what_is_not_there_is_told(capsys, arguments, told):
@@ -84,17 +86,43 @@ def test_a_file_with_the_name_of_another_module(tmp_path, registries):
         load_plugin(str(write(tmp_path, "sys.py")))
 
 
+def test_a_file_with_the_name_of_a_module_that_is_imported_later(tmp_path, monkeypatch, registries):
+    installed, other = tmp_path / "installed", tmp_path / "other"
+    for folder in (installed, other):
+        folder.mkdir()
+        write(folder, "l2t_own_name.py")
+    monkeypatch.syspath_prepend(installed)
+    with pytest.raises(L2TFastError, match=r"another module is called l2t_own_name \(.*installed.*\), rename the file"):
+        load_plugin(str(other / "l2t_own_name.py"))
+    load_plugin(str(installed / "l2t_own_name.py"))
+    assert find_method("own").__module__ == "l2t_own_name"
+
+
 @pytest.mark.parametrize(
-    ("line", "error"), [("import no_such_module", ModuleNotFoundError), ("1 / 0", ZeroDivisionError)]
+    ("line", "error"),
+    [
+        ("import no_such_module", ModuleNotFoundError),
+        ("1 / 0", ZeroDivisionError),
+        ("raise ValueError('twice')", ValueError),
+    ],
 )
 def test_its_own_errors_are_pythons(tmp_path, monkeypatch, registries, line, error):
     plugin = write(tmp_path, "l2t_own_broken.py", line)
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(error):
         load_plugin(str(plugin))
     assert "l2t_own_broken" not in sys.modules
-    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(error):
         load_plugin("l2t_own_broken")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"), [("exit()", "imported: what"), ("exit('no data')", r"imported \(no data\): ")]
+)
+def test_one_that_ends_the_program_is_no_success(tmp_path, registries, capsys, line, told):
+    plugin = write(tmp_path, "l2t_own_script.py", f"import sys; sys.{line}")
+    assert main(["env", "--plugin", str(plugin)]) == 2
+    assert re.search(rf"--plugin \S+l2t_own_script\.py ends the program while it is {told}", capsys.readouterr().err)
 
 
 def test_the_command_in_a_process_of_its_own(tmp_path):
