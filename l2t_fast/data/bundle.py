@@ -11,7 +11,7 @@ from l2t_fast.data.config import DataConfig
 from l2t_fast.data.datasets import read_dataset
 from l2t_fast.data.images import FileImages, Fitted, Images, check_one_size, fit, read_all
 from l2t_fast.data.loader import EpochSampler, ImageBatches, ImageLoader
-from l2t_fast.data.raw import Pool, RawData
+from l2t_fast.data.raw import Pool, RawData, check_raw
 from l2t_fast.data.split_files import Split, check_part, read_split
 from l2t_fast.data.splits import check_no_class_is_empty, hold_out_test, hold_out_validation, limit_per_class
 from l2t_fast.errors import L2TFastError
@@ -88,6 +88,7 @@ def load_data(config: DataConfig) -> DataBundle:
     """
     config.check()
     raw = read_dataset(config.dataset, config.data_dir, download=config.download)
+    check_raw(raw, config.dataset)
     split = read_split(config.splits) if config.splits is not None else None
     classes = _chosen_classes(raw, config.classes if split is None else split.classes)
     train, validation, test = _divide(raw, classes, config, split)
@@ -128,7 +129,8 @@ def _chosen_classes(raw: RawData, chosen: list[int] | None) -> dict[int, str]:
             raise L2TFastError(f"classes names {number}, but {raw.train.where} has the classes 0 to {known - 1}")
     if known < 2:
         raise L2TFastError(f"{raw.train.where} has only the class {raw.class_names[0]!r}, at least two are needed")
-    classes = {number: raw.class_names[number] for number in numbers}
+    # Numbers, or texts of NumPy, would make checkpoints that hold more than plain values.
+    classes = {number: str(raw.class_names[number]) for number in numbers}
     for pool in (raw.train, raw.validation, raw.test):
         if pool is not None:
             check_no_class_is_empty(pool.labels, classes, pool.where)
@@ -189,7 +191,7 @@ def _pick(pool: Pool, indices: np.ndarray, chosen: list[int]) -> Pool:
     if isinstance(pool.images, Tensor):
         images = pool.images[torch.from_numpy(indices)]
     else:
-        images = FileImages([pool.images.paths[i] for i in indices])
+        images = FileImages([pool.images.paths[i] for i in indices], pool.images.mode)
     position = np.full(max(chosen) + 1, -1)
     position[chosen] = np.arange(len(chosen))
     return Pool(images, position[pool.labels[indices]], pool.where)
@@ -257,7 +259,7 @@ def _normalization(
             f"normalization has {len(mean)} numbers a row, but the images of {config.dataset} have "
             f"{raw.in_channels} channel{'s' if raw.in_channels > 1 else ''}"
         )
-    return tuple(mean), tuple(std)
+    return tuple(map(float, mean)), tuple(map(float, std))  # statistics may be NumPy's
 
 
 def _statistics(images: Images, full_scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
