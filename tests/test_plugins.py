@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from l2t_fast.cli import main
 from l2t_fast.data import register_dataset
@@ -186,6 +187,15 @@ def test_a_network_by_name(registries):
     for name in ("resnet8", "vgg9bn", "torchvision:resnet18", "timm:own", "efficientnet-lite0"):
         with pytest.raises(ValueError, match=f"called '{name}'"):
             register_network(name, build)
+
+
+def test_a_network_without_feature_maps(registries):
+    for made in (nn.Linear(2, 2), None):
+        register_network("own", lambda *given, made=made: made)
+        with pytest.raises(
+            L2TFastError, match=rf"own is {type(made).__name__} without feature maps: its function must"
+        ):
+            build_model("own", 2)
 
 
 def test_a_data_set_by_name(registries):

@@ -49,7 +49,13 @@ def build_model(name: str, num_classes: int, *, in_channels: int = 3, layers: Se
         if value < least:
             raise L2TFastError(f"{name} cannot have {value} {what}: at least {least} is needed")
     if kind == "own":
-        return _OWN[name](num_classes, in_channels, layers)
+        network = _OWN[name](num_classes, in_channels, layers)
+        if not (isinstance(network, nn.Module) and hasattr(network, "feature_names")):
+            raise L2TFastError(
+                f"the network {name} is {type(network).__name__} without feature maps: its function must return a "
+                "NamedMapsNetwork or with_feature_maps(network, layers)"
+            )
+        return network
     if kind == "efficientnet-lite":
         return build_efficientnet_lite0(num_classes, in_channels, layers)
     build = build_timm if kind == "timm" else build_torchvision
