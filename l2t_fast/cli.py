@@ -169,8 +169,8 @@ def _predict(options: Namespace) -> int:
 
 def _print_row(*values: object) -> None:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    print(line.getvalue())
+    csv.writer(line).writerow(values)  # quotes what its own end of a line, \r\n, has a part of
+    print(line.getvalue().removesuffix("\r\n"))
 
 
 def _env(options: Namespace) -> None:

@@ -61,15 +61,23 @@ def predict(
 
 
 def find_images(path: str | Path) -> list[str]:
-    """The file itself, or all images below a folder, sorted. Raises ``L2TFastError`` if there is none."""
+    """The file itself, or all images below a folder, sorted, with those of folders that links lead to, once each.
+
+    Raises ``L2TFastError`` if there is none, or a folder cannot be read.
+    """
     path = expand_user(path)
-    if path.is_file():
-        return [str(path)]
     if not path.is_dir():
-        raise L2TFastError(f"there is no image {printable(path)}")
-    found = []
-    for folder, below, names in os.walk(path):
-        below[:] = [name for name in below if not is_hidden(name)]
+        if not os.path.lexists(path):
+            raise L2TFastError(f"there is no image {printable(path)}")
+        return [str(path)]  # a pipe or a link to nothing is told where it is read
+    found, seen = [], set()
+    for folder, below, names in os.walk(path, followlinks=True, onerror=_cannot_be_read):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not is_hidden(name))
         found += [
             os.path.join(folder, name)
             for name in names
@@ -78,6 +86,10 @@ def find_images(path: str | Path) -> list[str]:
     if not found:
         raise L2TFastError(f"the folder {printable(path)} holds no image ({', '.join(IMG_EXTENSIONS)})")
     return sorted(found)
+
+
+def _cannot_be_read(error: OSError) -> None:
+    raise L2TFastError(f"the folder {printable(error.filename)} cannot be read: {error.strerror}") from error
 
 
 def _predictions(

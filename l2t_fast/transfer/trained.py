@@ -49,7 +49,10 @@ class TrainedNetwork(nn.Module):
         Raises:
             L2TFastError: the file is missing, or no image.
         """
-        files = FileImages([str(expand_user(path))], mode="L" if self.in_channels == 1 else "RGB")
+        path = expand_user(path)
+        if path.exists() and not path.is_file():
+            raise L2TFastError(f"the image {printable(path)} is a folder, a pipe or a device, it must be a file")
+        files = FileImages([str(path)], mode="L" if self.in_channels == 1 else "RGB")
         return Fitted(files, self.image_size, self.resize_to)[0] / 255
 
 

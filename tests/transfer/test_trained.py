@@ -1,7 +1,10 @@
 """The network of a run as others use it: `load_trained`, and `l2t-fast predict`."""
 
 import csv
+import errno
 import io
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -119,6 +122,48 @@ def test_a_file_that_is_no_image_stops_no_other(trained, photographs, tmp_path, 
     assert f"error: the image {bad} cannot be read" in shown.err
     assert main(["predict", str(folder), str(bad)]) == 2  # a batch without any
     assert rows(capsys.readouterr().out) == []
+
+
+def test_names_that_break_lines(trained, photographs, tmp_path, capsys):
+    folder, _ = trained(epochs=1)
+    images = [str(tmp_path / name) for name in ('a "b", c.png', "a\nb.png", "a\rb.png")]
+    for path in images:
+        shutil.copy(photographs / "test" / "blue" / "0.png", path)
+    capsys.readouterr()
+    assert main(["predict", str(folder), *images]) == 0
+    shown = capsys.readouterr().out
+    assert [row["image"] for row in csv.DictReader(io.StringIO(shown, newline=""))] == images
+
+
+def test_what_is_no_file_is_not_waited_for(trained, photographs, tmp_path):
+    folder, _ = trained(epochs=1)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    shutil.copy(photographs / "test" / "blue" / "0.png", tmp_path)
+    image, link, pipe = predict(folder, [tmp_path])
+    assert image.problem is None
+    assert "link.png cannot be read: [Errno 2]" in link.problem
+    assert pipe.problem.endswith("pipe.png is a folder, a pipe or a device, it must be a file")
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    for name in ("elsewhere/a.png", "images/b/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    images = tmp_path / "images"
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    (images / "again").symlink_to(tmp_path / "elsewhere")
+    (images / "b" / "round").symlink_to(images)
+    assert find_images(images) == [str(images / "again" / "a.png"), str(images / "b" / "c.png")]
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
+    with pytest.raises(L2TFastError, match=r"the folder .* cannot be read: Permission denied"):
+        find_images(tmp_path)
 
 
 def test_what_is_found_below_a_folder(tmp_path):
