@@ -23,7 +23,7 @@ class TrainedNetwork(nn.Module):
     Attributes:
         network: as `l2t_fast.models.build_model` makes it, without feature maps
         class_names: in the order of the logits
-        in_channels: 1 for grey images, 3 for colours
+        in_channels: 1 for grey images, 3 for colours, or what a data set of somebody's own has
         image_size: height and width of what it was trained on
         resize_to: the shorter side before the centre of that size is taken
     """
@@ -47,8 +47,13 @@ class TrainedNetwork(nn.Module):
         """An image file as `forward` takes it (in_channels, image_size, image_size), resized as the run's test images.
 
         Raises:
-            L2TFastError: the file is missing, or no image.
+            L2TFastError: the file is missing, or no image, or the network takes other than grey or colour images.
         """
+        if self.in_channels not in (1, 3):
+            raise L2TFastError(
+                f"the network takes images of {self.in_channels} channels, image files are read with 1 or 3: call it "
+                "with tensors"
+            )
         path = expand_user(path)
         if path.exists() and not path.is_file():
             raise L2TFastError(f"the image {printable(path)} is a folder, a pipe or a device, it must be a file")

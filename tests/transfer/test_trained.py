@@ -13,6 +13,8 @@ from PIL import Image
 
 from l2t_fast.cli import main
 from l2t_fast.config import TargetConfig
+from l2t_fast.data import DataConfig, register_dataset
+from l2t_fast.data.raw import Pool, RawData
 from l2t_fast.errors import L2TFastError
 from l2t_fast.predict import find_images, predict
 from l2t_fast.transfer import Trainer, load_trained, run
@@ -97,6 +99,16 @@ def test_grey_images_of_a_file(make_config, quiet, tmp_path):
     torch.testing.assert_close(network.read_image(tmp_path / "grey.png"), wanted, rtol=0, atol=0)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
     assert network.read_image(tmp_path / "red.png").unique().mul(255).tolist() == [76]
+
+
+def test_channels_that_no_image_file_has(registries, make_config, quiet, tmp_path):
+    images, labels = torch.arange(40 * 128, dtype=torch.uint8).view(40, 2, 8, 8), np.repeat([0, 1], 20)
+    register_dataset("own", lambda: RawData(Pool(images, labels, "own"), None, None, "ab", 2), in_folder=False)
+    run(make_config(method="scratch", data=vars(DataConfig("own", batch_size=16))), progress=quiet)
+    network = load_trained(tmp_path / "run")
+    assert network.class_names == ["a", "b"] and network(images / 255).shape == (40, 2)
+    with pytest.raises(L2TFastError, match="takes images of 2 channels, image files are read with 1 or 3"):
+        network.read_image(tmp_path / "a.png")
 
 
 def test_the_most_probable_classes(trained, photographs):
