@@ -157,7 +157,7 @@ def _predict(options: Namespace) -> int:
     _print_row("image", "rank", "class", "probability")
     failed = False
     # Where rows go into a file, a bar shows how far they are.
-    quiet = sys.stdout is None or sys.stdout.isatty() or not sys.stderr.isatty()
+    quiet = None in (sys.stdout, sys.stderr) or sys.stdout.isatty() or not sys.stderr.isatty()
     for prediction in track(found, "images", len(images), console=Console(stderr=True), disable=quiet):
         if prediction.problem is not None:
             failed = True

@@ -136,6 +136,14 @@ def test_a_file_that_is_no_image_stops_no_other(trained, photographs, tmp_path, 
     assert rows(capsys.readouterr().out) == []
 
 
+def test_standard_error_may_be_closed(trained, photographs, capsys, monkeypatch):
+    folder, _ = trained(epochs=1)
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stderr", None)
+    assert main(["predict", str(folder), str(photographs / "test" / "blue")]) == 0
+    assert len(rows(capsys.readouterr().out)) == 5
+
+
 def test_names_that_break_lines(trained, photographs, tmp_path, capsys):
     folder, _ = trained(epochs=1)
     images = [str(tmp_path / name) for name in ('a "b", c.png', "a\nb.png", "a\rb.png")]
