@@ -4,12 +4,12 @@
         --config configs/cifar10_limited.yaml --config configs/compare/limited_data.yaml \
         --data.data_dir DIR --source.checkpoint FILE --threads 1 --out runs/limited
 
-All other options are those of `l2t-fast compare`, and so are the runs. They begin N by N, within an N seed by seed, and
-within a seed in the order of --methods: name those first that take longest. When the time is over, the processes are
-ended; the rows of finished runs are on the disk by then, and the same command with another --rows makes the others. A
-run that was not finished begins anew: there are no checkpoints but that of the best epoch, at the end, since to write
-one takes longer than an epoch on a few hundred images. Seconds in the rows are of processes that shared a device: they
-tell no speed.
+All other options are those of `l2t-fast compare` but --plugin, and so are the runs. They begin N by N, within an N
+seed by seed, and within a seed in the order of --methods: name those first that take longest. When the time is over,
+the processes are ended; the rows of finished runs are on the disk by then, and the same command with another --rows
+makes the others. A run that was not finished begins anew: there are no checkpoints but that of the best epoch, at the
+end, since to write one takes longer than an epoch on a few hundred images. Seconds in the rows are of processes that
+shared a device: they tell no speed.
 """
 
 import argparse
