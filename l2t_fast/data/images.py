@@ -52,7 +52,7 @@ class FileImages:
             ) from error
         except Exception as error:
             # A damaged file makes PIL raise nearly anything: OSError, SyntaxError, ValueError, DecompressionBombError.
-            reason = printable(str(error)).replace(repr(path), "it")
+            reason = printable(getattr(error, "strerror", None) or str(error)).replace(repr(path), "it")
             raise L2TFastError(f"the image {printable(path)} cannot be read: {reason}") from error
 
     def size(self, index: int) -> tuple[int, int]:

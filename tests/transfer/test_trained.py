@@ -133,6 +133,8 @@ def test_a_file_that_is_no_image_stops_no_other(trained, photographs, tmp_path, 
     shown = capsys.readouterr()
     assert [row["image"] for row in rows(shown.out)] == good
     assert f"error: the image {bad} cannot be read" in shown.err
+    with pytest.raises(L2TFastError, match=r"missing\.png cannot be read: No such file or directory$"):
+        load_trained(folder).read_image(tmp_path / "missing.png")
     assert main(["predict", str(folder), str(bad)]) == 2  # a batch without any
     assert rows(capsys.readouterr().out) == []
 
