@@ -65,6 +65,8 @@ def find_images(path: str | Path) -> list[str]:
 
     Raises ``L2TFastError`` if there is none, or a folder cannot be read.
     """
+    if path == "":  # a variable of the shell that is not set: the folder one is in is named .
+        raise L2TFastError("the path of an image is empty, it must be a file or a folder, . for the one you are in")
     path = expand_user(path)
     if not path.is_dir():
         if not os.path.lexists(path):

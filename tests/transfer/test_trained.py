@@ -197,6 +197,8 @@ def test_what_is_found_below_a_folder(tmp_path):
     assert find_images(tmp_path / "a/note.txt") == [str(tmp_path / "a/note.txt")]  # its name is no reason
     with pytest.raises(L2TFastError, match=r"there is no image .*nothing"):
         find_images(tmp_path / "nothing")
+    with pytest.raises(L2TFastError, match=r"the path of an image is empty, it must be a file or a folder"):
+        find_images("")
     (tmp_path / "empty").mkdir()
     with pytest.raises(L2TFastError, match=r"holds no image \(.jpg, "):
         find_images(tmp_path / "empty")
