@@ -165,7 +165,7 @@ def test_what_is_no_file_is_not_waited_for(trained, photographs, tmp_path):
     shutil.copy(photographs / "test" / "blue" / "0.png", tmp_path)
     image, link, pipe = predict(folder, [tmp_path])
     assert image.problem is None
-    assert "link.png cannot be read: [Errno 2]" in link.problem
+    assert "link.png cannot be read: No such file or directory" in link.problem
     assert pipe.problem.endswith("pipe.png is a folder, a pipe or a device, it must be a file")
 
 
