@@ -26,7 +26,7 @@ def register(kind: str, name: str, item: Item, known: dict[str, Item]) -> None:
 
 def check_entry(function: str, name: object, item: object) -> None:
     """Raise ``TypeError`` unless ``function``, one of those that register, was given a name and something to call."""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         raise TypeError(f"{function} takes a name first, not {name!r}")
     if not callable(item):
         raise TypeError(f"{function} takes a function for {name!r}, not {item!r}")

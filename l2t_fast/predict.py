@@ -34,7 +34,7 @@ class Prediction(NamedTuple):
 
 def predict(
     run: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
     top: int = 1,
     device: str = "auto",
@@ -44,7 +44,7 @@ def predict(
 
     Args:
         run: the folder of a run, whose best model is asked.
-        images: files, or folders, in which images are looked for at any depth.
+        images: files, or folders, or a single one, in which images are looked for at any depth.
         top: how many classes of each image, the most probable ones.
         device: as for training.
         batch_size: images that go through the network together.
@@ -55,7 +55,8 @@ def predict(
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
             raise L2TFastError(f"{name} is {value}, it must be at least 1")
-    paths = [path for given in images for path in find_images(given)]
+    given = [images] if isinstance(images, str | Path) else images
+    paths = [path for one in given for path in find_images(one)]
     where = choose_device(device)
     return _predictions(load_trained(run).to(where), paths, top, batch_size, where)
 

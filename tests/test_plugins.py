@@ -215,5 +215,7 @@ def test_a_data_set_by_name(registries):
 def test_arguments_in_the_wrong_order(register):
     with pytest.raises(TypeError, match="takes a name first, not"):
         register(len, "own")
+    with pytest.raises(TypeError, match="takes a name first, not ''"):
+        register("", len)
     with pytest.raises(TypeError, match="takes a function for 'own', not 3"):
         register("own", 3)
