@@ -44,7 +44,7 @@ def predict(
 
     Args:
         run: the folder of a run, whose best model is asked.
-        images: files, or folders, or a single one, in which images are looked for at any depth.
+        images: files, or folders in which images are looked for at any depth; one alone too.
         top: how many classes of each image, the most probable ones.
         device: as for training.
         batch_size: images that go through the network together.
