@@ -47,7 +47,9 @@ NEEDED_BY = {
         "tests/test_cli.py",
         "tests/test_config.py",
         "tests/test_hostile_files.py",
+        "tests/test_plugins.py",
         "tests/transfer/test_compare.py",
+        "tests/transfer/test_trained.py",
     ],
     "captum": ["tests/saliency"],
 }

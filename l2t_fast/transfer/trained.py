@@ -10,7 +10,6 @@ from l2t_fast.data.images import FileImages, Fitted
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import expand_user
 from l2t_fast.models import Checkpoint, build_model, load_weights, read_checkpoint
-from l2t_fast.parsing import read_config
 from l2t_fast.text import printable
 from l2t_fast.transfer.run_folder import RunFolder, read_saved
 
@@ -70,6 +69,8 @@ def load_trained(run: str | Path) -> TrainedNetwork:
     Raises:
         L2TFastError: it is no such folder, has no checkpoint yet, or the checkpoint is damaged or not finite.
     """
+    from l2t_fast.parsing import read_config  # training itself does without jsonargparse
+
     folder = RunFolder(expand_user(run))
     shown = printable(folder.path)
     if (folder.path / "runs").is_dir():
