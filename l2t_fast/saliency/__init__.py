@@ -19,8 +19,10 @@ from l2t_fast.report import build_report
 from l2t_fast.report.plots_saliency import check_height, saliency_figure
 from l2t_fast.report.saliency_maps import FOLDER, Looked, SaliencyMaps
 from l2t_fast.saliency.images import choose_images, pixels, read_images, test_set
-from l2t_fast.saliency.runs import FinishedRun, find_runs, is_comparison, load_target
+from l2t_fast.saliency.runs import FinishedRun, find_runs
 from l2t_fast.transfer.device import choose_device
+from l2t_fast.transfer.run_folder import is_comparison
+from l2t_fast.transfer.trained import trained_target
 
 __all__ = ["explain_runs"]
 
@@ -101,7 +103,7 @@ def _look(run: FinishedRun, indices: Sequence[int], maps: str, device: torch.dev
     """What a run's network looks at; its images are normalised as in the run."""
     config = run.config.data
     data = load_data(dataclasses.replace(config, seed=config.seed + run.config.seed, cache=False))
-    network = load_target(run, data).to(device)
+    network = trained_target(run.config, run.folder.best, data.num_classes, data.in_channels).to(device)
     x, y = (part.to(device) for part in read_images(data, indices))
     names = list(network.feature_names)
     layers = {"none": [], "last": names[-1:], "all": names}[maps]

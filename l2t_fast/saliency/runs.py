@@ -1,18 +1,14 @@
-"""Finished runs, and the networks that they trained."""
+"""Finished runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
-
 from l2t_fast.config import TrainConfig
-from l2t_fast.data import DataBundle
 from l2t_fast.errors import L2TFastError
-from l2t_fast.models import build_model, load_weights
-from l2t_fast.parsing import read_config
 from l2t_fast.report.folder import read_comparison
-from l2t_fast.transfer.run_folder import RunFolder, read_saved
+from l2t_fast.transfer.run_folder import RunFolder, is_comparison
+from l2t_fast.transfer.trained import saved_config
 
 
 class FinishedRun(NamedTuple):
@@ -24,10 +20,6 @@ class FinishedRun(NamedTuple):
     @property
     def method(self) -> str:
         return self.config.label or self.config.method
-
-
-def is_comparison(path: Path) -> bool:
-    return (path / "runs").is_dir()
 
 
 def find_runs(paths: Sequence[Path]) -> list[FinishedRun]:
@@ -53,22 +45,9 @@ def find_runs(paths: Sequence[Path]) -> list[FinishedRun]:
     return list({run.folder.path.resolve(): run for run in found}.values())
 
 
-def load_target(run: FinishedRun, data: DataBundle) -> nn.Module:
-    """The run's best target, for its images, in eval mode, on the CPU.
-
-    Raises:
-        L2TFastError: its checkpoint is missing, damaged, of another network or not finite.
-    """
-    target = run.config.target
-    network = build_model(target.model, data.num_classes, in_channels=data.in_channels, layers=target.layers)
-    load_weights(network, run.folder.best)
-    return network.eval()
-
-
 def _read(path: Path) -> FinishedRun:
     folder = RunFolder(path)
-    read_saved(folder.config)  # says if a part of it is missing
-    return FinishedRun(folder, read_config(folder.config, TrainConfig))
+    return FinishedRun(folder, saved_config(folder))
 
 
 def _preference(run: FinishedRun) -> tuple[float, int]:

@@ -202,6 +202,11 @@ class RunFolder:
         return result
 
 
+def is_comparison(path: Path) -> bool:
+    """Whether a folder holds the runs of a comparison."""
+    return (path / "runs").is_dir()
+
+
 def _may_change(config: TrainConfig) -> list[str]:
     """The keys and groups of keys that a run may go on with other values of."""
     keys = ["out", "device", "threads", "data.workers", "data.cache", "source_plan", "source_memory"]

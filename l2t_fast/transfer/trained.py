@@ -11,7 +11,7 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.files import expand_user
 from l2t_fast.models import Checkpoint, build_model, load_weights, read_checkpoint
 from l2t_fast.text import printable
-from l2t_fast.transfer.run_folder import RunFolder, read_saved
+from l2t_fast.transfer.run_folder import RunFolder, is_comparison, read_saved
 
 
 class TrainedNetwork(nn.Module):
@@ -69,16 +69,13 @@ def load_trained(run: str | Path) -> TrainedNetwork:
     Raises:
         L2TFastError: it is no such folder, has no checkpoint yet, or the checkpoint is damaged or not finite.
     """
-    from l2t_fast.parsing import read_config  # training itself does without jsonargparse
-
     folder = RunFolder(expand_user(run))
     shown = printable(folder.path)
-    if (folder.path / "runs").is_dir():
+    if is_comparison(folder.path):
         raise L2TFastError(f"{shown} is a comparison: name one of its runs, which are the folders in {shown}/runs")
     if not folder.config.is_file():
         raise L2TFastError(f"{shown} is not the folder of a run: it holds no {folder.config.name}")
-    read_saved(folder.config)  # says if a part of it is missing
-    config = read_config(folder.config, TrainConfig)
+    config = saved_config(folder)
     if not folder.best.exists():
         raise L2TFastError(f"{shown} has no checkpoint yet, which the first epoch ends with")
     checkpoint = read_checkpoint(folder.best)
@@ -87,7 +84,26 @@ def load_trained(run: str | Path) -> TrainedNetwork:
             f"{printable(folder.best)} does not say which classes and images it is for, as those of this version do: "
             "train once more"
         )
-    target, (mean, _) = config.target, checkpoint.normalization
-    network = build_model(target.model, checkpoint.num_classes, in_channels=len(mean), layers=target.layers)
-    load_weights(network, checkpoint)
+    in_channels = len(checkpoint.normalization[0])
+    network = trained_target(config, checkpoint, checkpoint.num_classes, in_channels)
     return TrainedNetwork(network, checkpoint).eval()
+
+
+def saved_config(folder: RunFolder) -> TrainConfig:
+    """What a run was made with. Raises L2TFastError if its config.yaml cannot be read, or is not as it was written."""
+    from l2t_fast.parsing import read_config  # training itself does without jsonargparse
+
+    read_saved(folder.config)  # says if a part of it is missing
+    return read_config(folder.config, TrainConfig)
+
+
+def trained_target(config: TrainConfig, checkpoint: Path | Checkpoint, classes: int, in_channels: int) -> nn.Module:
+    """A run's target with the weights of a checkpoint or its file, with feature maps, in eval mode, on the CPU.
+
+    Raises:
+        L2TFastError: the checkpoint is missing, damaged, of another network or not finite.
+    """
+    target = config.target
+    network = build_model(target.model, classes, in_channels=in_channels, layers=target.layers)
+    load_weights(network, checkpoint)
+    return network.eval()
