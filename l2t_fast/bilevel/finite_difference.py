@@ -51,8 +51,8 @@ class FiniteDifference:
         found = _gradients(problem, head_weights, step, step.theta, noted)
         if noted.refusal is not None:
             raise ValueError(
-                f"target (or matching) {noted.refusal}, which method='finite_difference' does not see through, "
-                f"{noted.remedy}"
+                f"target (or matching, or criterion) {noted.refusal}, which method='finite_difference' does not see "
+                f"through, {noted.remedy}"
             )
         step.held = noted.notes
         step.kept = found[len(step.theta) :] if step.first else found

@@ -4,7 +4,7 @@ import contextlib
 import operator
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +41,19 @@ def hypergradient(
     steps: int = 2,
     beta: float = 0.5,
     method: str = "exact",
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
     keep_graphs: bool = False,
     accumulation: int = 1,
     capturable: bool = False,
     part: Part = WHOLE,
 ) -> list[Tensor]:
-    """d cross-entropy(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on cross-entropy (section 2).
+    """d task loss(theta_end) / d phi through ``steps`` SGD steps on beta L_wfm, one on the task's loss (section 2).
 
-    All steps, and the cross-entropy at their end, use the one batch (x, y). The SGD is the optimizer's: learning rate,
-    momentum with its present buffers, dampening, Nesterov and weight decay of each parameter group. A parameter that a
-    loss does not reach steps with gradient 0, so weight decay and momentum still move it. On a CPU, "exact" and
-    "finite_difference" compute 3x3 convolutions in float32 by the kernels of :mod:`l2t_fast.convolution`.
+    The task's loss is the mean cross-entropy, or ``criterion``. All steps, and the task's loss at their end, use the
+    one batch (x, y). The SGD is the optimizer's: learning rate, momentum with its present buffers, dampening, Nesterov
+    and weight decay of each parameter group. A parameter that a loss does not reach steps with gradient 0, so weight
+    decay and momentum still move it. On a CPU, "exact" and "finite_difference" compute 3x3 convolutions in float32 by
+    the kernels of :mod:`l2t_fast.convolution`.
 
     Targets may stop gradients and hang hooks into their backward pass, and may keep state in buffers, which goes from
     pass to pass as in training (from the same start in each piece of an ``accumulation``). Not looked for, and wrong
@@ -74,7 +76,7 @@ def hypergradient(
 
     Args:
         target: ``target(x)`` returns (logits (B, classes), features), in the mode (train or eval) it is in. Logits may
-            be of each pixel, (B, classes, H, W), and labels too, (B, H, W).
+            be of each pixel, (B, classes, H, W), and labels too, (B, H, W); with ``criterion`` any tensor.
         matching: called as ``matching(source_features, features, channel_weights, beta a pair, pair_weights)``, such as
             :class:`l2t_fast.FeatureMatching`.
         meta: ``meta(source_features)`` returns (channel_weights, pair_weights or None), such as
@@ -83,8 +85,9 @@ def hypergradient(
             that it does not have, which stay as they are.
         source_features: the source network's maps of x, computed once; no gradient flows to them.
         x: the batch's images (B, ...).
-        y: its labels (B,), int64; in pieces, or where several ranks hold the batch, without PyTorch's -100 for labels
-            that do not count.
+        y: its labels (B,), int64, or probabilities of the classes (B, classes), as mixed images have; in pieces, or
+            where several ranks hold the batch, without PyTorch's -100 for labels that do not count. With ``criterion``
+            any tensor.
         steps: T, the number of look-ahead steps on the matching loss, 0 or more (the paper's 2).
         beta: weight of the matching loss (the paper's 0.5).
         method: "exact" (Hessian-vector products of one step at a time), "finite_difference" (first-order passes only,
@@ -93,6 +96,11 @@ def hypergradient(
             that has no second derivative, such as a deformable convolution. The first and the last agree to rounding:
             in float32 a unit whose input is within rounding of a rectifier's kink may be on in one and off in the
             other, which moves a hypergradient by percents; compare in float64.
+        criterion: the task's loss in place of the cross-entropy, called as ``criterion(logits, y)`` with logits in
+            float32 at least. It returns a mean over the images, (): in pieces or on several ranks it is called with
+            some of them, and each image counts alike. Whatever the training step minimises besides the matching loss:
+            ``nn.CrossEntropyLoss(label_smoothing=0.1)``, a loss of regression or of each pixel. Parameters of its own
+            stay as they are.
         keep_graphs: of "exact": keep every step's graph, not only the last one's, instead of making it again: a tenth
             less arithmetic at T = 2 for the activations of one more step a look-ahead step. The others ignore it.
         accumulation: number of pieces in which the batch goes through the networks, one after the other; memory is that
@@ -122,7 +130,8 @@ def hypergradient(
             of the parameters; with several ranks, batch normalisation of target that was not synchronized, or that was
             and no part, or other images than part's; with pieces, a number of labels or maps that is not that of the
             images.
-        TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; beta is not a number,
+        TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; criterion cannot be
+            called, or returns something other than one number; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel,
             DistributedDataParallel or Fabric's wrapper, or has parameters divided among ranks (FSDP); x or y no tensor;
             source_features, or what target, matching or meta returns, is not what it must be.
@@ -159,6 +168,8 @@ def hypergradient(
     source_features = listed_features("source_features", source_features)
     for i, feature in enumerate(source_features):
         _check_type(f"source_features[{i}]", feature, Tensor, "a tensor (B, C, H, W)")
+    if criterion is not None and not callable(criterion):
+        raise TypeError(f"criterion must be a function of (logits, y), not {type(criterion).__name__}")
     _check_type("x", x, Tensor, "a tensor of images (B, ...)")
     _check_type("y", y, Tensor, "a tensor of labels (B,)")
     source_features, x, y = [_plain(feature) for feature in source_features], _plain(x), _plain(y)
@@ -172,7 +183,16 @@ def hypergradient(
     with deferred_interrupts(), alone_in(target, matching, meta):
         problems = [
             BilevelProblem(
-                target, matching, optimizer, maps, x_piece, y_piece, beta, autocast=not differences, part=piece
+                target,
+                matching,
+                optimizer,
+                maps,
+                x_piece,
+                y_piece,
+                beta,
+                criterion=criterion,
+                autocast=not differences,
+                part=piece,
             )
             for piece, (x_piece, y_piece), maps in pieces(part, accumulation, [x, y], source_features)
         ]

@@ -25,7 +25,7 @@ def double_backward(
             losses = [p.lookahead_loss(theta, *w, last=t == steps) for p, w in zip(problems, pieces, strict=True)]
         found = problem.joined(gradients(sum(losses), theta, create_graph=True))
         theta, buffers = problem.step(theta, found, buffers)
-    cross_entropy = sum(p.cross_entropy(p.run_target(theta)[0]) for p in problems)
-    phi_bar = gradients(cross_entropy, list(meta.parameters()))
+    task_loss = sum(p.task_loss(p.run_target(theta)[0]) for p in problems)
+    phi_bar = gradients(task_loss, list(meta.parameters()))
     problem.phi_joined_(phi_bar)
     return phi_bar

@@ -6,7 +6,7 @@ import inspect
 import numbers
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class BilevelProblem:
         y: Tensor,
         beta: float,
         *,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         autocast: bool = True,
         part: Part = WHOLE,
     ) -> None:
@@ -74,7 +75,7 @@ class BilevelProblem:
         self._target_buffers, self._matching_buffers = _by_name(target, "buffers"), _by_name(matching, "buffers")
         self._source_features = [s.detach() for s in source_features]
         self._x, self._y, self._beta = x, y, checked_number("beta", beta) * part.matched_share
-        self._part = part
+        self._criterion, self._part = criterion, part
         alone = unsynchronized(target) if part.group.size > 1 else None
         if alone is not None:
             raise ValueError(
@@ -190,15 +191,21 @@ class BilevelProblem:
                     )
         return listed
 
-    def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (B, classes) against the batch's labels."""
-        # In float32 at least, as autocast does it.
-        return self._part.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), self._y)
+    def task_loss(self, logits: Tensor) -> Tensor:
+        """The criterion of what the target has returned and y: mean cross-entropy against labels, if there is none."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()  # at least, as autocast does it
+        if self._criterion is None:
+            return self._part.cross_entropy(logits, self._y)
+        loss = self._criterion(logits, self._y)
+        if not isinstance(loss, Tensor) or loss.dim():
+            made = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise TypeError(f"criterion must return one number, a tensor without dimensions, but it returns one {made}")
+        return self._part.share_of(loss)
 
     def joined_(self, gradients: Sequence[Tensor | None], *, last: bool) -> None:
         """Make d loss / d theta, or a Hessian times a vector, of this rank's share that of the joined batch, in place.
 
-        One reduction. ``last`` tells that the loss is the cross-entropy, which no projection is part of.
+        One reduction. ``last`` tells that the loss is the task's, which no projection is part of.
         """
         slots = self.target_slots if last or self._part.sizes is not None else range(len(gradients))
         self._part.group.sum_([g for g in (gradients[i] for i in slots) if g is not None])
@@ -276,7 +283,7 @@ class BilevelProblem:
         *,
         last: bool,
     ) -> Tensor:
-        """The loss of one look-ahead step: beta L_wfm, or cross-entropy on the last one."""
+        """The loss of one look-ahead step: beta L_wfm, or the task's on the last one."""
         return self.loss_of(self.run_target(theta), theta, channel_weights, pair_weights, last=last)
 
     def loss_of(
@@ -291,7 +298,7 @@ class BilevelProblem:
         """:meth:`lookahead_loss`, of what the target has returned."""
         logits, features = outputs
         if last:
-            return self.cross_entropy(logits)
+            return self.task_loss(logits)
         parameters = [theta[i] for i in self.matching_slots]
         return self.matching_loss(parameters, self.gathered(features), channel_weights, pair_weights)
 

@@ -27,7 +27,7 @@ class Step:
     Attributes:
         theta: the parameters, leaves that require grad.
         start: what its forward pass of the target starts from.
-        last: it steps on cross-entropy, not on the matching loss.
+        last: it steps on the task's loss, not on the matching loss.
         first: the look-ahead starts with it.
         next: its second derivative is the first one that is made, right after the look-ahead's end.
         kept: where the step's gradient hangs in its graph, if the second-order method keeps that from the first-order
@@ -111,7 +111,7 @@ def transposed(
     theta_bar: list[Tensor | None] = [None] * len(leaves)
     for piece in problems:
         with SmallPooling():  # where the last step's graph is kept, most memory is held here
-            loss = piece.cross_entropy(piece.run_target(leaves)[0])
+            loss = piece.task_loss(piece.run_target(leaves)[0])
         theta_bar = _sum(theta_bar, gradients(loss, leaves))
         del loss
     problem.joined_(theta_bar, last=True)
@@ -126,7 +126,7 @@ def transposed(
             first, last = of_pieces[0].first, of_pieces[0].last
             direction, theta_bar, totals = problem.transpose_(theta_bar, buffer_bars, first=first)
             if first and last:
-                break  # cross-entropy alone: no step sees phi, and there is nothing before step 0
+                break  # the task's loss alone: no step sees phi, and there is nothing before step 0
             # One process adds to the adjoint itself; ranks sum what they add before.
             joint = problem.joint and not first
             products = [torch.zeros_like(t) for t in theta_bar] if joint else theta_bar

@@ -250,6 +250,7 @@ class Part:
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """This rank's share of the mean cross-entropy of logits (B, classes, ...) and labels (B, ...).
 
+        Probabilities of the classes, (B, classes, ...), may take the labels' place.
         Of a batch that is not whole every label counts: how many of the others' do nobody here knows, so PyTorch's -100
         for labels that do not is out of bounds.
         """
@@ -260,12 +261,18 @@ class Part:
 
     def shares(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's shares of loss terms, each a mean over :attr:`matched`, or the same number on every rank."""
-        if self.matched == self.joined:
-            return dict(terms)
-        if self.matched:
-            return {name: term * self.matched_share for name, term in terms.items()}
+        return {name: self._share(term, self.matched) for name, term in terms.items()}
+
+    def share_of(self, mean: Tensor) -> Tensor:
+        """This rank's share of a mean over the joined images, of which ``mean`` is that over its own."""
+        return self._share(mean, self.images)
+
+    def _share(self, mean: Tensor, images: int) -> Tensor:
+        if images == self.joined:
+            return mean
         # A mean over no image is NaN, but it stays in the graph: backward passes are the same on all ranks.
-        return {name: (term * 0).nan_to_num() for name, term in terms.items()}
+        none = images == 0 and isinstance(mean, Tensor)
+        return (mean * 0).nan_to_num() if none else mean * (images / self.joined)
 
 
 def checksums(tensors: Iterable[Tensor]) -> Tensor:

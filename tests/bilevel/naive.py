@@ -15,8 +15,10 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False)
 # PyTorch differentiates the loop, but the first one's second derivative fails gradgradcheck, and the other has none.
 @patch("torch._weight_norm", lambda v, g, dim: v * (g / torch.norm_except_dim(v, 2, dim)))
 @patch("torch.nn.functional.scaled_dot_product_attention", attention)
-def naive_hypergradient(target, matching, meta, optimizer, source_features, x, y, *, steps, beta, seed=None):
-    """d CE(end) / d phi by nested autograd over an unrolled loop written from torch.optim.SGD's documentation."""
+def naive_hypergradient(
+    target, matching, meta, optimizer, source_features, x, y, *, steps, beta, seed=None, criterion=F.cross_entropy
+):
+    """d criterion(end) / d phi by nested autograd over an unrolled loop after the documentation of torch.optim.SGD."""
     if seed is not None:
         torch.manual_seed(seed)
     channel_weights, pair_weights = meta(source_features)
@@ -57,7 +59,7 @@ def naive_hypergradient(target, matching, meta, optimizer, source_features, x, y
         loss = functional_call(matching, state, (source_features, features, channel_weights, beta, pair_weights))
         values, moments = step(loss, values, moments)
     logits, _ = forward(values)
-    values, moments = step(F.cross_entropy(logits, y), values, moments)
+    values, moments = step(criterion(logits, y), values, moments)
     logits, _ = forward(values)
-    grads = torch.autograd.grad(F.cross_entropy(logits, y), list(meta.parameters()), allow_unused=True)
+    grads = torch.autograd.grad(criterion(logits, y), list(meta.parameters()), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(meta.parameters(), grads, strict=True)]
