@@ -1,5 +1,6 @@
 """Methods, networks and data sets of somebody's own: what registers their names, and imports the files they are in."""
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -42,7 +43,8 @@ def _origin(item: object) -> str:
 def load_plugin(name: str) -> None:
     """Import a Python file, named by a path that ends in .py, or an installed module by its name.
 
-    Files beside it can be imported by it, unless an installed module has their name.
+    Files beside it can be imported by it, unless an installed module has their name. What it prints meanwhile goes to
+    standard error: standard output is the command's, of which `l2t-fast predict` makes a table.
 
     Raises:
         L2TFastError: there is no such file or module, another module has the file's name, or it ends the program.
@@ -50,10 +52,11 @@ def load_plugin(name: str) -> None:
     if not name:
         raise L2TFastError("--plugin is empty, it must name a file that ends in .py, or a module")
     try:
-        if name.endswith(".py"):
-            _import_file(expand_user(name).resolve())
-        else:
-            _import_module(name)
+        with contextlib.redirect_stdout(sys.stderr):
+            if name.endswith(".py"):
+                _import_file(expand_user(name).resolve())
+            else:
+                _import_module(name)
     except SystemExit as request:  # with the code 0 perhaps, as if all had been done
         said = f" ({printable(request.code)})" if isinstance(request.code, str) else ""
         raise L2TFastError(

@@ -17,7 +17,7 @@ from l2t_fast.models.optional import optional_module
 from l2t_fast.text import printable
 
 # Where training scripts keep the weights inside a checkpoint.
-STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "model_ema")
+STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net", "model_ema", "state_dict_ema")
 # A file that says more of its network is not believed.
 MOST_CLASSES, LARGEST_SIDE = 10**6, 2**16
 # What wrappers put in front of every name: DataParallel, torch.compile.
@@ -95,6 +95,20 @@ def from_state_dict(weights: Mapping[str, Tensor], shown: str) -> Checkpoint:
     )
 
 
+def in_the_names_of(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without what stands before every name, where the network's names are what is left.
+
+    Whoever trained it had the network as a part of a module: Lightning's files say "model.conv1.weight".
+    """
+    known, weights = model.state_dict().keys(), checkpoint.weights
+    while known.isdisjoint(weights):
+        first, dots, rest = zip(*(name.partition(".") for name in weights), strict=True)
+        if len(set(first)) > 1 or not all(dots):
+            return checkpoint
+        weights = dict(zip(rest, weights.values(), strict=True))
+    return dataclasses.replace(checkpoint, weights=weights)
+
+
 def in_the_order_of(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint told by the network's order of tensors: files may have another, safetensors' has them by name."""
     names = [name for name in model.state_dict() if name in checkpoint.weights]
@@ -112,6 +126,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path | Checkpoint) -> None:
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
+    checkpoint = in_the_names_of(model, checkpoint)
     ignored = tuple(getattr(model, "ignored_checkpoint_prefixes", ()))
     weights = {name: v for name, v in checkpoint.weights.items() if not (ignored and name.startswith(ignored))}
     _check_fit(model, weights, checkpoint.shown)

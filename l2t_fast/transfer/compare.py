@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
 from l2t_fast.files import held, write_text
 from l2t_fast.models import Checkpoint
 from l2t_fast.report import build_report
-from l2t_fast.transfer.method_entries import parse_method
+from l2t_fast.transfer.method_entries import Entry, parse_method
 from l2t_fast.transfer.process import own_process
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import Pretraining, makes_source, run_once
@@ -59,7 +59,7 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
             holds a comparison, or a finished run, with other settings, or another process is in it.
     """
     config.check()
-    methods = [parse_method(entry).method for entry in config.methods]
+    methods = [entry.method for entry in _different(config.methods)]
     out = config.folder()
     if out.exists() and not os.access(out, os.W_OK):  # told now, and not when the source is trained
         raise L2TFastError(f"the folder {out} cannot be written: {os.strerror(errno.EACCES)}")
@@ -107,6 +107,16 @@ class LastImages:
             self._bundle = None  # before the others are read, so that memory holds one set only
             self._bundle, self._config = load_data(config), config
         return self._bundle
+
+
+def _different(methods: Sequence[str]) -> list[Entry]:
+    """What the entries say. Raises `L2TFastError` if two say the same in other words."""
+    entries = [parse_method(entry) for entry in methods]
+    for i, entry in enumerate(entries):
+        if entry in entries[:i]:
+            same = methods[entries.index(entry)]
+            raise L2TFastError(f"methods has {same} and {methods[i]}, which are the same: leave one out")
+    return entries
 
 
 def trainings(config: CompareConfig, source: SourceConfig) -> Iterator[TrainConfig]:

@@ -18,6 +18,7 @@ from l2t_fast.models import (
     Checkpoint,
     build_model,
     has_published,
+    in_the_names_of,
     in_the_order_of,
     load_weights,
     published_checkpoint,
@@ -216,6 +217,7 @@ def load_source(name: str, config: SourceConfig, data: DataBundle, weights: Chec
     key = config_key(name)
     checkpoint = _checkpoint(key, config) if weights is None else weights
     network = _built(config, config.num_classes or checkpoint.num_classes or 2, checkpoint, data.in_channels)
+    checkpoint = in_the_names_of(network, checkpoint)
     told = in_the_order_of(network, checkpoint)
     if config.num_classes is None and _lacks_classifier(network, checkpoint):
         told = dataclasses.replace(told, num_classes=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from l2t_fast.errors import L2TFastError
@@ -82,8 +82,8 @@ def network():
     return build_model("resnet8", 4)
 
 
-@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict", "net"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict", "net", "state_dict_ema"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "model.", "module.net.encoder."])
 def test_wrapped_checkpoints_load(network, tmp_path, key, prefix):
     saved = {prefix + name: value.clone() for name, value in network.state_dict().items()}
     torch.save(saved if key is None else {"epoch": 3, key: saved}, tmp_path / "a.pt")
@@ -91,6 +91,14 @@ def test_wrapped_checkpoints_load(network, tmp_path, key, prefix):
     load_weights(other, str(tmp_path / "a.pt"))
     for name, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
+
+
+def test_a_network_whose_names_begin_alike_keeps_them(tmp_path):
+    network = nn.ModuleDict({"model": nn.Linear(2, 3)})
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    network["model"].weight.data.zero_()
+    load_weights(network, tmp_path / "a.pt")
+    assert network["model"].weight.abs().min() > 0
 
 
 def test_extra_layers_of_the_authors_files_are_left_out(tmp_path):

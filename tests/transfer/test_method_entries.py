@@ -56,6 +56,13 @@ def test_mistakes(entry, told):
     assert told in str(raised.value)
 
 
+def test_the_same_in_other_words_is_refused(make_config, quiet):
+    for methods in (["fm@beta=2", "fm@beta=2.0"], ["fm@lr=1e-2@beta=2", "scratch", "fm@beta=2@lr=0.01"]):
+        config = CompareConfig(data=make_config().data, methods=methods, out=make_config().out)
+        with pytest.raises(L2TFastError, match=f"methods has {methods[0]} and {methods[-1]}, which are the same"):
+            compare(config, quiet)
+
+
 def test_each_is_run_with_its_own_and_shown_by_it(make_config, quiet):
     config = make_config(epochs=1, lr=0.05)
     common = {name: getattr(config, name) for name in ("source", "target", "data", "epochs", "lr", "device", "out")}

@@ -223,11 +223,12 @@ def test_tensors_may_stand_in_a_file_in_any_order(digits, tmp_path, order):
     assert_same_state(dict(found.state_dict()), dict(network.state_dict()))
 
 
-def test_weights_without_a_classifier_are_a_source_but_not_for_lwf(digits, tmp_path, make_config, quiet):
-    """As self-supervised training leaves them."""
+@pytest.mark.parametrize("prefix", ["", "model.backbone."])
+def test_weights_without_a_classifier_are_a_source_but_not_for_lwf(digits, tmp_path, make_config, quiet, prefix):
+    """As self-supervised training leaves them, as a part of a module too."""
     timm = pytest.importorskip("timm")
     plain = timm.create_model("test_resnet", num_classes=0, in_chans=1)
-    torch.save(plain.state_dict(), tmp_path / "weights.pt")
+    torch.save({prefix + name: value for name, value in plain.state_dict().items()}, tmp_path / "weights.pt")
     config = SourceConfig("timm:test_resnet", str(tmp_path / "weights.pt"))
     sources = load_sources({"": config}, digits)
     assert sources.num_classes == [0] and sources.feature_names == ["layer1", "layer2", "layer3", "layer4"]
