@@ -81,8 +81,9 @@ def hypergradient(
             :class:`l2t_fast.FeatureMatching`.
         meta: ``meta(source_features)`` returns (channel_weights, pair_weights or None), such as
             :class:`l2t_fast.MetaNetworks`. Its parameters are phi.
-        optimizer: the SGD that holds target's and matching's parameters; a warning names trainable ones of matching
-            that it does not have, which stay as they are.
+        optimizer: the SGD that holds target's and matching's parameters; where another optimizer trains them, an SGD of
+            the same parameters for the look-ahead alone, which takes no step itself. A warning names trainable ones of
+            matching that it does not have, which stay as they are.
         source_features: the source network's maps of x, computed once; no gradient flows to them.
         x: the batch's images (B, ...).
         y: its labels (B,), int64, or probabilities of the classes (B, classes), as mixed images have; in pieces, or

@@ -63,7 +63,10 @@ class BilevelProblem:
                 f"optimizer must be torch.optim.SGD, not a {kind.__name__} of one: give optimizer.optimizer"
             )
         if not isinstance(optimizer, torch.optim.SGD):
-            raise TypeError(f"optimizer must be torch.optim.SGD, not {kind.__name__}")
+            raise TypeError(
+                f"optimizer must be torch.optim.SGD, not {kind.__name__}: beside another one, give an SGD of the same "
+                "parameters that takes no step, for its learning rate is the look-ahead's"
+            )
         if inspect.unwrap(kind.step) is not inspect.unwrap(torch.optim.SGD.step):
             raise TypeError(
                 f"optimizer must step as torch.optim.SGD does, but {kind.__name__} has a step of its own, which the "
