@@ -10,6 +10,7 @@ has one) is a constant to autograd, in the second derivative too. Its value is n
 """
 
 import collections
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -25,12 +26,18 @@ from l2t_fast.ops import is_transformed
 Pieces = tuple[Sequence[Callable[[Tensor], Tensor]], Sequence[Callable[[Tensor], Tensor] | None]]
 """What is beyond each kink of a function, in rising order, and what the function is before, between and after them.
 
-None in the first place is 0. On a kink itself it is as autograd has it.
+None in the first place is 0. On a kink itself it is as autograd has it, but at a bound of clamp that is a tensor, which
+gets a half there.
 """
 
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def _at(value: float | Tensor) -> Callable[[Tensor], Tensor]:
+    """A piece that has one value."""
+    return lambda x: torch.zeros_like(x) + value
 
 
 def _positive(x: Tensor) -> Tensor:
@@ -52,7 +59,7 @@ def _prelu(input: Tensor, weight: Tensor) -> Pieces:
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Pieces:
     beyond = [lambda x: x > min_val, lambda x: x >= max_val]
-    return beyond, [lambda x: x * 0 + min_val, _same, lambda x: x * 0 + max_val]
+    return beyond, [_at(min_val), _same, _at(max_val)]
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Pieces:
@@ -60,11 +67,45 @@ def _relu6(input: Tensor, inplace: bool = False) -> Pieces:
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Pieces:
-    return [lambda x: x > -3, lambda x: x >= 3], [None, lambda x: x / 6 + 0.5, lambda x: x * 0 + 1]
+    return [lambda x: x > -3, lambda x: x >= 3], [None, lambda x: x / 6 + 0.5, _at(1)]
 
 
 def _hardswish(input: Tensor, inplace: bool = False) -> Pieces:
     return [lambda x: x > -3, lambda x: x >= 3], [None, lambda x: x * (x / 6 + 0.5), _same]
+
+
+def _abs(input: Tensor) -> Pieces:
+    return [lambda x: x >= 0, _positive], [torch.neg, _at(0), _same]
+
+
+def _clamp(input: Tensor, min: float | Tensor | None = None, max: float | Tensor | None = None) -> Pieces:
+    if min is not None and max is not None:  # where they have crossed, the upper one counts
+        crossed = min > max
+        min = torch.where(crossed, max, min) if isinstance(crossed, Tensor) else max if crossed else min
+    below = [] if min is None else [_at(min)]
+    above = [] if max is None else [_at(max)]
+    beyond = [lambda x: x > min, lambda x: x >= max]
+    return beyond[1 - len(below) : 1 + len(above)], [*below, _same, *above]
+
+
+def _clamp_min(input: Tensor, min: float | Tensor) -> Pieces:
+    return _clamp(input, min=min)
+
+
+def _clamp_max(input: Tensor, max: float | Tensor) -> Pieces:
+    return _clamp(input, max=max)
+
+
+def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Pieces:
+    return [lambda x: x > threshold], [_at(value), _same]
+
+
+def _hardshrink(input: Tensor, lambd: float = 0.5) -> Pieces:
+    return [lambda x: x >= -lambd, lambda x: x > lambd], [_same, _at(0), _same]
+
+
+def _softshrink(input: Tensor, lambd: float = 0.5) -> Pieces:
+    return [lambda x: x >= -lambd, lambda x: x > lambd], [lambda x: x + lambd, _at(0), lambda x: x - lambd]
 
 
 #: By the function that modules call, its pieces for the arguments of a call.
@@ -80,10 +121,26 @@ _RECTIFIERS: dict[Callable, Callable[..., Pieces]] = {
     F.relu6: _relu6,
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
+    F.threshold: _threshold,
+    F.hardshrink: _hardshrink,
+    F.softshrink: _softshrink,
+    **dict.fromkeys((torch.abs, torch.absolute, Tensor.abs, Tensor.absolute, torch.abs_, Tensor.abs_), _abs),
+    **dict.fromkeys((torch.clamp, torch.clip, Tensor.clamp, Tensor.clip, torch.clamp_, Tensor.clamp_), _clamp),
+    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_), _clamp_min),
+    **dict.fromkeys((torch.clamp_max, Tensor.clamp_max, Tensor.clamp_max_), _clamp_max),
 }
+#: Whose kernels have their pieces' bits; those of others may round otherwise.
+_EXACTLY_PIECES = (_relu, _abs, _clamp, _clamp_min, _clamp_max, _threshold, _hardshrink)
+#: Of two tensors, the larger or smaller one; with another second argument another function.
+_OF_TWO = (torch.maximum, Tensor.maximum, torch.max, Tensor.max, torch.minimum, Tensor.minimum, torch.min, Tensor.min)
+#: Their derivative is zero where they have one, but autograd gives them a graph.
+_STEPS = tuple(getattr(kind, name) for kind in (torch, Tensor) for name in ("sign", "round", "floor", "ceil", "trunc"))
 #: What writes running statistics, its second and third argument, out of autograd's sight.
 _NORMALISATIONS = (F.batch_norm, F.instance_norm)
-_IN_PLACE = (torch.relu_, Tensor.relu_)
+_IN_PLACE = (
+    *(torch.relu_, Tensor.relu_, torch.abs_, Tensor.abs_, torch.clamp_, Tensor.clamp_),
+    *(Tensor.clamp_min_, Tensor.clamp_max_),
+)
 _SET_DATA = Tensor.data.__set__
 _POOLING = {
     F.max_pool2d: F.max_pool2d_with_indices,
@@ -99,6 +156,33 @@ SET_GRAD_ENABLED = torch._C._set_grad_enabled
 
 Arguments = Sequence[Any]
 Named = Mapping[str, Any]
+
+
+def _l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    return _reduced((input - target).abs(), reduction)
+
+
+def _margin_ranking_loss(
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, *, reduction: str = "mean"
+) -> Tensor:
+    return _reduced((margin - target * (input1 - input2)).clamp_min(0), reduction)
+
+
+def _hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, *, reduction: str = "mean") -> Tensor:
+    other = torch.where(target != 1, (margin - input).clamp_min(0), 0)
+    return _reduced(torch.where(target != -1, input, 0) + other, reduction)
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
+
+
+#: Losses with kinks, by the functions above.
+_WRITTEN_OUT = {
+    F.l1_loss: _l1_loss,
+    F.margin_ranking_loss: _margin_ranking_loss,
+    F.hinge_embedding_loss: _hinge_embedding_loss,
+}
 
 
 class Note(Protocol):
@@ -120,6 +204,17 @@ class _Counting(TorchFunctionMode):
     def _place(self, function: Callable) -> tuple[Callable, int]:
         self._calls[function] += 1
         return function, self._calls[function]
+
+    def _written_out(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor | None:
+        """The result of a loss as that of the functions it is made of, each a call of its own; else None."""
+        if (parts := _WRITTEN_OUT.get(function)) is None:
+            return None
+        known = inspect.signature(parts).parameters
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        if given.keys() - known.keys() or len(args) >= len(known):  # older arguments, which hardly anybody gives
+            return None
+        with self:
+            return parts(*args, **given)
 
 
 class NoteHeld(_Counting):
@@ -150,6 +245,9 @@ class NoteHeld(_Counting):
         if torch.compiler.is_compiling():  # which shows some of its calls only, and not one by one
             self.refusal, self.remedy = "calls a function that torch.compile has made", "call what it was made of"
             return function(*args, **kwargs)
+        written_out = self._written_out(function, args, kwargs)
+        if written_out is not None:
+            return written_out
         if function in HOOKS:
             self.refusal = "hangs hooks into its backward pass, or reads grad_fn to do so"
         if function is SET_GRAD_ENABLED:
@@ -164,10 +262,11 @@ class NoteHeld(_Counting):
             result, indices = _POOLING[function](*args, **kwargs)
             note = _Largest(indices, _input(args, kwargs).shape[2:].numel())
         else:
-            if function in _RECTIFIERS:
+            if function in _RECTIFIERS and "out" not in kwargs and _input(args, kwargs).is_floating_point():
                 note = _Sides(_input(args, kwargs).detach(), _RECTIFIERS[function](*args, **kwargs)[0])
-            # ReLU's kernel has its pieces' bits, those of others may round otherwise.
-            by_pieces = note is not None and _RECTIFIERS[function] is not _relu
+            elif function in _OF_TWO and with_derivative and _second(args, kwargs) is not None:
+                note = _Larger(_input(args, kwargs), _second(args, kwargs), function in _OF_TWO[:4])
+            by_pieces = isinstance(note, _Sides) and _RECTIFIERS[function] not in _EXACTLY_PIECES
             result = note.replay(function, args, kwargs) if by_pieces else function(*args, **kwargs)
         written = [t for t, v in zip((*given, *self._aliases), versions, strict=True) if _version(t) != v]
         replaced = function == _SET_DATA and given[0].requires_grad
@@ -216,7 +315,7 @@ class NoteHeld(_Counting):
 
     def _lacks_derivative(self, function: Callable, result: Any, with_derivative: bool) -> bool:
         found = list(_tensors([result]))
-        if any(t.requires_grad or is_transformed(t) for t in found):
+        if any((t.requires_grad and function not in _STEPS) or is_transformed(t) for t in found):
             return False
         if not (found or isinstance(result, float) or function is Tensor.tolist):
             return False
@@ -233,8 +332,12 @@ class ReplayHeld(_Counting):
     def __torch_function__(
         self, function: Callable, types: Sequence[type], args: Arguments = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        written_out = self._written_out(function, args, kwargs)
+        if written_out is not None:
+            return written_out
         note = self._notes.get(self._place(function))
-        return function(*args, **(kwargs or {})) if note is None else note.replay(function, args, kwargs or {})
+        return function(*args, **kwargs) if note is None else note.replay(function, args, kwargs)
 
 
 class _Sides:
@@ -252,6 +355,18 @@ class _Sides:
         for beyond, other in zip(self._beyond, others, strict=True):
             result = other(before) * beyond if result is None else torch.where(beyond, other(before), result)
         return x.copy_(result) if in_place else result
+
+
+class _Larger:
+    """Which of two tensors is the larger (or smaller) one, their common shape. Where they are equal, half of each."""
+
+    def __init__(self, first: Tensor, second: Tensor, larger: bool) -> None:
+        self._first = first.detach() > second.detach() if larger else first.detach() < second.detach()
+        self._equal = first.detach() == second.detach()
+
+    def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
+        first, second = _input(args, kwargs), _second(args, kwargs)
+        return torch.where(self._equal, (first + second) / 2, torch.where(self._first, first, second))
 
 
 class _Largest:
@@ -365,3 +480,8 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 def _input(args: Arguments, kwargs: Named) -> Tensor:
     return kwargs["input"] if "input" in kwargs else args[0]
+
+
+def _second(args: Arguments, kwargs: Named) -> Tensor | None:
+    second = kwargs["other"] if "other" in kwargs else args[1] if len(args) == 2 else None
+    return second if isinstance(second, Tensor) else None

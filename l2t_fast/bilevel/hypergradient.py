@@ -4,7 +4,7 @@ import contextlib
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from l2t_fast.bilevel.exact import Exact
 from l2t_fast.bilevel.finite_difference import FiniteDifference
 from l2t_fast.bilevel.locking import alone_in
 from l2t_fast.bilevel.nested import double_backward
-from l2t_fast.bilevel.problem import BilevelProblem
+from l2t_fast.bilevel.problem import BilevelProblem, Criterion
 from l2t_fast.bilevel.transposition import transposed
 from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
@@ -41,7 +41,7 @@ def hypergradient(
     steps: int = 2,
     beta: float = 0.5,
     method: str = "exact",
-    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    criterion: Criterion | None = None,
     keep_graphs: bool = False,
     accumulation: int = 1,
     capturable: bool = False,
@@ -57,13 +57,13 @@ def hypergradient(
 
     Targets may stop gradients and hang hooks into their backward pass, and may keep state in buffers, which goes from
     pass to pass as in training (from the same start in each piece of an ``accumulation``). Not looked for, and wrong
-    without a word: with all methods, hooks of parameters and of the optimizer, which are not called, and a forward pass
-    that writes to parameters; with "exact" and "double_backward", a function that is ``once_differentiable``, whose
-    second derivative counts as zero; with "exact" and "finite_difference", a random generator of the target's own, and
-    in a ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a ``torch.autograd.Function``
-    whose backward pass is not its derivative (a straight-through estimator), and what stops gradients inside of a
-    function of PyTorch (``gumbel_softmax(hard=True)``) or under ``torch.func.vmap``. It refuses hooks in the backward
-    pass.
+    without a word, in target and criterion: with all methods, hooks of parameters and of the optimizer, which are not
+    called, and a forward pass that writes to parameters; with "exact" and "double_backward", a function that is
+    ``once_differentiable``, whose second derivative counts as zero; with "exact" and "finite_difference", a random
+    generator of their own, and in a ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a
+    ``torch.autograd.Function`` whose backward pass is not its derivative (a straight-through estimator), what stops
+    gradients in a function of PyTorch (``gumbel_softmax(hard=True)``), under ``torch.func.vmap`` or in a scripted
+    function, and what picks elements along a dimension (``max``, ``topk``). It refuses hooks in the backward pass.
 
     Call it outside of ``torch.autocast``: in it, "exact" and "double_backward" run their forward passes in the lower
     precision, and rounded features point a second derivative elsewhere (by 20 % for a VGG5-BN on 8x8 pixels, one-off).
@@ -97,11 +97,13 @@ def hypergradient(
             that has no second derivative, such as a deformable convolution. The first and the last agree to rounding:
             in float32 a unit whose input is within rounding of a rectifier's kink may be on in one and off in the
             other, which moves a hypergradient by percents; compare in float64.
-        criterion: the task's loss in place of the cross-entropy, called as ``criterion(logits, y)`` with logits in
-            float32 at least. It returns a mean over the images, (): in pieces or on several ranks it is called with
-            some of them, and each image counts alike. Whatever the training step minimises besides the matching loss:
-            ``nn.CrossEntropyLoss(label_smoothing=0.1)``, a loss of regression or of each pixel. Parameters of its own
-            stay as they are.
+        criterion: the task's loss in place of the cross-entropy, ``criterion(logits, y)``, such as
+            ``nn.CrossEntropyLoss(label_smoothing=0.1)``, a loss of regression or of each pixel. Logits come in float32
+            at least, outside of autocast, and what else it reads of the target counts as constant, but for what the
+            target's forward pass has left there. It returns a mean over the images, (): in pieces or on several ranks
+            it is called with some of them, and each image counts alike. Means over the pixels or labels that count
+            (``ignore_index``, ``weight`` of classes) are none, and right for whole batches only. Parameters of its own
+            stay as they are, buffers of a module too; it must keep no other state.
         keep_graphs: of "exact": keep every step's graph, not only the last one's, instead of making it again: a tenth
             less arithmetic at T = 2 for the activations of one more step a look-ahead step. The others ignore it.
         accumulation: number of pieces in which the batch goes through the networks, one after the other; memory is that
@@ -126,13 +128,14 @@ def hypergradient(
 
     Raises:
         ValueError: an unknown method, negative steps, no piece, or an optimizer that maximizes or has no parameter of
-            target; with "finite_difference" hooks in the target's backward pass, a compiled function, writing in place
+            target; a loss of criterion without a derivative, or without it logits of fewer than two classes; with
+            "finite_difference" hooks in the target's backward pass, a compiled function, writing in place
             without a derivative into what has one, parameters in half precision, or computing in a lower one than that
             of the parameters; with several ranks, batch normalisation of target that was not synchronized, or that was
             and no part, or other images than part's; with pieces, a number of labels or maps that is not that of the
             images.
         TypeError: an optimizer other than torch.optim.SGD, or a subclass with a step of its own; criterion cannot be
-            called, or returns something other than one number; beta is not a number,
+            called, or returns something other than one number; without it, y are no labels; beta is not a number,
             steps or accumulation no whole one; target, matching or meta is no module, or in DataParallel,
             DistributedDataParallel or Fabric's wrapper, or has parameters divided among ranks (FSDP); x or y no tensor;
             source_features, or what target, matching or meta returns, is not what it must be.
@@ -169,10 +172,12 @@ def hypergradient(
     source_features = listed_features("source_features", source_features)
     for i, feature in enumerate(source_features):
         _check_type(f"source_features[{i}]", feature, Tensor, "a tensor (B, C, H, W)")
+    if isinstance(criterion, type):
+        raise TypeError(f"criterion is the class {criterion.__name__}, give an object of it: {criterion.__name__}()")
     if criterion is not None and not callable(criterion):
         raise TypeError(f"criterion must be a function of (logits, y), not {type(criterion).__name__}")
     _check_type("x", x, Tensor, "a tensor of images (B, ...)")
-    _check_type("y", y, Tensor, "a tensor of labels (B,)")
+    _check_type("y", y, Tensor, "a tensor of labels (B,)" if criterion is None else "one tensor, for criterion")
     source_features, x, y = [_plain(feature) for feature in source_features], _plain(x), _plain(y)
     if part.images != part.joined:  # a share of a batch: the losses would be weighed as if x were all of it
         _check_rows("x", x, part.images)

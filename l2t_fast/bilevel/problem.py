@@ -26,8 +26,10 @@ from l2t_fast.interrupts import let_interrupt
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
 """(channel weights, pair weights), or None where there are none: what the meta networks return."""
-Moment = tuple[RandomState, dict[str, Tensor | None]]
-"""What a forward pass of the target starts from beside theta: the random generators and the target's buffers."""
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""(logits, y) -> the task's loss, a mean over the images."""
+Moment = tuple[RandomState, dict[str, Tensor | None], dict[str, Tensor | None]]
+"""What a pass starts from beside theta: the random generators, the target's buffers and the criterion's."""
 
 
 class BilevelProblem:
@@ -52,7 +54,7 @@ class BilevelProblem:
         y: Tensor,
         beta: float,
         *,
-        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion: Criterion | None = None,
         autocast: bool = True,
         part: Part = WHOLE,
     ) -> None:
@@ -78,7 +80,10 @@ class BilevelProblem:
         self._target_buffers, self._matching_buffers = _by_name(target, "buffers"), _by_name(matching, "buffers")
         self._source_features = [s.detach() for s in source_features]
         self._x, self._y, self._beta = x, y, checked_number("beta", beta) * part.matched_share
-        self._criterion, self._part = criterion, part
+        # What torch.compile has made of a function tells neither what it calls nor a second derivative.
+        self._criterion = getattr(criterion, "_torchdynamo_orig_callable", criterion)
+        self._criterion_buffers = _by_name(criterion, "buffers") if isinstance(criterion, nn.Module) else {}
+        self._part = part
         alone = unsynchronized(target) if part.group.size > 1 else None
         if alone is not None:
             raise ValueError(
@@ -167,12 +172,12 @@ class BilevelProblem:
         return logits, list(features)
 
     def moment(self) -> Moment:
-        """What the next forward pass of the target starts from."""
-        return RandomState(self.device), self._target_buffers
+        """What the next pass starts from."""
+        return RandomState(self.device), self._target_buffers, self._criterion_buffers
 
     def go_back(self, moment: Moment) -> None:
-        """The next pass of the target starts from there: with the same dropout, and the same buffers."""
-        random_state, self._target_buffers = moment
+        """The next pass starts from there: with the same dropout, and the same buffers."""
+        random_state, self._target_buffers, self._criterion_buffers = moment
         random_state.restore()
 
     def head_weights(self, meta: nn.Module, source_features: Sequence[Tensor]) -> HeadWeights:
@@ -196,14 +201,37 @@ class BilevelProblem:
 
     def task_loss(self, logits: Tensor) -> Tensor:
         """The criterion of what the target has returned and y: mean cross-entropy against labels, if there is none."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()  # at least, as autocast does it
+        if logits.is_floating_point() and logits.dtype != torch.float64:
+            logits = logits.float()  # at least, as autocast does it
         if self._criterion is None:
+            self._check_labels(logits)
             return self._part.cross_entropy(logits, self._y)
-        loss = self._criterion(logits, self._y)
-        if not isinstance(loss, Tensor) or loss.dim():
-            made = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise TypeError(f"criterion must return one number, a tensor without dimensions, but it returns one {made}")
+        if len(self._x) == 0:  # of which there is no mean
+            return (logits * 0).sum()
+        if isinstance(self._criterion, nn.Module):
+            loss, self._criterion_buffers = _call(self._criterion, {}, self._criterion_buffers, (logits, self._y))
+        else:
+            with _differentiable_twice():
+                loss = self._criterion(logits, self._y)
+        _check_loss(loss)
+        if logits.requires_grad and not loss.requires_grad:
+            if self._part.images == self._part.joined:
+                raise ValueError(
+                    "criterion returned a loss that has no derivative by the logits, which argmax, detach and "
+                    "torch.no_grad() cut off; where nothing counts return logits.sum() * 0"
+                )
+            loss = loss + (logits * 0).sum()  # nothing in this piece counts, perhaps
         return self._part.share_of(loss)
+
+    def _check_labels(self, logits: Tensor) -> None:
+        """Refuse what cross-entropy would take for classes without a word."""
+        if logits.dim() < 2 or logits.shape[1] < 2:
+            raise ValueError(
+                "the task's loss is cross-entropy, of logits (B, classes, ...) with two classes or more, but target "
+                f"returned {tuple(logits.shape)}: give criterion for another task"
+            )
+        if not (self._y.is_floating_point() or self._y.dtype == torch.int64):
+            raise TypeError(f"y must be labels in int64, or probabilities of the classes, not {self._y.dtype}")
 
     def joined_(self, gradients: Sequence[Tensor | None], *, last: bool) -> None:
         """Make d loss / d theta, or a Hessian times a vector, of this rank's share that of the joined batch, in place.
@@ -357,6 +385,15 @@ class BilevelProblem:
             found.setdefault((id(settings), tensor is None), []).append(i)
         for (_, missing), slots in found.items():
             yield self.settings[slots[0]], missing, slots
+
+
+def _check_loss(loss: Any) -> None:
+    """Refuse what is no task's loss."""
+    wanted = "criterion must return one real number, a tensor without dimensions"
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{wanted}, not a {type(loss).__name__}")
+    if loss.dim() or not loss.is_floating_point():
+        raise TypeError(f"{wanted}, not one of shape {tuple(loss.shape)} in {loss.dtype}")
 
 
 def _pair(found: Any, module: str, wanted: str) -> Any:

@@ -1,9 +1,12 @@
 """Other losses of the task than cross-entropy, on all images at once, in pieces and on several ranks."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from l2t_fast.bilevel import hypergradient
 from l2t_fast.distributed import ALONE, Group, Part, synchronize_batch_norm
@@ -107,6 +110,155 @@ def test_ranks_equal_one_process(tmp_path, ranks):
                 assert_close(found[rank][case][name, way], wanted, WAYS[way][1] if "difference" in way else 1e-11)
 
 
+class ByFrequency(nn.Module):
+    """Classes are weighted by how often they were predicted until now: each call changes the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("share", torch.ones(3, dtype=torch.float64) / 3)
+
+    def forward(self, logits, y):
+        with torch.no_grad():
+            self.share.lerp_(logits.softmax(1).mean(0), 0.3)
+        return (F.cross_entropy(logits, y, reduction="none") / self.share.clone()[y]).mean()
+
+
+@every_way
+def test_buffers_of_a_criterion_go_from_pass_to_pass_and_come_back(way):
+    problem = make_problem()
+    criterion = ByFrequency()
+    wanted = naive_hypergradient(*problem, steps=2, beta=0.7, criterion=copy.deepcopy(criterion))
+    found = hypergradient(*problem, steps=2, beta=0.7, criterion=criterion, **WAYS[way][0])
+    assert_close(found, wanted, WAYS[way][1])
+    assert torch.equal(criterion.share, ByFrequency().share)
+
+
+def attention(logits, y):
+    """Whose kernels have no second derivative."""
+    a = logits[None, :, None, :]
+    return F.scaled_dot_product_attention(a, a, 2 * a).square().mean()
+
+
+@torch.compile(backend="aot_eager")
+def compiled(logits, y):
+    return F.cross_entropy(logits, y) + logits.square().mean()
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("criterion", "plain"),
+    [
+        (attention, attention),
+        (compiled, compiled._torchdynamo_orig_callable),
+        (torch.compile(nn.CrossEntropyLoss(), backend="aot_eager"), F.cross_entropy),
+    ],
+)
+def test_what_a_target_may_contain_a_criterion_may(way, criterion, plain):
+    problem = make_problem(net="residual")
+    wanted = naive_hypergradient(*problem, steps=2, beta=0.7, criterion=plain)
+    found = hypergradient(*problem, steps=2, beta=0.7, criterion=criterion, **WAYS[way][0])
+    assert_close(found, wanted, WAYS[way][1])
+
+
+@every_way
+def test_checkpoints_in_a_criterion_are_refused(way):
+    def criterion(logits, y):
+        return checkpoint(lambda a: F.cross_entropy(a.tanh(), y), logits, use_reentrant=False)
+
+    with pytest.raises(RuntimeError, match=r"hypergradient cannot go through torch\.utils\.checkpoint"):
+        hypergradient(*make_problem(), criterion=criterion, **WAYS[way][0])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        lambda logits, y: F.l1_loss(logits, y),
+        lambda logits, y: (logits - y).abs().mean(),
+        lambda logits, y: (1 - logits * y.sign()).clamp(min=0).mean(),
+        lambda logits, y: torch.maximum(y - logits, 0.3 * (logits - y)).mean(),
+    ],
+)
+def test_kinks_of_a_dense_loss_do_not_show_in_differences(seed, criterion):
+    """With thousands of outputs some are always within epsilon of a kink: left free, up to 8 % of it was wrong here."""
+
+    class Dense(nn.Module):
+        channels = (4, 6)
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+            self.last = nn.Conv2d(6, 3, 1)
+
+        def forward(self, x):
+            x = F.interpolate(x, size=(32, 32), mode="bilinear")
+            a = torch.tanh(self.first(x))
+            b = torch.tanh(self.second(a))
+            return self.last(b), [a, b]
+
+    *problem, _ = make_problem(Dense, warm=False, dtype=torch.float32, seed=seed)
+    problem += [torch.randn(5, 3, 32, 32)]
+    wanted = hypergradient(*problem, criterion=criterion)
+    found = hypergradient(*problem, criterion=criterion, method="finite_difference")
+    assert_close(found, wanted, 0.02)
+
+
+@every_way
+@pytest.mark.parametrize(
+    "criterion",
+    [lambda logits, y: F.mse_loss(logits.detach(), y), torch.no_grad()(F.mse_loss), lambda logits, y: torch.zeros(())],
+)
+def test_a_loss_that_nothing_can_be_learned_from_is_told(way, criterion):
+    *problem, _ = make_problem()
+    with pytest.raises(ValueError, match="criterion returned a loss that has no derivative by the logits"):
+        hypergradient(*problem, numbers((5, 3)), criterion=criterion, **WAYS[way][0])
+
+
+def or_nothing(logits, y):
+    """A mean over images, those without a label add 0."""
+    return F.mse_loss(logits, y) if y.abs().max() > 0 else torch.zeros((), dtype=torch.float64)
+
+
+@every_way
+def test_a_piece_of_which_nothing_counts(way):
+    *problem, _ = make_problem()
+    problem[0].eval()
+    y = numbers((5, 3))
+    y[:2] = 0
+    wanted = naive_hypergradient(
+        *problem, y, steps=2, beta=0.5, criterion=lambda logits, y: (logits[2:] - y[2:]).square().sum() / 15
+    )
+    found = hypergradient(*problem, y, accumulation=5, criterion=or_nothing, **WAYS[way][0])
+    assert_close(found, wanted, WAYS[way][1])
+
+
+@pytest.mark.parametrize("logits", ["one class", "no classes"])
+def test_without_a_criterion_other_tasks_are_told(logits):
+    class Other(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            found, maps = self.network(x)
+            return found[:, :1] if logits == "one class" else found[:, 0], maps
+
+    target, *others, _ = make_problem()
+    shape = r"\(5, 1\)" if logits == "one class" else r"\(5,\)"
+    with pytest.raises(ValueError, match=rf"two classes or more, but target returned {shape}: give criterion"):
+        hypergradient(Other(target), *others, numbers((5, 1) if logits == "one class" else (5,)))
+
+
+def test_without_a_criterion_labels_are_int64():
+    *problem, y = make_problem()
+    with pytest.raises(
+        TypeError, match=r"y must be labels in int64, or probabilities of the classes, not torch\.uint8"
+    ):
+        hypergradient(*problem, y.byte())
+    with pytest.raises(TypeError, match="y must be one tensor, for criterion, not dict"):
+        hypergradient(*problem, {"labels": y}, criterion=lambda logits, y: F.cross_entropy(logits, y["labels"]))
+
+
 def test_logits_arrive_in_float32_at_least():
     *problem, _ = make_problem(dtype=torch.bfloat16)
     seen = []
@@ -123,8 +275,13 @@ def test_logits_arrive_in_float32_at_least():
     ("criterion", "message"),
     [
         ("cross_entropy", "criterion must be a function of .logits, y., not str"),
-        (nn.CrossEntropyLoss(reduction="none"), r"criterion must return one number, .* one of shape \(5,\)"),
-        (lambda logits, y: 1.0, "criterion must return one number, .* one a float"),
+        (nn.CrossEntropyLoss, r"criterion is the class CrossEntropyLoss, give an object of it: CrossEntropyLoss\(\)"),
+        (
+            nn.CrossEntropyLoss(reduction="none"),
+            r"return one real number, .*, not one of shape \(5,\) in torch.float64",
+        ),
+        (lambda logits, y: logits.argmax(), r"return one real number, .*, not one of shape \(\) in torch.int64"),
+        (lambda logits, y: 1.0, "return one real number, a tensor without dimensions, not a float"),
     ],
 )
 def test_what_is_no_criterion_is_told(criterion, message):

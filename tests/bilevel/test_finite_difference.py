@@ -199,6 +199,28 @@ RECTIFIERS = {
     "hardsigmoid": nn.Hardsigmoid(),
     "hardswish": nn.Hardswish(),
     "hardswish in place": nn.Hardswish(inplace=True),
+    "abs": abs,
+    "torch.abs": torch.abs,
+    "abs in place": torch.Tensor.abs_,
+    "clamp": lambda x: x.clamp(-0.5, 2.0),
+    "clamp from below": lambda x: torch.clamp(x, min=-1.0),
+    "clamp from above": lambda x: x.clip(max=2.0),
+    "clamp by tensors": lambda x: torch.clamp(x, torch.tensor(-1.0).to(x), torch.full_like(x, 2.0)),
+    "clamp where the bounds have crossed": lambda x: x.clamp(3.0, 2.0),
+    "clamp in place": lambda x: x.clamp_(-3, 3),
+    "clamp_min": lambda x: x.clamp_min(1.0),
+    "clamp_max": lambda x: torch.clamp_max(x, max=1.0),
+    "threshold": nn.Threshold(1.0, 2.0),
+    "threshold in place": nn.Threshold(1.0, -2.0, inplace=True),
+    "hardshrink": nn.Hardshrink(),
+    "softshrink": nn.Softshrink(1.0),
+    "maximum": lambda x: torch.maximum(x, -0.5 * x),
+    "larger of two": lambda x: x.max(torch.full_like(x, 2.0)),
+    "minimum": lambda x: torch.minimum(x, other=torch.zeros_like(x)),
+    "smaller of two": lambda x: torch.min(3 * x, x),
+    "l1_loss": lambda x: F.l1_loss(x, torch.full_like(x, -1.0), reduction="none"),
+    "margin_ranking_loss": lambda x: F.margin_ranking_loss(x, -x, x.detach().sign(), 1.0, reduction="none"),
+    "hinge_embedding_loss": lambda x: F.hinge_embedding_loss(x, x.detach().sign(), 2.0, reduction="none"),
 }
 
 
@@ -223,7 +245,44 @@ def test_rectifiers_are_held_to_their_pieces(name):
     torch.testing.assert_close(moved, plain + 20 * slope + curved)
 
 
-@pytest.mark.parametrize("name", RECTIFIERS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss", [nn.L1Loss, nn.MarginRankingLoss, nn.HingeEmbeddingLoss])
+def test_losses_that_are_written_out_are_pytorchs(loss, reduction):
+    a, b = torch.randn(2, 50, dtype=torch.float64).requires_grad_()
+    y = torch.randn(50).sign().double()
+    given = {"L1Loss": (a, b), "MarginRankingLoss": (a, b, y), "HingeEmbeddingLoss": (a, y)}[loss.__name__]
+    wanted = loss(reduction=reduction)(*given)
+    with NoteHeld(torch.float64) as noted:
+        found = loss(reduction=reduction)(*given)
+    assert noted.notes and noted.refusal is None
+    torch.testing.assert_close(found, wanted)
+
+
+def test_steps_stay_where_they_were():
+    x = torch.linspace(-2.3, 2.3, 10, dtype=torch.float64).requires_grad_()
+
+    def steps(x):
+        return x.sign() + x.round() * x.floor() + torch.ceil(x) - x.trunc()
+
+    with NoteHeld(torch.float64) as noted:
+        plain = steps(x)
+    with ReplayHeld(noted.notes):
+        assert torch.equal(steps(x + 5), plain)
+
+
+def test_arguments_that_are_no_kink_s_are_left_alone():
+    x = torch.tensor([[1.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    with NoteHeld(torch.float64) as noted:
+        assert x.max(1).values.item() == 1.0 and x.max().item() == 1.0 and torch.max(x, dim=1).indices.item() == 0
+        with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
+            assert F.l1_loss(x, torch.zeros_like(x), size_average=False).item() == 3.0
+        with torch.no_grad():
+            torch.clamp(x, 0, 1, out=torch.empty_like(x))
+            assert abs(torch.tensor([-3])).item() == 3
+    assert noted.refusal is None
+
+
+@pytest.mark.parametrize("name", [n for n in RECTIFIERS if n != "clamp by tensors"])
 def test_rectifiers_on_a_kink_are_as_autograd_has_them(name):
     rectify = RECTIFIERS[name]
     x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0, 3.0, 6.0], dtype=torch.float64).expand(2, 2, 8).clone()

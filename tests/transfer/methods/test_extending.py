@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from l2t_fast.config import TargetConfig
@@ -74,6 +76,21 @@ def test_a_network_with_a_mistake_is_told_before_training(make_config, quiet, pl
         Trainer(make_config(method="scratch", target=TargetConfig("two_convolutions")), quiet)
 
 
+def test_the_other_task_is_learned():
+    code: dict = {}
+    torch.manual_seed(0)
+    exec(examples("A task that is no classification")[0], code)
+    before = [p.clone() for p in code["meta"].parameters()]
+    x = F.interpolate(torch.rand(8, 3, 4, 4), scale_factor=8)
+    y = (3 * x[:, 0]).long()  # how red a square is
+    losses = [code["task_loss"](code["target"](x)[0], y).item()]
+    for _ in range(30):
+        code["train_step"](x, y)
+    losses.append(code["task_loss"](code["target"](x)[0], y).item())
+    assert losses[1] < 0.5 * losses[0]
+    assert all((p != b).any() for p, b in zip(code["meta"].parameters(), before, strict=True))
+
+
 def test_the_data_set_is_read(tmp_path, plugin):
     plugin("table", examples("A data set")[0])
     rows = ["file,class,part"]
@@ -87,5 +104,8 @@ def test_the_data_set_is_read(tmp_path, plugin):
 
 
 def test_every_example_of_the_page_is_run():
-    found = [len(examples(heading)) for heading in ("A method", "A network", "A data set")]
-    assert found == [2, 2, 1] and PAGE.count("```python") == 5
+    found = [
+        len(examples(heading))
+        for heading in ("A method", "A network", "A data set", "A task that is no classification")
+    ]
+    assert found == [2, 2, 1, 1] and PAGE.count("```python") == sum(found)
