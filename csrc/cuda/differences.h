@@ -378,7 +378,7 @@ class Differences {
     L2T_FAST_UNROLL
     for (int i = 0; i < own; ++i) {
       const Spot spot = spots(m_)[lane + 32 * i];
-      Tap row{spot.row, false, 0}, column{spot.column, false, 0};
+      Tap row{spot.row, false, 0, 0}, column{spot.column, false, 0, 0};
       if (resized) {
         row = tap(spot.row, pair.height, height);
         column = tap(spot.column, pair.width, width);

@@ -11,10 +11,11 @@ struct Spot {
   int32_t sample, row, column;
 };
 
-// What a column takes of a pair's source: its upper left pixel, and the shares of the right and lower ones.
-struct Shares {
+// What a column takes of a pair's source: its upper left pixel, and the shares of the right and lower ones, times twice
+// the target's width and height, which makes them whole. 16 bits hold them where no side has longest_side pixels.
+struct alignas(8) Shares {
   int32_t first;
-  float right, lower;
+  uint16_t right, lower;
 };
 
 L2T_FAST_KERNEL int64_t offset_of(const Map& map, const Spot& spot) {

@@ -246,7 +246,8 @@ class Call {
     const Map& map = pair.source;
     if (map.channels_last || map.column != 1 || map.row != pair.width) return Pair::Resize::taps;
     if (pair.height == target.height && pair.width == target.width) return Pair::Resize::none;
-    const bool smaller = pair.height <= target.height && pair.width <= target.width;
+    const bool smaller = pair.height <= target.height && pair.width <= target.width &&
+                         std::max(target.height, target.width) < longest_side;
     return smaller && map.type == own_type() ? Pair::Resize::products : Pair::Resize::taps;
   }
 

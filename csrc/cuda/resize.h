@@ -9,16 +9,17 @@ namespace l2t_fast::cuda {
 // Half-pixel centres, as torch.nn.functional.interpolate(align_corners=False), in integers: exact to one rounding.
 struct Tap {
   int32_t lower;
-  bool inside;  // whether there is an upper neighbour
-  float share;  // of the upper one
+  bool inside;    // whether there is an upper neighbour
+  float share;    // of the upper one
+  uint16_t rest;  // the share's numerator, over 2 size_out, of sides below longest_side
 };
 
 template <class Integer>
 L2T_FAST_KERNEL Tap tap_in(int position, int size_in, int size_out) {
   const Integer ahead = Integer(2 * Integer(position) + 1) * Integer(size_in);
   const Integer twice = ahead > Integer(size_out) ? ahead - Integer(size_out) : 0, whole = 2 * Integer(size_out);
-  const Integer lower = twice / whole;
-  return {int32_t(lower), int32_t(lower) + 1 < size_in, float(twice - lower * whole) / float(whole)};
+  const Integer lower = twice / whole, rest = twice - lower * whole;
+  return {int32_t(lower), int32_t(lower) + 1 < size_in, float(rest) / float(whole), uint16_t(rest)};
 }
 
 L2T_FAST_KERNEL Tap tap(int position, int size_in, int size_out) {
@@ -42,13 +43,13 @@ L2T_FAST_KERNEL void subtract_resized(M& m, Sums<blocks>& sums, const From& from
   if (const int column = m.thread(); column < live) {
     const Spot spot = spots(m)[column];
     const Tap down = tap(spot.row, from.height, to.height), along = tap(spot.column, from.width, to.width);
-    shares(m)[column] = {down.lower * from.width + along.lower, along.inside ? along.share : 0.f,
-                         down.inside ? down.share : 0.f};
+    shares(m)[column] = {down.lower * from.width + along.lower, along.inside ? along.rest : uint16_t(0),
+                         down.inside ? down.rest : uint16_t(0)};
   }
   m.barrier();
   multiply_tiles<Mode, Layout<true>, Layout<true>, blocks>(
       m, sums, (end - begin + terms_of_tile - 1) / terms_of_tile,
-      [=, &m, &from, &fill](int number, Element* a, Element* b) {
+      [=, &m, &from, &to, &fill](int number, Element* a, Element* b) {
         const int pixel = begin + number * terms_of_tile;
         fill(a, pixel);
         const int line = m.thread() / 2, part = m.thread() % 2 * half;
@@ -65,11 +66,12 @@ L2T_FAST_KERNEL void subtract_resized(M& m, Sums<blocks>& sums, const From& from
                        place<true, tile_width, Element>(line, within / vector<Element>) + within % vector<Element>,
                        -share);
         };
-        put(found.first, (1 - found.lower) * (1 - found.right));
-        if (found.right > 0) put(found.first + 1, (1 - found.lower) * found.right);
-        if (found.lower > 0) {
-          put(found.first + from.width, found.lower * (1 - found.right));
-          if (found.right > 0) put(found.first + from.width + 1, found.lower * found.right);
+        const float right = float(found.right) / float(2 * to.width), lower = float(found.lower) / float(2 * to.height);
+        put(found.first, (1 - lower) * (1 - right));
+        if (right > 0) put(found.first + 1, (1 - lower) * right);
+        if (lower > 0) {
+          put(found.first + from.width, lower * (1 - right));
+          if (right > 0) put(found.first + from.width + 1, lower * right);
         }
       },
       [&settle](int, Element* a, Element*) { settle(a); });

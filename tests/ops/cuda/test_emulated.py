@@ -207,7 +207,7 @@ def test_long_sums_keep_float32_s_precision(emulate, long):
     assert_accurate(found, problem, directions, roundings=24)
 
 
-@pytest.mark.parametrize(("source", "target"), [(1_100_000, 2_100), (32_767, 66_000)])
+@pytest.mark.parametrize(("source", "target"), [(1_100_000, 2_100), (32_767, 66_000), (20_000, 32_767), (20_000, 32_768)])
 def test_positions_of_a_resize_beyond_32_bits(emulated, source, target):
     """Judged by positions in integers: PyTorch's own are floats where it looks for the pixel above, in float64 too."""
     problem = draw([(1, source, 1)], [(1, target, 1)], [(0, 0)], batch=1, dtype=torch.float32)
@@ -216,8 +216,9 @@ def test_positions_of_a_resize_beyond_32_bits(emulated, source, target):
     pixels = problem.sources[0].double().flatten()
     resized = pixels[above].lerp(pixels[(above + 1).clamp(max=source - 1)], share)
     exact = replace(problem.map(torch.Tensor.double), sources=[resized.view(1, 1, target, 1)])
-    found, _ = native.loss_and_gradients(*arguments_of(problem), [False] * 4)
-    torch.testing.assert_close(found.double(), exact.loss(reference.matching_loss), rtol=1e-6, atol=0)
+    for needs in (False, True):  # with gradients, sources of few pixels are resized by products, but not to 2^15
+        found, _ = native.loss_and_gradients(*arguments_of(problem), [needs] * 4)
+        torch.testing.assert_close(found.double(), exact.loss(reference.matching_loss), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16 features"])
