@@ -5,8 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-"""What one block can have on each architecture."""
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+"""What one block can have on each architecture; 8.9 is as 8.6 here."""
+
+CHOSEN_FOR = (80, 90)
+"""For which tiles were chosen, and the extension has machine code."""
 
 Row = TypeVar("Row")
 

@@ -82,7 +82,7 @@ class Resources:
     stack: int  # bytes a thread, spilled registers among them
     local: int  # bytes a thread
     shared: int  # bytes a block
-    instruction: str  # of the tensor cores: wgmma, mma or none
+    instruction: str  # of the tensor cores: tcgen05, wgmma, mma or none
     in_flight: int  # products, see in_flight()
 
     @property
@@ -168,7 +168,7 @@ def resources(
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     ptx = compiled.asm["ptx"]
-    instruction = "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "none"
+    instruction = next((name for name in ("tcgen05", "wgmma", "mma") if f"{name}." in ptx), "none")
     registers, stack, local = _usage(compiled.asm["cubin"])
     return Resources(
         *(triton.__version__, architecture, kernel, 2 if second else 1, *tile, products, layout),

@@ -207,7 +207,9 @@ def test_long_sums_keep_float32_s_precision(emulate, long):
     assert_accurate(found, problem, directions, roundings=24)
 
 
-@pytest.mark.parametrize(("source", "target"), [(1_100_000, 2_100), (32_767, 66_000), (20_000, 32_767), (20_000, 32_768)])
+@pytest.mark.parametrize(
+    ("source", "target"), [(1_100_000, 2_100), (32_767, 66_000), (20_000, 32_767), (20_000, 32_768)]
+)
 def test_positions_of_a_resize_beyond_32_bits(emulated, source, target):
     """Judged by positions in integers: PyTorch's own are floats where it looks for the pixel above, in float64 too."""
     problem = draw([(1, source, 1)], [(1, target, 1)], [(0, 0)], batch=1, dtype=torch.float32)
