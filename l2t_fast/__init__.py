@@ -1,10 +1,16 @@
 """Learning What and Where to Transfer, fast: frozen source networks into a new target network, on little data."""
 
 import os
+import sys
 
 from l2t_fast.interrupts import end_at_once, starts_command
 
 if starts_command():
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # in which PyTorch's libraries end the program with a sentence about something else
+        sys.stderr.write("error: the folder you are in was removed, go to another one with cd\n")
+        raise SystemExit(2) from None
     end_at_once()  # the imports below take seconds
     # The command shows no window. A notebook names its own backend for all that it starts, other environments too.
     os.environ["MPLBACKEND"] = "agg"

@@ -1,6 +1,7 @@
 """Files that are whole or as they were, whatever happens while they are written, and arrays from files of others."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
@@ -19,6 +20,9 @@ class InUseError(L2TFastError):
 
 #: Bytes of all arrays of a file together: many times what the channel weights of a thousand pairs take.
 LARGEST_ARRAYS = 1 << 28
+
+#: What file systems answer that flush files alone, some of the network's among them.
+_FOLDERS_ARE_NOT_FLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 #: Descriptors of the folders that this process holds.
 _HELD: set[int] = set()
@@ -71,6 +75,13 @@ def _hold_nothing() -> None:
 os.register_at_fork(after_in_child=_hold_nothing)
 
 
+def why_not_writable(path: Path) -> int | None:
+    """The system's number for why a file, or one in a folder, cannot be written; None if it can."""
+    if os.access(path, os.W_OK):
+        return None
+    return errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+
+
 def write_whole(content: bytes | memoryview, path: Path) -> None:
     """Write a file so that a reader sees the old one or the new one.
 
@@ -109,6 +120,9 @@ def write_together(contents: Mapping[Path, bytes | memoryview]) -> None:
         folder = os.open(last.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno not in _FOLDERS_ARE_NOT_FLUSHED:
+                raise
         finally:
             os.close(folder)
     except OSError as error:

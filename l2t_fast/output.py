@@ -1,5 +1,6 @@
 """Standard output that nobody reads any more, or that cannot be written, told apart from every other broken file."""
 
+import codecs
 import contextlib
 import io
 import os
@@ -9,6 +10,15 @@ from typing import Any, TextIO
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.interrupts import OutputClosed
+
+
+def _distinct(error: UnicodeEncodeError) -> tuple[bytes, int]:
+    """What an encoding has no sign for, so that no two texts become one: bytes of a file's name as they are there."""
+    of_name = all("\udc80" <= c <= "\udcff" for c in error.object[error.start : error.end])
+    return codecs.lookup_error("surrogateescape" if of_name else "backslashreplace")(error)
+
+
+codecs.register_error("l2t_fast.distinct", _distinct)
 
 
 class _Watched:
@@ -54,7 +64,8 @@ def watched_output() -> Iterator[None]:
         yield
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # what a terminal without UTF-8 has no sign for ends no comparison
+        # What has no sign there ends no comparison; a terminal shows a "?", what programs read is to tell texts apart.
+        sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "l2t_fast.distinct")
     watched = _Watched(sys.stdout)
     with contextlib.redirect_stdout(watched):
         try:

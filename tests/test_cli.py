@@ -521,3 +521,21 @@ def test_ctrl_c_while_pytorch_is_imported(tmp_path, way):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert (*process.communicate(timeout=60), process.returncode) == ("", "", -signal.SIGINT)
+
+
+def test_the_folder_one_is_in_was_removed(tmp_path):
+    """PyTorch's libraries end such a program with a sentence about something else."""
+    (tmp_path / "gone").mkdir()
+    code = (
+        "import os, runpy, sys; os.rmdir(os.getcwd()); sys.argv = ['l2t-fast', 'env']; runpy.run_module('l2t_fast.cli')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "gone",
+        env=os.environ | {"PYTHONPATH": str(Path(l2t_fast.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2 and done.stderr == "error: the folder you are in was removed, go to another one with cd\n"
+    )

@@ -1,16 +1,19 @@
-"""A folder that one process has, and no other."""
+"""A folder that one process has, and no other; file systems that do not do all."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import held
+from l2t_fast.files import held, why_not_writable, write_whole
 
 TAKEN = "run is in use by another process: wait for it, or name another folder with --out"
 
@@ -86,3 +89,27 @@ def test_a_folder_that_cannot_be(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(L2TFastError, match=rf"{folder} cannot be written: Not a directory"), held(folder):
             pass
+
+
+@pytest.mark.parametrize(("answer", "told"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch, answer, told):
+    """Some file systems flush files alone. A disk that fails is another matter."""
+    flush = os.fsync
+
+    def without(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(answer, os.strerror(answer))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", without)
+    with pytest.raises(OSError, match="Input/output error") if told else contextlib.nullcontext():
+        write_whole(b"all of it", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"all of it"
+
+
+def test_why_a_folder_cannot_be_written(tmp_path, monkeypatch):
+    assert why_not_writable(tmp_path) is None
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert why_not_writable(tmp_path) == errno.EACCES
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY | os.ST_NOSUID))
+    assert why_not_writable(tmp_path) == errno.EROFS

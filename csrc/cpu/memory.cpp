@@ -5,6 +5,7 @@
 #include <c10/core/impl/alloc_cpu.h>
 
 #if __has_include(<sys/mman.h>)
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -47,6 +48,14 @@ class Pool final : public c10::Allocator {
   }
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+  Pool() {
+#ifdef MADV_HUGEPAGE
+    // A child that is forked while another thread is in here would wait for that thread, which it does not have.
+    const auto unlock = [] { instance().mutex_.unlock(); };
+    pthread_atfork([] { instance().mutex_.lock(); }, unlock, unlock);
+#endif
+  }
 
   // Never destroyed: tensors may outlive everything else.
   static Pool& instance() {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import locked_end, write_all
+from l2t_fast.files import locked_end, why_not_writable, write_all
 
 STATUSES = OK, WRONG, OUT_OF_MEMORY, UNSUPPORTED = "ok", "wrong", "out of memory", "unsupported"
 #: The part of a step that comes before it, and is measured by itself.
@@ -113,8 +113,8 @@ def check_output(path: Path) -> None:
         if path.exists() and path.stat().st_size:
             _read(path)
         folder = next(parent for parent in path.parents if parent.exists())
-        if not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-            reason = errno.EACCES if folder.is_dir() else errno.ENOTDIR
+        reason = why_not_writable(path if path.exists() else folder) if folder.is_dir() else errno.ENOTDIR
+        if reason is not None:
             raise OSError(reason, os.strerror(reason))
     except OSError as error:
         raise L2TFastError(f"rows cannot be written to {path}: {error.strerror or error}") from error

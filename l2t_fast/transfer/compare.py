@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import errno
 import io
 import os
 import traceback
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from l2t_fast.config import CompareConfig, SourceConfig, TrainConfig, TransferOptions, write_config
 from l2t_fast.data import DataBundle, DataConfig, load_data
 from l2t_fast.errors import L2TFastError, one_sentence, out_of_memory
-from l2t_fast.files import held, write_text
+from l2t_fast.files import held, why_not_writable, write_text
 from l2t_fast.models import Checkpoint
 from l2t_fast.report import build_report
 from l2t_fast.transfer.method_entries import Entry, parse_method
@@ -61,8 +60,9 @@ def compare(config: CompareConfig, progress: TrainingProgress | None = None) -> 
     config.check()
     methods = [entry.method for entry in _different(config.methods)]
     out = config.folder()
-    if out.exists() and not os.access(out, os.W_OK):  # told now, and not when the source is trained
-        raise L2TFastError(f"the folder {out} cannot be written: {os.strerror(errno.EACCES)}")
+    # Told now, and not when the source is trained.
+    if out.exists() and (reason := why_not_writable(out)) is not None:
+        raise L2TFastError(f"the folder {out} cannot be written: {os.strerror(reason)}")
     check_comparison(config)
     pretrains = makes_source(config, methods)
     total = len(methods) * len(config.seeds) * len(config.per_class or [None]) + pretrains

@@ -5,9 +5,10 @@ PyTorch's SummaryWriter hands events to a thread, in which a full disk is a trac
 
 import io
 import os
+import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -15,6 +16,15 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from l2t_fast.transfer.run_folder import writing
+
+_NAME = "events.out.tfevents."
+
+
+def _times(folder: Path) -> Iterator[float]:
+    """When the files of a folder were begun, by their names."""
+    for path in folder.glob(f"{_NAME}*"):
+        if found := re.match(r"\d+(\.\d+)?", path.name.removeprefix(_NAME)):
+            yield float(found[0])
 
 
 class EventFile:
@@ -29,8 +39,9 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        # TensorBoard reads the files of a folder in the order of their names.
-        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads the files of a folder in the order of their names, and clocks are set back.
+        began = max([time.time(), *(earlier + 1 for earlier in _times(folder))])
+        self._path = folder / f"{_NAME}{began:.6f}.{socket.gethostname()}.{os.getpid()}"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._write(

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import errno
 import io
 import json
 import math
@@ -21,7 +20,7 @@ from l2t_fast.config import TrainConfig, TransferOptions, config_tree, write_con
 from l2t_fast.distributed.group import Group
 from l2t_fast.environment import describe_environment
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import InUseError, expand_user, held, opened_itself, write_text, write_whole
+from l2t_fast.files import InUseError, expand_user, held, opened_itself, why_not_writable, write_text, write_whole
 from l2t_fast.text import printable
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.yaml_files import read_yaml
@@ -90,8 +89,8 @@ class RunFolder:
                 be written.
         """
         with self._written():
-            if self.path.exists() and not os.access(self.path, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if self.path.exists() and (reason := why_not_writable(self.path)) is not None:
+                raise OSError(reason, os.strerror(reason))
             if not self.holds_run():
                 self._check_free()
             elif resume:

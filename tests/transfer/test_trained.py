@@ -5,6 +5,8 @@ import errno
 import io
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -156,6 +158,27 @@ def test_names_that_break_lines(trained, photographs, tmp_path, capsys):
     assert main(["predict", str(folder), *images]) == 0
     shown = capsys.readouterr().out
     assert [row["image"] for row in csv.DictReader(io.StringIO(shown, newline=""))] == images
+
+
+@pytest.mark.parametrize("locale", [{"PYTHONUTF8": "1"}, {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])
+def test_names_that_are_no_text_stay_apart(trained, photographs, tmp_path, locale):
+    """In a file, the bytes of a name are those of the image's."""
+    folder, _ = trained(epochs=1)
+    names = [b"\xfe.png", b"\xff.png", "é.png".encode(), "è.png".encode()]
+    for name in names:
+        shutil.copy(photographs / "test" / "blue" / "0.png", os.path.join(os.fsencode(tmp_path), name))
+    command = [
+        sys.executable,
+        "-m",
+        "l2t_fast.cli",
+        "predict",
+        folder,
+        *(os.fsencode(tmp_path) + b"/" + n for n in names),
+    ]
+    done = subprocess.run(command, env=os.environ | locale, check=True, capture_output=True)
+    shown = [line.split(b",")[0].rpartition(b"/")[2] for line in done.stdout.splitlines()[1:]]
+    assert shown[:2] == names[:2]
+    assert shown[2:] == (names[2:] if "PYTHONIOENCODING" not in locale else [b"\\xe9.png", b"\\xe8.png"])
 
 
 def test_what_is_no_file_is_not_waited_for(trained, photographs, tmp_path):

@@ -362,10 +362,11 @@ def test_killed_between_the_state_and_the_best_model_the_best_is_written_again(m
     assert best["epoch"] == 1
 
 
-def test_epochs_trained_twice_stand_once_in_tensorboard(make_config, quiet, monkeypatch):
+@pytest.mark.parametrize("second", [1, -100], ids=["clock", "clock that is set back"])
+def test_epochs_trained_twice_stand_once_in_tensorboard(make_config, quiet, monkeypatch, second):
     """Each resumed run opens an event file; what it purges is what no checkpoint held."""
     config = make_config(method="scratch", epochs=2, seed=3)
-    clock = itertools.count(1_000_000_000)
+    clock = itertools.count(1_000_000_000, second)
     monkeypatch.setattr("l2t_fast.transfer.event_file.time.time", lambda: next(clock))  # files have dates
     with monkeypatch.context() as patched:
         patched.setattr(RunState, "save", lambda *_, improves: os.kill(os.getpid(), signal.SIGINT))
