@@ -139,6 +139,8 @@ def _why_no_triton(gpu: int | None) -> str | None:
         return None
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA GPU"
+    if torch.version.hip is not None:  # whose GPUs are "cuda" to PyTorch
+        return "PyTorch is that of AMD's GPUs, and the Triton kernels are for NVIDIA's"
     return _why_too_old(gpu)
 
 

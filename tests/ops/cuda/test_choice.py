@@ -93,3 +93,13 @@ def test_tensors_elsewhere_are_refused(a_gpu, name, device):
     x = fake_on_gpu(2, 3, 4, 4) if device == "cuda" else torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=f"backend='{name}' takes {name} tensors, but one is on {device}"):
         choose_backend(name, [x], [x])
+
+
+def test_gpus_of_amd_take_the_reference(a_gpu, monkeypatch):
+    """They are "cuda" to PyTorch too."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.delattr(_native.extension, "kernel_image")
+    choice = l2t_fast.explain_backend("cuda")
+    assert choice.backend == "reference" and "PyTorch is that of AMD's GPUs" in choice.reason
+    with pytest.raises(RuntimeError, match="backend='triton' is not available: PyTorch is that of AMD's GPUs"):
+        choose_backend("triton", [], [])
