@@ -237,7 +237,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
   *properties = {};
   std::snprintf(properties->name, sizeof properties->name, "fake GPU");
   properties->uuid.bytes[0] = char(number + 1);
-  properties->major = setting("FAKE_GPU_ARCHITECTURE", 90) / 10;
+  const int architecture = setting("FAKE_GPU_ARCHITECTURE", 90);
+  properties->major = architecture / 10;
+  properties->minor = architecture % 10;
   properties->multiProcessorCount = setting("FAKE_GPU_PROCESSORS", 2);
   properties->totalGlobalMem = memory_bytes;
   properties->warpSize = 32;
@@ -245,8 +247,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
   properties->maxThreadsPerMultiProcessor = 2048;
   properties->regsPerBlock = properties->regsPerMultiprocessor = 1 << 16;
   properties->sharedMemPerBlock = 48 << 10;
-  properties->sharedMemPerBlockOptin = 227 << 10;
-  properties->sharedMemPerMultiprocessor = 228 << 10;
+  properties->sharedMemPerBlockOptin = (architecture == 80 ? 163 : architecture == 90 ? 227 : 99) << 10;
+  properties->sharedMemPerMultiprocessor = properties->sharedMemPerBlockOptin + (1 << 10);
   properties->l2CacheSize = 50 << 20;
   return cudaSuccess;
 }
@@ -255,6 +257,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int num
   cudaDeviceProp properties;
   cudaGetDeviceProperties(&properties, number);
   *value = attribute == cudaDevAttrComputeCapabilityMajor         ? properties.major
+           : attribute == cudaDevAttrComputeCapabilityMinor       ? properties.minor
            : attribute == cudaDevAttrMultiProcessorCount          ? properties.multiProcessorCount
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? int(properties.sharedMemPerBlockOptin)
                                                                   : 0;

@@ -89,7 +89,8 @@ class Driver:
         return torch.cuda.current_stream(device).cuda_stream
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 10 * torch.cuda.get_device_capability()[0], 32)
+        major, minor = torch.cuda.get_device_capability()
+        return GPUTarget("cuda", 10 * major + minor, 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cuda", self.get_current_device())

@@ -226,10 +226,42 @@ void floats(Table& table, const std::string& type) {
   compare.template operator()<[](T a, T b) { return std::isnan(a) || std::isnan(b); }>("nan");
 }
 
+// Of the two floats in each operand.
+template <auto f>
+constexpr auto both = [](auto... operands) {
+  const uint32_t low = std::bit_cast<uint32_t>(f(std::bit_cast<float>(uint32_t(operands))...));
+  return uint64_t(std::bit_cast<uint32_t>(f(std::bit_cast<float>(uint32_t(operands >> 32))...))) << 32 | low;
+};
+
 float from_bfloat16(uint16_t bits) { return std::bit_cast<float>(uint32_t(bits) << 16); }
 uint16_t to_bfloat16(float value) { return std::isnan(value) ? 0x7fff : c10::BFloat16(value).x; }
 float from_half(uint16_t bits) { return c10::Half(bits, c10::Half::from_bits()); }
 uint16_t to_half(float value) { return c10::Half(value).x; }
+
+// With one or two operands of 16 bits among floats.
+template <auto widened>
+void mixed(Table& table, const std::string& type) {
+  for (const std::string rounding : {"", ".rn"}) {
+    const std::string types = rounding + ".f32" + type;
+    table["add" + types] = each<[](uint16_t a, float b) { return widened(a) + b; }, float, uint16_t, float>;
+    table["sub" + types] = each<[](uint16_t a, float b) { return widened(a) - b; }, float, uint16_t, float>;
+    table["fma" + types] = each<[](uint16_t a, uint16_t b, float c) { return std::fma(widened(a), widened(b), c); },
+                                float, uint16_t, uint16_t, float>;
+  }
+}
+
+// What GPUs of 10.0 and newer have.
+void newer_floats(Table& table) {
+  mixed<from_bfloat16>(table, ".bf16");
+  mixed<from_half>(table, ".f16");
+  for (const std::string type : {".f32x2", ".rn.f32x2"}) {
+    table["add" + type] = each<both<[](float a, float b) { return a + b; }>, uint64_t, uint64_t, uint64_t>;
+    table["sub" + type] = each<both<[](float a, float b) { return a - b; }>, uint64_t, uint64_t, uint64_t>;
+    table["mul" + type] = each<both<[](float a, float b) { return a * b; }>, uint64_t, uint64_t, uint64_t>;
+    table["fma" + type] =
+        each<both<[](float a, float b, float c) { return std::fma(a, b, c); }>, uint64_t, uint64_t, uint64_t, uint64_t>;
+  }
+}
 
 // Nearest; ties away from zero. What is infinite or no number stays so.
 uint32_t to_tf32(float value) {
@@ -365,6 +397,7 @@ Table made() {
   bits<uint64_t>(table, ".b64");
   floats<float>(table, ".f32");
   floats<double>(table, ".f64");
+  newer_floats(table);
   for (const char* type : {".b16", ".u16", ".s16"}) select<uint16_t>(table, type);
   for (const char* type : {".b32", ".u32", ".s32", ".f32"}) select<uint32_t>(table, type);
   for (const char* type : {".b64", ".u64", ".s64", ".f64"}) select<uint64_t>(table, type);
