@@ -7,8 +7,9 @@ streams, PyTorch's allocator, CUDA graphs, copies, devices. Tensors of different
 a capture are errors, as on a GPU.
 
 With FAKE_GPU_CODE=compiled what the compilers made of the kernels runs instead: nvcc's PTX, which the extension holds,
-and Triton's, compiled for the GPU that FAKE_GPU_ARCHITECTURE names (90, or 80, 86, 120), both in a machine for PTX (ptx/). Every
-address is looked up among what is allocated: with PYTORCH_NO_CUDA_MEMORY_CACHING=1 each tensor is a block of its own.
+and Triton's, compiled for the GPU that FAKE_GPU_ARCHITECTURE names (90, or 80, 86, 120), both in a machine for PTX
+(ptx/). Every address is looked up among what is allocated: with PYTORCH_NO_CUDA_MEMORY_CACHING=1 each tensor is a block
+of its own.
 FAKE_GPU_COUNTS names a file for what launches executed, by opcode (and by line, where nvcc was asked for -lineinfo);
 FAKE_GPU_LISTING one for how often each instruction ran, and bank conflicts; FAKE_GPU_PTX another file of cuobjdump's,
 or nvcc's, to run; FAKE_GPU_REVERSED=1 runs blocks and warps in the opposite order, FAKE_GPU_TIMED=1 says where warps
