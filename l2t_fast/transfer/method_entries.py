@@ -48,8 +48,8 @@ def parse_method(entry: str) -> Entry:
     options = dict(_option(entry, setting) for setting in settings)
     if len(options) < len(settings):
         raise L2TFastError(f"methods has {entry!r}, which says one option twice")
-    weights = {weight for other in METHODS.values() for weight in other.loss_weights}
-    unused = [name for name in options if name in weights and name not in method.loss_weights]
+    of_some = {name for other in METHODS.values() for name in (*other.loss_weights, *other.own_options)}
+    unused = [name for name in options if name in of_some and name not in (*method.loss_weights, *method.own_options)]
     if unused:
         raise L2TFastError(f"methods has {entry!r}, but {method.name} does not use {unused[0]}")
     try:

@@ -77,6 +77,7 @@ class Method(nn.Module):
         default_pairs: matching scheme when the user names none; None if the method matches no feature maps
         shares_pairs: whether each of several ranks can have pairs of its own, see `keep_pairs`
         loss_weights: the configuration's keys that its loss terms are weighted with
+        own_options: other keys that only this method and its like read
         notes: sentences for the run's log.txt
     """
 
@@ -86,6 +87,7 @@ class Method(nn.Module):
     default_pairs: ClassVar[str | None] = "one-to-one"
     shares_pairs: ClassVar[bool] = False
     loss_weights: ClassVar[Sequence[str]] = ()
+    own_options: ClassVar[Sequence[str]] = ()
     notes: Sequence[str] = ()
 
     def __init__(self, setup: Setup) -> None:

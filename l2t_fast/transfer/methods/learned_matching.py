@@ -27,6 +27,7 @@ class LearnedMatching(FeatureMatchingMethod):
     """
 
     default_pairs = "all-to-all"
+    own_options = ("lookahead_steps", "hypergradient", "keep_graphs", "meta_lr", "meta_weight_decay")
 
     def __init__(self, setup: Setup, *, pair_weights: bool) -> None:
         super().__init__(setup)
