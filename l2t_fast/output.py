@@ -13,7 +13,7 @@ from l2t_fast.interrupts import OutputClosed
 
 
 def _distinct(error: UnicodeEncodeError) -> tuple[bytes, int]:
-    """What an encoding has no sign for, so that no two texts become one: bytes of a file's name as they are there."""
+    """What an encoding has no sign for: bytes of a file's name as they are there, other signs by their numbers."""
     of_name = all("\udc80" <= c <= "\udcff" for c in error.object[error.start : error.end])
     return codecs.lookup_error("surrogateescape" if of_name else "backslashreplace")(error)
 

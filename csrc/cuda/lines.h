@@ -11,8 +11,9 @@ struct Spot {
   int32_t sample, row, column;
 };
 
-// What a column takes of a pair's source: its upper left pixel, and the shares of the right and lower ones, times twice
-// the target's width and height, which makes them whole. 16 bits hold them where no side has longest_side pixels.
+// What a column takes of a pair's source: its upper left pixel, and the shares of the right one, times twice the
+// target's width, and of the lower one, times twice its height: whole numbers, which 16 bits hold where no side has
+// longest_side pixels.
 struct alignas(8) Shares {
   int32_t first;
   uint16_t right, lower;

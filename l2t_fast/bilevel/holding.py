@@ -26,8 +26,7 @@ from l2t_fast.ops import is_transformed
 Pieces = tuple[Sequence[Callable[[Tensor], Tensor]], Sequence[Callable[[Tensor], Tensor] | None]]
 """What is beyond each kink of a function, in rising order, and what the function is before, between and after them.
 
-None in the first place is 0. On a kink itself it is as autograd has it, but at a bound of clamp that is a tensor, which
-gets a half there.
+None in the first place is 0. On a kink itself it is as autograd has it.
 """
 
 
@@ -78,21 +77,22 @@ def _abs(input: Tensor) -> Pieces:
     return [lambda x: x >= 0, _positive], [torch.neg, _at(0), _same]
 
 
-def _clamp(input: Tensor, min: float | Tensor | None = None, max: float | Tensor | None = None) -> Pieces:
-    if min is not None and max is not None:  # where they have crossed, the upper one counts
-        crossed = min > max
-        min = torch.where(crossed, max, min) if isinstance(crossed, Tensor) else max if crossed else min
+def _clamp(input: Tensor, min: float | Tensor | None = None, max: float | Tensor | None = None) -> Pieces | None:
+    if isinstance(min, Tensor) or isinstance(max, Tensor):  # see _bounded
+        return None
+    if min is not None and max is not None and min > max:  # the upper one counts
+        min = max
     below = [] if min is None else [_at(min)]
     above = [] if max is None else [_at(max)]
     beyond = [lambda x: x > min, lambda x: x >= max]
     return beyond[1 - len(below) : 1 + len(above)], [*below, _same, *above]
 
 
-def _clamp_min(input: Tensor, min: float | Tensor) -> Pieces:
+def _clamp_min(input: Tensor, min: float | Tensor) -> Pieces | None:
     return _clamp(input, min=min)
 
 
-def _clamp_max(input: Tensor, max: float | Tensor) -> Pieces:
+def _clamp_max(input: Tensor, max: float | Tensor) -> Pieces | None:
     return _clamp(input, max=max)
 
 
@@ -108,39 +108,59 @@ def _softshrink(input: Tensor, lambd: float = 0.5) -> Pieces:
     return [lambda x: x >= -lambd, lambda x: x > lambd], [lambda x: x + lambd, _at(0), lambda x: x - lambd]
 
 
-#: By the function that modules call, its pieces for the arguments of a call.
-_RECTIFIERS: dict[Callable, Callable[..., Pieces]] = {
-    torch.relu: _relu,
-    torch.relu_: _relu,
-    Tensor.relu: _relu,
-    Tensor.relu_: _relu,
-    F.relu: _relu,
-    F.leaky_relu: _leaky_relu,
-    F.prelu: _prelu,
-    F.hardtanh: _hardtanh,
+def _elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Pieces:
+    # Up to 1, of which none is in sight: what overflows there would make NaN of its gradient of 0.
+    return [_positive], [lambda x: alpha * torch.expm1(x.clamp(max=1)), _same]
+
+
+def _selu(input: Tensor, inplace: bool = False) -> Pieces:
+    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946  # as PyTorch has them
+    return [_positive], [lambda x: scale * alpha * torch.expm1(x.clamp(max=1)), lambda x: scale * x]
+
+
+def _rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Pieces | None:
+    return None if training else _leaky_relu(input, (lower + upper) / 2)
+
+
+def _all_named(*names: str) -> list[Callable]:
+    """Functions and methods of these names, with and without a _ behind them."""
+    every = [name + end for name in names for end in ("", "_")]
+    return [getattr(kind, name) for name in every for kind in (torch, Tensor, F) if hasattr(kind, name)]
+
+
+#: By the function that a target calls, its pieces for the arguments of a call, or None.
+_RECTIFIERS: dict[Callable, Callable[..., Pieces | None]] = {
+    **dict.fromkeys(_all_named("relu"), _relu),
+    **dict.fromkeys(_all_named("leaky_relu"), _leaky_relu),
+    **dict.fromkeys(_all_named("prelu"), _prelu),
+    **dict.fromkeys(_all_named("rrelu"), _rrelu),
+    **dict.fromkeys(_all_named("hardtanh"), _hardtanh),
+    **dict.fromkeys(_all_named("selu"), _selu),
+    **dict.fromkeys(_all_named("abs", "absolute"), _abs),
+    **dict.fromkeys(_all_named("clamp", "clip"), _clamp),
+    **dict.fromkeys(_all_named("clamp_min"), _clamp_min),
+    **dict.fromkeys(_all_named("clamp_max"), _clamp_max),
+    **dict.fromkeys(_all_named("threshold"), _threshold),
+    **dict.fromkeys(_all_named("hardshrink"), _hardshrink),
+    F.elu: _elu,
     F.relu6: _relu6,
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
-    F.threshold: _threshold,
-    F.hardshrink: _hardshrink,
     F.softshrink: _softshrink,
-    **dict.fromkeys((torch.abs, torch.absolute, Tensor.abs, Tensor.absolute, torch.abs_, Tensor.abs_), _abs),
-    **dict.fromkeys((torch.clamp, torch.clip, Tensor.clamp, Tensor.clip, torch.clamp_, Tensor.clamp_), _clamp),
-    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_), _clamp_min),
-    **dict.fromkeys((torch.clamp_max, Tensor.clamp_max, Tensor.clamp_max_), _clamp_max),
 }
 #: Whose kernels have their pieces' bits; those of others may round otherwise.
 _EXACTLY_PIECES = (_relu, _abs, _clamp, _clamp_min, _clamp_max, _threshold, _hardshrink)
-#: Of two tensors, the larger or smaller one; with another second argument another function.
-_OF_TWO = (torch.maximum, Tensor.maximum, torch.max, Tensor.max, torch.minimum, Tensor.minimum, torch.min, Tensor.min)
-#: Their derivative is zero where they have one, but autograd gives them a graph.
-_STEPS = tuple(getattr(kind, name) for kind in (torch, Tensor) for name in ("sign", "round", "floor", "ceil", "trunc"))
+#: Of two tensors, whether it is the larger one; with another second argument they are another function.
+_LARGER = {
+    **dict.fromkeys((torch.maximum, Tensor.maximum, torch.max, Tensor.max), True),
+    **dict.fromkeys((torch.minimum, Tensor.minimum, torch.min, Tensor.min), False),
+}
+#: Constant but for jumps; autograd gives what they return a graph all the same.
+_STEPS = set(_all_named("sign", "round", "floor", "ceil", "trunc", "fix"))
 #: What writes running statistics, its second and third argument, out of autograd's sight.
 _NORMALISATIONS = (F.batch_norm, F.instance_norm)
-_IN_PLACE = (
-    *(torch.relu_, Tensor.relu_, torch.abs_, Tensor.abs_, torch.clamp_, Tensor.clamp_),
-    *(Tensor.clamp_min_, Tensor.clamp_max_),
-)
 _SET_DATA = Tensor.data.__set__
 _POOLING = {
     F.max_pool2d: F.max_pool2d_with_indices,
@@ -177,11 +197,32 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
-#: Losses with kinks, by the functions above.
+def _bounded(input: Tensor, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Tensor | None:
+    if not (isinstance(min, Tensor) or isinstance(max, Tensor)):
+        return None
+    if min is not None:
+        input = torch.maximum(input, min) if isinstance(min, Tensor) else input.clamp(min=min)
+    if max is not None:
+        input = torch.minimum(input, max) if isinstance(max, Tensor) else input.clamp(max=max)
+    return input
+
+
+def _bounded_below(input: Tensor, min: Tensor | float) -> Tensor | None:
+    return _bounded(input, min=min)
+
+
+def _bounded_above(input: Tensor, max: Tensor | float) -> Tensor | None:
+    return _bounded(input, max=max)
+
+
+#: Functions that are made of those above, and what they are for the arguments of a call, or None.
 _WRITTEN_OUT = {
     F.l1_loss: _l1_loss,
     F.margin_ranking_loss: _margin_ranking_loss,
     F.hinge_embedding_loss: _hinge_embedding_loss,
+    **dict.fromkeys((torch.clamp, Tensor.clamp, torch.clip, Tensor.clip), _bounded),
+    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min), _bounded_below),
+    **dict.fromkeys((torch.clamp_max, Tensor.clamp_max), _bounded_above),
 }
 
 
@@ -209,9 +250,10 @@ class _Counting(TorchFunctionMode):
         """The result of a loss as that of the functions it is made of, each a call of its own; else None."""
         if (parts := _WRITTEN_OUT.get(function)) is None:
             return None
-        known = inspect.signature(parts).parameters
         given = {name: value for name, value in kwargs.items() if value is not None}
-        if given.keys() - known.keys() or len(args) >= len(known):  # older arguments, which hardly anybody gives
+        try:
+            inspect.signature(parts).bind(*args, **given)
+        except TypeError:  # older arguments, which hardly anybody gives
             return None
         with self:
             return parts(*args, **given)
@@ -262,10 +304,11 @@ class NoteHeld(_Counting):
             result, indices = _POOLING[function](*args, **kwargs)
             note = _Largest(indices, _input(args, kwargs).shape[2:].numel())
         else:
-            if function in _RECTIFIERS and "out" not in kwargs and _input(args, kwargs).is_floating_point():
-                note = _Sides(_input(args, kwargs).detach(), _RECTIFIERS[function](*args, **kwargs)[0])
-            elif function in _OF_TWO and with_derivative and _second(args, kwargs) is not None:
-                note = _Larger(_input(args, kwargs), _second(args, kwargs), function in _OF_TWO[:4])
+            if function in _RECTIFIERS and "out" not in kwargs and _moves(_input(args, kwargs)):
+                pieces = _RECTIFIERS[function](*args, **kwargs)
+                note = None if pieces is None else _Sides(_input(args, kwargs).detach(), pieces[0])
+            elif function in _LARGER and with_derivative and _second(args, kwargs) is not None:
+                note = _Larger(_input(args, kwargs), _second(args, kwargs), _LARGER[function])
             by_pieces = isinstance(note, _Sides) and _RECTIFIERS[function] not in _EXACTLY_PIECES
             result = note.replay(function, args, kwargs) if by_pieces else function(*args, **kwargs)
         written = [t for t, v in zip((*given, *self._aliases), versions, strict=True) if _version(t) != v]
@@ -276,7 +319,7 @@ class NoteHeld(_Counting):
         if coarser:
             self.refusal = f"computes in {coarser[0]} with parameters in {self._dtype}"
         if self._lacks_derivative(function, result, with_derivative):
-            note = _Constant(result)
+            note = _Level(result) if function in _STEPS else _Constant(result)
             self._aliases += [t for t in _tensors([result]) if any(_aliases(t, g) for g in given)]
         if function in _NORMALISATIONS:
             running = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
@@ -347,10 +390,11 @@ class _Sides:
         self._beyond = [beyond(x) for beyond in kinks]
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
-        x = _input(args, kwargs)
-        in_place = function in _IN_PLACE or any(a is True for a in (*args, *kwargs.values()))
+        x, pieces = _input(args, kwargs), _RECTIFIERS[function]
+        asked = inspect.signature(pieces).bind(*args, **kwargs).arguments.get("inplace", False)
+        in_place = asked or function.__name__.endswith("_")
         before = x.clone() if in_place else x
-        first, *others = _RECTIFIERS[function](*args, **kwargs)[1]
+        first, *others = pieces(*args, **kwargs)[1]
         result = None if first is None else first(before)
         for beyond, other in zip(self._beyond, others, strict=True):
             result = other(before) * beyond if result is None else torch.where(beyond, other(before), result)
@@ -366,7 +410,7 @@ class _Larger:
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
         first, second = _input(args, kwargs), _second(args, kwargs)
-        return torch.where(self._equal, (first + second) / 2, torch.where(self._first, first, second))
+        return torch.where(self._equal, first / 2 + second / 2, torch.where(self._first, first, second))
 
 
 class _Largest:
@@ -440,6 +484,17 @@ class _Constant:
         return type(made)(held) if len(held) == len(made) else made
 
 
+class _Level(_Constant):
+    """A result whose derivative is zero: the value that was noted, in the graph that autograd gives it."""
+
+    def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Any:
+        made = function(*args, **kwargs)
+        (noted,) = self._values
+        if made is _input(args, kwargs):
+            return made.copy_(noted)
+        return torch.where(torch.isnan(noted), made, noted)  # of both, so that it hangs where `made` does
+
+
 class _Statistics:
     """The running statistics among a call's tensors, by their place, and what else the call is held to."""
 
@@ -451,6 +506,11 @@ class _Statistics:
             if i in self._values:
                 given.data.copy_(self._values[i])  # as they were written: no graph that has saved them is told
         return function(*args, **kwargs) if self._note is None else self._note.replay(function, args, kwargs)
+
+
+def _moves(x: Tensor) -> bool:
+    """Whether a rectifier's input may be another at other parameters, and has sides."""
+    return (x.requires_grad or is_transformed(x)) and x.is_floating_point() and x.layout == torch.strided
 
 
 def _eps(dtype: torch.dtype) -> float:

@@ -14,7 +14,7 @@ from l2t_fast.bilevel.exact import Exact
 from l2t_fast.bilevel.finite_difference import FiniteDifference
 from l2t_fast.bilevel.locking import alone_in
 from l2t_fast.bilevel.nested import double_backward
-from l2t_fast.bilevel.problem import BilevelProblem, Criterion
+from l2t_fast.bilevel.problem import BilevelProblem, Criterion, is_module
 from l2t_fast.bilevel.transposition import transposed
 from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
@@ -58,7 +58,8 @@ def hypergradient(
     Targets may stop gradients and hang hooks into their backward pass, and may keep state in buffers, which goes from
     pass to pass as in training (from the same start in each piece of an ``accumulation``). Not looked for, and wrong
     without a word, in target and criterion: with all methods, hooks of parameters and of the optimizer, which are not
-    called, and a forward pass that writes to parameters; with "exact" and "double_backward", a function that is
+    called, a forward pass that writes to parameters, and the ``weight`` of ``l1_loss``, which PyTorch drops while
+    anybody looks at its calls; with "exact" and "double_backward", a function that is
     ``once_differentiable``, whose second derivative counts as zero; with "exact" and "finite_difference", a random
     generator of their own, and in a ``torch.jit.script`` function ``torch.no_grad()``; with "finite_difference", a
     ``torch.autograd.Function`` whose backward pass is not its derivative (a straight-through estimator), what stops
@@ -128,8 +129,9 @@ def hypergradient(
 
     Raises:
         ValueError: an unknown method, negative steps, no piece, or an optimizer that maximizes or has no parameter of
-            target; a loss of criterion without a derivative, or without it logits of fewer than two classes; with
-            "finite_difference" hooks in the target's backward pass, a compiled function, writing in place
+            target; a loss of criterion without a derivative (in all pieces; on several ranks nobody looks), or without
+            it logits of fewer than two classes; with "finite_difference" hooks in the target's backward pass, a
+            compiled function, writing in place
             without a derivative into what has one, parameters in half precision, or computing in a lower one than that
             of the parameters; with several ranks, batch normalisation of target that was not synchronized, or that was
             and no part, or other images than part's; with pieces, a number of labels or maps that is not that of the
@@ -186,7 +188,8 @@ def hypergradient(
         for i, feature in enumerate(source_features):
             _check_rows(f"source_features[{i}]", feature, len(x) if part.sizes is None else part.matched)
     differences = method == "finite_difference"
-    with deferred_interrupts(), alone_in(target, matching, meta):
+    modules = [target, matching, meta, *([criterion] if is_module(criterion) else [])]
+    with deferred_interrupts(), alone_in(*modules):
         problems = [
             BilevelProblem(
                 target,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from l2t_fast.bilevel.problem import BilevelProblem, cut_weights, gradients
+from l2t_fast.bilevel.problem import BilevelProblem, check_teaches, cut_weights, gradients
 from l2t_fast.bilevel.second_order import RightSecondDerivatives
 
 
@@ -26,6 +26,7 @@ def double_backward(
         found = problem.joined(gradients(sum(losses), theta, create_graph=True))
         theta, buffers = problem.step(theta, found, buffers)
     task_loss = sum(p.task_loss(p.run_target(theta)[0]) for p in problems)
+    check_teaches(problems)
     phi_bar = gradients(task_loss, list(meta.parameters()))
     problem.phi_joined_(phi_bar)
     return phi_bar

@@ -82,7 +82,8 @@ class BilevelProblem:
         self._x, self._y, self._beta = x, y, checked_number("beta", beta) * part.matched_share
         # What torch.compile has made of a function tells neither what it calls nor a second derivative.
         self._criterion = getattr(criterion, "_torchdynamo_orig_callable", criterion)
-        self._criterion_buffers = _by_name(criterion, "buffers") if isinstance(criterion, nn.Module) else {}
+        self._criterion_buffers = _by_name(criterion, "buffers") if is_module(criterion) else {}
+        self.teaches = True  # whether the task's loss had a derivative by the logits, the last time it was made
         self._part = part
         alone = unsynchronized(target) if part.group.size > 1 else None
         if alone is not None:
@@ -208,19 +209,15 @@ class BilevelProblem:
             return self._part.cross_entropy(logits, self._y)
         if len(self._x) == 0:  # of which there is no mean
             return (logits * 0).sum()
-        if isinstance(self._criterion, nn.Module):
+        if is_module(self._criterion):
             loss, self._criterion_buffers = _call(self._criterion, {}, self._criterion_buffers, (logits, self._y))
         else:
             with _differentiable_twice():
                 loss = self._criterion(logits, self._y)
         _check_loss(loss)
-        if logits.requires_grad and not loss.requires_grad:
-            if self._part.images == self._part.joined:
-                raise ValueError(
-                    "criterion returned a loss that has no derivative by the logits, which argmax, detach and "
-                    "torch.no_grad() cut off; where nothing counts return logits.sum() * 0"
-                )
-            loss = loss + (logits * 0).sum()  # nothing in this piece counts, perhaps
+        self.teaches = loss.requires_grad or not logits.requires_grad
+        if not self.teaches:  # nothing in this piece counts, perhaps
+            loss = loss + (logits * 0).sum()
         return self._part.share_of(loss)
 
     def _check_labels(self, logits: Tensor) -> None:
@@ -230,6 +227,8 @@ class BilevelProblem:
                 "the task's loss is cross-entropy, of logits (B, classes, ...) with two classes or more, but target "
                 f"returned {tuple(logits.shape)}: give criterion for another task"
             )
+        if self._y.dtype == torch.uint8:  # as images of classes have them
+            self._y = self._y.long()
         if not (self._y.is_floating_point() or self._y.dtype == torch.int64):
             raise TypeError(f"y must be labels in int64, or probabilities of the classes, not {self._y.dtype}")
 
@@ -385,6 +384,20 @@ class BilevelProblem:
             found.setdefault((id(settings), tensor is None), []).append(i)
         for (_, missing), slots in found.items():
             yield self.settings[slots[0]], missing, slots
+
+
+def is_module(criterion: Criterion | None) -> bool:
+    """Whether it can be called with other buffers: a scripted module cannot, and counts as a function."""
+    return isinstance(criterion, nn.Module) and not isinstance(criterion, torch.jit.ScriptModule)
+
+
+def check_teaches(problems: Sequence[BilevelProblem]) -> None:
+    """Raise ValueError if the task's loss had a derivative in no piece of a process's batch."""
+    if not (problems[0].joint or any(problem.teaches for problem in problems)):
+        raise ValueError(
+            "criterion returned a loss that has no derivative by the logits, which argmax, detach and torch.no_grad() "
+            "cut off; where nothing counts return logits.sum() * 0"
+        )
 
 
 def _check_loss(loss: Any) -> None:

@@ -16,7 +16,16 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from l2t_fast.bilevel.holding import Notes
 from l2t_fast.bilevel.lookahead import RandomState
-from l2t_fast.bilevel.problem import BilevelProblem, HeadWeights, Moment, Theta, cut_weights, gradients, pull_back
+from l2t_fast.bilevel.problem import (
+    BilevelProblem,
+    HeadWeights,
+    Moment,
+    Theta,
+    check_teaches,
+    cut_weights,
+    gradients,
+    pull_back,
+)
 from l2t_fast.bilevel.second_order import SmallPooling
 
 
@@ -114,6 +123,7 @@ def transposed(
             loss = piece.task_loss(piece.run_target(leaves)[0])
         theta_bar = _sum(theta_bar, gradients(loss, leaves))
         del loss
+    check_teaches(problems)
     problem.joined_(theta_bar, last=True)
     end = RandomState(problem.device)
     del theta, leaves

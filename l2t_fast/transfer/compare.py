@@ -110,7 +110,7 @@ class LastImages:
 
 
 def _different(methods: Sequence[str]) -> list[Entry]:
-    """What the entries say. Raises `L2TFastError` if two say the same in other words."""
+    """What the entries say. Raises `L2TFastError` if two have one method, scheme and options."""
     entries = [parse_method(entry) for entry in methods]
     for i, entry in enumerate(entries):
         if entry in entries[:i]:

@@ -1,6 +1,8 @@
 """Other losses of the task than cross-entropy, on all images at once, in pieces and on several ranks."""
 
 import copy
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -133,6 +135,38 @@ def test_buffers_of_a_criterion_go_from_pass_to_pass_and_come_back(way):
     assert torch.equal(criterion.share, ByFrequency().share)
 
 
+@every_way
+def test_rounded_losses_teach_nothing_in_all_ways(way):
+    *problem, _ = make_problem()
+    found = hypergradient(
+        *problem, numbers((5, 3)), criterion=lambda logits, y: (logits.round() - y).square().mean(), **WAYS[way][0]
+    )
+    assert not any(g.any() for g in found)
+
+
+def test_threads_with_one_criterion():
+    problems = [make_problem(seed=seed) for seed in range(4)]
+    wanted = [hypergradient(*problem, criterion=ByFrequency()) for problem in problems]
+    criterion = ByFrequency()
+    kept = criterion.share
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda problem: hypergradient(*problem, criterion=criterion), problems * 3))
+    for f, w in zip(found, wanted * 3, strict=True):
+        assert_close(f, w, 0.0)
+    assert criterion.share is kept and torch.equal(kept, ByFrequency().share)
+
+
+@every_way
+def test_a_scripted_criterion(way):
+    *problem, _ = make_problem()
+    y = numbers((5, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        criterion = torch.jit.script(nn.MSELoss())
+    wanted = naive_hypergradient(*problem, y, steps=2, beta=0.5, criterion=F.mse_loss)
+    assert_close(hypergradient(*problem, y, criterion=criterion, **WAYS[way][0]), wanted, WAYS[way][1])
+
+
 def attention(logits, y):
     """Whose kernels have no second derivative."""
     a = logits[None, :, None, :]
@@ -210,8 +244,9 @@ def test_kinks_of_a_dense_loss_do_not_show_in_differences(seed, criterion):
 )
 def test_a_loss_that_nothing_can_be_learned_from_is_told(way, criterion):
     *problem, _ = make_problem()
-    with pytest.raises(ValueError, match="criterion returned a loss that has no derivative by the logits"):
-        hypergradient(*problem, numbers((5, 3)), criterion=criterion, **WAYS[way][0])
+    for pieces in (1, 2):
+        with pytest.raises(ValueError, match="criterion returned a loss that has no derivative by the logits"):
+            hypergradient(*problem, numbers((5, 3)), criterion=criterion, accumulation=pieces, **WAYS[way][0])
 
 
 def or_nothing(logits, y):
@@ -252,9 +287,10 @@ def test_without_a_criterion_other_tasks_are_told(logits):
 def test_without_a_criterion_labels_are_int64():
     *problem, y = make_problem()
     with pytest.raises(
-        TypeError, match=r"y must be labels in int64, or probabilities of the classes, not torch\.uint8"
+        TypeError, match=r"y must be labels in int64, or probabilities of the classes, not torch\.int32"
     ):
-        hypergradient(*problem, y.byte())
+        hypergradient(*problem, y.int())
+    assert_close(hypergradient(*problem, y.byte()), hypergradient(*problem, y), 0.0)  # as images of classes have them
     with pytest.raises(TypeError, match="y must be one tensor, for criterion, not dict"):
         hypergradient(*problem, {"labels": y}, criterion=lambda logits, y: F.cross_entropy(logits, y["labels"]))
 

@@ -14,7 +14,7 @@ from l2t_fast.bilevel import finite_difference, hypergradient
 from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld, _added
 from l2t_fast.models import build_model
 from tests.bilevel.test_drawn_networks import Drawn
-from tests.bilevel.test_hypergradient import SGD, PlainNet, make_problem
+from tests.bilevel.test_hypergradient import SGD, PlainNet, assert_close, make_problem
 
 
 def flat(tensors):
@@ -176,7 +176,7 @@ def test_replay_is_the_same_function_where_it_was_noted():
 
 
 def test_replay_is_linear_across_kinks():
-    x = torch.tensor([[[[-0.1, 0.2], [0.3, -0.4]]]], dtype=torch.float64)
+    x = torch.tensor([[[[-0.1, 0.2], [0.3, -0.4]]]], dtype=torch.float64, requires_grad=True)
     with NoteHeld(torch.float64) as noted:
         F.max_pool2d(F.relu(x), 2)
     with ReplayHeld(noted.notes):
@@ -199,6 +199,10 @@ RECTIFIERS = {
     "hardsigmoid": nn.Hardsigmoid(),
     "hardswish": nn.Hardswish(),
     "hardswish in place": nn.Hardswish(inplace=True),
+    "elu": lambda x: F.elu(x, 2.0),
+    "selu": nn.SELU(),
+    "rrelu": nn.RReLU().eval(),
+    "leaky_relu_": lambda x: F.leaky_relu_(x, 0.2),
     "abs": abs,
     "torch.abs": torch.abs,
     "abs in place": torch.Tensor.abs_,
@@ -237,10 +241,13 @@ def test_rectifiers_are_held_to_their_pieces(name):
         replayed = rectify(copy)
     torch.testing.assert_close(replayed, plain)
     torch.testing.assert_close(torch.autograd.grad(replayed.sum(), x)[0], slope)
-    if "in place" in name or name == "relu_":
+    if "in place" in name or name.endswith("relu_"):
         assert torch.equal(copy, replayed)
     with ReplayHeld(noted.notes), torch.no_grad():
         moved = rectify(x + 20)  # beyond every kink of most units
+    if "elu" in name and "relu" not in name:
+        torch.testing.assert_close(moved[x > 0], (plain + 20 * slope)[x > 0])  # the others bend
+        return
     curved = slope.new_zeros(()) if "swish" not in name else 400 / 6 * ((x > -3) & (x < 3))
     torch.testing.assert_close(moved, plain + 20 * slope + curved)
 
@@ -256,6 +263,11 @@ def test_losses_that_are_written_out_are_pytorchs(loss, reduction):
         found = loss(reduction=reduction)(*given)
     assert noted.notes and noted.refusal is None
     torch.testing.assert_close(found, wanted)
+    with ReplayHeld(noted.notes):
+        replayed = loss(reduction=reduction)(*given)
+    inputs = [t for t in given if t.requires_grad]
+    slopes = [torch.autograd.grad(value.sum(), inputs, retain_graph=True) for value in (wanted, found, replayed)]
+    torch.testing.assert_close(slopes[1:], [slopes[0]] * 2)
 
 
 def test_steps_stay_where_they_were():
@@ -267,7 +279,42 @@ def test_steps_stay_where_they_were():
     with NoteHeld(torch.float64) as noted:
         plain = steps(x)
     with ReplayHeld(noted.notes):
-        assert torch.equal(steps(x + 5), plain)
+        assert torch.equal(steps(x + 5), plain) and steps(x + 5).requires_grad
+    with NoteHeld(torch.float64) as noted:
+        plain = x.clone().round_()
+    with ReplayHeld(noted.notes):
+        assert torch.equal((x + 5).round_(), plain)
+
+
+class Quantised(PlainNet):
+    """Between learned bounds, in steps: units lie on a bound, and stay there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Parameter(torch.tensor(-1.0)), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        def stepped(x):
+            return x + (x.round() - x).detach()
+
+        a = stepped(4 * self.first[0](x)).clamp(min=stepped(self.low), max=stepped(self.high))
+        b = self.second(F.max_pool2d(a, 2))
+        return self.fc(b.mean((2, 3))), [a, b]
+
+
+def test_units_on_a_learned_bound():
+    problem = make_problem(Quantised, warm=False)
+    wanted = hypergradient(*problem)
+    assert_close(hypergradient(*problem, method="finite_difference"), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_constants_are_left_alone(layout):
+    matrix = torch.eye(3, dtype=torch.float64).to_sparse(layout=layout)
+    x = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+    with NoteHeld(torch.float64) as noted:
+        assert (torch.abs(matrix) @ x).sum().item() == 3
+    assert not any(function is torch.abs for function, _ in noted.notes)
 
 
 def test_arguments_that_are_no_kink_s_are_left_alone():
@@ -282,7 +329,7 @@ def test_arguments_that_are_no_kink_s_are_left_alone():
     assert noted.refusal is None
 
 
-@pytest.mark.parametrize("name", [n for n in RECTIFIERS if n != "clamp by tensors"])
+@pytest.mark.parametrize("name", RECTIFIERS)
 def test_rectifiers_on_a_kink_are_as_autograd_has_them(name):
     rectify = RECTIFIERS[name]
     x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0, 3.0, 6.0], dtype=torch.float64).expand(2, 2, 8).clone()
