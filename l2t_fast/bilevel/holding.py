@@ -20,145 +20,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from l2t_fast.bilevel.kinks import EXACTLY_PIECES, LARGER, RECTIFIERS, STEPS, WRITTEN_OUT
 from l2t_fast.bilevel.second_order import small
 from l2t_fast.ops import is_transformed
 
-Pieces = tuple[Sequence[Callable[[Tensor], Tensor]], Sequence[Callable[[Tensor], Tensor] | None]]
-"""What is beyond each kink of a function, in rising order, and what the function is before, between and after them.
-
-None in the first place is 0. On a kink itself it is as autograd has it.
-"""
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _at(value: float | Tensor) -> Callable[[Tensor], Tensor]:
-    """A piece that has one value."""
-    return lambda x: torch.zeros_like(x) + value
-
-
-def _positive(x: Tensor) -> Tensor:
-    return x > 0
-
-
-def _relu(input: Tensor, inplace: bool = False) -> Pieces:
-    return [_positive], [None, _same]
-
-
-def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Pieces:
-    return [_positive], [lambda x: x * negative_slope, _same]
-
-
-def _prelu(input: Tensor, weight: Tensor) -> Pieces:
-    slope = weight.reshape(-1, *[1] * (input.dim() - 2)) if input.dim() > 1 else weight
-    return [_positive], [lambda x: x * slope, _same]
-
-
-def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Pieces:
-    beyond = [lambda x: x > min_val, lambda x: x >= max_val]
-    return beyond, [_at(min_val), _same, _at(max_val)]
-
-
-def _relu6(input: Tensor, inplace: bool = False) -> Pieces:
-    return _hardtanh(input, 0.0, 6.0)
-
-
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Pieces:
-    return [lambda x: x > -3, lambda x: x >= 3], [None, lambda x: x / 6 + 0.5, _at(1)]
-
-
-def _hardswish(input: Tensor, inplace: bool = False) -> Pieces:
-    return [lambda x: x > -3, lambda x: x >= 3], [None, lambda x: x * (x / 6 + 0.5), _same]
-
-
-def _abs(input: Tensor) -> Pieces:
-    return [lambda x: x >= 0, _positive], [torch.neg, _at(0), _same]
-
-
-def _clamp(input: Tensor, min: float | Tensor | None = None, max: float | Tensor | None = None) -> Pieces | None:
-    if isinstance(min, Tensor) or isinstance(max, Tensor):  # see _bounded
-        return None
-    if min is not None and max is not None and min > max:  # the upper one counts
-        min = max
-    below = [] if min is None else [_at(min)]
-    above = [] if max is None else [_at(max)]
-    beyond = [lambda x: x > min, lambda x: x >= max]
-    return beyond[1 - len(below) : 1 + len(above)], [*below, _same, *above]
-
-
-def _clamp_min(input: Tensor, min: float | Tensor) -> Pieces | None:
-    return _clamp(input, min=min)
-
-
-def _clamp_max(input: Tensor, max: float | Tensor) -> Pieces | None:
-    return _clamp(input, max=max)
-
-
-def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Pieces:
-    return [lambda x: x > threshold], [_at(value), _same]
-
-
-def _hardshrink(input: Tensor, lambd: float = 0.5) -> Pieces:
-    return [lambda x: x >= -lambd, lambda x: x > lambd], [_same, _at(0), _same]
-
-
-def _softshrink(input: Tensor, lambd: float = 0.5) -> Pieces:
-    return [lambda x: x >= -lambd, lambda x: x > lambd], [lambda x: x + lambd, _at(0), lambda x: x - lambd]
-
-
-def _elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Pieces:
-    # Up to 1, of which none is in sight: what overflows there would make NaN of its gradient of 0.
-    return [_positive], [lambda x: alpha * torch.expm1(x.clamp(max=1)), _same]
-
-
-def _selu(input: Tensor, inplace: bool = False) -> Pieces:
-    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946  # as PyTorch has them
-    return [_positive], [lambda x: scale * alpha * torch.expm1(x.clamp(max=1)), lambda x: scale * x]
-
-
-def _rrelu(
-    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
-) -> Pieces | None:
-    return None if training else _leaky_relu(input, (lower + upper) / 2)
-
-
-def _all_named(*names: str) -> list[Callable]:
-    """Functions and methods of these names, with and without a _ behind them."""
-    every = [name + end for name in names for end in ("", "_")]
-    return [getattr(kind, name) for name in every for kind in (torch, Tensor, F) if hasattr(kind, name)]
-
-
-#: By the function that a target calls, its pieces for the arguments of a call, or None.
-_RECTIFIERS: dict[Callable, Callable[..., Pieces | None]] = {
-    **dict.fromkeys(_all_named("relu"), _relu),
-    **dict.fromkeys(_all_named("leaky_relu"), _leaky_relu),
-    **dict.fromkeys(_all_named("prelu"), _prelu),
-    **dict.fromkeys(_all_named("rrelu"), _rrelu),
-    **dict.fromkeys(_all_named("hardtanh"), _hardtanh),
-    **dict.fromkeys(_all_named("selu"), _selu),
-    **dict.fromkeys(_all_named("abs", "absolute"), _abs),
-    **dict.fromkeys(_all_named("clamp", "clip"), _clamp),
-    **dict.fromkeys(_all_named("clamp_min"), _clamp_min),
-    **dict.fromkeys(_all_named("clamp_max"), _clamp_max),
-    **dict.fromkeys(_all_named("threshold"), _threshold),
-    **dict.fromkeys(_all_named("hardshrink"), _hardshrink),
-    F.elu: _elu,
-    F.relu6: _relu6,
-    F.hardsigmoid: _hardsigmoid,
-    F.hardswish: _hardswish,
-    F.softshrink: _softshrink,
-}
-#: Whose kernels have their pieces' bits; those of others may round otherwise.
-_EXACTLY_PIECES = (_relu, _abs, _clamp, _clamp_min, _clamp_max, _threshold, _hardshrink)
-#: Of two tensors, whether it is the larger one; with another second argument they are another function.
-_LARGER = {
-    **dict.fromkeys((torch.maximum, Tensor.maximum, torch.max, Tensor.max), True),
-    **dict.fromkeys((torch.minimum, Tensor.minimum, torch.min, Tensor.min), False),
-}
-#: Constant but for jumps; autograd gives what they return a graph all the same.
-_STEPS = set(_all_named("sign", "round", "floor", "ceil", "trunc", "fix"))
 #: What writes running statistics, its second and third argument, out of autograd's sight.
 _NORMALISATIONS = (F.batch_norm, F.instance_norm)
 _SET_DATA = Tensor.data.__set__
@@ -176,54 +41,6 @@ SET_GRAD_ENABLED = torch._C._set_grad_enabled
 
 Arguments = Sequence[Any]
 Named = Mapping[str, Any]
-
-
-def _l1_loss(input: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
-    return _reduced((input - target).abs(), reduction)
-
-
-def _margin_ranking_loss(
-    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0, *, reduction: str = "mean"
-) -> Tensor:
-    return _reduced((margin - target * (input1 - input2)).clamp_min(0), reduction)
-
-
-def _hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, *, reduction: str = "mean") -> Tensor:
-    other = torch.where(target != 1, (margin - input).clamp_min(0), 0)
-    return _reduced(torch.where(target != -1, input, 0) + other, reduction)
-
-
-def _reduced(losses: Tensor, reduction: str) -> Tensor:
-    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
-
-
-def _bounded(input: Tensor, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Tensor | None:
-    if not (isinstance(min, Tensor) or isinstance(max, Tensor)):
-        return None
-    if min is not None:
-        input = torch.maximum(input, min) if isinstance(min, Tensor) else input.clamp(min=min)
-    if max is not None:
-        input = torch.minimum(input, max) if isinstance(max, Tensor) else input.clamp(max=max)
-    return input
-
-
-def _bounded_below(input: Tensor, min: Tensor | float) -> Tensor | None:
-    return _bounded(input, min=min)
-
-
-def _bounded_above(input: Tensor, max: Tensor | float) -> Tensor | None:
-    return _bounded(input, max=max)
-
-
-#: Functions that are made of those above, and what they are for the arguments of a call, or None.
-_WRITTEN_OUT = {
-    F.l1_loss: _l1_loss,
-    F.margin_ranking_loss: _margin_ranking_loss,
-    F.hinge_embedding_loss: _hinge_embedding_loss,
-    **dict.fromkeys((torch.clamp, Tensor.clamp, torch.clip, Tensor.clip), _bounded),
-    **dict.fromkeys((torch.clamp_min, Tensor.clamp_min), _bounded_below),
-    **dict.fromkeys((torch.clamp_max, Tensor.clamp_max), _bounded_above),
-}
 
 
 class Note(Protocol):
@@ -247,8 +64,8 @@ class _Counting(TorchFunctionMode):
         return function, self._calls[function]
 
     def _written_out(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor | None:
-        """The result of a loss as that of the functions it is made of, each a call of its own; else None."""
-        if (parts := _WRITTEN_OUT.get(function)) is None:
+        """The result of a function as that of those it is made of, each a call of its own; None if there are none."""
+        if (parts := WRITTEN_OUT.get(function)) is None:
             return None
         given = {name: value for name, value in kwargs.items() if value is not None}
         try:
@@ -304,12 +121,12 @@ class NoteHeld(_Counting):
             result, indices = _POOLING[function](*args, **kwargs)
             note = _Largest(indices, _input(args, kwargs).shape[2:].numel())
         else:
-            if function in _RECTIFIERS and "out" not in kwargs and _moves(_input(args, kwargs)):
-                pieces = _RECTIFIERS[function](*args, **kwargs)
+            if function in RECTIFIERS and "out" not in kwargs and _moves(_input(args, kwargs)):
+                pieces = RECTIFIERS[function](*args, **kwargs)
                 note = None if pieces is None else _Sides(_input(args, kwargs).detach(), pieces[0])
-            elif function in _LARGER and with_derivative and _second(args, kwargs) is not None:
-                note = _Larger(_input(args, kwargs), _second(args, kwargs), _LARGER[function])
-            by_pieces = isinstance(note, _Sides) and _RECTIFIERS[function] not in _EXACTLY_PIECES
+            elif function in LARGER and with_derivative and _second(args, kwargs) is not None:
+                note = _Larger(_input(args, kwargs), _second(args, kwargs), LARGER[function])
+            by_pieces = isinstance(note, _Sides) and RECTIFIERS[function] not in EXACTLY_PIECES
             result = note.replay(function, args, kwargs) if by_pieces else function(*args, **kwargs)
         written = [t for t, v in zip((*given, *self._aliases), versions, strict=True) if _version(t) != v]
         replaced = function == _SET_DATA and given[0].requires_grad
@@ -319,7 +136,7 @@ class NoteHeld(_Counting):
         if coarser:
             self.refusal = f"computes in {coarser[0]} with parameters in {self._dtype}"
         if self._lacks_derivative(function, result, with_derivative):
-            note = _Level(result) if function in _STEPS else _Constant(result)
+            note = _Level(result) if function in STEPS else _Constant(result)
             self._aliases += [t for t in _tensors([result]) if any(_aliases(t, g) for g in given)]
         if function in _NORMALISATIONS:
             running = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
@@ -358,7 +175,7 @@ class NoteHeld(_Counting):
 
     def _lacks_derivative(self, function: Callable, result: Any, with_derivative: bool) -> bool:
         found = list(_tensors([result]))
-        if any((t.requires_grad and function not in _STEPS) or is_transformed(t) for t in found):
+        if any((t.requires_grad and function not in STEPS) or is_transformed(t) for t in found):
             return False
         if not (found or isinstance(result, float) or function is Tensor.tolist):
             return False
@@ -390,7 +207,7 @@ class _Sides:
         self._beyond = [beyond(x) for beyond in kinks]
 
     def replay(self, function: Callable, args: Arguments, kwargs: Named) -> Tensor:
-        x, pieces = _input(args, kwargs), _RECTIFIERS[function]
+        x, pieces = _input(args, kwargs), RECTIFIERS[function]
         asked = inspect.signature(pieces).bind(*args, **kwargs).arguments.get("inplace", False)
         in_place = asked or function.__name__.endswith("_")
         before = x.clone() if in_place else x
