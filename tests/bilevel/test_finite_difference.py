@@ -308,6 +308,7 @@ def test_units_on_a_learned_bound():
     assert_close(hypergradient(*problem, method="finite_difference"), wanted, 1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
 def test_sparse_constants_are_left_alone(layout):
     matrix = torch.eye(3, dtype=torch.float64).to_sparse(layout=layout)
