@@ -5,9 +5,13 @@
 #include <c10/core/impl/alloc_cpu.h>
 
 #if __has_include(<sys/mman.h>)
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
+
+#if __has_include(<pthread.h>)
+#include <pthread.h>
+#define L2T_FAST_FORKS
 #endif
 
 #include <algorithm>
@@ -50,7 +54,7 @@ class Pool final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
   Pool() {
-#ifdef MADV_HUGEPAGE
+#ifdef L2T_FAST_FORKS
     // A child that is forked while another thread is in here would wait for that thread, which it does not have.
     const auto unlock = [] { instance().mutex_.unlock(); };
     pthread_atfork([] { instance().mutex_.lock(); }, unlock, unlock);

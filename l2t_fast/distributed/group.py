@@ -261,18 +261,18 @@ class Part:
 
     def shares(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """This rank's shares of loss terms, each a mean over :attr:`matched`, or the same number on every rank."""
-        return {name: self._share(term, self.matched) for name, term in terms.items()}
+        return {name: _weighed(term, self.matched_share) for name, term in terms.items()}
 
     def share_of(self, mean: Tensor) -> Tensor:
         """This rank's share of a mean over the joined images, of which ``mean`` is that over its own."""
-        return self._share(mean, self.images)
+        return _weighed(mean, self.share)
 
-    def _share(self, mean: Tensor, images: int) -> Tensor:
-        if images == self.joined:
-            return mean
-        # A mean over no image is NaN, but it stays in the graph: backward passes are the same on all ranks.
-        none = images == 0 and isinstance(mean, Tensor)
-        return (mean * 0).nan_to_num() if none else mean * (images / self.joined)
+
+def _weighed(mean: Tensor, share: float) -> Tensor:
+    if share == 1:
+        return mean
+    # A mean over no image is NaN, but it stays in the graph: backward passes are the same on all ranks.
+    return (mean * 0).nan_to_num() if share == 0 and isinstance(mean, Tensor) else mean * share
 
 
 def checksums(tensors: Iterable[Tensor]) -> Tensor:
