@@ -17,7 +17,7 @@ from l2t_fast.report.statistics import summarise
 from l2t_fast.report.style import method_label
 from l2t_fast.report.verdict import MethodResult
 
-SETTINGS = {"batch_size": "32", "lr": "0.02", "beta": "0.5", "meta_lr": "0.0001"}
+SETTINGS = {"batch_size": "32", "lr": "0.02", "beta": "0.5", "meta_lr": "0.0001", "lambda_start": "random"}
 """Of the rows that are drawn, beside 750 updates and more."""
 SCHEMES = {"1": "-single", "3": "-one-to-one", "15": "-all-to-all"}
 """Number of pairs -> what FM is called in a comparison."""

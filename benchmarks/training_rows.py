@@ -68,6 +68,7 @@ def training_row(
         "beta": training.beta,
         "lookahead_steps": training.lookahead_steps,
         "meta_lr": training.meta_lr,
+        "lambda_start": training.lambda_start,
         "seed": training.seed,
         "best_epoch": result["best_epoch"],
         "validation_accuracy": result["validation_accuracy"],

@@ -28,6 +28,9 @@ from l2t_fast.text import printable
 #: What `precision` may name: dtypes of PyTorch.
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+#: How the pair weights may begin.
+LAMBDA_STARTS = ("random", "even")
+
 MOST_EPOCHS = 1_000_000
 #: Of a rate or a weight: float32 holds it, and what an optimizer or a kernel makes of it before a loss shows it.
 LARGEST_FACTOR = 1e30
@@ -144,6 +147,8 @@ class TransferOptions:
             for checking)
         keep_graphs: the exact hypergradient keeps the graphs of all look-ahead steps: a tenth less arithmetic, more
             memory
+        lambda_start: random (the paper's: g's weights are drawn, so that lambda begins anywhere from 0 to 6) | even (they
+            begin at 0, and lambda at 1 for all pairs and images), of l2t-ww
         epochs: passes over the training images
         lr: learning rate of the target at the start; it falls to 0 along a half cosine, once an epoch
         momentum: momentum of the target's SGD
@@ -182,6 +187,7 @@ class TransferOptions:
     lookahead_steps: int = 2
     hypergradient: str = "exact"
     keep_graphs: bool = False
+    lambda_start: str = "random"
     epochs: int = 200
     lr: float = 0.1
     momentum: float = 0.9
@@ -234,6 +240,7 @@ class TransferOptions:
             raise L2TFastError(f"source_memory is {self.source_memory}, it must be a number of GiB above 0, or null")
         choices = (
             ("hypergradient", HYPERGRADIENTS),
+            ("lambda_start", LAMBDA_STARTS),
             ("precision", PRECISIONS),
             ("backend", BACKENDS),
             ("source_plan", ("auto", *PLANS)),

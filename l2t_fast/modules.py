@@ -205,6 +205,9 @@ class LossWeightNetwork(_PairLayers):
             authors' class has "relu" where none is named, and their script names one.
         init: what the biases start at; None leaves PyTorch's default, and is the authors'. "const" has none and starts
             at lambda = ln 2.
+        even: the weights start at 0, and lambda with them at the activation of ``init``, alike for all pairs and
+            images. Otherwise they are PyTorch's random ones, as the authors', and so is the order that pairs start in;
+            a pair whose lambda is 0 for all images is one that ReLU6 lets nothing be learned of.
 
     Raises:
         ValueError: an unknown ``weight_type``, or a pair whose source has no channel count.
@@ -212,7 +215,13 @@ class LossWeightNetwork(_PairLayers):
     """
 
     def __init__(
-        self, source_channels: Sequence[int], pairs: Pairs, weight_type: str = "relu6", init: float | None = 1.0
+        self,
+        source_channels: Sequence[int],
+        pairs: Pairs,
+        weight_type: str = "relu6",
+        init: float | None = 1.0,
+        *,
+        even: bool = False,
     ) -> None:
         pairs = _checked_pairs(pairs, source=source_channels)
         known = ["const", *_PAIR_ACTIVATIONS]
@@ -230,6 +239,8 @@ class LossWeightNetwork(_PairLayers):
             layer = nn.Linear(source_channels[m], 1)
             if init is not None:
                 nn.init.constant_(layer.bias, init)
+            if even:
+                nn.init.zeros_(layer.weight)
             self.append(layer)
 
     def forward(self, source_features: Sequence[Tensor]) -> list[Tensor]:
@@ -250,7 +261,7 @@ class MetaNetworks(nn.Module):
         source_channels: C_m of every source map, by its index.
         pairs: per pair (source index, target index).
         pair_weights: False learns *what* alone (the paper's L2T-w).
-        weight_type, init: those of :class:`LossWeightNetwork`.
+        weight_type, init, even: those of :class:`LossWeightNetwork`.
     """
 
     def __init__(
@@ -261,11 +272,14 @@ class MetaNetworks(nn.Module):
         pair_weights: bool = True,
         weight_type: str = "relu6",
         init: float | None = 1.0,
+        even: bool = False,
     ) -> None:
         super().__init__()
         self.weight_network = WeightNetwork(source_channels, pairs)
         self.loss_weight_network = (
-            LossWeightNetwork(source_channels, self.weight_network.pairs, weight_type, init) if pair_weights else None
+            LossWeightNetwork(source_channels, self.weight_network.pairs, weight_type, init, even=even)
+            if pair_weights
+            else None
         )
 
     def forward(self, source_features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor] | None]:

@@ -190,6 +190,7 @@ def test_a_written_configuration_reads_back(tmp_path, config):
         ({"momentum": 1.0}, "momentum is 1.0, it must be at least 0 and below 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
         ({"hypergradient": "exakt"}, "hypergradient is 'exakt', it must be one of exact, "),
+        ({"lambda_start": "zero"}, "lambda_start is 'zero', it must be one of random, even"),
         ({"backend": "gpu"}, "backend is 'gpu', it must be one of auto, "),
         ({"pretrain": PretrainConfig(epochs=-1)}, "pretrain.epochs is -1"),
         ({"out": ""}, "out is empty, it must be a folder"),

@@ -115,6 +115,18 @@ def test_pair_weights_begin_with_a_bias_of_one():
     assert all(torch.equal(layer.bias, torch.ones(1)) for layer in LossWeightNetwork(SOURCE, PAIRS))
 
 
+def test_even_pair_weights_begin_alike_and_learn():
+    torch.manual_seed(0)
+    sources, _ = features()
+    meta = MetaNetworks(SOURCE, PAIRS, even=True)
+    lambdas = meta(sources)[1]
+    assert all(torch.equal(found, torch.ones(len(sources[0]), 1)) for found in lambdas)
+    sum(found.square().sum() for found in lambdas).backward()
+    assert all(layer.weight.grad.abs().min() > 0 and layer.bias.grad > 0 for layer in meta.loss_weight_network)
+    uneven = torch.cat(MetaNetworks(SOURCE, PAIRS)(sources)[1])
+    assert uneven.std() > 0.1  # as the authors' begin
+
+
 def test_constant_pair_weights():
     network = LossWeightNetwork(SOURCE, PAIRS, "const")
     nn.init.constant_(network.weights, 0.1)

@@ -70,6 +70,7 @@ def conditions_of(comparison: Comparison) -> Conditions:
                 config("lookahead_steps", "T = "),
                 config("hypergradient", "hypergradient "),
                 config("meta_lr", "meta lr "),
+                config("lambda_start", "λ starts ") if "l2t-ww" in shown else "",
                 config("lwf_weight", "LwF weight ") if shown & {"lwf", "lwf-at"} else "",
                 config("at_weight", "AT weight ") if shown & {"at", "lwf-at"} else "",
             ),

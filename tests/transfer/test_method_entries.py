@@ -43,6 +43,7 @@ def test_options_of_their_own():
         ("scratch@beta=2", "but scratch does not use beta"),
         ("at@lwf_weight=2", "but at does not use lwf_weight"),
         ("fm@meta_lr=1e-3", "but fm does not use meta_lr"),
+        ("l2t-w@lambda_start=even", "but l2t-w does not use lambda_start"),
         ("scratch@hypergradient=exact", "but scratch does not use hypergradient"),
         ("fm@beta=x", "methods has 'fm@beta=x': beta is 'x', it must be a number"),
         ("fm@beta=-1", "methods has 'fm@beta=-1': beta is -1.0, it must be a number of at least 0"),

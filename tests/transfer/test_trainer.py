@@ -104,6 +104,14 @@ def test_a_run_leaves_its_folder(make_config, quiet, method):
     assert "digits: 3 classes, 1x8x8; 36 training images (12 a class), " in log and "finished" in log
 
 
+def test_lambda_begins_even_where_that_is_asked_for(make_config, quiet):
+    config = make_config(method="l2t-ww", epochs=1, lambda_start="even", meta_lr=1e-2)
+    run(config, progress=quiet)
+    weights = rows(Path(config.out) / "pair_weights.csv")
+    assert [(float(row["mean"]), float(row["std"])) for row in weights if row["epoch"] == "0"] == [(1.0, 0.0)] * 9
+    assert all(float(row["mean"]) != 1.0 and float(row["std"]) > 0 for row in weights if row["epoch"] == "1")
+
+
 def test_pairs_that_cannot_learn_are_named(make_config, quiet):
     config = make_config(method="l2t-ww", epochs=1)
     trainer = Trainer(config, quiet)

@@ -10,6 +10,7 @@ class L2TWW(LearnedMatching):
     """The paper's L2T-ww: channel weights and pair weights are both learned."""
 
     name = "l2t-ww"
+    own_options = (*LearnedMatching.own_options, "lambda_start")
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, pair_weights=True)

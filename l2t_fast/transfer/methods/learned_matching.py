@@ -38,7 +38,8 @@ class LearnedMatching(FeatureMatchingMethod):
         self.keep_graphs = options.keep_graphs
         self.accumulation = options.accumulation
         self.capturable = options.cuda_graph
-        self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights)
+        even = options.lambda_start == "even"
+        self.meta = MetaNetworks(setup.source.feature_channels, setup.pairs, pair_weights=pair_weights, even=even)
         self._adam = {
             "lr": options.meta_lr,
             "weight_decay": options.meta_weight_decay,
