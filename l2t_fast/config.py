@@ -147,8 +147,8 @@ class TransferOptions:
             for checking)
         keep_graphs: the exact hypergradient keeps the graphs of all look-ahead steps: a tenth less arithmetic, more
             memory
-        lambda_start: random (the paper's: g's weights are drawn, so that lambda begins anywhere from 0 to 6) | even (they
-            begin at 0, and lambda at 1 for all pairs and images), of l2t-ww
+        lambda_start: of l2t-ww: random (the paper's: g's weights are drawn, so that lambda begins anywhere from 0 to 6) |
+            even (they begin at 0, and lambda at 1 for all pairs and images)
         epochs: passes over the training images
         lr: learning rate of the target at the start; it falls to 0 along a half cosine, once an epoch
         momentum: momentum of the target's SGD

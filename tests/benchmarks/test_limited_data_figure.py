@@ -19,8 +19,7 @@ def test_takes_results_at_the_paper_weight_of_full_length_only():
     assert figure.is_drawn(row())
     others = {"beta": 2.0, "updates": 160, "seed": 7, "lr": 0.005, "batch_size": 128, "meta_lr": 1e-3}
     for name, value in (others | {"lambda_start": "even"}).items():
-        other = {name: value}
-        assert not figure.is_drawn(row(**other))
+        assert not figure.is_drawn(row(**{name: value})), name
 
 
 def test_means_over_shared_seeds_of_methods_with_two_numbers_of_images():
