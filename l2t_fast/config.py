@@ -147,7 +147,7 @@ class TransferOptions:
             for checking)
         keep_graphs: the exact hypergradient keeps the graphs of all look-ahead steps: a tenth less arithmetic, more
             memory
-        lambda_start: of l2t-ww: random (the paper's: g's weights are drawn, so that lambda begins anywhere from 0 to 6) |
+        lambda_start: of l2t-ww: random (the paper's: g's weights are drawn, and lambda begins anywhere from 0 to 6) |
             even (they begin at 0, and lambda at 1 for all pairs and images)
         epochs: passes over the training images
         lr: learning rate of the target at the start; it falls to 0 along a half cosine, once an epoch
