@@ -25,8 +25,9 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
+from l2t_fast.bilevel.gradients import gradients
 from l2t_fast.bilevel.holding import HOOKS, SET_GRAD_ENABLED
-from l2t_fast.bilevel.problem import BilevelProblem, gradients
+from l2t_fast.bilevel.problem import BilevelProblem
 from l2t_fast.bilevel.second_order import CheapSecondDerivatives
 from l2t_fast.bilevel.transposition import HeadWeights, Step, edges, flat, pull_back_onto_
 from l2t_fast.ops import own_dual_level

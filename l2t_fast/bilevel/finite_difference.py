@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from l2t_fast.bilevel.gradients import gradients
 from l2t_fast.bilevel.holding import NoteHeld, ReplayHeld
-from l2t_fast.bilevel.problem import BilevelProblem, gradients
+from l2t_fast.bilevel.problem import BilevelProblem
 from l2t_fast.bilevel.transposition import HeadWeights, Step, flat
 
 # In square roots of the rounding unit, measured: docs/tuning_step.md. The error by rounding falls with epsilon, that by

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from l2t_fast.bilevel.problem import BilevelProblem, check_teaches, cut_weights, gradients
+from l2t_fast.bilevel.gradients import gradients
+from l2t_fast.bilevel.problem import BilevelProblem, check_teaches, cut_weights
 from l2t_fast.bilevel.second_order import RightSecondDerivatives
 
 

@@ -1,27 +1,21 @@
 """One batch's bilevel problem as pure functions of theta: what every hypergradient method works on."""
 
-import contextlib
 import functools
 import inspect
 import numbers
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import CheckpointFunction
 
+from l2t_fast.bilevel.calling import by_name, call, differentiable_twice, names_of
 from l2t_fast.bilevel.lookahead import RandomState, SGDSettings
 from l2t_fast.distributed.batch_norm import ranks_of_statistics, unsynchronized
 from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
 from l2t_fast.functional import UNORDERED, checked_number
-from l2t_fast.interrupts import let_interrupt
 
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
@@ -77,12 +71,12 @@ class BilevelProblem:
         if not isinstance(beta, numbers.Real):
             raise TypeError(f"beta must be one number, the weight of the matching loss, not {type(beta).__name__}")
         self._target, self._matching = target, matching
-        self._target_buffers, self._matching_buffers = _by_name(target, "buffers"), _by_name(matching, "buffers")
+        self._target_buffers, self._matching_buffers = by_name(target, "buffers"), by_name(matching, "buffers")
         self._source_features = [s.detach() for s in source_features]
         self._x, self._y, self._beta = x, y, checked_number("beta", beta) * part.matched_share
         # What torch.compile has made of a function tells neither what it calls nor a second derivative.
         self._criterion = getattr(criterion, "_torchdynamo_orig_callable", criterion)
-        self._criterion_buffers = _by_name(criterion, "buffers") if is_module(criterion) else {}
+        self._criterion_buffers = by_name(criterion, "buffers") if is_module(criterion) else {}
         self.teaches = True  # whether the task's loss had a derivative by the logits, the last time it was made
         self._part = part
         alone = unsynchronized(target) if part.group.size > 1 else None
@@ -101,7 +95,7 @@ class BilevelProblem:
         self._autocast_dtype = torch.get_autocast_dtype(self._device)
         self._autocast = autocast and torch.is_autocast_enabled(self._device)
 
-        target_names, matching_names = _names(target), _names(matching)
+        target_names, matching_names = names_of(target), names_of(matching)
         self.theta: Theta = []
         self.buffers: list[Tensor | None] = []
         self.settings: list[SGDSettings] = []
@@ -163,7 +157,7 @@ class BilevelProblem:
         """(logits, features) of the target network with the parameters theta, in its own training or eval mode."""
         parameters = {name: theta[slot] for slot, names in self._target_slots for name in names}
         with self.autocast():
-            found, self._target_buffers = _call(self._target, parameters, self._target_buffers, (self._x,))
+            found, self._target_buffers = call(self._target, parameters, self._target_buffers, (self._x,))
         logits, features = _pair(found, "target", "(logits, features)")
         if not isinstance(logits, Tensor) or not _many(features):
             raise TypeError(
@@ -184,7 +178,7 @@ class BilevelProblem:
     def head_weights(self, meta: nn.Module, source_features: Sequence[Tensor]) -> HeadWeights:
         """The meta networks' channel and pair weights of source maps, of several pieces too."""
         with self.autocast():
-            found = _call(meta, {}, _by_name(meta, "buffers"), (source_features,))[0]
+            found = call(meta, {}, by_name(meta, "buffers"), (source_features,))[0]
             weights = _pair(found, "meta", "(channel_weights, pair_weights)")
             if not all(w is None or _many(w) for w in weights):
                 raise TypeError(
@@ -210,9 +204,9 @@ class BilevelProblem:
         if len(self._x) == 0:  # of which there is no mean
             return (logits * 0).sum()
         if is_module(self._criterion):
-            loss, self._criterion_buffers = _call(self._criterion, {}, self._criterion_buffers, (logits, self._y))
+            loss, self._criterion_buffers = call(self._criterion, {}, self._criterion_buffers, (logits, self._y))
         else:
-            with _differentiable_twice():
+            with differentiable_twice():
                 loss = self._criterion(logits, self._y)
         _check_loss(loss)
         self.teaches = loss.requires_grad or not logits.requires_grad
@@ -295,7 +289,7 @@ class BilevelProblem:
         slots = zip(self._matching_slots, matching_parameters, strict=True)
         parameters = {name: parameter for (_, names), parameter in slots for name in names}
         arguments = (self._source_features, features, channel_weights, self._beta_argument(), pair_weights)
-        loss = _call(self._matching, parameters, self._matching_buffers, arguments)[0]
+        loss = call(self._matching, parameters, self._matching_buffers, arguments)[0]
         if not isinstance(loss, Tensor):
             raise TypeError(f"matching must return the loss, a tensor, not a {type(loss).__name__}")
         return loss
@@ -422,111 +416,6 @@ def _many(found: Any) -> bool:
     return isinstance(found, Iterable) and not isinstance(found, (Tensor, *UNORDERED))
 
 
-def _call(
-    module: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor | None], arguments: tuple
-) -> tuple[Any, dict[str, Tensor | None]]:
-    """A call with other parameters, and with copies of buffers: its result, and what became of the copies."""
-    copies: dict[int, Tensor | None] = {}  # of a buffer with several names one
-    for buffer in buffers.values():
-        if id(buffer) not in copies:
-            copies[id(buffer)] = None if buffer is None else buffer.clone()
-    state = {**{name: copies[id(buffer)] for name, buffer in buffers.items()}, **parameters}
-    with _differentiable_twice(), _uncompiled(module):
-        # All names are given. Tying them itself, functional_call breaks a module that is registered twice.
-        result = functional_call(module, state, arguments, tie_weights=False)
-    let_interrupt()
-    after = {id(t): None if t is None else t.detach() for t in (state[name] for name in buffers)}
-    return result, {name: after[id(state[name])] for name in buffers}
-
-
-def _by_name(module: nn.Module, kind: str) -> dict[str, Tensor | None]:
-    """All parameters or buffers under all their names, but a module that is registered twice under one.
-
-    None is a buffer that a forward pass may yet make.
-    """
-    return {
-        f"{prefix}.{name}" if prefix else name: tensor
-        for prefix, child in module.named_modules()
-        for name, tensor in getattr(child, f"_{kind}").items()
-    }
-
-
-def _names(module: nn.Module) -> dict[int, list[str]]:
-    """The names of each parameter, by its id."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in _by_name(module, "parameters").items():
-        names.setdefault(id(parameter), []).append(name)
-    return names
-
-
-@contextlib.contextmanager
-def _uncompiled(module: nn.Module) -> Iterator[None]:
-    """Run what `torch.compile` was given: what it made is not differentiated twice, and does not tell what it calls."""
-    calls = {}
-    for part in module.modules():
-        if "_orig_mod" in part._modules and isinstance(part, torch._dynamo.OptimizedModule):
-            calls[part] = part._orig_mod.__call__
-        elif part._compiled_call_impl is not None:  # by part.compile()
-            calls[part] = None
-    kept = {part: part._compiled_call_impl for part in calls}
-    try:
-        for part, call in calls.items():
-            part._compiled_call_impl = call
-        yield
-    finally:
-        for part, call in kept.items():
-            part._compiled_call_impl = call
-
-
-_NO_CHECKPOINTS = (
-    "hypergradient cannot go through torch.utils.checkpoint, switch it off in the network; accumulation saves memory "
-    "too"
-)
-_enter_hooks = saved_tensors_hooks.__enter__
-_entering = threading.Lock()
-#: The threads that are in a pass, by their identity.
-_in_a_pass: set[int] = set()
-_while_in_a_pass = contextlib.ExitStack()
-
-
-def _enter_unless_checkpoint(hooks: saved_tensors_hooks) -> Any:
-    if type(hooks).__module__ == "torch.utils.checkpoint" and threading.get_ident() in _in_a_pass:
-        raise RuntimeError(_NO_CHECKPOINTS)
-    return _enter_hooks(hooks)
-
-
-def _apply_unless_in_a_pass(*arguments: Any) -> Any:
-    if torch.is_grad_enabled() and threading.get_ident() in _in_a_pass:
-        raise RuntimeError(_NO_CHECKPOINTS)
-    return super(CheckpointFunction, CheckpointFunction).apply(*arguments)
-
-
-@contextlib.contextmanager
-def _differentiable_twice() -> Iterator[None]:
-    """Refuse `torch.utils.checkpoint`, and have attention in its formula: its kernels have no second derivative.
-
-    A checkpoint would run again when the module has its own parameters and buffers back. What it enters belongs to all
-    threads, and so does the choice of kernels, so that the first thread in a pass puts the refusal there and the last
-    one takes it away. With use_reentrant=True there are no hooks, and autograd would leave gradients out.
-    """
-    thread = threading.get_ident()
-    with _entering:
-        if not _in_a_pass:
-            _while_in_a_pass.enter_context(sdpa_kernel(SDPBackend.MATH))
-        _in_a_pass.add(thread)
-        saved_tensors_hooks.__enter__ = _enter_unless_checkpoint
-        CheckpointFunction.apply = _apply_unless_in_a_pass
-    try:
-        yield
-    finally:
-        with _entering:
-            _in_a_pass.discard(thread)
-            if not _in_a_pass:
-                saved_tensors_hooks.__enter__ = _enter_hooks
-                del CheckpointFunction.apply
-                _while_in_a_pass.close()
-
-
 def _put(found: Sequence[Sequence[Tensor] | None], lists: Sequence[list], slots: Sequence[int]) -> None:
     """Put what was found for some slots into lists over all slots; None stands for nothing there."""
     for tensors, whole in zip(found, lists, strict=True):
@@ -543,54 +432,3 @@ def cut_weights(weights: HeadWeights, images: Sequence[int]) -> list[HeadWeights
 
     cuts = [None if w is None else [cut(t) for t in w] for w in weights]
     return [[None if w is None else [t[i] for t in w] for w in cuts] for i in range(len(images))]
-
-
-def gradients(loss: Tensor, inputs: Sequence[Tensor], *, create_graph: bool = False) -> list[Tensor]:
-    """d loss / d inputs, as :func:`pull_back` makes it."""
-    return pull_back([loss], None, inputs, create_graph=create_graph)
-
-
-def pull_back(
-    outputs: Sequence[Tensor],
-    adjoints: Sequence[Tensor] | None,
-    inputs: Sequence[Tensor],
-    *,
-    create_graph: bool = False,
-) -> list[Tensor]:
-    """Vector-Jacobian product, with zeros where no output depends on an input; None for the adjoint of a loss, 1.
-
-    Without ``create_graph`` each has memory of its own, which the caller may overwrite.
-    """
-    reached = [i for i, output in enumerate(outputs) if output.requires_grad]
-    asked = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
-    found: dict[int, Tensor | None] = {}
-    if reached and asked:
-        along = None if adjoints is None else [adjoints[i] for i in reached]
-        leaves = [inputs[i] for i in asked]
-        made = torch.autograd.grad(
-            [outputs[i] for i in reached], leaves, along, create_graph=create_graph, allow_unused=True
-        )
-        found = dict(zip(asked, made, strict=True))
-    present = [torch.zeros_like(tensor) if found.get(i) is None else found[i] for i, tensor in enumerate(inputs)]
-    return present if create_graph else _apart(present, inputs)
-
-
-def _apart(tensors: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Autograd may hand out one tensor for several inputs (those of a sum), or an expanded one: copies of these.
-
-    Copies too of those that lie otherwise than their inputs, about which autograd warns where it adds to them.
-    """
-    seen: set[int] = set()
-    apart = []
-    for tensor, like in zip(tensors, inputs, strict=True):
-        strides, storage = _strides(tensor), tensor.untyped_storage().data_ptr()
-        if 0 in strides or strides != _strides(like) or storage in seen:
-            tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-        seen.add(storage)
-        apart.append(tensor)
-    return apart
-
-
-def _strides(tensor: Tensor) -> list[int]:
-    """Those that say where numbers lie: not those of dimensions of one."""
-    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]

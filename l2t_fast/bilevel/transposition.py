@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from l2t_fast.bilevel.gradients import gradients, pull_back
 from l2t_fast.bilevel.holding import Notes
 from l2t_fast.bilevel.lookahead import RandomState
 from l2t_fast.bilevel.problem import (
@@ -23,8 +24,6 @@ from l2t_fast.bilevel.problem import (
     Theta,
     check_teaches,
     cut_weights,
-    gradients,
-    pull_back,
 )
 from l2t_fast.bilevel.second_order import SmallPooling
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from l2t_fast import FeatureMatching
 from l2t_fast.bilevel import exact, hypergradient
-from l2t_fast.bilevel.problem import pull_back
+from l2t_fast.bilevel.gradients import pull_back
 from tests.bilevel.naive import naive_hypergradient
 from tests.bilevel.test_hypergradient import (
     PAIRS,
