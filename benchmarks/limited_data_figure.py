@@ -2,7 +2,7 @@
 
     python -m benchmarks.limited_data_figure --rows docs/results/cifar10_limited.csv --images docs/images
 
-It draws what the tables of docs/results.md with some 800 updates have, at the paper's weight of the matching term, of
+It draws what the tables of docs/results.md with some 800 updates have, at the papers' weights of what is added, of
 the methods that were run at more than one N: means over the seeds that all of these have at an N.
 """
 
@@ -17,7 +17,15 @@ from l2t_fast.report.statistics import summarise
 from l2t_fast.report.style import method_label
 from l2t_fast.report.verdict import MethodResult
 
-SETTINGS = {"batch_size": "32", "lr": "0.02", "beta": "0.5", "meta_lr": "0.0001", "lambda_start": "random"}
+SETTINGS = {
+    "batch_size": "32",
+    "lr": "0.02",
+    "beta": "0.5",
+    "lwf_weight": "1.0",
+    "at_weight": "1000.0",
+    "meta_lr": "0.0001",
+    "lambda_start": "random",
+}
 """Of the rows that are drawn, beside 750 updates and more."""
 SCHEMES = {"1": "-single", "3": "-one-to-one", "15": "-all-to-all"}
 """Number of pairs -> what FM is called in a comparison."""

@@ -66,6 +66,8 @@ def training_row(
         "updates": int(read_rows(folder.metrics, METRICS)[-1]["step"]),
         "lr": training.lr,
         "beta": training.beta,
+        "lwf_weight": training.lwf_weight,
+        "at_weight": training.at_weight,
         "lookahead_steps": training.lookahead_steps,
         "meta_lr": training.meta_lr,
         "lambda_start": training.lambda_start,

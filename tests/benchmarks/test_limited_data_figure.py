@@ -5,7 +5,8 @@ import csv
 from benchmarks import limited_data_figure as figure
 
 BASE = {
-    **{"batch_size": "32", "lr": "0.02", "beta": "0.5", "meta_lr": "0.0001", "lambda_start": "random"},
+    **{"batch_size": "32", "lr": "0.02", "meta_lr": "0.0001", "lambda_start": "random"},
+    **{"beta": "0.5", "lwf_weight": "1.0", "at_weight": "1000.0"},
     **{"updates": "800", "seed": "0"},
     **{"method": "scratch", "pairs": "0", "per_class": "50", "test_accuracy": "0.4", "validation_accuracy": "0.5"},
 }
@@ -18,7 +19,8 @@ def row(**columns):
 def test_takes_results_at_the_paper_weight_of_full_length_only():
     assert figure.is_drawn(row())
     others = {"beta": 2.0, "updates": 160, "seed": 7, "lr": 0.005, "batch_size": 128, "meta_lr": 1e-3}
-    for name, value in (others | {"lambda_start": "even"}).items():
+    weights = {"lwf_weight": 4.0, "at_weight": 250.0, "lambda_start": "even"}
+    for name, value in (others | weights).items():
         assert not figure.is_drawn(row(**{name: value})), name
 
 
