@@ -1,28 +1,18 @@
-"""``feature_matching_loss``: argument checks, the None cases, and the choice of backend."""
+"""``feature_matching_loss``: the choice of backend, the None cases, and what a backend is given."""
 
-import operator
-import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from numbers import Real
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from l2t_fast import _native
+from l2t_fast.arguments import SINGLE, Arguments, Projection, checked_at_once, checked_one_by_one
 from l2t_fast.coefficients import Sizes, at_once, by_pair, native, native_serves
 from l2t_fast.ops import choose_backend, implementation, inside_dual_level
 
-Projection = tuple[Tensor, Tensor | None]
-
-_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 _TENSORS = {Tensor, nn.Parameter}
-#: What holds things in no order that somebody gave them.
-UNORDERED = (Mapping, Set)
-_BY_NAME = "weights of channels and pairs are the arguments weight and loss_weight (channel_weights and pair_weights)"
-_checked = getattr(_native.extension, "checked", None)  # None without native code
 
 
 def feature_matching_loss(
@@ -76,7 +66,7 @@ def feature_matching_loss(
         RuntimeError: ``backend`` names one that this installation does not have.
     """
     given = (source_features, target_features, projections, pairs, channel_weights, pair_weights, beta)
-    arguments = _checked_at_once(*given) or _checked_one_by_one(*given)
+    arguments = checked_at_once(*given) or checked_one_by_one(*given)
     source_features, target_features = arguments.sources, arguments.targets
     pairs, weights, biases = arguments.pairs, arguments.weights, arguments.biases
 
@@ -108,68 +98,7 @@ def feature_matching_loss(
     return loss(sources, targets, weights, biases, alpha, pairs)
 
 
-class _Arguments(NamedTuple):
-    """Arguments that fit: all maps, and of the others one entry a pair.
-
-    ``uniform``: all tensors have one device and one kind of dtype, and maps that no pair uses fit beside the others.
-    """
-
-    sources: Sequence[Tensor]
-    targets: Sequence[Tensor]
-    pairs: Sequence[tuple[int, int]]
-    weights: Sequence[Tensor]
-    biases: Sequence[Tensor | None]
-    channel_weights: Sequence[Tensor] | None
-    pair_weights: Sequence[Tensor] | None
-    betas: list[float]
-    uniform: bool
-
-
-def _checked_at_once(
-    sources: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    projections: Sequence[Projection],
-    pairs: Sequence[tuple[int, int]],
-    channel_weights: Sequence[Tensor] | None,
-    pair_weights: Sequence[Tensor] | None,
-    beta: float | Sequence[float],
-) -> _Arguments | None:
-    """The arguments, if one look of the native code at all of them finds nothing to ask further about.
-
-    Else None: the checks one by one find out what is wrong, and take what is only unusual.
-    """
-    if _checked is None or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
-        return None
-    found = _checked(sources, targets, projections, pairs, channel_weights, pair_weights)
-    if found is None:
-        return None
-    weights, biases = found
-    betas = _checked_betas(beta, len(pairs))
-    pairs = list(map(tuple, pairs))
-    return _Arguments(sources, targets, pairs, weights, biases, channel_weights, pair_weights, betas, uniform=True)
-
-
-def _checked_one_by_one(
-    sources: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    projections: Sequence[Projection],
-    pairs: Sequence[tuple[int, int]],
-    channel_weights: Sequence[Tensor] | None,
-    pair_weights: Sequence[Tensor] | None,
-    beta: float | Sequence[float],
-) -> _Arguments:
-    """The arguments, or an error that names what does not fit."""
-    sources, targets, pairs = checked_maps(sources, targets, pairs)
-    weights, biases = _checked_projections(projections, pairs, sources, targets)
-    batch = _checked_batch(pairs, sources, targets)
-    betas = _checked_betas(beta, len(pairs))
-    channel_weights = _checked_channel_weights(channel_weights, pairs, sources, batch)
-    pair_weights = _checked_pair_weights(pair_weights, pairs, batch)
-    _check_devices_and_dtypes(pairs, sources, targets, weights, biases, channel_weights, pair_weights)
-    return _Arguments(sources, targets, pairs, weights, biases, channel_weights, pair_weights, betas, uniform=False)
-
-
-def _coefficients(arguments: _Arguments, sources: Sequence[Tensor], targets: Sequence[Tensor], backend: str) -> Tensor:
+def _coefficients(arguments: Arguments, sources: Sequence[Tensor], targets: Sequence[Tensor], backend: str) -> Tensor:
     """alpha (B, sum of C_m) = beta lambda w / (B P): one coefficient a sample and channel, differentiable in w, lambda.
 
     Everything that scales a pair is folded into one tensor, so that the kernels know nothing of the None cases.
@@ -244,7 +173,7 @@ def _without_misfits(
             and feature.layout == torch.strided
             and feature.device == alpha.device
             and (feature.dtype == torch.float64) == (alpha.dtype == torch.float64)
-            and (feature.dtype == torch.float64 or feature.dtype in _SINGLE)
+            and (feature.dtype == torch.float64 or feature.dtype in SINGLE)
         )
     ]
     if len(kept) == len(features):
@@ -252,293 +181,3 @@ def _without_misfits(
     place = {old: new for new, old in enumerate(kept)}
     renamed = [(place[m], n) if side == 0 else (m, place[n]) for m, n in pairs]
     return [features[i] for i in kept], renamed
-
-
-def pair_name(p: int, pairs: Sequence[tuple[int, int]]) -> str:
-    return f"pair {p} (source {pairs[p][0]}, target {pairs[p][1]})"
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
-def shown(value: object) -> str:
-    """A wrong value for a message: of a tensor its shape, of anything else what is not too long of its repr."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else reprlib.repr(value)
-
-
-def checked_pairs(pairs: Sequence[tuple[int, int]], *sides: tuple[str, int, str]) -> list[tuple[int, int]]:
-    """The pairs as plain integers, each index in range.
-
-    Args:
-        pairs: per pair (source index, target index).
-        sides: for the source, and the target if it is known: its name, how many maps it has, and the words that say so.
-
-    Raises:
-        ValueError: no pair, or an index out of range.
-        TypeError: what has no order, or an entry that is not two integers.
-    """
-    checked = []
-    if not isinstance(pairs, Iterable) or isinstance(pairs, (str, *UNORDERED)):
-        found = f"the text {pairs!r}" if isinstance(pairs, str) else type(pairs).__name__
-        raise TypeError(f"pairs must be a list of (source index, target index), not {found}")
-    for p, pair in enumerate(pairs):
-        try:
-            if isinstance(pair, UNORDERED):
-                raise TypeError
-            m, n = pair
-            m, n = operator.index(m), operator.index(n)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"pairs[{p}] must be two integers (source index, target index), not {shown(pair)}"
-            ) from None
-        for (side, count, holds), index in zip(sides, (m, n), strict=False):
-            if not 0 <= index < count:
-                raise ValueError(f"pairs[{p}] = ({m}, {n}): {side} index {index} is out of range, {holds}")
-        checked.append((m, n))
-    if not checked:
-        raise ValueError("pairs is empty, give at least one (source index, target index)")
-    return checked
-
-
-def checked_maps(
-    sources: Collection[Tensor], targets: Collection[Tensor], pairs: Sequence[tuple[int, int]]
-) -> tuple[Sequence[Tensor], Sequence[Tensor], list[tuple[int, int]]]:
-    """Both sides' feature maps (B, C, H, W), and the pairs, each of which has its maps.
-
-    Raises:
-        ValueError: a map of another shape, no pair, or a pair whose index is out of range.
-        TypeError: no list, a map that is no tensor, or a pair that is not two integers.
-    """
-    sources, targets = listed_features("source_features", sources), listed_features("target_features", targets)
-    pairs = checked_pairs(pairs, features_side("source", len(sources)), features_side("target", len(targets)))
-    for side, (name, features) in enumerate((("source_features", sources), ("target_features", targets))):
-        first_pair = {pair[side]: pair_name(p, pairs) + ": " for p, pair in reversed(list(enumerate(pairs)))}
-        for i, feature in enumerate(features):
-            _check_map(f"{first_pair.get(i, '')}{name}[{i}]", feature)
-    return sources, targets, pairs
-
-
-def features_side(side: str, count: int) -> tuple[str, int, str]:
-    return side, count, f"{side}_features holds {count} feature map{'' if count == 1 else 's'}"
-
-
-def listed_features(name: str, features: Collection[Tensor]) -> Sequence[Tensor]:
-    """The features, made into a list where they have an order but no index, like a dictionary's values.
-
-    Raises:
-        TypeError: no collection, or one that has no order or would give its keys.
-    """
-    if isinstance(features, (list, tuple)):
-        return features
-    if not has_order(features):
-        raise TypeError(f"{name} must be a list of tensors (B, C, H, W), not {type(features).__name__}")
-    return features if hasattr(features, "__getitem__") else list(features)
-
-
-def has_order(values: object) -> bool:
-    """Whether it holds a known number of things, one after the other: no number, set, dictionary or iterator."""
-    if isinstance(values, UNORDERED):
-        return False
-    try:
-        len(values)
-    except (TypeError, RuntimeError):  # a nested tensor's is a RuntimeError
-        return False
-    return True
-
-
-def check_tensor(name: str, value: object, wanted: str) -> None:
-    """Raise TypeError where it is no tensor, or a nested one, which fails when it is asked for its shape."""
-    if not isinstance(value, Tensor) or value.is_nested:
-        given = "a nested one" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be {wanted}, not {given}")
-
-
-def checked_number(name: str, value: float) -> float:
-    """A number as a float.
-
-    Raises:
-        ValueError: it is too large for one.
-        TypeError: it is none; text, which ``float()`` reads, is none.
-    """
-    try:
-        if isinstance(value, (str, bytes)):
-            raise TypeError
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is too large for a float, use a number below 1.8e308") from None
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, not {value!r}") from None
-
-
-def _check_map(name: str, feature: Tensor) -> None:
-    check_tensor(name, feature, "a tensor (B, C, H, W)")
-    if feature.dim() != 4:
-        raise ValueError(f"{name} has shape {_shape(feature)}, but a feature map is (B, C, H, W)")
-    if 0 in feature.shape[1:]:
-        raise ValueError(f"{name} has shape {_shape(feature)}: it has no channels or no pixels")
-
-
-def _channel_weights(at: str = "") -> str:
-    """What the argument, or an entry of it, is called here and by the module that calls this."""
-    return f"channel_weights{at} (weight{at} of FeatureMatching)"
-
-
-def _pair_weights(at: str = "") -> str:
-    return f"pair_weights{at} (loss_weight{at} of FeatureMatching)"
-
-
-def _check_length(name: str, values: Sequence[object], pairs: Sequence[tuple[int, int]]) -> None:
-    if not has_order(values):
-        raise TypeError(f"{name} must be a list with one entry a pair, not {type(values).__name__}")
-    if len(values) != len(pairs):
-        raise ValueError(f"{name} has {len(values)} entries for {len(pairs)} pairs, give one a pair")
-
-
-def _checked_projections(
-    projections: Sequence[Projection],
-    pairs: list[tuple[int, int]],
-    sources: Sequence[Tensor],
-    targets: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    _check_length("projections", projections, pairs)
-    weights, biases = [], []
-    for p, ((m, n), projection) in enumerate(zip(pairs, projections, strict=True)):
-        # A tensor with two rows would unpack, so the type is asked first.
-        if not isinstance(projection, (tuple, list)) or len(projection) != 2:
-            entries = f" of {len(projection)}" if isinstance(projection, (tuple, list)) else ""
-            raise TypeError(
-                f"projections[{p}] must be (weight, bias or None), not {type(projection).__name__}{entries}"
-            )
-        weight, bias = projection
-        check_tensor(f"projections[{p}]: the weight", weight, "a tensor")
-        if bias is not None:
-            check_tensor(f"projections[{p}]: the bias", bias, "a tensor or None")
-        wanted = (sources[m].shape[1], targets[n].shape[1])
-        if tuple(weight.shape) not in (wanted, (*wanted, 1, 1)):
-            raise ValueError(
-                f"{pair_name(p, pairs)}: the projection's weight has shape {_shape(weight)}, but source "
-                f"{_shape(sources[m])} and target {_shape(targets[n])} need {wanted} or {(*wanted, 1, 1)}"
-            )
-        if bias is not None and tuple(bias.shape) != wanted[:1]:
-            raise ValueError(
-                f"{pair_name(p, pairs)}: the projection's bias has shape {_shape(bias)}, "
-                f"but source {_shape(sources[m])} needs {wanted[:1]}"
-            )
-        weights.append(weight)
-        biases.append(bias)
-    return weights, biases
-
-
-def _checked_batch(pairs: list[tuple[int, int]], sources: Sequence[Tensor], targets: Sequence[Tensor]) -> int:
-    batch = targets[pairs[0][1]].shape[0]
-    for p, (m, n) in enumerate(pairs):
-        if sources[m].shape[0] != batch or targets[n].shape[0] != batch:
-            raise ValueError(
-                f"{pair_name(p, pairs)}: source {_shape(sources[m])} and target {_shape(targets[n])} "
-                f"must both have the batch size {batch} of the first pair"
-            )
-    return batch
-
-
-def _checked_betas(beta: float | Sequence[float], count: int) -> list[float]:
-    given = beta if isinstance(beta, (list, tuple)) else [beta]
-    for tensor in [b for b in given if type(b) is not float and isinstance(b, Tensor)]:
-        if tensor.requires_grad:
-            raise TypeError(
-                f"beta must be a number, or one for each pair, not {shown(tensor)} that requires grad: {_BY_NAME}"
-            )
-        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type == "meta":
-            raise TypeError(f"beta must be a number or one number a pair, not {tensor!r}")
-        if tensor.dim() > 1 and tensor.numel() != 1:
-            raise TypeError(f"beta must be a number or one number a pair, not {shown(tensor)}: {_BY_NAME}")
-    if not isinstance(beta, Real) and hasattr(beta, "tolist"):  # a tensor or an array, of one number too
-        beta = beta.tolist()
-    if isinstance(beta, Real):
-        return [checked_number("beta", beta)] * count
-    if not isinstance(beta, Iterable) or isinstance(beta, (str, bytes, *UNORDERED)):
-        raise TypeError(f"beta must be a number or one number a pair, not {beta!r}")
-    betas = [b if type(b) is float else checked_number(f"beta[{p}]", b) for p, b in enumerate(beta)]
-    if len(betas) != count:
-        raise ValueError(f"beta has {len(betas)} entries for {count} pairs, give one number, or one a pair")
-    return betas
-
-
-def _checked_channel_weights(
-    weights: Sequence[Tensor] | None, pairs: list[tuple[int, int]], sources: Sequence[Tensor], batch: int
-) -> Sequence[Tensor] | None:
-    if weights is None:
-        return None
-    _check_length(_channel_weights(), weights, pairs)
-    for p, weight in enumerate(weights):
-        check_tensor(_channel_weights(f"[{p}]"), weight, "a tensor (B, C_m)")
-        wanted = (batch, sources[pairs[p][0]].shape[1])
-        if tuple(weight.shape) != wanted:
-            raise ValueError(
-                f"{pair_name(p, pairs)}: channel weights have shape {_shape(weight)}, "
-                f"but source {_shape(sources[pairs[p][0]])} needs {wanted}"
-            )
-    return list(weights)
-
-
-def _checked_pair_weights(
-    weights: Sequence[Tensor] | None, pairs: list[tuple[int, int]], batch: int
-) -> Sequence[Tensor] | None:
-    if weights is None:
-        return None
-    _check_length(_pair_weights(), weights, pairs)
-    for p, weight in enumerate(weights):
-        check_tensor(_pair_weights(f"[{p}]"), weight, "a tensor (B,), (B, 1) or (1, 1)")
-        if tuple(weight.shape) not in ((batch,), (batch, 1), (1, 1)):
-            raise ValueError(
-                f"{pair_name(p, pairs)}: the pair weight has shape {_shape(weight)}, "
-                f"but a batch of {batch} needs ({batch},), ({batch}, 1) or (1, 1)"
-            )
-    return list(weights)
-
-
-def _check_devices_and_dtypes(
-    pairs: list[tuple[int, int]],
-    sources: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor | None],
-    channel_weights: Sequence[Tensor] | None,
-    pair_weights: Sequence[Tensor] | None,
-) -> None:
-    first = sources[pairs[0][0]]
-    tensors = [*(sources[m] for m, _ in pairs), *(targets[n] for _, n in pairs), *weights]
-    tensors += [*(bias for bias in biases if bias is not None), *(channel_weights or ()), *(pair_weights or ())]
-    dtypes = {tensor.dtype for tensor in tensors}
-    if (dtypes == {torch.float64} or dtypes <= set(_SINGLE)) and all(
-        tensor.layout == torch.strided and tensor.device == first.device for tensor in tensors
-    ):
-        return
-    for p, (m, n) in enumerate(pairs):
-        named = {
-            "source feature": sources[m],
-            "target feature": targets[n],
-            "projection weight": weights[p],
-            "projection bias": biases[p],
-            "channel weight": channel_weights[p] if channel_weights is not None else None,
-            "pair weight": pair_weights[p] if pair_weights is not None else None,
-        }
-        for name, tensor in named.items():
-            if tensor is None:
-                continue
-            if tensor.layout != torch.strided:
-                raise TypeError(f"{pair_name(p, pairs)}: the {name} is {tensor.layout}, use a dense tensor")
-            if tensor.dtype != torch.float64 and tensor.dtype not in _SINGLE:
-                raise TypeError(
-                    f"{pair_name(p, pairs)}: the {name} is {tensor.dtype}, use float32, bfloat16, float16 or float64"
-                )
-            if (tensor.dtype == torch.float64) != (first.dtype == torch.float64):
-                raise TypeError(
-                    f"{pair_name(p, pairs)}: the {name} is {tensor.dtype}, but source feature {pairs[0][0]} is "
-                    f"{first.dtype}; float64 does not mix with other dtypes"
-                )
-            if tensor.device != first.device:
-                raise ValueError(
-                    f"{pair_name(p, pairs)}: the {name} is on {tensor.device}, but source feature {pairs[0][0]} is on "
-                    f"{first.device}; put all tensors on one device"
-                )

@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2t_fast.arguments import Projection
 from l2t_fast.autocast import autocast_off
-from l2t_fast.functional import (
-    Projection,
+from l2t_fast.checks import (
     check_tensor,
     checked_maps,
     checked_number,
     checked_pairs,
-    feature_matching_loss,
     has_order,
     listed_features,
     pair_name,
     shown,
 )
+from l2t_fast.functional import feature_matching_loss
 from l2t_fast.ops import check_backend_name
 
 Pairs = Sequence[tuple[int, int]]

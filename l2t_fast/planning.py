@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2t_fast import _native
-from l2t_fast.functional import UNORDERED, check_tensor, checked_pairs, features_side
+from l2t_fast.checks import UNORDERED, check_tensor, checked_pairs, features_side
 
 Work = Literal["gradient", "hessian_vector"]
 

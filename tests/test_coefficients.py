@@ -379,7 +379,7 @@ def test_a_capture_copies_nothing_and_what_it_reads_stays(monkeypatch):
 
 def test_usual_arguments_are_checked_at_once(monkeypatch):
     fused()
-    monkeypatch.setattr("l2t_fast.functional._checked_one_by_one", lambda *_: pytest.fail("asked one by one"))
+    monkeypatch.setattr("l2t_fast.functional.checked_one_by_one", lambda *_: pytest.fail("asked one by one"))
     for what, where, convolutions in itertools.product([True, False], WHERE, [True, False]):
         loss, _ = problem(5, what=what, where=where, convolutions=convolutions)
         assert loss().isfinite()

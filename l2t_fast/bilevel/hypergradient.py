@@ -16,9 +16,9 @@ from l2t_fast.bilevel.locking import alone_in
 from l2t_fast.bilevel.nested import double_backward
 from l2t_fast.bilevel.problem import BilevelProblem, Criterion, is_module
 from l2t_fast.bilevel.transposition import transposed
+from l2t_fast.checks import listed_features, shown
 from l2t_fast.convolution import fast_convolutions
 from l2t_fast.distributed.group import WHOLE, Part, pieces
-from l2t_fast.functional import listed_features, shown
 from l2t_fast.interrupts import deferred_interrupts
 from l2t_fast.ops import inside_transform
 

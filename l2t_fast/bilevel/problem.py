@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from l2t_fast.bilevel.calling import by_name, call, differentiable_twice, names_of
 from l2t_fast.bilevel.lookahead import RandomState, SGDSettings
+from l2t_fast.checks import UNORDERED, checked_number
 from l2t_fast.distributed.batch_norm import ranks_of_statistics, unsynchronized
 from l2t_fast.distributed.group import WHOLE, Part
 from l2t_fast.distributed.joint_sum import joint_sum
-from l2t_fast.functional import UNORDERED, checked_number
 
 Theta = list[Tensor]
 HeadWeights = Sequence[Sequence[Tensor] | None]
