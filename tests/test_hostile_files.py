@@ -24,7 +24,7 @@ from l2t_fast.parsing import read_config
 from l2t_fast.report.folder import read_comparison
 from l2t_fast.transfer import TrainingProgress, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
-from l2t_fast.transfer.run_folder import decisive_options
+from l2t_fast.transfer.same_options import decisive_options
 from l2t_fast.yaml_files import LARGEST, parse_yaml, read_yaml
 
 PACKAGE = Path(l2t_fast.__file__).parent

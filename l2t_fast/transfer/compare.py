@@ -20,7 +20,8 @@ from l2t_fast.transfer.method_entries import Entry, parse_method
 from l2t_fast.transfer.process import own_process
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.run import Pretraining, makes_source, run_once
-from l2t_fast.transfer.run_folder import RunFolder, check_same_config, read_rows, writing
+from l2t_fast.transfer.run_folder import RunFolder, read_rows, writing
+from l2t_fast.transfer.same_options import check_same_config
 from l2t_fast.transfer.trainer import Trainer
 from l2t_fast.yaml_files import read_yaml
 

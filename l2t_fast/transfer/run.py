@@ -17,7 +17,8 @@ from l2t_fast.models import Checkpoint, read_checkpoint
 from l2t_fast.transfer.methods import find_method
 from l2t_fast.transfer.process import own_process
 from l2t_fast.transfer.progress import TrainingProgress
-from l2t_fast.transfer.run_folder import RunFolder, check_same_on_ranks
+from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.same_options import check_same_on_ranks
 from l2t_fast.transfer.trainer import Trainer
 
 

@@ -21,7 +21,8 @@ from l2t_fast.transfer.checkpoint import (
 )
 from l2t_fast.transfer.finite import first_non_finite_tensor
 from l2t_fast.transfer.randomness import random_state, restore_random_state
-from l2t_fast.transfer.run_folder import RunFolder, other_option
+from l2t_fast.transfer.run_folder import RunFolder
+from l2t_fast.transfer.same_options import other_option
 from l2t_fast.transfer.step import Step
 from l2t_fast.transfer.whole_state import WholeState
 

@@ -11,7 +11,8 @@ from l2t_fast.errors import L2TFastError
 from l2t_fast.files import expand_user
 from l2t_fast.models import Checkpoint, build_model, load_weights, read_checkpoint
 from l2t_fast.text import printable
-from l2t_fast.transfer.run_folder import RunFolder, is_comparison, read_saved
+from l2t_fast.transfer.run_folder import RunFolder, is_comparison
+from l2t_fast.transfer.same_options import read_saved
 
 
 class TrainedNetwork(nn.Module):

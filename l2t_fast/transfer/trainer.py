@@ -26,8 +26,9 @@ from l2t_fast.transfer.network_check import check_network
 from l2t_fast.transfer.pairs import pair_names, resolve_pairs
 from l2t_fast.transfer.progress import TrainingProgress
 from l2t_fast.transfer.randomness import rank_seed, seed_everything
-from l2t_fast.transfer.run_folder import RunFolder, decisive_options
+from l2t_fast.transfer.run_folder import RunFolder
 from l2t_fast.transfer.run_state import Reached, RunState
+from l2t_fast.transfer.same_options import decisive_options
 from l2t_fast.transfer.source import FrozenSources, config_key, load_sources
 from l2t_fast.transfer.source_placing import Placement, UnplacedSources, place_sources
 from l2t_fast.transfer.step import NotFiniteError, Step

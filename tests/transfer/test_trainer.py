@@ -23,8 +23,9 @@ from l2t_fast.files import held
 from l2t_fast.models import build_model
 from l2t_fast.transfer import METHODS, Trainer, run
 from l2t_fast.transfer.checkpoint import load_checkpoint
-from l2t_fast.transfer.run_folder import METRICS, RunFolder, decisive_options, other_option
+from l2t_fast.transfer.run_folder import METRICS, RunFolder
 from l2t_fast.transfer.run_state import Reached, RunState
+from l2t_fast.transfer.same_options import decisive_options, other_option
 from l2t_fast.transfer.trainer import cosine_lr
 
 
