@@ -17,10 +17,11 @@ from torch import Tensor
 
 from l2t_fast.ops.triton import gram_kernels as kernels
 from l2t_fast.ops.triton import records
+from l2t_fast.ops.triton.plan import Launch, Layer
 from l2t_fast.ops.triton.tiles import GRAM, GRAM_INTERPRETER, GRAM_SECOND, Tile
 
 if TYPE_CHECKING:
-    from l2t_fast.ops.triton.planning import Launch, Layer, Planner
+    from l2t_fast.ops.triton.planning import Planner
 
 # Arithmetic that moving a byte between kernels is worth, and a processor's in the time of a launch; of an H100.
 OPERATIONS_OF_BYTE = 30

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from l2t_fast.ops.triton import kernels, tensor_lists, tuning
 from l2t_fast.ops.triton.arguments import Arguments, check
-from l2t_fast.ops.triton.planning import Launch, Plan, Planner
+from l2t_fast.ops.triton.plan import Launch, Plan
+from l2t_fast.ops.triton.planning import Planner
 from l2t_fast.ops.triton.tiles import INTERPRETER, TABLES, TileTable
 
 INTERPRETED = not kernels.COMPILED.value
