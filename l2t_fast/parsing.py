@@ -84,6 +84,8 @@ def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         if not isinstance(trees[-1], dict):
             found = {type(None): "is empty", list: "holds a list"}.get(type(trees[-1]), "holds a single value")
             raise L2TFastError(f"{path} {found}, it must hold keys and their values, such as epochs: 3")
+        if "config" in trees[-1]:  # jsonargparse would read that file, without these checks
+            raise L2TFastError(f"{path}: unknown key config, name several files by one --config each")
         _refuse_plain_groups(trees[-1], groups, f"{path}: ")
     for argument in arguments:
         if (name := argument.partition("=")[0].removeprefix("--")) in groups and argument.startswith("--"):

@@ -44,6 +44,7 @@ PACKAGE = Path(l2t_fast.__file__).parent
         (r"\bpickle\.loads?\(|Unpickler\(|\bmarshal\.|\bshelve\.|\bjoblib\b", None),
         (r"\b(eval|exec)\(", None),
         (r"os\.system\(|shell=True", None),
+        (r"Image\.open\(", "formats=KINDS"),
     ],
 )
 def test_no_call_that_runs_what_a_file_holds(call, allowed):
@@ -98,6 +99,7 @@ CONFIGURATIONS = {
         "data:\n  classes: [1, 2]\npairs:\n- {a: 1, 'a': 2}",
         "has the key a twice, again in line 4",
     ),
+    "another configuration": ("config: /etc/passwd", "config.yaml: unknown key config"),
     "a list": ("- 1\n- 2", "holds a list, it must hold keys and their values"),
 }
 

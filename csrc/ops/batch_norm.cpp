@@ -9,12 +9,18 @@ namespace {
 using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using OptionalTensor = std::optional<at::Tensor>;
 
+void check_device(const at::Tensor& tensor, const at::Tensor& input, const char* name) {
+  TORCH_CHECK_VALUE(tensor.device() == input.device(), name, " is on ", tensor.device(), ", but the input is on ",
+                    input.device());
+}
+
 at::Tensor channel_values(const OptionalTensor& values, const at::Tensor& input, const char* name) {
   if (!values || !values->defined()) return {};
   TORCH_CHECK_VALUE(values->dim() == 1 && values->size(0) == input.size(1), name, " has shape ", values->sizes(),
                     ", but the input ", input.sizes(), " needs one value a channel");
   TORCH_CHECK_TYPE(values->scalar_type() == input.scalar_type(), name, " is ", values->scalar_type(),
                    ", but the input is ", input.scalar_type());
+  check_device(*values, input, name);
   return values->contiguous();
 }
 
@@ -35,6 +41,7 @@ Result double_backward(const at::Tensor& adjoint, const at::Tensor& gradient, co
                       input.sizes());
     TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type(), name, " is ", tensor.scalar_type(),
                      ", but the input is ", input.scalar_type());
+    check_device(tensor, input, name);
     return tensor.contiguous(format);
   };
   return function(map(adjoint, "adjoint"), map(gradient, "gradient"), map(input, "input"),

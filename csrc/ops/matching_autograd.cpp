@@ -242,11 +242,21 @@ struct MatchingBackward : Function<MatchingBackward> {
   }
 };
 
+// What the node's backward pass goes by; anyone may call the operator.
+void check_backward(const Arguments& arguments, size_t gradients) {
+  const auto slots = arguments.inputs().size();
+  size_t needed = 0;
+  for (const bool need : arguments.needs) needed += need;
+  TORCH_CHECK_VALUE(arguments.needs.size() == slots, "got ", arguments.needs.size(), " needs for ", slots, " slots");
+  TORCH_CHECK_VALUE(gradients == needed, "got ", gradients, " gradients for ", needed, " needs");
+}
+
 template <Family family>
 std::vector<Tensor> backward_autograd(const Tensor& grad_loss, at::TensorList gradients, at::TensorList sources,
                                       at::TensorList targets, at::TensorList weights, const OptionalTensorList& biases,
                                       const Tensor& alpha, at::IntArrayRef pairs, const c10::List<bool>& needs) {
   const Arguments arguments{sources.vec(), targets.vec(), weights.vec(), biases, alpha, pairs.vec(), needs, family};
+  check_backward(arguments, gradients.size());
   refuse_forward_mode(grad_loss);
   check_tangents(arguments);
   if (at::GradMode::is_enabled()) refuse_sources(arguments);

@@ -12,6 +12,8 @@ from torchvision.transforms.v2 import functional as transforms
 from l2t_fast.errors import L2TFastError
 from l2t_fast.text import printable
 
+# PIL goes by what a file holds, not by its name, and for some kinds it starts another program (EPS: Ghostscript).
+KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # PIL's modes of more than 8 bits a channel, which a conversion to RGB would clip to white.
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -38,7 +40,7 @@ class FileImages:
         """Raises ``L2TFastError``, naming the file, if it cannot be decoded."""
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=KINDS) as image:
                 if image.mode in DEEP_MODES:
                     raise L2TFastError(
                         f"the image {printable(path)} has more than 8 bits a channel (mode {image.mode}): convert it"
@@ -48,7 +50,7 @@ class FileImages:
             raise
         except UnidentifiedImageError as error:
             raise L2TFastError(
-                f"the image {printable(path)} cannot be read: it is of no kind of image that PIL knows"
+                f"the image {printable(path)} cannot be read: it is none of {', '.join(KINDS)}"
             ) from error
         except Exception as error:
             # A damaged file makes PIL raise nearly anything: OSError, SyntaxError, ValueError, DecompressionBombError.
@@ -58,7 +60,7 @@ class FileImages:
     def size(self, index: int) -> tuple[int, int]:
         """Height and width, without decoding the pixels."""
         try:
-            with Image.open(self.paths[index]) as image:
+            with Image.open(self.paths[index], formats=KINDS) as image:
                 return image.height, image.width
         except Exception:
             return tuple(self[index].shape[1:])  # names the file in its error

@@ -76,7 +76,7 @@ def explain_runs(
     if folder.exists() and not folder.is_dir():
         raise L2TFastError(f"{folder} is no folder, name another one with --out")
     _check_same_test_set(runs)
-    data = load_data(dataclasses.replace(runs[0].config.data, cache=False))
+    data = load_data(dataclasses.replace(runs[0].config.data, cache=False, download=False))
     indices = choose_images(data.test.dataset.labels.tolist(), images, seed)
     check_height(len(indices), 1 if maps == "none" else 2)  # all: at least
     x, y = read_images(data, indices)
@@ -102,7 +102,7 @@ def explain_runs(
 def _look(run: FinishedRun, indices: Sequence[int], maps: str, device: torch.device, attribution) -> Looked:
     """What a run's network looks at; its images are normalised as in the run."""
     config = run.config.data
-    data = load_data(dataclasses.replace(config, seed=config.seed + run.config.seed, cache=False))
+    data = load_data(dataclasses.replace(config, seed=config.seed + run.config.seed, cache=False, download=False))
     network = trained_target(run.config, run.folder.best, data.num_classes, data.in_channels).to(device)
     x, y = (part.to(device) for part in read_images(data, indices))
     names = list(network.feature_names)

@@ -194,7 +194,7 @@ def damage(folder):
 
 def replace_by_text(folder):
     (folder / "test" / "bird" / "001.png").write_text("no image")
-    return "001.png cannot be read: it is of no kind of image that PIL knows"
+    return "001.png cannot be read: it is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"
 
 
 def deep_image(folder):

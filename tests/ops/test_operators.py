@@ -425,6 +425,18 @@ def test_wrong_directions_raise(backend):
             backend.ops.matching_hvp(*arguments[:-1], directions, arguments[-1])
 
 
+@pytest.mark.parametrize("wrong", ["no need", "needs more", "a gradient less"])
+def test_wrong_needs_of_the_backward_operator_raise(backend, wrong):
+    problem = draw_sizes("all to all", dtype=torch.float32).map(lambda t: t.to(backend.device))
+    *arguments, needs = problem.operator_arguments()
+    loss, gradients = backend.ops.matching_forward(*arguments, needs)
+    grad_loss = torch.ones_like(loss).requires_grad_()
+    gradients = gradients[:-1] if wrong == "a gradient less" else gradients
+    needs = {"no need": [], "needs more": [*needs, True]}.get(wrong, needs)
+    with pytest.raises(ValueError, match="needs"):
+        backend.ops.matching_backward(grad_loss, gradients, *arguments, needs)
+
+
 def lazily_negated(tensor):
     """The same numbers, whose sign PyTorch changes when it reads them."""
     tensor = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
