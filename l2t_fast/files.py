@@ -5,9 +5,11 @@ import errno
 import fcntl
 import io
 import os
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -213,6 +215,7 @@ def check_archive(path: Path) -> None:
     was flipped on their way would load. A file that is no archive raises zipfile.BadZipFile.
     """
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        _check_end(file)
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("it is compressed")
@@ -221,3 +224,34 @@ def check_archive(path: Path) -> None:
         # All are 0 where torch.serialization.set_crc32_options(False) saved time.
         if any(entry.CRC for entry in entries) and (damaged := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} is another")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether PyTorch reads a file as an archive, which it decides by the first bytes."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
+def _check_end(file: BinaryIO) -> None:
+    """Raise ValueError if an archive does not end as PyTorch's do: its directory, a large one's two records, its end.
+
+    Where it says otherwise than it is, Python looks for the directory in one place and PyTorch in another, and what was
+    checked is not what is loaded.
+    """
+    there = file.seek(0, os.SEEK_END)
+    file.seek(max(0, there - 98))
+    end = file.read()
+    if len(end) < 22 or end[-22:-18] != b"PK\5\6":
+        raise ValueError("it does not end as an archive does")
+    size, offset = struct.unpack("<II", end[-10:-2])
+    where = there - 22
+    if end[-42:-38] == b"PK\6\7":  # the end before it has numbers of 64 bits, and this one the way to it
+        where = there - 98
+        large_size, large_offset = struct.unpack("<QQ", end[40:56])
+        (told,) = struct.unpack("<Q", end[-34:-26])
+        known = size in (large_size, 2**32 - 1) and offset in (large_offset, 2**32 - 1)
+        if end[:4] != b"PK\6\6" or told != where or not known:
+            raise ValueError("its two ends differ")
+        size, offset = large_size, large_offset
+    if offset + size != where:
+        raise ValueError("its directory is not where its end says")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import re
 import shutil
@@ -17,9 +18,11 @@ import l2t_fast
 from l2t_fast.cli import main
 from l2t_fast.config import SourceConfig, TargetConfig, TrainConfig, write_config
 from l2t_fast.data import DataConfig
+from l2t_fast.data.images import FileImages
 from l2t_fast.errors import L2TFastError, one_sentence
-from l2t_fast.files import read_arrays
+from l2t_fast.files import check_archive, read_arrays
 from l2t_fast.models import build_model, load_weights
+from l2t_fast.models.weights import read_checkpoint
 from l2t_fast.parsing import read_config
 from l2t_fast.report.folder import read_comparison
 from l2t_fast.transfer import TrainingProgress, run
@@ -165,7 +168,27 @@ def huge(path, made):
     rewritten(path, lambda name, content: content.replace(b"K\x04", claimed) if name.endswith(".pkl") else content)
 
 
+def bomb_behind_an_end(path, made):
+    """Python's zipfile finds no archive, PyTorch's finds the directory before the end."""
+    bomb(path, made)
+    path.write_bytes(path.read_bytes() + b"PK\5\6" + bytes(8))
+
+
+def bomb_of_two_directories(path, made):
+    """Python reads the directory that lies before the end, PyTorch the one that the end names."""
+    torch.save({"model": torch.zeros(1 << 20)}, path)
+    plain = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        harmless = plain[archive.start_dir : plain.rindex(b"PK\6\6" if b"PK\6\6" in plain else b"PK\5\6")]
+    bomb(path, made)
+    content = path.read_bytes()
+    end = content.rindex(b"PK\5\6")
+    path.write_bytes(content[:end] + harmless + content[end:])
+
+
 CHECKPOINTS = {
+    "a bomb behind an end": bomb_behind_an_end,
+    "a bomb of two directories": bomb_of_two_directories,
     "code": lambda path, made: torch.save({"model": Runs(made)}, path),
     "a bare pickle": pickled,
     "a bomb": bomb,
@@ -188,6 +211,37 @@ def test_a_hostile_checkpoint(tmp_path, what):
     with pytest.raises(L2TFastError, match=r"last\.pt"):
         load_weights(network, path)
     assert not made.exists()
+
+
+def test_archives_of_pytorch_and_of_zip_end_as_they_should(tmp_path):
+    path = tmp_path / "last.pt"
+    torch.save({"model": torch.zeros(3)}, path)
+    check_archive(path)
+    rewritten(path, lambda name, content: content)
+    check_archive(path)
+
+
+def test_a_small_file_makes_no_large_network(tmp_path):
+    network = build_model("resnet8", 3, in_channels=1)
+    weights = network.state_dict()
+    *_, last = weights
+    torch.save(weights | {last: torch.zeros(1).expand(4_000_000)}, tmp_path / "source.pt")
+    with pytest.raises(L2TFastError, match=f"{last} with fewer numbers than its shape says"):
+        read_checkpoint(tmp_path / "source.pt")
+
+
+def test_an_image_of_another_kind_starts_no_program(tmp_path, monkeypatch):
+    """PIL would hand PostScript to Ghostscript, whatever the file is called."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/made\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    images = FileImages([str(photo)])
+    for look in (images.__getitem__, images.size):
+        with pytest.raises(L2TFastError, match=r"photo\.jpg cannot be read: it is none of BMP"):
+            look(0)
+    assert not (tmp_path / "made").exists()
 
 
 # ---- the folder of a run ---------------------------------------------------------------------------------------------
@@ -255,6 +309,18 @@ STATES = {
     "a momentum of text": (
         lambda s: s["optimizer"]["state"][0].update(momentum_buffer="x"),
         r"optimizer\.state\.0\.momentum_buffer is a str and not float32",
+    ),
+    "a momentum of one number for all": (
+        lambda s: s["optimizer"]["state"][0].update(
+            momentum_buffer=torch.zeros(1).expand(s["optimizer"]["state"][0]["momentum_buffer"].shape)
+        ),
+        r"momentum_buffer holds fewer numbers than its shape says",
+    ),
+    "a sparse momentum": (
+        lambda s: s["optimizer"]["state"][0].update(
+            momentum_buffer=s["optimizer"]["state"][0]["momentum_buffer"].to_sparse()
+        ),
+        r"momentum_buffer holds fewer numbers than its shape says",
     ),
     "a NaN momentum": (
         lambda s: s["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.nan),

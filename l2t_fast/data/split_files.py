@@ -13,7 +13,7 @@ import torch
 
 from l2t_fast.data.raw import Pool
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import expand_user
+from l2t_fast.files import check_archive, expand_user, is_archive
 from l2t_fast.text import printable
 
 
@@ -77,6 +77,8 @@ def _read(path: Path) -> tuple[list[int], np.ndarray]:
             f"there is no split file {shown}: splits must be what the files begin with, before -train, -val and -test"
         )
     try:
+        if is_archive(path):  # files of PyTorch before 1.6 are none
+            check_archive(path)
         content = torch.load(path, weights_only=True)
     except Exception as error:
         # A damaged file makes torch.load raise nearly anything, and so does one that would run code.

@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
-from l2t_fast.files import check_archive, expand_user
+from l2t_fast.files import check_archive, expand_user, is_archive
 from l2t_fast.models.optional import optional_module
 from l2t_fast.text import printable
 
@@ -183,7 +182,7 @@ def _read(path: Path) -> object:
     if path.suffix == ".safetensors":
         return _read_safetensors(path, shown)
     try:
-        if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not
+        if is_archive(path):  # files of PyTorch before 1.6 are none
             check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -219,11 +218,26 @@ def _find_state_dict(content: object, shown: str) -> Mapping[str, Tensor]:
             and candidate
             and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in candidate.items())
         ):
+            _check_numbers(candidate, shown)
             return candidate
     raise L2TFastError(
         f"the checkpoint {shown} holds no weights: expected names with tensors, alone or under one of "
         f"{', '.join(STATE_DICT_KEYS)}"
     )
+
+
+def _check_numbers(weights: Mapping[str, Tensor], shown: str) -> None:
+    """Refuse tensors that no network has: a small file of these would make a network that fills the memory."""
+    for name, value in weights.items():
+        if value.is_nested or repeats_numbers(value):
+            raise L2TFastError(f"the checkpoint {shown} holds {printable(name)} with fewer numbers than its shape says")
+
+
+def repeats_numbers(tensor: Tensor) -> bool:
+    """Whether it is larger than the memory that it lies in, as `torch.Tensor.expand` makes it."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from l2t_fast.errors import L2TFastError
 from l2t_fast.files import check_archive, write_whole
+from l2t_fast.models.weights import repeats_numbers
 
 #: Adam's count of steps and its mean of squares, of which it takes roots.
 _NEVER_NEGATIVE = {"step", "exp_avg_sq"}
@@ -68,7 +69,8 @@ def misfit(saved: object, wanted: object, *, skip: Collection[str] = (), name: s
     """
     if isinstance(wanted, Tensor):
         if isinstance(saved, Tensor) and saved.dtype == wanted.dtype and saved.shape == wanted.shape:
-            return None
+            whole = saved.layout == wanted.layout and not repeats_numbers(saved)
+            return None if whole else f"{name} holds fewer numbers than its shape says"
         return f"{name} is {_form(saved)} and not {_form(wanted)}"
     if isinstance(wanted, Mapping):
         if not isinstance(saved, Mapping):

@@ -183,8 +183,18 @@ class _MatchingBackward(Function):
         return None, None, None, grad_grad_loss, *own
 
 
+def _check_backward(arguments: Arguments, gradients: int) -> None:
+    """What the node's backward pass goes by; anyone may call the operator."""
+    needs, slots = arguments.needs, len(arguments.targets) + len(arguments.weights) + len(arguments.biases) + 1
+    if len(needs) != slots:
+        raise ValueError(f"got {len(needs)} needs for {slots} slots")
+    if gradients != sum(needs):
+        raise ValueError(f"got {gradients} gradients for {sum(needs)} needs")
+
+
 def _backward_autograd(keyset, grad_loss, gradients, sources, targets, weights, biases, alpha, pairs, needs):
     arguments = Arguments(sources, targets, weights, biases, alpha, pairs, needs)
+    _check_backward(arguments, len(gradients))
     _check(arguments, grad_loss)
     _refuse_sources(arguments)
     inputs = _inputs(arguments)
